@@ -1,0 +1,46 @@
+"""Arrow files of one record batch, so that a memory-mapped column is one contiguous array."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from passerelle.errors import UserError
+
+S = TypeVar("S", bound=np.generic)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table as an Arrow IPC file of one record batch, uncompressed."""
+    table = table.combine_chunks()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(1, table.num_rows))
+
+
+def read_table(path: Path) -> pa.Table:
+    """Memory-map a table written by `write_table`.
+
+    Raises:
+        UserError: the file is missing or is not Arrow.
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: cannot be read as an Arrow file ({error})") from None
+
+
+def column(table: pa.Table, name: str, dtype: type[S]) -> npt.NDArray[S]:
+    """A numeric column without nulls as a read-only view of the mapped file."""
+    assert table.schema.field(name).type == pa.from_numpy_dtype(dtype), f"{name}: {table.schema.field(name).type}, not {dtype}"
+    chunks = table.column(name).chunks
+    assert len(chunks) <= 1, f"{name}: written in {len(chunks)} chunks"
+    return np.asarray(chunks[0].to_numpy(zero_copy_only=True), dtype=dtype) if chunks else np.empty(0, dtype=dtype)
+
+
+def ragged(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """A list column as (offsets of length rows + 1, flat values); a null list is empty."""
+    lists = table.column(name).combine_chunks()
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(lengths)]), lists.flatten().to_numpy(zero_copy_only=False)

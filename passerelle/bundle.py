@@ -1,0 +1,140 @@
+"""The bundle on disk: everything a version of a model needs to be served, with no training code.
+
+    bundle/
+      manifest.json          model, dims, signatures, resolved configuration, offline metrics, parity, checksums
+      query_encoder.onnx     item_vectors [batch, length, D] float32, mask [batch, length] bool -> query [batch, D] float32
+      ranker.onnx            features [batch, F] float32 -> score [batch, 1] float32
+      item_vectors.npy       [num_items + FIRST_ITEM_ROW, D] float32; row = item_row; the special rows are zero
+      items.arrow            item_id, features, metadata; row i is item_row i + FIRST_ITEM_ROW
+      popularity.arrow       count, recent_count; row = item_row, special rows included
+      histories.arrow        user_id, item_rows (oldest first, at most max_history) of every known user
+      reference.arrow        what training computed for some real users: the parity gate compares every layer with it
+
+Shape legend: R item rows (special rows included), D vector width, F ranking features.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from passerelle.arrow import column, read_table
+from passerelle.config import Config
+from passerelle.dataset import FeatureColumn
+from passerelle.errors import UserError
+from passerelle.id_map import IdMap
+from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, USER_ID
+from passerelle.manifest import Manifest, open_manifest
+
+QUERY_ENCODER = "query_encoder"
+RANKER = "ranker"
+
+BUNDLE_FILES = (
+    "query_encoder.onnx",
+    "ranker.onnx",
+    "item_vectors.npy",
+    "items.arrow",
+    "popularity.arrow",
+    "histories.arrow",
+    "reference.arrow",
+)
+
+
+class TensorSpec(Config):
+    """One input or output of an ONNX file; a dimension is a number, or the name of a dynamic one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class NetworkSpec(Config):
+    """Signature of one ONNX file."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class BundleManifest(Manifest):
+    """What a bundle holds."""
+
+    KIND: ClassVar[str] = "bundle"
+    MADE_BY: ClassVar[str] = "passerelle export"
+
+    bundle_id: str
+    """Digest of the served files: the same files make the same id."""
+    model: str
+    """Recipe name, `bert4rec`."""
+    dim: int
+    max_history: int
+    """Longest history the query encoder was trained on; older events are ignored."""
+    num_items: int
+    num_users: int
+    first_item_row: int = FIRST_ITEM_ROW
+    networks: dict[str, NetworkSpec]
+    features: tuple[str, ...]
+    """Names of the ranker's inputs, in order."""
+    item_features: tuple[FeatureColumn, ...]
+    title: str | None
+    num_candidates: int
+    """Candidates the ranker was trained to order, and is given when serving."""
+    config: dict[str, Any]
+    """Resolved training configuration."""
+    offline_metrics: dict[str, dict[str, float]]
+    """Test metrics by scorer: `model`, `popularity`, `ranker`."""
+    parity: dict[str, dict[str, Any]]
+    """Largest differences measured on `reference.arrow`, by layer: `onnxruntime`, then `triton` and `http` after publishing."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open bundle; large arrays are memory-mapped."""
+
+    path: Path
+    manifest: BundleManifest
+    vectors_RD: npt.NDArray[np.float32]
+    items: pa.Table
+    counts_R: npt.NDArray[np.float64]
+    recent_counts_R: npt.NDArray[np.float64]
+    item_ids: IdMap
+    user_ids: IdMap
+    histories: pa.ListArray
+
+    def history(self, user_row: int) -> npt.NDArray[np.int64]:
+        """Item rows of a known user, oldest first."""
+        return np.asarray(self.histories[user_row].values.to_numpy(), dtype=np.int64)
+
+    def reference(self) -> pa.Table:
+        """What training computed for some real users; see `training/export.py` for the columns."""
+        return read_table(self.path / "reference.arrow")
+
+
+def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
+    """Memory-map a bundle; `verify` checks every file against its checksum first.
+
+    Raises:
+        UserError: not a bundle; a file is missing, truncated or altered; or its tables disagree with the manifest.
+    """
+    manifest = open_manifest(path, BundleManifest, verify=verify)
+    absent = sorted(set(BUNDLE_FILES) - set(manifest.files))
+    if absent:
+        raise UserError(f"{path}: the manifest does not name {', '.join(absent)}: make it anew with `{manifest.MADE_BY}`")
+    vectors_RD = np.load(path / "item_vectors.npy", mmap_mode="r", allow_pickle=False)
+    expected = (manifest.num_items + FIRST_ITEM_ROW, manifest.dim)
+    if vectors_RD.shape != expected:
+        raise UserError(f"{path}/item_vectors.npy: shape {vectors_RD.shape}, the manifest says {expected}")
+    items, users, popularity = (read_table(path / f"{name}.arrow") for name in ("items", "histories", "popularity"))
+    return Bundle(
+        path=path,
+        manifest=manifest,
+        vectors_RD=vectors_RD,
+        items=items,
+        counts_R=column(popularity, "count", np.float64),
+        recent_counts_R=column(popularity, "recent_count", np.float64),
+        item_ids=IdMap(items.column(ITEM_ID), first_row=FIRST_ITEM_ROW, name=ITEM_ID),
+        user_ids=IdMap(users.column(USER_ID), first_row=0, name=USER_ID),
+        histories=users.column("item_rows").combine_chunks(),
+    )

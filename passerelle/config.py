@@ -1,0 +1,113 @@
+"""Configuration: pydantic models read from TOML, with `section.key=value` overrides; an unknown key is an error."""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from passerelle.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every configuration and manifest section: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        UserError: the file is missing, is not UTF-8 or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write it as section.key=value")
+    try:
+        return keys, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, text
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of nested `values` with each `section.key=value` applied; values are TOML, bare words are strings.
+
+    >>> apply_overrides({"loss": {"num_negatives": 256}}, ["loss.num_negatives=64", "loss.kind=full"])
+    {'loss': {'num_negatives': 64, 'kind': 'full'}}
+
+    Raises:
+        UserError: an override has no `=`, or goes through something that is not a section.
+    """
+    result = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for override in overrides:
+        keys, value = _parse_override(override)
+        section = result
+        for depth, key in enumerate(keys[:-1]):
+            nested = section.get(key, {})
+            if not isinstance(nested, dict):
+                raise UserError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+            section[key] = nested = dict(nested)
+            section = nested
+        section[keys[-1]] = value
+    return result
+
+
+def validate(model: type[C], values: Any, where: str) -> C:
+    """Build `model` from plain values, turning pydantic's report into one line.
+
+    Raises:
+        UserError: naming `where`, the key, what is wrong with it, and the nearest known key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as failure:
+        raise UserError(f"{where}: {_one_line(model, failure)}") from None
+
+
+def _one_line(model: type[Config], failure: ValidationError) -> str:
+    errors = failure.errors(include_url=False)
+    first = errors[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
+        return f"{key}: unknown key; {hint}{more}"
+    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    return f"{key or 'configuration'}: {first['msg']}{got}{more}"
+
+
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        nested = getattr(field, "annotation", None)
+        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
+            return []
+        model = nested
+    return list(model.model_fields)
+
+
+def load_config(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
+    """Read a TOML file into `model` with `--set` overrides applied.
+
+    Raises:
+        UserError: see `read_toml`, `apply_overrides` and `validate`.
+    """
+    return validate(model, apply_overrides(read_toml(path), overrides), str(path))

@@ -1,0 +1,165 @@
+"""The dataset on disk: every user's events as one ragged, memory-mapped Arrow store.
+
+    dataset/
+      manifest.json         what it holds, how it was made, checksums, the data-quality report
+      interactions.arrow    item_row, timestamp_ms, event_type, weight; sorted by user, then time, ties in file order
+      offsets.arrow         events of user_row u are offsets[u] : offsets[u + 1]
+      users.arrow           user_id and user features; row i is user_row i
+      items.arrow           item_id and item features; row i is item_row i + FIRST_ITEM_ROW
+
+Shape legend: E events, U users, U1 = U + 1, I items.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from passerelle.arrow import column, read_table, write_table
+from passerelle.config import Config
+from passerelle.files import new_directory
+from passerelle.id_map import IdMap
+from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, MAX_ITEM_ROW, TIMESTAMP_MS, USER_ID
+from passerelle.manifest import Manifest, open_manifest, provenance, write_manifest
+
+FeatureKind = Literal["categorical", "multi_categorical", "numeric", "text"]
+
+_FILES = ("interactions.arrow", "offsets.arrow", "users.arrow", "items.arrow")
+
+
+class FeatureColumn(Config):
+    """One feature of users or items, as a column of `users.arrow` or `items.arrow`."""
+
+    name: str
+    kind: FeatureKind
+
+
+class DatasetManifest(Manifest):
+    """What a dataset holds."""
+
+    KIND: ClassVar[str] = "dataset"
+    MADE_BY: ClassVar[str] = "passerelle prepare"
+
+    name: str
+    num_users: int
+    num_items: int
+    num_events: int
+    event_types: tuple[str, ...]
+    """Names of the codes in the `event_type` column, in code order."""
+    user_features: tuple[FeatureColumn, ...]
+    item_features: tuple[FeatureColumn, ...]
+    title: str | None
+    """Item feature shown to people, where there is one."""
+    config: dict[str, Any]
+    """The resolved description the dataset was prepared from."""
+    quality: dict[str, Any]
+    """The data-quality report."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An open dataset; arrays are read-only views of the mapped files."""
+
+    path: Path
+    manifest: DatasetManifest
+    item_rows_E: npt.NDArray[np.int32]
+    timestamps_ms_E: npt.NDArray[np.int64]
+    event_types_E: npt.NDArray[np.uint8]
+    weights_E: npt.NDArray[np.float32]
+    offsets_U1: npt.NDArray[np.int64]
+    users: pa.Table
+    items: pa.Table
+
+    @property
+    def num_users(self) -> int:
+        return len(self.offsets_U1) - 1
+
+    @property
+    def num_items(self) -> int:
+        return int(self.items.num_rows)
+
+    @property
+    def num_rows(self) -> int:
+        """Length of an array indexed by `item_row`: the items and the special rows before them."""
+        return self.num_items + FIRST_ITEM_ROW
+
+    def user_ids(self) -> IdMap:
+        return IdMap(self.users.column(USER_ID), first_row=0, name=USER_ID)
+
+    def item_ids(self) -> IdMap:
+        return IdMap(self.items.column(ITEM_ID), first_row=FIRST_ITEM_ROW, name=ITEM_ID)
+
+    def fingerprint(self) -> str:
+        """Checksum of the events and ids: two datasets with the same one train alike."""
+        return "-".join(self.manifest.files[name].sha256[:12] for name in _FILES)
+
+
+def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
+    """Memory-map a dataset; `verify` checks every file against its checksum first.
+
+    Raises:
+        UserError: not a dataset, or a file is missing, truncated or altered.
+    """
+    manifest = open_manifest(path, DatasetManifest, verify=verify)
+    interactions = read_table(path / "interactions.arrow")
+    return Dataset(
+        path=path,
+        manifest=manifest,
+        item_rows_E=column(interactions, "item_row", np.int32),
+        timestamps_ms_E=column(interactions, TIMESTAMP_MS, np.int64),
+        event_types_E=column(interactions, "event_type", np.uint8),
+        weights_E=column(interactions, "weight", np.float32),
+        offsets_U1=column(read_table(path / "offsets.arrow"), "offset", np.int64),
+        users=read_table(path / "users.arrow"),
+        items=read_table(path / "items.arrow"),
+    )
+
+
+def write_dataset(
+    path: Path,
+    *,
+    item_rows_E: npt.NDArray[np.integer],
+    timestamps_ms_E: npt.NDArray[np.int64],
+    event_types_E: npt.NDArray[np.integer],
+    weights_E: npt.NDArray[np.floating],
+    offsets_U1: npt.NDArray[np.int64],
+    users: pa.Table,
+    items: pa.Table,
+    description: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Dataset:
+    """Write a dataset in one step and open it.
+
+    Args:
+        item_rows_E: item of each event, sorted by user, then time; values from `FIRST_ITEM_ROW` up.
+        users: `user_id` first, then the user features, in `user_row` order.
+        items: `item_id` first, then the item features, in `item_row` order.
+        description: the fields of `DatasetManifest` that are not counts or provenance: `name`, `event_types`,
+            `user_features`, `item_features`, `title`, `config`, `quality`.
+
+    Raises:
+        UserError: `path` exists and `overwrite` is false.
+    """
+    assert len(offsets_U1) == users.num_rows + 1 and offsets_U1[-1] == len(item_rows_E), "offsets do not cover the events"
+    assert items.num_rows + FIRST_ITEM_ROW <= MAX_ITEM_ROW, f"{items.num_rows} items do not fit int32 rows"
+    interactions = pa.table(
+        {
+            "item_row": np.asarray(item_rows_E, dtype=np.int32),
+            TIMESTAMP_MS: np.asarray(timestamps_ms_E, dtype=np.int64),
+            "event_type": np.asarray(event_types_E, dtype=np.uint8),
+            "weight": np.asarray(weights_E, dtype=np.float32),
+        }
+    )
+    with new_directory(path, overwrite=overwrite) as scratch:
+        write_table(scratch / "interactions.arrow", interactions)
+        write_table(scratch / "offsets.arrow", pa.table({"offset": np.asarray(offsets_U1, dtype=np.int64)}))
+        write_table(scratch / "users.arrow", users)
+        write_table(scratch / "items.arrow", items)
+        common = provenance(DatasetManifest, scratch, _FILES, libraries=("numpy", "pyarrow"))
+        counts = {"num_users": users.num_rows, "num_items": items.num_rows, "num_events": len(item_rows_E)}
+        write_manifest(scratch, DatasetManifest.model_validate({**common, **counts, **description}))
+    return open_dataset(path, verify=False)

@@ -1,0 +1,8 @@
+"""The one error type that stands for a mistake the user can mend."""
+
+
+class UserError(ValueError):
+    """A mistake in the user's input, told in one line: what is wrong, where, and how to mend it.
+
+    The command line prints the message alone and exits with status 1; library callers catch `ValueError`.
+    """

@@ -1,0 +1,159 @@
+"""Ranking features, defined once: training, serving and logs all call `RankingFeatures.compute`.
+
+Shape legend: C candidates of one request, L history length, R item rows (special rows included), D vector width,
+F features, V distinct values of a categorical column.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from passerelle.arrow import ragged
+from passerelle.dataset import FeatureColumn
+from passerelle.ids import FIRST_ITEM_ROW
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
+
+LONG_WINDOW, SHORT_WINDOW = 50, 5
+
+_FIXED = (
+    "retrieval_score",
+    "retrieval_rank",
+    "score_gap_to_best",
+    "log_count",
+    "log_recent_count",
+    "history_length",
+    "similarity_last",
+    "similarity_max_last_5",
+    "similarity_mean_last_50",
+    "hour_of_day",
+    "weekday",
+)
+
+
+@dataclass(frozen=True)
+class _Categories:
+    """One categorical item column: the value codes of each row, one after the other."""
+
+    offsets_R1: Int64Array
+    codes: Int64Array
+    num_values: int
+
+    def of(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """(codes of the rows one after the other, position in `rows` that each code belongs to)."""
+        lengths = self.offsets_R1[rows + 1] - self.offsets_R1[rows]
+        owners = np.repeat(np.arange(len(rows)), lengths)
+        within = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return self.codes[self.offsets_R1[rows][owners] + within], owners
+
+    def affinity(self, candidates_C: Int64Array, history_L: Int64Array) -> Float64Array:
+        """Mean, over a candidate's values, of the share of the history that has the value."""
+        profile_V = np.bincount(self.of(history_L)[0], minlength=self.num_values) / max(1, len(history_L))
+        codes, owners = self.of(candidates_C)
+        sums_C = np.bincount(owners, weights=profile_V[codes], minlength=len(candidates_C))
+        return sums_C / np.maximum(1, np.bincount(owners, minlength=len(candidates_C)))
+
+
+def _categories(items: pa.Table, feature: FeatureColumn) -> _Categories:
+    values = items.column(feature.name).combine_chunks()
+    if feature.kind == "multi_categorical":
+        offsets, flat = ragged(items, feature.name)
+        encoded = pa.array(flat, pa.string()).dictionary_encode()
+    else:
+        offsets = np.concatenate([[0], np.cumsum(values.is_valid().to_numpy(zero_copy_only=False))]).astype(np.int64)
+        encoded = values.drop_null().cast(pa.string()).dictionary_encode()
+    special = np.zeros(FIRST_ITEM_ROW, dtype=np.int64)
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return _Categories(np.concatenate([special, offsets]), codes, max(1, len(encoded.dictionary)))
+
+
+def _numeric(items: pa.Table, feature: FeatureColumn) -> Float64Array:
+    """The column by item row, unknown values (and special rows) replaced by the median."""
+    values = items.column(feature.name).cast(pa.float64()).to_numpy()
+    known = values[np.isfinite(values)]
+    median = float(np.median(known)) if len(known) else 0.0
+    return np.concatenate([np.full(FIRST_ITEM_ROW, median), np.where(np.isfinite(values), values, median)])
+
+
+class RankingFeatures:
+    """The features of a candidate, given a user's history, the retrieval's opinion and the time of the request.
+
+    For every categorical item feature: `affinity_50_NAME` and `affinity_5_NAME`, the share of the last 50 (or 5) history
+    items that have the candidate's values. For every numeric one: `value_NAME` and `distance_NAME`, from the mean of the
+    last 50 history items. Text is not used. `hour_of_day` and `weekday` (Monday is 0) are those of the request, in UTC.
+
+    Args:
+        vectors_RD: item vectors, row = item_row.
+        counts_R: weighted events of each item before the time the features stand for.
+        recent_counts_R: the same over the last days of it.
+        items: item table in row order, with the feature columns.
+        item_features: which columns to use, and as what.
+    """
+
+    def __init__(
+        self,
+        vectors_RD: npt.NDArray[np.float32],
+        counts_R: npt.NDArray[np.float64],
+        recent_counts_R: npt.NDArray[np.float64],
+        items: pa.Table,
+        item_features: Sequence[FeatureColumn],
+    ) -> None:
+        self._vectors_RD = vectors_RD
+        self._log_counts_R = np.log1p(counts_R)
+        self._log_recent_counts_R = np.log1p(recent_counts_R)
+        self._categories = {f.name: _categories(items, f) for f in item_features if f.kind in ("categorical", "multi_categorical")}
+        self._numeric = {f.name: _numeric(items, f) for f in item_features if f.kind == "numeric"}
+        self.names: tuple[str, ...] = (
+            *_FIXED,
+            *(f"affinity_{window}_{name}" for name in self._categories for window in (LONG_WINDOW, SHORT_WINDOW)),
+            *(f"{what}_{name}" for name in self._numeric for what in ("value", "distance")),
+        )
+
+    def compute(self, candidates_C: Int64Array, scores_C: Float32Array, history_L: Int64Array, timestamp_ms: int) -> Float32Array:
+        """Features of candidates in retrieval order (best first), in the order of `names`.
+
+        Args:
+            candidates_C: item rows.
+            scores_C: inner product of query and item vector.
+            history_L: item rows the user has seen, oldest first; may be empty.
+            timestamp_ms: time of the request, milliseconds since the epoch.
+
+        Returns:
+            float32 [C, F], all finite.
+        """
+        num_candidates = len(candidates_C)
+        similarity_CL = self._vectors_RD[candidates_C] @ self._vectors_RD[history_L[-LONG_WINDOW:]].T
+        some_history = similarity_CL.shape[1] > 0
+        zeros_C = np.zeros(num_candidates)
+        columns: list[npt.NDArray[np.floating] | float] = [
+            scores_C,
+            np.arange(num_candidates, dtype=np.float64),
+            scores_C.max(initial=-np.inf) - scores_C,
+            self._log_counts_R[candidates_C],
+            self._log_recent_counts_R[candidates_C],
+            float(len(history_L)),
+            similarity_CL[:, -1] if some_history else zeros_C,
+            similarity_CL[:, -SHORT_WINDOW:].max(axis=1) if some_history else zeros_C,
+            similarity_CL.mean(axis=1) if some_history else zeros_C,
+            float(timestamp_ms % DAY_MS // HOUR_MS),
+            float((timestamp_ms // DAY_MS + EPOCH_WEEKDAY) % 7),
+        ]
+        for categories in self._categories.values():
+            columns += [categories.affinity(candidates_C, history_L[-window:]) for window in (LONG_WINDOW, SHORT_WINDOW)]
+        for values_R in self._numeric.values():
+            value_C = values_R[candidates_C]
+            usual = values_R[history_L[-LONG_WINDOW:]].mean() if some_history else value_C
+            columns += [value_C, np.abs(value_C - usual)]
+        features_CF = np.empty((num_candidates, len(columns)), dtype=np.float32)
+        for position, values in enumerate(columns):
+            features_CF[:, position] = values
+        return features_CF

@@ -1,0 +1,73 @@
+"""Files that are either whole or absent: write beside, flush to disk, rename."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from passerelle.errors import UserError
+
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step; a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+        _flush(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a scratch directory that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        UserError: `path` already exists and `overwrite` is false.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} already exists: choose another --out, or pass --overwrite to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    scratch.mkdir()
+    try:
+        yield scratch
+        for file in sorted(scratch.rglob("*")):
+            if file.is_file():
+                _flush(file)
+        _flush(scratch)
+        replaced = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.replaced")
+        if path.exists():
+            path.rename(replaced)
+        scratch.rename(path)
+        _flush(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""The frozen map between the caller's ids and dense rows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from passerelle.errors import UserError
+
+Id = str | int
+
+UNKNOWN_ROW = -1
+
+
+class IdMap:
+    """Both directions between ids (string or int64) and rows `first_row, first_row + 1, ...`.
+
+    Nothing is hashed up front: look-ups are binary searches over a sorted copy of the ids, so that a memory-mapped
+    map of many millions of ids opens at once.
+
+    Args:
+        ids: the id of each row, in row order; unique.
+        first_row: row of `ids[0]`.
+        name: column name used in messages, `item_id` or `user_id`.
+
+    Raises:
+        UserError: ids are neither strings nor int64, or repeat.
+    """
+
+    def __init__(self, ids: pa.Array | pa.ChunkedArray, *, first_row: int, name: str) -> None:
+        if isinstance(ids, pa.ChunkedArray):
+            ids = ids.combine_chunks()
+        if not (pa.types.is_string(ids.type) or pa.types.is_int64(ids.type)):
+            raise UserError(f"{name}: ids are {ids.type}, only string and int64 are possible")
+        self._ids = ids
+        self._name = name
+        self.first_row = first_row
+        order = pc.sort_indices(ids)
+        self._sorted = ids.take(order)
+        self._sorted_rows = order.to_numpy().astype(np.int64) + first_row
+        if len(ids) > 1 and pc.any(pc.equal(self._sorted[1:], self._sorted[:-1])).as_py():
+            raise UserError(f"{name}: ids repeat, each row needs its own")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def type(self) -> pa.DataType:
+        """Arrow type of the ids: string or int64."""
+        return self._ids.type
+
+    def parse(self, value: Id) -> Id:
+        """`value` in the map's own type: `"42"` and `42` are the same id of an int64 map.
+
+        Raises:
+            UserError: the map is int64 and the value is not an integer of 64 bits.
+        """
+        if pa.types.is_string(self.type):
+            return str(value)
+        try:
+            number = int(value)
+        except ValueError:
+            raise UserError(f"{self._name} {value!r}: this catalogue's ids are integers") from None
+        if not -(2**63) <= number < 2**63:
+            raise UserError(f"{self._name} {value!r}: does not fit in 64 bits")
+        return number
+
+    def row(self, value: Id) -> int:
+        """Row of one id, `UNKNOWN_ROW` when it is not in the map. O(log n), for requests."""
+        low, high = 0, len(self._sorted)
+        while low < high:
+            middle = (low + high) // 2
+            if self._sorted[middle].as_py() < value:
+                low = middle + 1
+            else:
+                high = middle
+        found = low < len(self._sorted) and self._sorted[low].as_py() == value
+        return int(self._sorted_rows[low]) if found else UNKNOWN_ROW
+
+    def rows(self, ids: pa.Array | pa.ChunkedArray | Sequence[Id]) -> npt.NDArray[np.int64]:
+        """Rows of many ids, `UNKNOWN_ROW` where one is not in the map. Vectorised."""
+        if not isinstance(ids, pa.Array | pa.ChunkedArray):
+            ids = pa.array(ids, self.type)
+        elif ids.type != self.type:
+            ids = ids.cast(self.type)
+        positions = pc.index_in(ids, value_set=self._ids)
+        rows = pc.fill_null(positions.cast(pa.int64()), UNKNOWN_ROW - self.first_row)
+        return np.asarray(rows, dtype=np.int64) + self.first_row
+
+    def ids(self, rows: npt.NDArray[np.integer]) -> list[Id]:
+        """Ids of rows that are in the map."""
+        positions = np.asarray(rows, dtype=np.int64) - self.first_row
+        assert positions.size == 0 or (positions.min() >= 0 and positions.max() < len(self)), "row outside the map"
+        return self._ids.take(pa.array(positions)).to_pylist()  # type: ignore[no-any-return]

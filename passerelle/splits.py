@@ -1,0 +1,122 @@
+"""Which events of a user are history, validation and test, by rule; time order is stable, ties keep file order.
+
+Shape legend: E events, U users, U1 = U + 1, Q evaluated users, Q1 = Q + 1, G targets.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from passerelle.config import Config
+from passerelle.dataset import Dataset
+from passerelle.errors import UserError
+
+Part = Literal["validation", "test"]
+Int64Array = npt.NDArray[np.int64]
+
+MIN_EVENTS_LEAVE_ONE_OUT = 3
+
+
+class SplitConfig(Config):
+    """How a dataset is cut into train, validation and test."""
+
+    rule: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    """`leave_one_out`: each user's last event is the test, the one before it the validation. `global_time`: two dates for everybody."""
+    validation_start: datetime | None = None
+    """`global_time`: first instant of validation; without it, the instant after `1 - validation_fraction - test_fraction` of the events."""
+    test_start: datetime | None = None
+    """`global_time`: first instant of test; without it, the instant after `1 - test_fraction` of the events."""
+    validation_fraction: float = Field(default=0.05, gt=0, lt=1)
+    """`global_time` without dates: share of all events in validation."""
+    test_fraction: float = Field(default=0.05, gt=0, lt=1)
+    """`global_time` without dates: share of all events in test."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """End of each part in the event arrays: user u trains on `offsets[u] : train_end[u]`, and so on."""
+
+    start_U: Int64Array
+    train_end_U: Int64Array
+    validation_end_U: Int64Array
+    test_end_U: Int64Array
+
+
+@dataclass(frozen=True)
+class EvaluationUsers:
+    """Users of one part, with where their history and their targets lie in the event arrays.
+
+    History of the q-th user is `history_start_Q[q] : history_end_Q[q]`, targets are `history_end_Q[q] : target_end_Q[q]`.
+    """
+
+    user_rows_Q: Int64Array
+    history_start_Q: Int64Array
+    history_end_Q: Int64Array
+    target_end_Q: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.user_rows_Q)
+
+    def take(self, selection: npt.NDArray[np.integer] | slice) -> "EvaluationUsers":
+        """The same for some of the users."""
+        return EvaluationUsers(
+            self.user_rows_Q[selection], self.history_start_Q[selection], self.history_end_Q[selection], self.target_end_Q[selection]
+        )
+
+
+def make_split(dataset: Dataset, config: SplitConfig) -> Split:
+    """Cut every user's events by the rule.
+
+    Raises:
+        UserError: the rule leaves training or a part empty.
+    """
+    start_U, end_U = dataset.offsets_U1[:-1], dataset.offsets_U1[1:]
+    if config.rule == "leave_one_out":
+        long_enough_U = end_U - start_U >= MIN_EVENTS_LEAVE_ONE_OUT
+        split = Split(start_U, end_U - 2 * long_enough_U, end_U - long_enough_U, end_U)
+    else:
+        validation_ms, test_ms = _cuts_ms(dataset.timestamps_ms_E, config)
+        split = Split(start_U, _events_before(dataset, validation_ms), _events_before(dataset, test_ms), end_U)
+    for part in ("validation", "test"):
+        if not len(evaluation_users(split, part)):
+            raise UserError(f"split {config.rule}: no user of the {dataset.num_users} has both history and a {part} event")
+    return split
+
+
+def evaluation_users(split: Split, part: Part) -> EvaluationUsers:
+    """Users with at least one target in `part` and at least one event before it."""
+    history_end_U = split.train_end_U if part == "validation" else split.validation_end_U
+    target_end_U = split.validation_end_U if part == "validation" else split.test_end_U
+    rows_Q = np.flatnonzero((target_end_U > history_end_U) & (history_end_U > split.start_U))
+    return EvaluationUsers(rows_Q, split.start_U[rows_Q], history_end_U[rows_Q], target_end_U[rows_Q])
+
+
+def _cuts_ms(timestamps_ms_E: Int64Array, config: SplitConfig) -> tuple[int, int]:
+    test_ms = _milliseconds(config.test_start) if config.test_start else _quantile(timestamps_ms_E, 1 - config.test_fraction)
+    validation_ms = (
+        _milliseconds(config.validation_start)
+        if config.validation_start
+        else _quantile(timestamps_ms_E, 1 - config.test_fraction - config.validation_fraction)
+    )
+    if validation_ms >= test_ms:
+        raise UserError(f"split global_time: validation starts at {validation_ms} ms, not before test at {test_ms} ms")
+    return validation_ms, test_ms
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _quantile(timestamps_ms_E: Int64Array, share: float) -> int:
+    position = min(len(timestamps_ms_E) - 1, max(0, int(share * len(timestamps_ms_E))))
+    return int(np.partition(timestamps_ms_E, position)[position])
+
+
+def _events_before(dataset: Dataset, instant_ms: int) -> Int64Array:
+    """For each user, the position of the first event at or after the instant."""
+    before_E1 = np.concatenate([[0], np.cumsum(dataset.timestamps_ms_E < instant_ms)])
+    return np.asarray(dataset.offsets_U1[:-1] + before_E1[dataset.offsets_U1[1:]] - before_E1[dataset.offsets_U1[:-1]])
