@@ -1,0 +1,61 @@
+"""What the verbs share: the `--json` option, tables, progress bars. People read stderr and tables, machines read stdout."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+import rich.box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from passerelle.progress import Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
+
+
+def json_option(function: F) -> F:
+    """Add `--json`, passed to the verb as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(function)
+
+
+def set_option(function: F) -> F:
+    """Add a repeatable `--set section.key=value`, passed to the verb as `overrides`."""
+    text = "Override one configuration value; repeatable."
+    return click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=text)(function)
+
+
+def print_json(values: Any) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(values, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table for people: first column to the left, the others to the right."""
+    table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+    for position, name in enumerate(columns):
+        table.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+    stdout.print(table)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A `Progress` that draws one bar a stage on stderr, and draws nothing when stderr is not a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=stderr, disable=not stderr.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show

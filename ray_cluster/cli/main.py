@@ -1,0 +1,78 @@
+"""`passerelle VERB ...`: one verb a file, imported only when it is called.
+
+passerelle --help
+passerelle train --help
+"""
+
+import importlib
+import sys
+import traceback
+
+import click
+
+from passerelle import __version__
+from passerelle.errors import UserError
+
+VERBS = {
+    "prepare": "prepare",
+    "train": "train",
+    "evaluate": "evaluate",
+    "train-ranker": "train_ranker",
+    "export": "export",
+    "publish": "publish",
+    "serve": "serve",
+    "recommend": "recommend",
+    "similar": "similar",
+    "inspect": "inspect",
+    "doctor": "doctor",
+}
+"""Verb -> module in this folder, whose `command` is the click command; in the order a user meets them."""
+
+
+class Verbs(click.Group):
+    """A group that lists its verbs in order and imports one only to run it or to print its help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"ray_cluster.cli.{VERBS[cmd_name]}").command
+        return command
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="passerelle")
+@click.option("--traceback", "show_traceback", is_flag=True, help="On an error, print where in the code it arose.")
+def passerelle(show_traceback: bool) -> None:
+    """Train recommenders on a Ray cluster, export them to Triton, serve them through a Ray Serve graph.
+
+    \b
+    passerelle prepare movielens-1m --out artifacts/dataset
+    passerelle train bert4rec --dataset artifacts/dataset --out artifacts/run
+    passerelle train-ranker artifacts/run
+    passerelle export artifacts/run --out artifacts/bundle
+    passerelle publish artifacts/bundle
+    passerelle serve artifacts/bundle
+    """
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and status 1, Ctrl-C is status 130."""
+    try:
+        status = passerelle.main(prog_name="passerelle", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("passerelle: interrupted", err=True)
+        sys.exit(130)
+    except (UserError, OSError) as error:
+        if "--traceback" in sys.argv:
+            traceback.print_exc()
+        click.echo(f"passerelle: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
