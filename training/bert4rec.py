@@ -1,0 +1,131 @@
+"""BERT4Rec as a Lightning module (Sun et al., 2019, "BERT4Rec: Sequential recommendation with bidirectional encoder representations").
+
+Differences from the paper: pre-norm blocks, positions counted from the newest item, a linear head instead of a GELU layer
+and an output bias, so that a score is the inner product of a query and an item vector and any ANN index can serve it.
+
+Shape legend: B sequences, L padded length, D width, M target positions, R item rows, K ranked items, Q users.
+"""
+
+import math
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from passerelle import metrics
+from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW, PADDING_ROW
+from training.batches import Batch
+from training.config import RunConfig
+from training.encoder import QueryEncoder, SequenceEncoder, pad_right_aligned
+from training.evaluation_batches import EvaluationBatch
+from training.losses import full_softmax, sampled_softmax
+from training.ranking import rank_items
+from training.samplers import PopularitySampler, Sampler, UniformSampler
+
+MONITOR = "validation_ndcg@10"
+MONITOR_K = 10
+FINAL_LEARNING_RATE_SHARE = 0.05
+
+
+class Bert4Rec(pl.LightningModule):
+    """The item table, the encoder, and how a step trains them.
+
+    Args:
+        config: the resolved recipe.
+        counts_R: float64 training events of each item row; the popularity sampler draws from them.
+        total_steps: steps in `max_epochs`, for the learning-rate schedule.
+    """
+
+    def __init__(self, config: RunConfig, counts_R: Tensor, total_steps: int) -> None:
+        super().__init__()
+        self.config = config
+        self.total_steps = total_steps
+        generator = torch.Generator().manual_seed(config.training.seed)
+        table_RD = torch.empty(len(counts_R), config.model.dim)
+        nn.init.trunc_normal_(table_RD, std=0.02, generator=generator)
+        table_RD[PADDING_ROW] = 0.0
+        self.table_RD = nn.Parameter(table_RD)
+        self.encoder = SequenceEncoder(config.model, generator)
+        self.sampler: Sampler = UniformSampler(len(counts_R)) if config.loss.sampler == "uniform" else PopularitySampler(counts_R)
+        self._validation_sums = torch.zeros(2, dtype=torch.float64)
+
+    def item_vectors(self) -> Tensor:
+        """float32 [R, D]; the special rows are zero."""
+        vectors_RD = self.table_RD.detach().clone()
+        vectors_RD[:FIRST_ITEM_ROW] = 0.0
+        return vectors_RD
+
+    def query_encoder(self) -> QueryEncoder:
+        """The part that is exported, sharing no memory with the table."""
+        return QueryEncoder(self.encoder, self.table_RD[MASK_ROW]).eval()
+
+    def encode(self, items_BL: Tensor) -> Tensor:
+        """Contextual vectors [B, L, D] of right-aligned item rows."""
+        return self.encoder(F.embedding(items_BL, self.table_RD), items_BL != PADDING_ROW)
+
+    def encode_histories(self, items_BL: Tensor) -> Tensor:
+        """Queries [B, D] for the item that follows each right-aligned history."""
+        mask_column_B1 = torch.full_like(items_BL[:, :1], MASK_ROW)
+        return self.encode(torch.cat([items_BL, mask_column_B1], dim=1))[:, -1]
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
+        devices = [self.device.index] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(batch.seed + self.global_rank)
+            hidden_BLD = self.encode(items_BL)
+        query_MD = hidden_BLD[row_T[batch.targets_M], column_T[batch.targets_M]]
+        loss = self._loss_sum(query_MD, batch) / self._mean_over_ranks(batch.weights_M.sum())
+        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, sync_dist=True, batch_size=1)
+        return loss
+
+    def _loss_sum(self, query_MD: Tensor, batch: Batch) -> Tensor:
+        config = self.config.loss
+        if config.kind == "full":
+            return full_softmax(query_MD, self.table_RD, batch.target_rows_M, batch.weights_M, config.chunk_size)
+        negatives_N = self.sampler.draw(config.num_negatives, torch.Generator().manual_seed(batch.seed)).to(self.device)
+        return sampled_softmax(query_MD, self.table_RD, batch.target_rows_M, batch.weights_M, negatives_N, self.sampler)
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        """DDP averages gradients over ranks: dividing each rank's sum by this makes that average the global mean."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value = value / dist.get_world_size()
+        return value
+
+    def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
+        query_BD = self.encode_histories(batch.items_BL)
+        ranked_BK = rank_items(query_BD, self.table_RD, batch, MONITOR_K).cpu().numpy()
+        hits_BK = metrics.hits(ranked_BK, batch.relevant_rows_G, batch.relevant_offsets_B1)
+        values_B = metrics.ndcg(hits_BK, batch.num_relevant_B, MONITOR_K)
+        self._validation_sums += torch.tensor([values_B.sum(), len(values_B)])
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self._validation_sums.clone()
+        if dist.is_available() and dist.is_initialized():
+            sums = sums.to(self.device)
+            dist.all_reduce(sums)
+        self._validation_sums.zero_()
+        self.log(MONITOR, (sums[0] / sums[1]).float(), rank_zero_only=False)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        config = self.config.optimizer
+        decayed = [p for name, p in self.named_parameters() if p.ndim > 1 and name != "table_RD"]
+        others = [p for name, p in self.named_parameters() if p.ndim <= 1 or name == "table_RD"]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _learning_rate_share(self, step: int) -> float:
+        warmup = self.config.optimizer.warmup_steps
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.config.optimizer.schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup) / max(1, self.total_steps - warmup))
+        return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))

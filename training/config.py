@@ -1,0 +1,141 @@
+"""The configuration of a training run: a TOML recipe (`training/recipes/*.toml`) plus `--set section.key=value`."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from passerelle.config import Config, load_config
+from passerelle.errors import UserError
+from passerelle.splits import SplitConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class ModelConfig(Config):
+    """Shape of the sequence encoder."""
+
+    dim: int = Field(default=64, gt=0)
+    """Width of item vectors, hidden states and queries."""
+    num_blocks: int = Field(default=2, gt=0)
+    """Transformer blocks."""
+    num_heads: int = Field(default=2, gt=0)
+    """Attention heads; divides `dim`."""
+    feedforward_multiple: int = Field(default=4, gt=0)
+    """Width of the feed-forward layer, in multiples of `dim`."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of embeddings, attention weights and both residual branches."""
+    max_history: int = Field(default=200, gt=0)
+    """Longest history, in items, the encoder looks at; older items are ignored."""
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> "ModelConfig":
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads = {self.num_heads} does not divide dim = {self.dim}")
+        return self
+
+
+class ObjectiveConfig(Config):
+    """The masked-item (cloze) objective of BERT4Rec."""
+
+    mask_probability: float = Field(default=0.2, gt=0, le=1)
+    """Chance of each item of a window to be masked and predicted."""
+    last_only_probability: float = Field(default=0.1, ge=0, le=1)
+    """Chance of a window to have its last item alone masked, as it is when serving."""
+
+
+class LossConfig(Config):
+    """How the target is told from the rest of the catalogue."""
+
+    kind: Literal["full", "sampled"] = "sampled"
+    """`full`: softmax over the catalogue, in chunks. `sampled`: softmax over shared negatives, corrected by their log-probability."""
+    num_negatives: int = Field(default=256, gt=0)
+    """`sampled`: negatives drawn for a step, shared by its positions."""
+    sampler: Literal["uniform", "popularity"] = "uniform"
+    """`sampled`: what negatives are drawn from; `popularity` follows the counts of the training events."""
+    chunk_size: int = Field(default=1024, gt=0)
+    """`full`: target positions whose logits are held at once."""
+
+
+class BatchConfig(Config):
+    """How windows of history are grouped into steps."""
+
+    token_budget: int = Field(default=12_800, gt=0)
+    """Tokens (padding included) of one step over all workers."""
+
+
+class OptimizerConfig(Config):
+    """AdamW with a linear warm-up, then constant or cosine."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decay of matrices; vectors, norms and the item table are not decayed."""
+    warmup_steps: int = Field(default=100, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` falls to a twentieth of the learning rate at `training.max_epochs`."""
+    gradient_clip_norm: float = Field(default=5.0, gt=0)
+    """Largest norm of the gradient of all parameters together."""
+
+
+class TrainingConfig(Config):
+    """How long, and with what means."""
+
+    max_epochs: int = Field(default=200, gt=0)
+    patience: int = Field(default=10, gt=0)
+    """Validations without a better NDCG@10 before training stops."""
+    validate_every_epochs: int = Field(default=1, gt=0)
+    seed: int = Field(default=0, ge=0)
+    """Seeds weights, batches, masks, negatives and dropout, each from a generator of its own."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads of each worker; without it, the machine's cores over the workers on it."""
+    log_every_steps: int = Field(default=20, gt=0)
+    """Steps between two points of the TensorBoard loss curve."""
+
+
+class RankerConfig(Config):
+    """The LightGBM ranker over retrieval candidates."""
+
+    num_candidates: int = Field(default=100, gt=0)
+    """Candidates retrieved for a request and given to the ranker."""
+    recent_days: int = Field(default=30, gt=0)
+    """Days before the end of training that `log_recent_count` looks back."""
+    num_trees: int = Field(default=200, gt=0)
+    num_leaves: int = Field(default=31, gt=1)
+    learning_rate: float = Field(default=0.05, gt=0)
+    min_leaf_events: int = Field(default=50, gt=0)
+    """Fewest training rows in a leaf."""
+    holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the validation users kept aside to choose the number of trees."""
+
+
+class RunConfig(Config):
+    """A whole recipe."""
+
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    loss: LossConfig = LossConfig()
+    batches: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    split: SplitConfig = SplitConfig()
+    ranker: RankerConfig = RankerConfig()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with Passerelle."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Read a recipe by its name or from a TOML file.
+
+    Raises:
+        UserError: no such recipe or file, an unknown key, or a value out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{name_or_path}.toml"
+        if not path.is_file():
+            raise UserError(f"recipe {name_or_path!r}: not one of {', '.join(recipe_names())}, nor a .toml file")
+    return load_config(RunConfig, path, overrides)

@@ -1,0 +1,79 @@
+"""Batches of histories to be continued, with what is relevant and what must not be ranked.
+
+Shape legend: B users of a batch, B1 = B + 1, L padded length, G relevant items, S seen items of all users of the batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from passerelle.dataset import Dataset
+from passerelle.splits import EvaluationUsers
+from training.batches import Windows, gather_ragged
+from training.encoder import pad_right_aligned
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass
+class EvaluationBatch:
+    """Some users, with their history right-aligned in `items_BL`."""
+
+    items_BL: Tensor
+    """int64 item rows, at most `max_history` of them a user, 0 in the padding."""
+    seen_row_S: Tensor
+    """int64 user (position in the batch) of each item of the whole history."""
+    seen_item_S: Tensor
+    """int64 item row of each item of the whole history."""
+    relevant_rows_G: Int64Array
+    relevant_offsets_B1: Int64Array
+    positions_B: Int64Array
+    """Position of each user in the `EvaluationUsers` the batches were made from."""
+
+    @property
+    def num_relevant_B(self) -> Int64Array:
+        return np.diff(self.relevant_offsets_B1)
+
+
+class EvaluationBatches:
+    """All users of a part, grouped by length to a token budget; ranks take every `world_size`-th group."""
+
+    def __init__(
+        self, dataset: Dataset, users: EvaluationUsers, *, max_history: int, token_budget: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self._dataset, self._users, self._max_history = dataset, users, max_history
+        lengths_Q = np.minimum(users.history_end_Q - users.history_start_Q, max_history)
+        order_Q = np.argsort(-lengths_Q, kind="stable")
+        groups, start = [], 0
+        while start < len(order_Q):
+            size = max(1, token_budget // (int(lengths_Q[order_Q[start]]) + 1))
+            groups.append(order_Q[start : start + size])
+            start += size
+        self._groups = groups[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        for positions_B in self._groups:
+            yield self._batch(positions_B)
+
+    def _batch(self, positions_B: Int64Array) -> EvaluationBatch:
+        users, rows_E = self._users.take(positions_B), self._dataset.item_rows_E
+        start_B = np.maximum(users.history_start_Q, users.history_end_Q - self._max_history)
+        history_T, history_offsets_B1 = gather_ragged(Windows(start_B, users.history_end_Q))
+        seen_S, seen_offsets_B1 = gather_ragged(Windows(users.history_start_Q, users.history_end_Q))
+        relevant_G, relevant_offsets_B1 = gather_ragged(Windows(users.history_end_Q, users.target_end_Q))
+        items_T = torch.from_numpy(rows_E[history_T].astype(np.int64))
+        return EvaluationBatch(
+            items_BL=pad_right_aligned(items_T, torch.from_numpy(history_offsets_B1))[0],
+            seen_row_S=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(seen_offsets_B1))),
+            seen_item_S=torch.from_numpy(rows_E[seen_S].astype(np.int64)),
+            relevant_rows_G=rows_E[relevant_G].astype(np.int64),
+            relevant_offsets_B1=relevant_offsets_B1,
+            positions_B=positions_B,
+        )

@@ -1,0 +1,90 @@
+"""Train a run: the same function in one process, and in every worker of a Ray Train job."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from passerelle.dataset import Dataset
+from passerelle.splits import evaluation_users, make_split
+from training.batches import EpochBatches
+from training.bert4rec import MONITOR, Bert4Rec
+from training.callbacks import RunJournal
+from training.config import RunConfig
+from training.data import SequenceData
+from training.run import LAST, RunManifest, finish_run, start_run
+from training.statistics import item_statistics
+
+
+def fit(
+    dataset: Dataset,
+    config: RunConfig,
+    run_path: Path,
+    *,
+    resume: bool = False,
+    num_workers: int = 1,
+    strategy: Any = "auto",
+    plugins: Sequence[Any] = (),
+    callbacks: Sequence[pl.Callback] = (),
+    prepare: Callable[[pl.Trainer], pl.Trainer] | None = None,
+) -> None:
+    """Train until `max_epochs` or until `patience` validations bring nothing; rank zero writes the run.
+
+    Every rank calls this, between `start_run` and `finish_run` of the process that launches it.
+
+    Args:
+        num_workers: ranks in all; each takes its share of every step.
+        strategy, plugins, callbacks, prepare: what a cluster launcher adds to the Lightning trainer.
+
+    Raises:
+        UserError: the split leaves a part empty.
+    """
+    torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // num_workers))
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*", category=UserWarning)
+    warnings.filterwarnings("ignore", message=".*IterableDataset. has .__len__. defined.*", category=UserWarning)
+    split = make_split(dataset, config.split)
+    counts_R = item_statistics(dataset, split, config.ranker.recent_days).counts_R
+    steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
+    model = Bert4Rec(config, torch.from_numpy(counts_R), total_steps=steps_per_epoch * config.training.max_epochs)
+    checkpoint = ModelCheckpoint(dirpath=run_path / "checkpoints", filename="best", monitor=MONITOR, mode="max", save_last=True)
+    checkpoint.FILE_EXTENSION = ".ckpt"
+    trainer = pl.Trainer(
+        max_epochs=config.training.max_epochs,
+        check_val_every_n_epoch=config.training.validate_every_epochs,
+        precision=config.training.precision,
+        gradient_clip_val=config.optimizer.gradient_clip_norm,
+        log_every_n_steps=config.training.log_every_steps,
+        accelerator="auto",
+        devices="auto" if num_workers > 1 or strategy != "auto" else 1,
+        strategy=strategy,
+        plugins=list(plugins),
+        callbacks=[*callbacks, checkpoint, EarlyStopping(MONITOR, mode="max", patience=config.training.patience), RunJournal(run_path)],
+        logger=TensorBoardLogger(run_path, name="tensorboard", version=""),
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    if prepare is not None:
+        trainer = prepare(trainer)
+    last = run_path / LAST
+    data = SequenceData(dataset, split, evaluation_users(split, "validation"), config)
+    trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+
+
+def train_in_process(recipe: str, dataset: Dataset, config: RunConfig, run_path: Path, *, resume: bool = False) -> RunManifest:
+    """A whole run in this process: create or continue it, fit, seal it.
+
+    Raises:
+        UserError: the run may not be created or continued, or the split leaves a part empty.
+    """
+    manifest = start_run(run_path, recipe, dataset, config, resume=resume)
+    fit(dataset, config, run_path, resume=resume)
+    return finish_run(run_path, manifest)

@@ -1,0 +1,137 @@
+"""A run on disk: what was trained, on what, how far, and where its weights are.
+
+run/
+  manifest.json        configuration, dataset and its fingerprint, state, validation metrics, checksums
+  progress.json        epoch and step, rewritten about once a second while training
+  history.jsonl        one line an epoch: losses and validation metrics
+  checkpoints/         last.ckpt (to resume from) and best.ckpt (by validation NDCG@10)
+  tensorboard/         event files
+  evaluation.json      written by `passerelle evaluate`
+  ranker/              written by `passerelle train-ranker`
+"""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from passerelle.dataset import Dataset, open_dataset
+from passerelle.errors import UserError
+from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
+from training.bert4rec import MONITOR, Bert4Rec
+from training.callbacks import HISTORY
+from training.config import RunConfig
+
+LIBRARIES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
+BEST = "checkpoints/best.ckpt"
+LAST = "checkpoints/last.ckpt"
+
+
+class RunManifest(Manifest):
+    """What a run holds."""
+
+    KIND: ClassVar[str] = "run"
+    MADE_BY: ClassVar[str] = "passerelle train"
+
+    recipe: str
+    dataset: str
+    """Where the dataset was when training started."""
+    dataset_fingerprint: str
+    config: RunConfig
+    state: Literal["training", "complete"]
+    epochs: int
+    """Epochs trained so far."""
+    best_epoch: int | None
+    """Epoch of `best.ckpt`, the first is 1."""
+    validation: dict[str, float]
+    """Validation metrics of `best.ckpt`."""
+
+
+def start_run(path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool) -> RunManifest:
+    """Create a run, or check that an existing one may be continued with this configuration and dataset.
+
+    Raises:
+        UserError: the run exists and `resume` is false, or it was started with another configuration or dataset.
+    """
+    if (path / MANIFEST_NAME).exists():
+        if not resume:
+            raise UserError(f"{path} already holds a run: pass --resume to continue it, or choose another --out")
+        manifest = open_manifest(path, RunManifest, verify=False)
+        _check_same(manifest, dataset, config, path)
+        manifest = manifest.updated(config=config.model_dump(), state="training")
+    elif path.exists() and any(path.iterdir()):
+        raise UserError(f"{path} exists and is not a run: choose another --out")
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        common = provenance(RunManifest, path, (), LIBRARIES)
+        fields = {"recipe": recipe, "dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
+        progress = {"state": "training", "epochs": 0, "best_epoch": None, "validation": {}}
+        manifest = RunManifest.model_validate({**common, **fields, **progress, "config": config})
+    write_manifest(path, manifest)
+    return manifest
+
+
+def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path: Path) -> None:
+    if manifest.dataset_fingerprint != dataset.fingerprint():
+        raise UserError(f"{path} was trained on another dataset ({manifest.dataset}): it cannot be resumed on {dataset.path}")
+    before, now = manifest.config.model_dump(), config.model_dump()
+    may_change = ("max_epochs", "patience", "threads", "log_every_steps")
+    for section in now:
+        for key, value in now[section].items():
+            if value != before[section][key] and not (section == "training" and key in may_change):
+                raise UserError(
+                    f"{path}: {section}.{key} was {before[section][key]!r} and is now {value!r}: a resumed run keeps its values"
+                )
+
+
+def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
+    """Record that training ended: epochs trained, the best one with its metrics, checksums of the checkpoints."""
+    epochs_trained, best_epoch = (_read_checkpoint(path / name)["epoch"] + 1 for name in (LAST, BEST))
+    history = [json.loads(line) for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
+    best = next(line for line in history if line["epoch"] == best_epoch)
+    manifest = manifest.updated(
+        state="complete",
+        epochs=epochs_trained,
+        best_epoch=best_epoch,
+        validation={MONITOR: best[MONITOR]},
+        files=provenance(RunManifest, path, (BEST, LAST), LIBRARIES)["files"],
+    )
+    write_manifest(path, manifest)
+    return manifest
+
+
+def open_run(path: Path) -> RunManifest:
+    """Read and verify a run whose training has ended.
+
+    Raises:
+        UserError: not a run; not finished; or a checkpoint is missing or altered.
+    """
+    manifest = open_manifest(path, RunManifest)
+    if manifest.state != "complete":
+        raise UserError(f"{path}: training has not ended: continue it with `passerelle train --resume`")
+    return manifest
+
+
+def open_run_dataset(manifest: RunManifest, path: Path | None = None) -> Dataset:
+    """The dataset a run was trained on, from where it was or from `path`.
+
+    Raises:
+        UserError: it is no longer there, or is not the same data.
+    """
+    dataset = open_dataset(path or Path(manifest.dataset))
+    if dataset.fingerprint() != manifest.dataset_fingerprint:
+        raise UserError(f"{dataset.path} is not the data this run was trained on (prepared again with other settings?)")
+    return dataset
+
+
+def load_model(path: Path, manifest: RunManifest, dataset: Dataset) -> Bert4Rec:
+    """The best checkpoint of a run, in evaluation mode, on the CPU."""
+    model = Bert4Rec(manifest.config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1)
+    model.load_state_dict(_read_checkpoint(path / BEST)["state_dict"])
+    return model.eval()
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
