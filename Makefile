@@ -1,0 +1,53 @@
+# `make help` lists the targets. Each is self-contained: on a fresh machine it first does what `make setup` does.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help setup demo serve test test-slow test-gpu check docs clean distclean
+
+# `make setup CUDA=1` for a machine with an NVIDIA GPU. Once installed, the other targets keep what is there.
+installed := $(firstword $(file <.venv/passerelle-installed))
+flavour := $(if $(filter-out 0,$(CUDA)),cuda,$(if $(CUDA),cpu,$(or $(installed),cpu)))
+bin := .venv/bin
+pytest := $(bin)/python -m pytest --quiet
+
+help:  ## List these targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup:  ## Create .venv and install everything, pinned; the second time does nothing (CUDA=1 for an NVIDIA GPU)
+	@requirements/install.sh $(flavour)
+
+demo: setup  ## MovieLens-1M from raw ratings to recommendations, on this machine
+	@exec $(bin)/python -m ray_cluster.demo
+
+serve: setup  ## The same, and leave it serving until Ctrl-C
+	@exec $(bin)/python -m ray_cluster.demo --keep-serving
+
+test: setup  ## Tests, without the slow ones and those for a GPU
+	@$(pytest) -m "not slow and not gpu"
+
+test-slow: setup  ## Tests that take more than half a minute each
+	@$(pytest) -m "slow and not gpu"
+
+test-gpu: setup  ## Tests that need a CUDA device
+	@$(pytest) -m gpu
+
+check: setup  ## Format, lint, types, import directions, and whether docs/cli.md is current
+	@$(bin)/ruff format --check --quiet . || { echo "check: run .venv/bin/ruff format"; exit 1; }
+	@$(bin)/ruff check --quiet .
+	@$(bin)/mypy --no-error-summary
+	@$(bin)/mypy --no-error-summary --strict docs/generate_cli.py
+	@$(bin)/lint-imports --no-logo
+	@$(bin)/python docs/generate_cli.py --check
+	@echo "check: all clean"
+
+docs: setup  ## Write docs/cli.md anew
+	@$(bin)/python docs/generate_cli.py
+
+clean:  ## Remove artifacts, published model versions and caches; .venv stays
+	@rm -rf artifacts dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf model_repository/*/[0-9]* model_repository/published.json
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## The same, and .venv
+	@rm -rf .venv

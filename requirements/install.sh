@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Create .venv and install what the requirement files pin; do nothing when that is already so. Called by `make setup`.
+#   requirements/install.sh cpu|cuda
+#   PYTHON=/opt/python3.12/bin/python3 requirements/install.sh cpu
+set -euo pipefail
+cd "$(dirname "$0")/.."
+flavour=${1:?say cpu or cuda}
+stamp=.venv/passerelle-installed     # flavour and digest of the last complete install
+begun=.venv/passerelle-installing    # there while pip works: if it is there at the start, the last run was cut short
+
+# The folder is part of the digest because the editable install and the scripts hold its name.
+digest=$({ pwd; cat requirements/{install.sh,base.txt,dev.txt,lock.txt,"torchrec-$flavour.txt"} pyproject.toml; } | sha256sum | cut -c 1-64)
+if [[ -e $stamp && ! -e $begun && $(<"$stamp") == "$flavour $digest" ]]; then
+    exit 0
+fi
+
+# The end of the range is what the Triton server's Python stubs cover.
+fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+        if "$candidate" -c "$fits" 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "setup: Python 3.11, 3.12 or 3.13 is needed, and none of these is one: ${PYTHON:-python3.11 python3.12 python3.13 python3}." \
+        "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2
+    return 1
+}
+
+keep_environment() {
+    [[ ! -e $begun ]] || return 1                                           # a half-installed package looks installed to pip
+    [[ ! -e $stamp || $(<"$stamp") == "$flavour "* ]] || return 1           # the two fbgemm builds overwrite each other's files
+    grep --quiet --fixed-strings "$PWD/.venv/bin/" .venv/bin/pip || return 1  # moved or copied: its scripts start another Python
+    .venv/bin/python -c "import pip; $fits"
+}
+
+if ! keep_environment 2>/dev/null; then
+    python=$(find_python)
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        echo "setup: $python has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2
+        exit 1
+    fi
+    echo "setup: creating .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv
+fi
+
+rm -f "$stamp"
+touch "$begun"
+pip=(.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check --constraint requirements/lock.txt)
+echo "setup: installing ($flavour); about two minutes with an empty pip cache"
+"${pip[@]}" --requirement requirements/base.txt --requirement requirements/dev.txt
+"${pip[@]}" --no-deps --requirement "requirements/torchrec-$flavour.txt"
+"${pip[@]}" --no-deps --no-build-isolation --editable .
+rm "$begun"
+echo "$flavour $digest" >"$stamp"
+echo "setup: done. Next: make demo, or .venv/bin/passerelle doctor"
