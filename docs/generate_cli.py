@@ -1,0 +1,51 @@
+"""Write docs/cli.md, the reference of the command line, from the help of every verb.
+
+python docs/generate_cli.py          # or: make docs
+python docs/generate_cli.py --check  # exit status 1 when the file is not what would be written
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from passerelle.files import write_text
+from ray_cluster.cli.main import VERBS, passerelle
+
+TARGET = Path(__file__).parent / "cli.md"
+WIDTH = 110
+INTRODUCTION = """\
+# The command line
+
+Written by `make docs` from the help of each verb: edit the verb, not this file. `passerelle VERB --help` prints the same text.
+
+A mistake in what you give a verb is one line on stderr and exit status 1, or 2 when it is the command line itself; Ctrl-C is 130.
+"""
+
+
+def sections() -> Iterator[tuple[str, str]]:
+    """Title and help text of the command itself, then of every verb in the order a user meets them."""
+    root = click.Context(passerelle, info_name="passerelle", terminal_width=WIDTH)
+    yield "passerelle", passerelle.get_help(root)
+    for verb in VERBS:
+        command = passerelle.get_command(root, verb)
+        assert command is not None
+        yield f"passerelle {verb}", command.get_help(click.Context(command, info_name=verb, parent=root, terminal_width=WIDTH))
+
+
+def reference() -> str:
+    """The whole page."""
+    return INTRODUCTION + "".join(f"\n## {title}\n```text\n{text.rstrip()}\n```\n" for title, text in sections())
+
+
+def main() -> None:
+    """Write the page, or with `--check` say whether it is current."""
+    if sys.argv[1:] != ["--check"]:
+        write_text(TARGET, reference())
+    elif not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != reference():
+        sys.exit("docs/cli.md is not current: run make docs")
+
+
+if __name__ == "__main__":
+    main()
