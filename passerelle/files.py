@@ -45,6 +45,16 @@ def write_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Called before long work whose result goes to `path`.
+
+    Raises:
+        UserError: `path` already exists and `overwrite` is false.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} already exists: choose another --out, or pass --overwrite to replace it")
+
+
 @contextmanager
 def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a scratch directory that becomes `path` when the block ends well, and vanishes when it does not.
@@ -52,8 +62,7 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         UserError: `path` already exists and `overwrite` is false.
     """
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} already exists: choose another --out, or pass --overwrite to replace it")
+    refuse_existing(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     scratch.mkdir()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from passerelle.config import Config, validate
 from passerelle.errors import UserError
@@ -96,8 +96,24 @@ def open_manifest(directory: Path, model: type[M], *, verify: bool = True) -> M:
         raise UserError(f"{where}: format {version}, this code reads {model.FORMAT_VERSION}: make it again with `{model.MADE_BY}`")
     manifest = validate(model, values, str(where))
     for name, entry in manifest.files.items():
-        _check_file(directory / name, entry, model, verify=verify)
+        _check_file(directory / name, entry, model.KIND, model.MADE_BY, verify=verify)
     return manifest
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """A manifest of any kind as plain values, its files verified; for tools that only report.
+
+    Raises:
+        UserError: as `open_manifest`.
+    """
+    values = _read(directory, "dataset, run or bundle")
+    files = values.get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"{directory / MANIFEST_NAME}: names no files")
+    for name, entry in files.items():
+        checked = validate(FileEntry, entry, f"{directory / MANIFEST_NAME}: files.{name}")
+        _check_file(directory / name, checked, str(values.get("kind")), "the command that made it", verify=True)
+    return values
 
 
 def _read(directory: Path, expected: str) -> dict[str, object]:
@@ -115,10 +131,10 @@ def _read(directory: Path, expected: str) -> dict[str, object]:
     return values
 
 
-def _check_file(path: Path, entry: FileEntry, model: type[Manifest], *, verify: bool) -> None:
-    remedy = f"copy it again or make it anew with `{model.MADE_BY}`"
+def _check_file(path: Path, entry: FileEntry, kind: str, made_by: str, *, verify: bool) -> None:
+    remedy = f"copy it again or make it anew with `{made_by}`"
     if not path.is_file():
-        raise UserError(f"{path}: missing from this {model.KIND}: {remedy}")
+        raise UserError(f"{path}: missing from this {kind}: {remedy}")
     size_bytes = path.stat().st_size
     if size_bytes != entry.size_bytes:
         raise UserError(f"{path}: {size_bytes} bytes where the manifest says {entry.size_bytes}: {remedy}")

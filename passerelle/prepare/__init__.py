@@ -1,0 +1,11 @@
+"""Raw logs to a dataset: `find_source`, then `prepare`.
+
+A TOML file (`PrepareConfig`) says which files and columns; the presets in `presets/` are such files.
+"""
+
+from passerelle.prepare.config import PrepareConfig, load_prepare_config, preset_names
+from passerelle.prepare.pipeline import prepare
+from passerelle.prepare.quality import QualityReport, report_rows
+from passerelle.prepare.sources import find_source
+
+__all__ = ["PrepareConfig", "QualityReport", "find_source", "load_prepare_config", "prepare", "preset_names", "report_rows"]

@@ -1,0 +1,280 @@
+"""What a TOML file says about somebody's logs: which files, which columns, which rows to keep, which features."""
+
+import codecs
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AfterValidator, Field, model_validator
+
+from passerelle.config import Config, load_config
+from passerelle.dataset import FeatureKind
+from passerelle.errors import UserError
+from passerelle.ids import ITEM_ID, USER_ID
+from passerelle.prepare.moments import TimestampUnit, format_regex
+
+IdType = Literal["int64", "string"]
+PRESETS = Path(__file__).parent / "presets"
+
+_CSV_ONLY = ("separator", "columns", "encoding", "quoting")
+
+
+def _regex(pattern: str) -> str:
+    try:
+        pc.match_substring_regex(pa.array([""]), pattern)
+    except pa.ArrowInvalid as error:
+        raise ValueError(str(error)) from None
+    return pattern
+
+
+def _regex_with_value(pattern: str) -> str:
+    if "(?P<value>" not in _regex(pattern):
+        raise ValueError(r"name the part to keep with (?P<value>...), as in \((?P<value>\d{4})\)$")
+    return pattern
+
+
+def _encoding(name: str) -> str:
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        raise ValueError("unknown encoding; usual ones are utf-8, latin-1 and cp1252") from None
+
+
+class TableConfig(Config):
+    """Files of one shape, and how to read them."""
+
+    files: tuple[str, ...]
+    """Names or globs relative to the source folder; `x.csv` also finds `x.csv.gz`, and the other way round."""
+    format: Literal["csv", "parquet", "jsonl"] = "csv"
+    """`csv` is any text with one row a line, `jsonl` one JSON object a line."""
+    separator: str = Field(default=",", min_length=1)
+    """csv: what stands between two values; may be several characters, such as `::`."""
+    columns: tuple[str, ...] | None = None
+    """csv: column names of files without a header line; absent, the first line is the header."""
+    encoding: Annotated[str, AfterValidator(_encoding)] = "utf-8"
+    """csv: text encoding."""
+    quoting: bool = True
+    """csv: whether `"` encloses values that hold the separator or a new line."""
+    null_values: tuple[str, ...] = ("",)
+    """Texts that stand for a missing value."""
+
+    @model_validator(mode="after")
+    def _csv_options(self) -> Self:
+        foreign = [name for name in _CSV_ONLY if name in self.model_fields_set]
+        if self.format != "csv" and foreign:
+            raise ValueError(f"{', '.join(foreign)}: only for format csv, not {self.format}")
+        if len(self.separator.encode()) > 1 and self.quoting and self.format == "csv":
+            raise ValueError(f"separator {self.separator!r} is more than one byte: set quoting = false")
+        return self
+
+
+class Condition(Config):
+    """Keep a row only where this holds; a missing value never does, except under `is_null`."""
+
+    column: str
+    operator: Literal[">", ">=", "<", "<=", "==", "!=", "in", "matches", "not_matches", "is_null", "not_null"]
+    """`matches` searches for a regular expression (RE2)."""
+    value: float | str | tuple[str, ...] | None = None
+    """A number compares as a number, text compares as text (so ISO dates are in order); a list for `in`."""
+
+    @model_validator(mode="after")
+    def _value_fits(self) -> Self:
+        wanted: dict[str, tuple[type, ...]] = {
+            "in": (tuple,),
+            "matches": (str,),
+            "not_matches": (str,),
+            "is_null": (type(None),),
+            "not_null": (type(None),),
+        }
+        if not isinstance(self.value, wanted.get(self.operator, (float, str))):
+            raise ValueError(f"operator {self.operator} does not go with value {self.value!r}")
+        if self.operator in ("matches", "not_matches"):
+            _regex(str(self.value))
+        return self
+
+    def __str__(self) -> str:
+        value = f"{self.value:g}" if isinstance(self.value, float) else self.value
+        return f"{self.column} {self.operator}" + ("" if value is None else f" {value}")
+
+
+class EventsConfig(TableConfig):
+    """Files of events: who did what to which item, and when."""
+
+    user_id: str
+    """Column of the user."""
+    item_id: str
+    """Column of the item."""
+    timestamp: str
+    """Column of the time."""
+    timestamp_unit: TimestampUnit = "s"
+    """Seconds, milliseconds or microseconds since 1970 (integers or fractions), or `iso`: ISO 8601 text or a date column, UTC where it
+    names no offset."""
+    timestamp_format: str | None = None
+    """With `iso`: the text's own format, of %Y %m %d %H %M %S %f %z %b, such as `%d/%m/%Y %H:%M`."""
+    event_type: str = "event"
+    """What the events of these files are."""
+    weight: float = Field(default=1.0, gt=0)
+    """Weight of one event of this type."""
+    event_type_column: str | None = None
+    """Column that says what each event is, instead of `event_type`."""
+    event_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """With `event_type_column`: weight of each type to keep; rows of other types are dropped and counted."""
+    where: tuple[Condition, ...] = ()
+    """Rows to keep: all conditions hold."""
+
+    @model_validator(mode="after")
+    def _events_options(self) -> Self:
+        if not self.files:
+            raise ValueError("files: name at least one")
+        if self.timestamp_format is not None:
+            if self.timestamp_unit != "iso":
+                raise ValueError('timestamp_format goes with timestamp_unit = "iso"')
+            format_regex(self.timestamp_format)
+        if (self.event_type_column is None) != (not self.event_weights):
+            raise ValueError("event_type_column and event_weights go together")
+        if self.event_type_column is not None and self.model_fields_set & {"event_type", "weight"}:
+            raise ValueError("event_type and weight do not go with event_type_column: put the weights in event_weights")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each event type these files hold."""
+        return dict(self.event_weights) if self.event_type_column else {self.event_type: self.weight}
+
+
+class FeatureConfig(Config):
+    """One feature of items or users."""
+
+    kind: FeatureKind
+    """`categorical` text, `multi_categorical` list of texts, `numeric` float64, or `text` for people and encoders."""
+    column: str | None = None
+    """Column that holds it."""
+    flags: tuple[str, ...] = ()
+    """`multi_categorical` spread over one 0/1 column a value, instead of `column`; the columns' names are the values."""
+    separator: str | None = Field(default=None, min_length=1)
+    """`multi_categorical` in one text: what stands between two values."""
+    extract: Annotated[str, AfterValidator(_regex_with_value)] | None = None
+    """Regular expression (RE2) whose group `(?P<value>...)` is the feature; missing where it does not match."""
+    from_events: Literal["last", "most_frequent"] | None = None
+    """Take it from the event files' column: the last value by time, or the most frequent one (in a tie, the one met first)."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.column is None) == (not self.flags):
+            raise ValueError("give either column or flags")
+        if self.flags and (self.kind != "multi_categorical" or self.from_events or self.extract or self.separator):
+            raise ValueError("flags make a multi_categorical feature of the table alone, without separator, extract or from_events")
+        if self.separator and self.kind != "multi_categorical":
+            raise ValueError("separator is for kind multi_categorical")
+        return self
+
+    def columns(self) -> tuple[str, ...]:
+        """Columns it is made from."""
+        return self.flags if self.column is None else (self.column,)
+
+
+class EntityConfig(TableConfig):
+    """Table of items or of users, one row each; without files, features come from the events."""
+
+    files: tuple[str, ...] = ()
+    id: str | None = None
+    """Column of the id."""
+    features: dict[str, FeatureConfig] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _entity_options(self) -> Self:
+        if bool(self.files) != (self.id is not None):
+            raise ValueError("files and id go together")
+        orphans = [name for name, feature in self.features.items() if not feature.from_events and not self.files]
+        if orphans:
+            raise ValueError(f"features {', '.join(orphans)}: no files to take them from; name files, or set from_events")
+        for reserved in (ITEM_ID, USER_ID):
+            if reserved in self.features:
+                raise ValueError(f"features {reserved}: the name is taken")
+        return self
+
+
+class FiltersConfig(Config):
+    """Which events stay, in this order: duplicates, repeats, minimum counts."""
+
+    drop_duplicates: bool = True
+    """Keep one of the events with the same user, item, timestamp and type."""
+    first_event_per_pair: bool = False
+    """Keep only the first event of a (user, item) pair."""
+    min_item_events: int = Field(default=1, ge=1)
+    min_user_events: int = Field(default=1, ge=1)
+    iterate: bool = True
+    """Repeat the minimum counts until both hold (k-core); otherwise items once, then users once."""
+
+
+class SourceConfig(Config):
+    """Where a preset's files come from."""
+
+    folder: str
+    """Name of their folder under `$PASSERELLE_DATA`, `../shared/data` and the cache."""
+    page: str
+    """Web page of the owner."""
+    instructions: str
+    """What to fetch there, and which files to put in the folder."""
+    url: str | None = None
+    """Zip archive to download when the files are nowhere; only with `sha256`."""
+    sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if (self.url is None) != (self.sha256 is None):
+            raise ValueError("url and sha256 go together")
+        return self
+
+
+class PrepareConfig(Config):
+    """Everything `passerelle prepare` needs to know."""
+
+    name: str
+    """What the data set is called."""
+    title: str | None = None
+    """Item feature shown to people."""
+    item_id_type: IdType
+    user_id_type: IdType
+    on_bad_rows: Literal["error", "drop"] = "error"
+    """A row that cannot be understood stops everything, or is dropped and counted (a feature's bad value becomes missing)."""
+    source: SourceConfig | None = None
+    events: tuple[EventsConfig, ...] = Field(min_length=1)
+    items: EntityConfig = EntityConfig()
+    users: EntityConfig = EntityConfig()
+    filters: FiltersConfig = FiltersConfig()
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        if self.title is not None and self.title not in self.items.features:
+            raise ValueError(f"title {self.title!r} is not an item feature; there are: {', '.join(self.items.features) or 'none'}")
+        if len(self.event_types()) > 256:
+            raise ValueError(f"{len(self.event_types())} event types, at most 256 are possible")
+        return self
+
+    def event_types(self) -> tuple[str, ...]:
+        """Names of the event types, in code order."""
+        return tuple(dict.fromkeys(name for block in self.events for name in block.weights()))
+
+
+def preset_names() -> list[str]:
+    """Presets that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_prepare_config(preset_or_toml: str, overrides: Sequence[str] = ()) -> PrepareConfig:
+    """Read a preset by its name, or a TOML file by its path.
+
+    Raises:
+        UserError: neither a preset nor a file, or the configuration is wrong.
+    """
+    if re.fullmatch(r"[\w-]+", preset_or_toml) and not Path(preset_or_toml).is_file():
+        if preset_or_toml not in preset_names():
+            near = difflib.get_close_matches(preset_or_toml, preset_names(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(preset_names())}; or give the path of a TOML file"
+            raise UserError(f"{preset_or_toml}: no such preset; {hint}")
+        return load_config(PrepareConfig, PRESETS / f"{preset_or_toml}.toml", overrides)
+    return load_config(PrepareConfig, Path(preset_or_toml), overrides)

@@ -1,0 +1,166 @@
+"""From raw logs to a dataset: read, filter, sort, number, describe, write.
+
+Shape legend: E events read, K events kept, U users, U1 = U + 1, I items.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from passerelle.dataset import Dataset, write_dataset
+from passerelle.errors import UserError
+from passerelle.files import refuse_existing
+from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, MAX_ITEM_ROW, USER_ID
+from passerelle.manifest import MANIFEST_NAME
+from passerelle.prepare.config import EntityConfig, PrepareConfig
+from passerelle.prepare.events import Encoded, EventLog, read_events
+from passerelle.prepare.filters import select_events
+from passerelle.prepare.quality import QualityReport, distinct_pairs, iso
+from passerelle.prepare.tables import EntityEvents, EntityTable, build_table
+from passerelle.prepare.tally import Tally
+from passerelle.progress import Progress, silent
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The events that stay, by (user, time), numbered densely."""
+
+    places_K: Int64Array
+    """Place of each event in the log."""
+    timestamps_ms_K: Int64Array
+    event_types_K: npt.NDArray[np.uint8]
+    user_rows_K: npt.NDArray[np.int32]
+    item_places_K: npt.NDArray[np.int32]
+    user_ids: pa.Array
+    item_ids: pa.Array
+    offsets_U1: Int64Array
+
+
+def prepare(config: PrepareConfig, source: Path, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Dataset:
+    """Make a dataset of the files in `source`.
+
+    Users and items are numbered in ascending order of their ids; a user's events are sorted by time, ties in file order.
+
+    Raises:
+        UserError: a file or a column is missing, a row cannot be understood, nothing is left after the filters, or `out` exists.
+    """
+    started = time.perf_counter()
+    refuse_existing(out, overwrite=overwrite)
+    if out.exists() and not (out / MANIFEST_NAME).is_file():
+        raise UserError(f"{out}: --overwrite replaces only a directory made by passerelle, and this one has no {MANIFEST_NAME}")
+    tally = Tally(config.on_bad_rows)
+    log = read_events(config, source, tally, progress)
+    progress("sort and filter", 0, 1)
+    kept = _kept(log, config, tally)
+    progress("sort and filter", 1, 1)
+    users = _table(USER_ID, config.users, kept.user_ids, kept.user_rows_K, log, kept, source, tally, progress)
+    items = _table(ITEM_ID, config.items, kept.item_ids, kept.item_places_K, log, kept, source, tally, progress)
+    report = _report(config, kept, users, items, tally, time.perf_counter() - started)
+    progress("write", 0, 1)
+    dataset = write_dataset(
+        out,
+        item_rows_E=kept.item_places_K.astype(np.int64) + FIRST_ITEM_ROW,
+        timestamps_ms_E=kept.timestamps_ms_K,
+        event_types_E=kept.event_types_K,
+        weights_E=log.weights_E[kept.places_K],
+        offsets_U1=kept.offsets_U1,
+        users=users.table,
+        items=items.table,
+        description={
+            "name": config.name,
+            "event_types": config.event_types(),
+            "user_features": _feature_columns(config.users),
+            "item_features": _feature_columns(config.items),
+            "title": config.title,
+            "config": config.model_dump(mode="json"),
+            "quality": report.model_dump(mode="json"),
+        },
+        overwrite=overwrite,
+    )
+    progress("write", 1, 1)
+    return dataset
+
+
+def _kept(log: EventLog, config: PrepareConfig, tally: Tally) -> _Kept:
+    places_K, dropped = select_events(log.users.codes_E, log.items.codes_E, log.timestamps_ms_E, log.event_types_E, config.filters)
+    for reason, count in dropped.items():
+        tally.drop(reason, count)
+    if not len(places_K):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in tally.dropped.items() if count)
+        raise UserError(f"{config.name}: no event is left of {tally.rows_read} rows read; dropped: {reasons or 'nothing'}")
+    user_rows_K, user_ids = _dense(log.users, places_K)
+    item_places_K, item_ids = _dense(log.items, places_K)
+    if len(item_ids) + FIRST_ITEM_ROW > MAX_ITEM_ROW:
+        raise UserError(f"{config.name}: {len(item_ids)} items, at most {MAX_ITEM_ROW - FIRST_ITEM_ROW} are possible")
+    return _Kept(
+        places_K=places_K,
+        timestamps_ms_K=log.timestamps_ms_E[places_K],
+        event_types_K=log.event_types_E[places_K],
+        user_rows_K=user_rows_K,
+        item_places_K=item_places_K,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        offsets_U1=np.concatenate([[0], np.cumsum(np.bincount(user_rows_K))]).astype(np.int64),
+    )
+
+
+def _dense(encoded: Encoded, places_K: Int64Array) -> tuple[npt.NDArray[np.int32], pa.Array]:
+    """Codes of the events that stay, without gaps, and the ids that are left."""
+    codes_K = encoded.codes_E[places_K]
+    used = np.flatnonzero(np.bincount(codes_K, minlength=len(encoded.values)))
+    renumbered = np.empty(len(encoded.values), dtype=np.int32)
+    renumbered[used] = np.arange(len(used), dtype=np.int32)
+    return renumbered[codes_K], encoded.values.take(pa.array(used))
+
+
+def _table(
+    name: str,
+    config: EntityConfig,
+    ids: pa.Array,
+    rows_K: npt.NDArray[np.int32],
+    log: EventLog,
+    kept: _Kept,
+    source: Path,
+    tally: Tally,
+    progress: Progress,
+) -> EntityTable:
+    events = EntityEvents(rows_K, len(ids), kept.timestamps_ms_K, kept.places_K, log.columns)
+    return build_table(name, ids, config, source, events=events, tally=tally, progress=progress)
+
+
+def _report(config: PrepareConfig, kept: _Kept, users: EntityTable, items: EntityTable, tally: Tally, seconds: float) -> QualityReport:
+    num_users, num_items = users.table.num_rows, items.table.num_rows
+    lengths_U = np.diff(kept.offsets_U1)
+    tied_K = (np.diff(kept.user_rows_K) == 0) & (np.diff(kept.timestamps_ms_K) == 0)
+    by_type = np.bincount(kept.event_types_K, minlength=len(config.event_types())).tolist()
+    return QualityReport(
+        rows_read=tally.rows_read,
+        dropped=tally.dropped,
+        events=len(kept.places_K),
+        users=num_users,
+        items=num_items,
+        events_by_type=dict(zip(config.event_types(), by_type, strict=True)),
+        density=distinct_pairs(kept.user_rows_K, kept.item_places_K, num_items) / (num_users * num_items),
+        first_event=iso(int(kept.timestamps_ms_K.min())),
+        last_event=iso(int(kept.timestamps_ms_K.max())),
+        median_history=float(np.median(lengths_U)),
+        longest_history=int(lengths_U.max()),
+        tied_events=int(tied_K.sum()),
+        missing_values={**users.missing, **items.missing},
+        bad_values=tally.bad_values,
+        items_without_row=items.without_row,
+        users_without_row=users.without_row,
+        repeated_item_rows=items.repeated_rows,
+        repeated_user_rows=users.repeated_rows,
+        seconds=round(seconds, 3),
+    )
+
+
+def _feature_columns(config: EntityConfig) -> tuple[dict[str, str], ...]:
+    return tuple({"name": name, "kind": feature.kind} for name, feature in config.features.items())

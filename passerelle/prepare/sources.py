@@ -1,0 +1,136 @@
+"""Find a data set's files: where the user says, where data usually lies, or at the owner's."""
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from passerelle.errors import UserError
+from passerelle.files import new_directory, sha256_of
+from passerelle.prepare.config import PrepareConfig, SourceConfig
+from passerelle.progress import Progress, silent
+
+_CHUNK_BYTES = 1 << 18
+_TIMEOUT_S = 30
+
+
+def resolve_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """Files of a folder that match names or globs, in the patterns' order, then by name; `x.csv` stands for `x.csv.gz` too.
+
+    Raises:
+        UserError: a pattern finds nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        plain = pattern.removesuffix(".gz")
+        matches = {path for each in (plain, f"{plain}.gz") for path in _glob(folder, each)}
+        # the same file twice, packed and unpacked, is one file
+        unpacked = [path for path in sorted(matches) if not (path.suffix == ".gz" and path.with_suffix("") in matches)]
+        if not unpacked:
+            held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            there = f"it holds {', '.join(held[:12])}{' ...' if len(held) > 12 else ''}" if held else "it is empty or not a folder"
+            raise UserError(f"{folder}: no file {plain} or {plain}.gz; {there}")
+        found.update(dict.fromkeys(unpacked))
+    return list(found)
+
+
+def _glob(folder: Path, pattern: str) -> Iterator[Path]:
+    if any(sign in pattern for sign in "*?["):
+        yield from (path for path in folder.glob(pattern) if path.is_file())
+    elif (folder / pattern).is_file():
+        yield folder / pattern
+
+
+def _holds(folder: Path, config: PrepareConfig) -> bool:
+    try:
+        for table in (*config.events, config.items, config.users):
+            resolve_files(folder, table.files)
+    except UserError:
+        return False
+    return True
+
+
+def cache_folder() -> Path:
+    """The user's cache directory for downloaded data."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passerelle"
+
+
+def find_source(config: PrepareConfig, explicit: Path | None, beside: Path | None = None, progress: Progress = silent) -> Path:
+    """The folder that holds the files of a configuration.
+
+    Looks at `explicit`; else `$PASSERELLE_DATA/<folder>`, `$PASSERELLE_DATA`, `../shared/data/<folder>`, the cache; else downloads, where
+    the archive's checksum is known. A configuration without `[source]` reads `beside`, the folder of its TOML file.
+
+    Raises:
+        UserError: the files are nowhere; says where to get them.
+    """
+    if explicit is not None:
+        if not explicit.is_dir():
+            raise UserError(f"{explicit}: no such folder; --source takes the folder that holds {_wanted(config)}")
+        return explicit
+    if config.source is None:
+        if beside is None:
+            raise UserError(f"{config.name}: pass --source, the folder that holds {_wanted(config)}")
+        return beside
+    given = os.environ.get("PASSERELLE_DATA")
+    candidates = [Path(given) / config.source.folder, Path(given)] if given else []
+    candidates += [Path("../shared/data") / config.source.folder, cache_folder() / config.source.folder]
+    for candidate in candidates:
+        if _holds(candidate, config):
+            return candidate
+    if config.source.url is None:
+        raise UserError(
+            f"{config.name}: no {_wanted(config)} in {', '.join(map(str, candidates))}: get them at {config.source.page} "
+            f"({config.source.instructions}) and pass their folder with --source"
+        )
+    return _download(config, config.source, cache_folder() / config.source.folder, progress)
+
+
+def _wanted(config: PrepareConfig) -> str:
+    return ", ".join(name for table in (*config.events, config.items, config.users) for name in table.files)
+
+
+def _download(config: PrepareConfig, source: SourceConfig, folder: Path, progress: Progress) -> Path:
+    assert source.url is not None
+    remedy = f"get it at {source.page} ({source.instructions}) and pass its folder with --source"
+    archive = folder.with_name(f".{source.folder}.{os.getpid()}.zip")
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _fetch(source.url, archive, progress)
+        if sha256_of(archive) != source.sha256:
+            raise UserError(f"{source.url}: the archive's SHA-256 is not the known one, it was not used: {remedy}")
+        with new_directory(folder, overwrite=True) as scratch:
+            _unpack(archive, scratch)
+            if not _holds(scratch, config):
+                raise UserError(f"{source.url}: the archive does not hold {_wanted(config)}: {remedy}")
+    except (urllib.error.URLError, TimeoutError, ConnectionError, zipfile.BadZipFile) as error:
+        raise UserError(f"{source.url}: cannot be downloaded ({error}): {remedy}") from None
+    finally:
+        archive.unlink(missing_ok=True)
+    return folder
+
+
+def _fetch(url: str, target: Path, progress: Progress) -> None:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer, target.open("wb") as sink:
+        total = int(answer.headers.get("Content-Length") or 0)
+        done = 0
+        while chunk := answer.read(_CHUNK_BYTES):
+            sink.write(chunk)
+            done += len(chunk)
+            progress("download (kB)", done // 1000, max(total, done) // 1000)
+        if done < total:
+            raise urllib.error.ContentTooShortError(f"{done} of {total} bytes came", None)  # type: ignore[arg-type]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Put the archive's files side by side in a folder; the folders inside it are dropped, so that no name leads out of it."""
+    with zipfile.ZipFile(archive) as members:
+        for member in members.infolist():
+            name = PurePosixPath(member.filename).name
+            if member.is_dir() or not name:
+                continue
+            with members.open(member) as packed, (folder / name).open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)

@@ -1,0 +1,205 @@
+"""The tables of users and items: one row an id that has events, with the features of a file or of the events themselves.
+
+Shape legend: T rows of a table file, N entities (users or items), K kept events, C columns of flags.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from passerelle.errors import UserError
+from passerelle.prepare.config import EntityConfig, FeatureConfig
+from passerelle.prepare.events import Encoded
+from passerelle.prepare.readers import read_batches
+from passerelle.prepare.sources import resolve_files
+from passerelle.prepare.tally import Tally, first_example
+from passerelle.prepare.values import as_text, parse_int64, parse_numbers, to_numpy_bool
+from passerelle.progress import Progress
+
+IntArray = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class EntityTable:
+    """Users or items with their features."""
+
+    table: pa.Table
+    """The id first, then the features, in the ids' order."""
+    missing: dict[str, int]
+    """Ids without a value, by feature."""
+    without_row: int
+    """Ids that have events but no row in the files; 0 without files."""
+    repeated_rows: int
+    """Rows of the files whose id was there before; the first one counts."""
+
+
+@dataclass(frozen=True)
+class EntityEvents:
+    """The events kept, seen from the entities: which one each event belongs to, in (user, time) order, with feature columns."""
+
+    rows_K: IntArray
+    """Place of each event's entity."""
+    num_entities: int
+    timestamps_ms_K: npt.NDArray[np.int64]
+    places_K: npt.NDArray[np.int64]
+    """Place of each event in the log, in file order."""
+    columns: dict[str, Encoded]
+
+    def pick(self, feature: FeatureConfig) -> pa.Array:
+        """One value an entity, as text; null where no event has one."""
+        assert feature.column is not None
+        encoded = self.columns[feature.column]
+        codes_K = encoded.codes_E[self.places_K].astype(np.int64)
+        known = np.flatnonzero(codes_K >= 0)
+        rows, codes = self.rows_K[known], codes_K[known]
+        if feature.from_events == "last":
+            order = np.lexsort((self.places_K[known], self.timestamps_ms_K[known]))
+        else:
+            # of equally frequent values the one met first has the smallest code, so it is put last
+            pairs, counts = np.unique(rows * np.int64(len(encoded.values) + 1) + codes, return_counts=True)
+            rows, codes = np.divmod(pairs, len(encoded.values) + 1)
+            order = np.lexsort((-codes, counts))
+        chosen_N = np.full(self.num_entities, -1, dtype=np.int64)
+        chosen_N[rows[order]] = codes[order]  # numpy keeps the last of several values for one place
+        return encoded.values.take(pa.array(chosen_N, mask=chosen_N < 0))
+
+
+def build_table(
+    name: str,
+    ids: pa.Array,
+    config: EntityConfig,
+    source: Path,
+    *,
+    events: EntityEvents,
+    tally: Tally,
+    progress: Progress,
+) -> EntityTable:
+    """Features of entities from their files and events.
+
+    Args:
+        name: name of the id column, `item_id` or `user_id`.
+        ids: distinct ids of the entities, in row order.
+
+    Raises:
+        UserError: a file is missing, damaged or lacks a column; a value cannot be understood and bad rows stop the work.
+    """
+    columns: dict[str, pa.Array] = {}
+    without_row = repeated_rows = 0
+    if config.files:
+        raw, without_row, repeated_rows = _read_rows(name, ids, config, source, tally, progress)
+        columns |= {key: raw.column(key).combine_chunks() for key in raw.column_names}
+    features = {}
+    for key, feature in config.features.items():
+        where = source / (config.files[0] if config.files and not feature.from_events else "")
+        if feature.flags:
+            features[key] = _from_flags(where, feature, columns)
+            continue
+        assert feature.column is not None
+        values = events.pick(feature) if feature.from_events else columns[feature.column]
+        try:
+            features[key] = _convert(where, f"{name.removesuffix('_id')}s.{key}", feature, values, tally)
+        except UserError as error:
+            raise UserError(f"{where}: feature {key}, column {feature.column!r}: {error}") from None
+    tally.stop_if_bad()
+    return EntityTable(
+        table=pa.table({name: ids, **features}),
+        missing={f"{name.removesuffix('_id')}s.{key}": values.null_count for key, values in features.items()},
+        without_row=without_row,
+        repeated_rows=repeated_rows,
+    )
+
+
+def _read_rows(name: str, ids: pa.Array, config: EntityConfig, source: Path, tally: Tally, progress: Progress) -> tuple[pa.Table, int, int]:
+    """(needed columns of the files, one row an id with nulls where there is none; ids without a row; repeated rows)."""
+    assert config.id is not None
+    required = [config.id, *(column for feature in config.features.values() if not feature.from_events for column in feature.columns())]
+    batches: list[pa.RecordBatch] = []
+    keys: list[pa.Array] = []
+    files = resolve_files(source, config.files)
+    for done, path in enumerate(files):
+        progress(f"read {name.removesuffix('_id')}s (files)", done, len(files))
+
+        def bad_line(example: str, path: Path = path) -> None:
+            tally.bad(path, "a wrong number of values", 1, example)
+
+        rows_before = 0
+        for batch in read_batches(path, config, required, on_bad_line=bad_line):
+            batches.append(batch)
+            keys.append(_ids(path, config.id, batch.column(config.id), ids.type, rows_before, tally))
+            rows_before += batch.num_rows
+    progress(f"read {name.removesuffix('_id')}s (files)", len(files), len(files))
+    tally.stop_if_bad()
+    table_ids_T = pa.chunked_array(keys, ids.type).combine_chunks()
+    places = pc.index_in(ids, value_set=table_ids_T)
+    known = table_ids_T.drop_null()
+    return pa.Table.from_batches(batches).take(places), places.null_count, len(known) - len(known.unique())
+
+
+def _ids(path: Path, column: str, values: pa.Array, id_type: pa.DataType, rows_before: int, tally: Tally) -> pa.Array:
+    """Ids of a table file in the events' type; a row without one is null and joins nothing."""
+    try:
+        if pa.types.is_string(id_type):
+            return as_text(values, trim=False)
+        integers_T, bad_T = parse_int64(values)
+    except UserError as error:
+        raise UserError(f"{path}: column {column!r} {error}") from None
+    missing_T = ~values.is_valid().to_numpy(zero_copy_only=False)
+    if (bad_T & ~missing_T).any():
+        rows_T = np.arange(rows_before + 1, rows_before + len(values) + 1)
+        example = first_example(bad_T & ~missing_T, rows_T, values)
+        tally.bad(path, f"ids that are no integers of 64 bits (column {column!r})", int((bad_T & ~missing_T).sum()), example)
+    return pa.array(integers_T, mask=bad_T | missing_T)
+
+
+def _from_flags(where: Path, feature: FeatureConfig, columns: dict[str, pa.Array]) -> pa.Array:
+    on_NC = np.stack([_flag(where, name, columns[name]) for name in feature.flags], axis=1)
+    rows, places = np.nonzero(on_NC)
+    return _lists(np.bincount(rows, minlength=len(on_NC)), pa.array(feature.flags).take(pa.array(places)))
+
+
+def _flag(where: Path, name: str, values: pa.Array) -> npt.NDArray[np.bool_]:
+    texts = pc.utf8_lower(as_text(values, trim=True))
+    unclear = pc.and_kleene(texts.is_valid(), pc.invert(pc.is_in(texts, value_set=pa.array(["0", "1", "true", "false", "0.0", "1.0"]))))
+    if pc.any(unclear).as_py():
+        raise UserError(f"{where}: column {name!r}: a flag is 0 or 1, got {texts.filter(unclear)[0].as_py()!r}")
+    return to_numpy_bool(pc.is_in(texts, value_set=pa.array(["1", "true", "1.0"])))
+
+
+def _lists(lengths_N: IntArray, values: pa.Array) -> pa.ListArray:
+    """Lists of the given lengths; an empty one is null: no value is known."""
+    offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(lengths_N == 0))
+
+
+def _convert(where: Path, key: str, feature: FeatureConfig, values: pa.Array, tally: Tally) -> pa.Array:
+    if feature.kind == "multi_categorical" and isinstance(values, pa.ListArray | pa.LargeListArray):
+        return _split(values)
+    if feature.extract is not None:
+        found = pc.extract_regex(as_text(values, trim=True), feature.extract)
+        values = pc.struct_field(found, "value")
+    if feature.kind == "numeric":
+        numbers_N, bad_N = parse_numbers(values)
+        if bad_N.any():
+            tally.bad_values[key] = int(bad_N.sum())
+            example = repr(str(values[int(np.argmax(bad_N))]))
+            tally.bad(where, f"no number in column {feature.column!r} for {key}", int(bad_N.sum()), example)
+        return pa.array(numbers_N, mask=np.isnan(numbers_N))
+    texts = as_text(values, trim=True)
+    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    if feature.kind != "multi_categorical":
+        return texts
+    return _split(
+        pc.split_pattern(texts, feature.separator) if feature.separator else _lists(np.asarray(texts.is_valid(), int), texts.drop_null())
+    )
+
+
+def _split(lists: pa.Array) -> pa.ListArray:
+    """Lists of trimmed texts without the empty ones."""
+    owners = pc.list_parent_indices(lists).to_numpy()
+    texts = as_text(pc.list_flatten(lists), trim=True)
+    good = to_numpy_bool(pc.not_equal(texts, ""))
+    return _lists(np.bincount(owners[good], minlength=len(lists)), texts.filter(pa.array(good)))
