@@ -4,7 +4,7 @@ import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -82,7 +82,8 @@ def validate(model: type[C], values: Any, where: str) -> C:
 
 def _one_line(model: type[Config], failure: ValidationError) -> str:
     errors = failure.errors(include_url=False)
-    first = errors[0]
+    # a misspelt key is also reported as the right one missing: the misspelling tells more
+    first = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -90,18 +91,26 @@ def _one_line(model: type[Config], failure: ValidationError) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
         return f"{key}: unknown key; {hint}{more}"
-    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-    return f"{key or 'configuration'}: {first['msg']}{got}{more}"
+    got = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
+    return f"{key or 'configuration'}: {first['msg'].removeprefix('Value error, ')}{got}{more}"
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Fields of the model at `path`, through lists, maps and optional sections."""
+    annotation: Any = model
     for part in path:
-        field = model.model_fields.get(str(part))
-        nested = getattr(field, "annotation", None)
-        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
-            return []
-        model = nested
-    return list(model.model_fields)
+        nested = _model_in(annotation)
+        if nested is not None and str(part) in nested.model_fields:
+            annotation = nested.model_fields[str(part)].annotation
+        # else the part is a place in a list or a key of a map, whose elements the annotation already names
+    found = _model_in(annotation)
+    return [] if found is None else list(found.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
 
 
 def load_config(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
