@@ -48,7 +48,7 @@ fi
 
 rm -f "$stamp"
 touch "$begun"
-pip=(.venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check --constraint requirements/lock.txt)
+pip=(.venv/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check --constraint requirements/lock.txt)
 echo "setup: installing ($flavour); about two minutes with an empty pip cache"
 "${pip[@]}" --requirement requirements/base.txt --requirement requirements/dev.txt
 "${pip[@]}" --no-deps --requirement "requirements/torchrec-$flavour.txt"

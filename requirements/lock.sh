@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 .venv/bin/python -m venv "$scratch/venv"
-"$scratch/venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --requirement requirements/base.txt --requirement requirements/dev.txt
+"$scratch/venv/bin/python" -m pip install --quiet --quiet --no-input --disable-pip-version-check --requirement requirements/base.txt --requirement requirements/dev.txt
 {
     echo '# Every version, direct and transitive, of the first install step (`pip install -r base.txt -r dev.txt -c lock.txt`).'
     echo '# Written by requirements/lock.sh with Python 3.11 on Linux x86-64. The CUDA build of torch brings further packages, which torch pins itself.'
