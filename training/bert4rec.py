@@ -19,6 +19,7 @@ from passerelle import metrics
 from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW, PADDING_ROW
 from training.batches import Batch
 from training.config import RunConfig
+from training.dropout import Dropout
 from training.encoder import QueryEncoder, SequenceEncoder, pad_right_aligned
 from training.evaluation_batches import EvaluationBatch
 from training.losses import full_softmax, sampled_softmax
@@ -45,7 +46,7 @@ class Bert4Rec(pl.LightningModule):
         self.total_steps = total_steps
         generator = torch.Generator().manual_seed(config.training.seed)
         table_RD = torch.empty(len(counts_R), config.model.dim)
-        nn.init.trunc_normal_(table_RD, std=0.02, generator=generator)
+        nn.init.trunc_normal_(table_RD, std=config.model.dim**-0.5, generator=generator)
         table_RD[PADDING_ROW] = 0.0
         self.table_RD = nn.Parameter(table_RD)
         self.encoder = SequenceEncoder(config.model, generator)
@@ -62,9 +63,9 @@ class Bert4Rec(pl.LightningModule):
         """The part that is exported, sharing no memory with the table."""
         return QueryEncoder(self.encoder, self.table_RD[MASK_ROW]).eval()
 
-    def encode(self, items_BL: Tensor) -> Tensor:
+    def encode(self, items_BL: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Contextual vectors [B, L, D] of right-aligned item rows."""
-        return self.encoder(F.embedding(items_BL, self.table_RD), items_BL != PADDING_ROW)
+        return self.encoder(F.embedding(items_BL, self.table_RD), items_BL != PADDING_ROW, dropout)
 
     def encode_histories(self, items_BL: Tensor) -> Tensor:
         """Queries [B, D] for the item that follows each right-aligned history."""
@@ -73,10 +74,8 @@ class Bert4Rec(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
-        devices = [self.device.index] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(batch.seed + self.global_rank)
-            hidden_BLD = self.encode(items_BL)
+        dropout = Dropout(self.config.model.dropout, batch.seed + self.global_rank, self.device)
+        hidden_BLD = self.encode(items_BL, dropout)
         query_MD = hidden_BLD[row_T[batch.targets_M], column_T[batch.targets_M]]
         loss = self._loss_sum(query_MD, batch) / self._mean_over_ranks(batch.weights_M.sum())
         self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, sync_dist=True, batch_size=1)

@@ -21,10 +21,12 @@ class ModelConfig(Config):
     """Transformer blocks."""
     num_heads: int = Field(default=2, gt=0)
     """Attention heads; divides `dim`."""
+    distance_slopes: tuple[float, ...] = (0.5, 0.03)
+    """One a head: how much attention logits fall with each item of distance; 0 for no preference."""
     feedforward_multiple: int = Field(default=4, gt=0)
     """Width of the feed-forward layer, in multiples of `dim`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout of embeddings, attention weights and both residual branches."""
+    """Dropout of embeddings and both residual branches; attention weights have none, so that fused kernels apply."""
     max_history: int = Field(default=200, gt=0)
     """Longest history, in items, the encoder looks at; older items are ignored."""
 
@@ -32,6 +34,8 @@ class ModelConfig(Config):
     def _heads_divide_dim(self) -> "ModelConfig":
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads = {self.num_heads} does not divide dim = {self.dim}")
+        if len(self.distance_slopes) != self.num_heads:
+            raise ValueError(f"distance_slopes has {len(self.distance_slopes)} values for num_heads = {self.num_heads}")
         return self
 
 
@@ -47,7 +51,7 @@ class ObjectiveConfig(Config):
 class LossConfig(Config):
     """How the target is told from the rest of the catalogue."""
 
-    kind: Literal["full", "sampled"] = "sampled"
+    kind: Literal["full", "sampled"] = "full"
     """`full`: softmax over the catalogue, in chunks. `sampled`: softmax over shared negatives, corrected by their log-probability."""
     num_negatives: int = Field(default=256, gt=0)
     """`sampled`: negatives drawn for a step, shared by its positions."""

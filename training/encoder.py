@@ -1,6 +1,8 @@
 """The sequence encoder: a pre-norm bidirectional transformer over item vectors.
 
-Sequences are aligned to the right: the newest item is always in the last column, and positions count from the end.
+Sequences are aligned to the right: the newest item is always in the last column, and positions count from the end. Attention
+logits fall with distance by a slope of each head (as in ALiBi, Press et al., 2022, here in both directions), without which
+a masked position spends its first epochs learning where its neighbours are (docs/decisions.md has the figures).
 
 Shape legend: B sequences, B1 = B + 1, L padded length, D width, H heads, K = D / H, T tokens, M positions.
 """
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.config import ModelConfig
+from training.dropout import Dropout
 
 
 class Block(nn.Module):
@@ -18,7 +21,6 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(config.dim)
         self.query_key_value = nn.Linear(config.dim, 3 * config.dim)
         self.attention_out = nn.Linear(config.dim, config.dim)
@@ -26,18 +28,17 @@ class Block(nn.Module):
         self.feedforward_in = nn.Linear(config.dim, config.feedforward_multiple * config.dim)
         self.feedforward_out = nn.Linear(config.feedforward_multiple * config.dim, config.dim)
 
-    def forward(self, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Each position attends to every position that `mask_BL` (bool, True where there is an item) allows."""
+    def forward(self, hidden_BLD: Tensor, bias_BHLL: Tensor, dropout: Dropout | None) -> Tensor:
+        """Each position attends to every other; `bias_BHLL` is added to the attention logits (-inf forbids)."""
         projected_BL3HK = self.query_key_value(self.attention_norm(hidden_BLD)).unflatten(-1, (3, self.num_heads, -1))
         query_BHLK, key_BHLK, value_BHLK = projected_BL3HK.permute(2, 0, 3, 1, 4).unbind(0)
-        dropout = self.dropout if self.training else 0.0
-        attended_BHLK = F.scaled_dot_product_attention(
-            query_BHLK, key_BHLK, value_BHLK, attn_mask=mask_BL[:, None, None, :], dropout_p=dropout
-        )
+        attended_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, attn_mask=bias_BHLL)
         attended_BLD = attended_BHLK.transpose(1, 2).flatten(-2)
-        hidden_BLD = hidden_BLD + F.dropout(self.attention_out(attended_BLD), self.dropout, self.training)
+        attended_BLD = self.attention_out(attended_BLD)
+        hidden_BLD = hidden_BLD + (dropout(attended_BLD) if dropout else attended_BLD)
         wide_BLF = F.gelu(self.feedforward_in(self.feedforward_norm(hidden_BLD)))
-        return hidden_BLD + F.dropout(self.feedforward_out(wide_BLF), self.dropout, self.training)
+        fed_BLD = self.feedforward_out(wide_BLF)
+        return hidden_BLD + (dropout(fed_BLD) if dropout else fed_BLD)
 
 
 class SequenceEncoder(nn.Module):
@@ -51,7 +52,8 @@ class SequenceEncoder(nn.Module):
     def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.max_length = config.max_history + 1
-        self.dropout = config.dropout
+        self.slopes_H: Tensor
+        self.register_buffer("slopes_H", torch.tensor(config.distance_slopes), persistent=False)
         self.position = nn.Parameter(torch.empty(self.max_length, config.dim))
         self.input_norm = nn.LayerNorm(config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
@@ -63,18 +65,29 @@ class SequenceEncoder(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, vectors_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    def forward(self, vectors_BLD: Tensor, mask_BL: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Contextual vectors [B, L, D] of right-aligned sequences; `mask_BL` is bool, False in the padding on the left.
 
-        A row without any item gives numbers without meaning, never NaN: its last column is attended to.
+        `dropout` is the noise of a training step; without it the result is exact. A row without any item gives numbers
+        without meaning, never NaN: its last column is attended to.
         """
         length = vectors_BLD.shape[1]
         mask_BL = torch.cat([mask_BL[:, :-1], torch.ones_like(mask_BL[:, -1:])], dim=1)
         hidden_BLD = self.input_norm(vectors_BLD + self.position[self.max_length - length :])
-        hidden_BLD = F.dropout(hidden_BLD, self.dropout, self.training)
+        if dropout:
+            hidden_BLD = dropout(hidden_BLD)
+        bias_BHLL = self._attention_bias(mask_BL)
         for block in self.blocks:
-            hidden_BLD = block(hidden_BLD, mask_BL)
-        return self.head(self.output_norm(hidden_BLD))
+            hidden_BLD = block(hidden_BLD, bias_BHLL, dropout)
+        queries_BLD: Tensor = self.head(self.output_norm(hidden_BLD))
+        return queries_BLD
+
+    def _attention_bias(self, mask_BL: Tensor) -> Tensor:
+        """-inf on padding, elsewhere minus the distance times the slope of the head."""
+        position_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+        distance_LL = (position_L[:, None] - position_L[None, :]).abs()
+        bias_HLL = -self.slopes_H[:, None, None] * distance_LL
+        return torch.where(mask_BL[:, None, None, :], bias_HLL, float("-inf"))
 
 
 class QueryEncoder(nn.Module):

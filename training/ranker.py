@@ -1,0 +1,175 @@
+"""The ranker: LightGBM (LambdaMART) over retrieval candidates; the only file that imports lightgbm.
+
+It learns on the validation targets, with histories and statistics of training alone, and is measured on the test targets,
+so nothing it is measured on was seen by it or by the model under it.
+
+Shape legend: Q users, K candidates of a user, F features, S = sum of candidates, R item rows.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+import numpy.typing as npt
+
+from passerelle import metrics
+from passerelle.errors import UserError
+from passerelle.features import RankingFeatures
+from passerelle.files import new_directory, write_text
+from passerelle.progress import Progress, silent
+from passerelle.splits import EvaluationUsers
+from training.evaluation import (
+    OpenRun,
+    model_scorer,
+    rank_users,
+    ranking_metrics,
+    record_evaluation,
+    relevant_items,
+)
+from training.statistics import item_statistics
+
+RANKER = "ranker"
+EVALUATED_KS = (10, 20, 50)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Retrieved candidates of some users, best first, with their features."""
+
+    users: EvaluationUsers
+    rows_QK: npt.NDArray[np.int64]
+    scores_QK: npt.NDArray[np.float32]
+    features_QKF: npt.NDArray[np.float32]
+
+
+def ranking_features(run: OpenRun) -> RankingFeatures:
+    """The feature definitions over this run's item vectors and statistics."""
+    statistics = item_statistics(run.dataset, run.split, run.manifest.config.ranker.recent_days)
+    return RankingFeatures(
+        run.model.item_vectors().numpy(),
+        statistics.counts_R,
+        statistics.recent_counts_R,
+        run.dataset.items,
+        run.dataset.manifest.item_features,
+    )
+
+
+def retrieve_candidates(run: OpenRun, users: EvaluationUsers, progress: Progress = silent, stage: str = "features") -> Candidates:
+    """Exact top candidates of each user (seen items left out) and their features at the time of the user's first target."""
+    config, dataset = run.manifest.config, run.dataset
+    num_candidates = min(config.ranker.num_candidates, dataset.num_items)
+    rows_QK, scores_QK = rank_users(
+        dataset, users, model_scorer(run.model), num_candidates, max_history=config.model.max_history, stage="retrieval", progress=progress
+    )
+    features = ranking_features(run)
+    features_QKF = np.empty((*rows_QK.shape, len(features.names)), dtype=np.float32)
+    for position in range(len(users)):
+        end = users.history_end_Q[position]
+        history_L = dataset.item_rows_E[users.history_start_Q[position] : end].astype(np.int64)
+        timestamp_ms = int(dataset.timestamps_ms_E[min(end, users.target_end_Q[position] - 1)])
+        features_QKF[position] = features.compute(rows_QK[position], scores_QK[position], history_L, timestamp_ms)
+        if position % 100 == 99 or position + 1 == len(users):
+            progress(stage, position + 1, len(users))
+    return Candidates(users, rows_QK, scores_QK, features_QKF)
+
+
+def _hits(run: OpenRun, candidates: Candidates) -> npt.NDArray[np.bool_]:
+    relevant_G, offsets_Q1 = relevant_items(run.dataset, candidates.users)
+    return metrics.hits(candidates.rows_QK, relevant_G, offsets_Q1)
+
+
+def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool = False) -> dict[str, dict[str, float]]:
+    """Train the ranker of a run, measure it on the test targets, and write it into the run.
+
+    Returns:
+        Test metrics of `model` (retrieval order) and `ranker`, over the same candidates.
+
+    Raises:
+        UserError: the run has a ranker and `overwrite` is false, or no validation target is ever retrieved.
+    """
+    config = run.manifest.config
+    if (run.path / RANKER).exists() and not overwrite:
+        raise UserError(f"{run.path / RANKER} already exists: pass --overwrite to train the ranker again")
+    learning = retrieve_candidates(run, run.users("validation"), progress)
+    hits_QK = _hits(run, learning)
+    useful_Q = np.flatnonzero(hits_QK.any(axis=1))
+    if len(useful_Q) < 2:
+        raise UserError(f"{run.path}: {len(useful_Q)} validation targets are among the candidates, too few for a ranker; train longer")
+    shuffled_Q = np.random.default_rng(config.training.seed).permutation(useful_Q)
+    num_held_out = max(1, int(config.ranker.holdout_fraction * len(shuffled_Q)))
+    names = list(ranking_features(run).names)
+    fit_set, held_out_set = (
+        _lightgbm_set(learning, hits_QK, chosen_Q, names) for chosen_Q in (shuffled_Q[num_held_out:], shuffled_Q[:num_held_out])
+    )
+    booster = _boost(run, fit_set, held_out_set, progress)
+
+    testing = retrieve_candidates(run, run.users("test"), progress, stage="test features")
+    ks = tuple(k for k in EVALUATED_KS if k <= testing.rows_QK.shape[1])
+    results = {
+        "model": ranking_metrics(run.dataset, testing.users, testing.rows_QK, ks),
+        "ranker": ranking_metrics(run.dataset, testing.users, rerank(booster, testing)[0], ks),
+    }
+    with new_directory(run.path / RANKER, overwrite=overwrite) as scratch:
+        booster.save_model(scratch / "model.txt")
+        write_text(scratch / "ranker.json", json.dumps({"features": names, "num_trees": booster.num_trees(), "test": results}, indent=2))
+    record_evaluation(run.path, "test", results)
+    return results
+
+
+def _lightgbm_set(
+    candidates: Candidates, hits_QK: npt.NDArray[np.bool_], chosen_Q: npt.NDArray[np.int64], names: list[str]
+) -> lightgbm.Dataset:
+    features_SF = candidates.features_QKF[chosen_Q].reshape(-1, len(names))
+    group = np.full(len(chosen_Q), hits_QK.shape[1])
+    return lightgbm.Dataset(features_SF, hits_QK[chosen_Q].reshape(-1).astype(np.int32), group=group, feature_name=names)
+
+
+def _boost(run: OpenRun, fit_set: lightgbm.Dataset, held_out_set: lightgbm.Dataset, progress: Progress) -> lightgbm.Booster:
+    config = run.manifest.config
+    parameters = {
+        "objective": "lambdarank",
+        "metric": "ndcg",
+        "eval_at": [10],
+        "learning_rate": config.ranker.learning_rate,
+        "num_leaves": config.ranker.num_leaves,
+        "min_data_in_leaf": config.ranker.min_leaf_events,
+        "seed": config.training.seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbosity": -1,
+        **({"num_threads": config.training.threads} if config.training.threads else {}),
+    }
+    trees = config.ranker.num_trees
+    booster = lightgbm.train(
+        parameters,
+        fit_set,
+        num_boost_round=trees,
+        valid_sets=[held_out_set],
+        callbacks=[
+            lightgbm.early_stopping(max(10, trees // 10), verbose=False),
+            lambda state: progress("boosting", state.iteration + 1, trees),
+        ],
+    )
+    return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
+
+
+def rerank(booster: lightgbm.Booster, candidates: Candidates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Candidates [Q, K] in the ranker's order (ties in retrieval order), and their scores in that order."""
+    num_users, num_candidates, num_features = candidates.features_QKF.shape
+    scores_QK = np.asarray(booster.predict(candidates.features_QKF.reshape(-1, num_features))).reshape(num_users, num_candidates)
+    order_QK = np.argsort(-scores_QK, axis=1, kind="stable")
+    return np.take_along_axis(candidates.rows_QK, order_QK, 1), np.take_along_axis(scores_QK, order_QK, 1).astype(np.float32)
+
+
+def load_ranker(run_path: Path) -> lightgbm.Booster:
+    """The ranker of a run.
+
+    Raises:
+        UserError: it has not been trained yet.
+    """
+    path = run_path / RANKER / "model.txt"
+    if not path.is_file():
+        raise UserError(f"{run_path} has no ranker: run `passerelle train-ranker {run_path}` first")
+    return lightgbm.Booster(model_file=path)
