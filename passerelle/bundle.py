@@ -101,7 +101,7 @@ class Bundle:
     recent_counts_R: npt.NDArray[np.float64]
     item_ids: IdMap
     user_ids: IdMap
-    histories: pa.ListArray
+    histories: pa.LargeListArray
 
     def history(self, user_row: int) -> npt.NDArray[np.int64]:
         """Item rows of a known user, oldest first."""

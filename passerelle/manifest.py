@@ -44,7 +44,7 @@ class Manifest(Config):
 M = TypeVar("M", bound=Manifest)
 
 
-def provenance(model: type[Manifest], directory: Path, files: Sequence[str], libraries: Sequence[str]) -> dict[str, object]:
+def provenance(model: type[Manifest], directory: Path, files: Sequence[str], libraries: Sequence[str]) -> dict[str, Any]:
     """The common fields for a directory whose `files` are already written."""
     return {
         "kind": model.KIND,

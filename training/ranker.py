@@ -67,7 +67,8 @@ def retrieve_candidates(run: OpenRun, users: EvaluationUsers, progress: Progress
     features_QKF = np.empty((*rows_QK.shape, len(features.names)), dtype=np.float32)
     for position in range(len(users)):
         end = users.history_end_Q[position]
-        history_L = dataset.item_rows_E[users.history_start_Q[position] : end].astype(np.int64)
+        start = max(users.history_start_Q[position], end - config.model.max_history)
+        history_L = dataset.item_rows_E[start:end].astype(np.int64)
         timestamp_ms = int(dataset.timestamps_ms_E[min(end, users.target_end_Q[position] - 1)])
         features_QKF[position] = features.compute(rows_QK[position], scores_QK[position], history_L, timestamp_ms)
         if position % 100 == 99 or position + 1 == len(users):

@@ -1,0 +1,177 @@
+"""Turn a run into a bundle: ONNX networks, item vectors, tables, and the reference that the parity gate compares with.
+
+`reference.arrow` holds, for some real users, what this process computed with torch and native LightGBM: `user_id`;
+`timestamp_ms`, the time of the request; `query` [D]; `candidate_rows`, `candidate_scores`, the exact retrieval; `top_rows`,
+`top_scores`, the ten best by the ranker.
+
+Shape legend: P reference users, D vector width, K candidates, F features, R item rows (special rows included).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pyarrow as pa
+import torch
+
+from passerelle.arrow import write_table
+from passerelle.bundle import BUNDLE_FILES, QUERY_ENCODER, RANKER, Bundle, BundleManifest, open_bundle
+from passerelle.errors import UserError
+from passerelle.files import new_directory
+from passerelle.ids import USER_ID
+from passerelle.manifest import provenance, write_manifest
+from passerelle.progress import Progress, silent
+from passerelle.splits import EvaluationUsers
+from training.evaluation import OpenRun, evaluate, read_evaluation
+from training.evaluation_batches import EvaluationBatches
+from training.onnx_files import describe, export_query_encoder, export_ranker
+from training.ranker import Candidates, load_ranker, ranking_features, rerank, retrieve_candidates
+from training.statistics import item_statistics
+
+LIBRARIES = ("torch", "onnx", "onnxruntime", "lightgbm", "numpy", "pyarrow")
+REFERENCE_USERS = 64
+TOP = 10
+MAX_SCORE_DIFFERENCE = 1e-4
+NETWORKS = (QUERY_ENCODER, RANKER)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What torch and LightGBM answer to some users whose whole history is known."""
+
+    candidates: Candidates
+    query_PD: npt.NDArray[np.float32]
+    timestamps_ms_P: npt.NDArray[np.int64]
+    top_rows_PK: npt.NDArray[np.int64]
+    top_scores_PK: npt.NDArray[np.float32]
+
+
+def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Bundle:
+    """Write a bundle and check that ONNX Runtime answers as torch and LightGBM do.
+
+    Raises:
+        UserError: the run has no ranker, `out` exists, or ONNX Runtime differs by more than 1e-4 or in any top ten.
+    """
+    booster = load_ranker(run.path)
+    if "model" not in read_evaluation(run.path).get("test", {}):
+        evaluate(run, "test", progress=progress)
+    with new_directory(out, overwrite=overwrite) as scratch:
+        progress("export", 0, 4)
+        export_query_encoder(run.model.query_encoder(), scratch / f"{QUERY_ENCODER}.onnx", run.manifest.config.model.dim)
+        progress("export", 1, 4)
+        features = ranking_features(run)
+        export_ranker(booster, scratch / f"{RANKER}.onnx", len(features.names))
+        progress("export", 2, 4)
+        _write_tables(run, scratch)
+        reference = _reference(run, booster)
+        write_table(scratch / "reference.arrow", _reference_table(run, reference))
+        progress("export", 3, 4)
+        parity = check_onnx(run, reference, scratch)
+        write_manifest(scratch, _manifest(run, scratch, features.names, parity))
+        progress("export", 4, 4)
+    return open_bundle(out, verify=False)
+
+
+def _write_tables(run: OpenRun, scratch: Path) -> None:
+    dataset = run.dataset
+    np.save(scratch / "item_vectors.npy", run.model.item_vectors().numpy(), allow_pickle=False)
+    write_table(scratch / "items.arrow", dataset.items)
+    statistics = item_statistics(dataset, run.split, run.manifest.config.ranker.recent_days)
+    popularity = {"count": statistics.counts_R, "recent_count": statistics.recent_counts_R}
+    write_table(scratch / "popularity.arrow", pa.table(popularity))
+    histories = pa.LargeListArray.from_arrays(pa.array(dataset.offsets_U1), pa.array(dataset.item_rows_E))
+    write_table(scratch / "histories.arrow", pa.table({USER_ID: dataset.users.column(USER_ID), "item_rows": histories}))
+
+
+def _reference(run: OpenRun, booster: lightgbm.Booster) -> Reference:
+    """Users spread over the whole table, each with all events as history and the time of the last one as the time of the request."""
+    dataset = run.dataset
+    rows_P = np.unique(np.linspace(0, dataset.num_users - 1, REFERENCE_USERS).astype(np.int64))
+    start_P, end_P = dataset.offsets_U1[rows_P], dataset.offsets_U1[rows_P + 1]
+    users = EvaluationUsers(rows_P, start_P, end_P, end_P)
+    candidates = retrieve_candidates(run, users)
+    query_PD = np.empty((len(users), run.manifest.config.model.dim), dtype=np.float32)
+    for items_BL, positions_B in _histories(run, users):
+        with torch.inference_mode():
+            query_PD[positions_B] = run.model.encode_histories(items_BL).numpy()
+    top_rows_PK, top_scores_PK = rerank(booster, candidates)
+    return Reference(candidates, query_PD, dataset.timestamps_ms_E[end_P - 1], top_rows_PK[:, :TOP], top_scores_PK[:, :TOP])
+
+
+def _histories(run: OpenRun, users: EvaluationUsers) -> list[tuple[torch.Tensor, npt.NDArray[np.int64]]]:
+    batches = EvaluationBatches(run.dataset, users, max_history=run.manifest.config.model.max_history, token_budget=4096)
+    return [(batch.items_BL, batch.positions_B) for batch in batches]
+
+
+def _reference_table(run: OpenRun, reference: Reference) -> pa.Table:
+    return pa.table(
+        {
+            USER_ID: run.dataset.users.column(USER_ID).take(pa.array(reference.candidates.users.user_rows_Q)),
+            "timestamp_ms": reference.timestamps_ms_P,
+            "query": list(reference.query_PD),
+            "candidate_rows": list(reference.candidates.rows_QK.astype(np.int32)),
+            "candidate_scores": list(reference.candidates.scores_QK),
+            "top_rows": list(reference.top_rows_PK.astype(np.int32)),
+            "top_scores": list(reference.top_scores_PK),
+        }
+    )
+
+
+def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str, Any]:
+    """Largest differences between ONNX Runtime and the reference.
+
+    Raises:
+        UserError: scores differ by more than 1e-4, or some user's ten best differ.
+    """
+    encoder, ranker = (onnxruntime.InferenceSession(directory / f"{name}.onnx", providers=["CPUExecutionProvider"]) for name in NETWORKS)
+    vectors_RD = run.model.item_vectors().numpy()
+    candidates = reference.candidates
+    query_PD = np.empty_like(reference.query_PD)
+    for items_BL, positions_B in _histories(run, candidates.users):
+        rows_BL = items_BL.numpy()
+        query_PD[positions_B] = encoder.run(["query"], {"item_vectors": vectors_RD[rows_BL], "mask": rows_BL > 0})[0]
+    features_SF = candidates.features_QKF.reshape(-1, candidates.features_QKF.shape[-1])
+    scores_PK = ranker.run(["score"], {"features": features_SF})[0].reshape(candidates.rows_QK.shape)
+    order_PK = np.argsort(-scores_PK, axis=1, kind="stable")[:, :TOP]
+    retrieved_PK = np.einsum("pd,pkd->pk", query_PD, vectors_RD[candidates.rows_QK])
+    parity: dict[str, Any] = {
+        "users": len(query_PD),
+        "query_max_difference": float(np.abs(query_PD - reference.query_PD).max()),
+        "retrieval_score_max_difference": float(np.abs(retrieved_PK - candidates.scores_QK).max()),
+        "ranker_score_max_difference": float(np.abs(np.take_along_axis(scores_PK, order_PK, 1) - reference.top_scores_PK).max()),
+        "identical_top10": bool((np.take_along_axis(candidates.rows_QK, order_PK, 1) == reference.top_rows_PK).all()),
+    }
+    worst = max(parity["retrieval_score_max_difference"], parity["ranker_score_max_difference"])
+    if worst > MAX_SCORE_DIFFERENCE or not parity["identical_top10"]:
+        raise UserError(f"{run.path}: ONNX Runtime does not answer as torch and LightGBM do: {parity}")
+    return parity
+
+
+def _manifest(run: OpenRun, scratch: Path, feature_names: tuple[str, ...], parity: dict[str, Any]) -> BundleManifest:
+    common = provenance(BundleManifest, scratch, BUNDLE_FILES, LIBRARIES)
+    served = "".join(common["files"][name]["sha256"] for name in BUNDLE_FILES)
+    config, dataset = run.manifest.config, run.dataset
+    return BundleManifest.model_validate(
+        {
+            **common,
+            "bundle_id": hashlib.sha256(served.encode()).hexdigest()[:16],
+            "model": run.manifest.recipe,
+            "dim": config.model.dim,
+            "max_history": config.model.max_history,
+            "num_items": dataset.num_items,
+            "num_users": dataset.num_users,
+            "networks": {name: describe(scratch / f"{name}.onnx") for name in NETWORKS},
+            "features": feature_names,
+            "item_features": dataset.manifest.item_features,
+            "title": dataset.manifest.title,
+            "num_candidates": config.ranker.num_candidates,
+            "config": config.model_dump(mode="json"),
+            "offline_metrics": read_evaluation(run.path)["test"],
+            "parity": {"onnxruntime": parity},
+        }
+    )
