@@ -1,0 +1,121 @@
+"""The Ray Serve graph: every stage in one replica (`fused`), or a deployment a stage (`staged`). The only file that knows `ray.serve`.
+
+A hop between deployments costs about 3 ms of CPU, so stages are fused until they have to scale apart.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.handle import DeploymentHandle
+
+from passerelle.bundle import open_bundle
+from passerelle.config import Config
+from serving.app import build_app
+from serving.lookup import EmbeddingLookup
+from serving.ordering import Ordering
+from serving.ranking import Ranking
+from serving.recommender import Recommender
+from serving.retrieval import Retrieval
+from serving.triton_client import TritonClient
+
+Topology = Literal["fused", "staged"]
+
+
+class GraphSettings(Config):
+    """What every replica needs to build its stages."""
+
+    bundle: Path
+    """A bundle that every node can read."""
+    version: int
+    """Its version in the model repository."""
+    triton: str
+    """HOST:PORT of Triton's gRPC service."""
+
+
+def make_lookup(settings: GraphSettings) -> EmbeddingLookup:
+    return EmbeddingLookup(open_bundle(settings.bundle, verify=False), TritonClient(settings.triton), settings.version)
+
+
+def make_retrieval(settings: GraphSettings) -> Retrieval:
+    return Retrieval(open_bundle(settings.bundle, verify=False))
+
+
+def make_ranking(settings: GraphSettings) -> Ranking:
+    return Ranking(open_bundle(settings.bundle, verify=False), TritonClient(settings.triton), settings.version)
+
+
+def make_ordering(settings: GraphSettings) -> Ordering:
+    return Ordering(open_bundle(settings.bundle, verify=False))
+
+
+class StageReplica:
+    """One stage alone in a deployment."""
+
+    def __init__(self, make: Callable[[GraphSettings], Any], settings: GraphSettings) -> None:
+        self._stage = make(settings)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the stage."""
+        return await getattr(self._stage, method)(*arguments)
+
+
+class RemoteStage:
+    """A stage that lives in another deployment, with the methods of the stage itself."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def run(self, *arguments: Any) -> Any:
+        return await self._call("run", *arguments)
+
+    async def similar(self, *arguments: Any) -> Any:
+        return await self._call("similar", *arguments)
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await self._handle.call.remote(method, *arguments)
+        except RayTaskError as error:  # the caller expects the stage's own exception, not one that carries a remote traceback
+            raise error.cause from None
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP endpoint: builds the stages here, or speaks to those given."""
+
+    def __init__(self, settings: GraphSettings, *stages: DeploymentHandle[Any]) -> None:
+        bundle, client = open_bundle(settings.bundle, verify=False), TritonClient(settings.triton)
+        if stages:
+            lookup, retrieval, ranking, ordering = (RemoteStage(handle) for handle in stages)
+            self._recommender = Recommender(bundle, settings.version, client, lookup, retrieval, ranking, ordering)
+        else:
+            self._recommender = Recommender(
+                bundle,
+                settings.version,
+                client,
+                EmbeddingLookup(bundle, client, settings.version),
+                Retrieval(bundle),
+                Ranking(bundle, client, settings.version),
+                Ordering(bundle),
+            )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_app(self._recommender)
+
+
+def build_graph(settings: GraphSettings, topology: Topology) -> serve.Application:
+    """The application to pass to `serve.run`."""
+    makers = {"lookup": make_lookup, "retrieval": make_retrieval, "ranking": make_ranking, "ordering": make_ordering}
+    stages = [_deployment(StageReplica, name).bind(make, settings) for name, make in makers.items()] if topology == "staged" else []
+    return _deployment(Ingress, "ingress").bind(settings, *stages)
+
+
+def _deployment(replica: type, name: str) -> serve.Deployment:
+    # A tenth of a core is what Ray reserves, not a limit: all stages must fit on a machine of one core.
+    options: Any = {"name": name, "max_ongoing_requests": 256, "ray_actor_options": {"num_cpus": 0.1}}
+    deployment: Any = serve.deployment(replica)
+    configured: serve.Deployment = deployment.options(**options)
+    return configured

@@ -1,0 +1,105 @@
+"""What the HTTP interface takes and gives. Ids are the caller's own, text or whole numbers."""
+
+from typing import Annotated
+
+from pydantic import Field, StrictBool, StrictInt, StrictStr
+
+from passerelle.config import Config
+from serving.filters import Filter
+
+MAX_K = 10_000
+MAX_HISTORY_ITEMS = 100_000
+LATEST_TIMESTAMP_MS = 253_402_300_799_999  # the year 9999: a larger number is in microseconds or nanoseconds
+
+ExternalId = StrictInt | StrictStr
+Count = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
+
+
+class Context(Config):
+    """The circumstances of a request."""
+
+    timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
+    """Milliseconds since the epoch; now, when absent."""
+
+
+class RecommendRequest(Config):
+    """Who to recommend to, and what. Without `user_id` and `history` the answer is the most popular items."""
+
+    user_id: ExternalId | None = None
+    history: tuple[ExternalId, ...] | None = Field(default=None, max_length=MAX_HISTORY_ITEMS)
+    """Item ids, oldest first; takes the place of what is stored for `user_id`. Unknown ids are counted and ignored."""
+    k: Count = 10
+    exclude_seen: StrictBool = True
+    """Leave out the items of the history."""
+    context: Context = Context()
+    filters: tuple[Filter, ...] = Field(default=(), max_length=100)
+    """Conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""
+
+
+class SimilarRequest(Config):
+    """Which item to find neighbours of."""
+
+    item_id: ExternalId
+    k: Count = 10
+
+
+class Source(Config):
+    """Which retriever found an item, and what it thought of it: `rank` from 1, `score` in the retriever's own unit."""
+
+    name: str
+    rank: int
+    score: float
+
+
+class Item(Config):
+    """One answer, best first: `rank` from 1; `score` is the ranker's, or the source's where no ranker ran."""
+
+    item_id: ExternalId
+    rank: int
+    score: float
+    sources: tuple[Source, ...]
+
+
+class Timings(Config):
+    """Milliseconds spent in each stage; `total` holds them all."""
+
+    lookup: float
+    encode: float
+    retrieval: float
+    ranking: float
+    total: float
+
+
+class RecommendResponse(Config):
+    """The answer to a `RecommendRequest`."""
+
+    request_id: str
+    model_version: int
+    """Version of the model repository that answered."""
+    items: tuple[Item, ...]
+    fallback: str | None
+    """`popularity` when nothing is known of the user, else null."""
+    ignored_history: int
+    """Ids of the given history that are not in the catalogue."""
+    timings_ms: Timings
+
+
+class SimilarResponse(Config):
+    """The answer to a `SimilarRequest`; `score` is the cosine of the two items' vectors."""
+
+    request_id: str
+    model_version: int
+    items: tuple[Item, ...]
+
+
+class Problem(Config):
+    """One thing that is wrong with a request: where, and what."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+
+
+class Problems(Config):
+    """The body of every answer that is not a success."""
+
+    detail: tuple[Problem, ...]
