@@ -242,13 +242,15 @@ class PrepareConfig(Config):
     on_bad_rows: Literal["error", "drop"] = "error"
     """A row that cannot be understood stops everything, or is dropped and counted (a feature's bad value becomes missing)."""
     source: SourceConfig | None = None
-    events: tuple[EventsConfig, ...] = Field(min_length=1)
+    events: tuple[EventsConfig, ...]
     items: EntityConfig = EntityConfig()
     users: EntityConfig = EntityConfig()
     filters: FiltersConfig = FiltersConfig()
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
+        if not self.events:
+            raise ValueError("events: describe at least one group of files")
         if self.title is not None and self.title not in self.items.features:
             raise ValueError(f"title {self.title!r} is not an item feature; there are: {', '.join(self.items.features) or 'none'}")
         if len(self.event_types()) > 256:

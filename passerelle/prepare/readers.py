@@ -90,7 +90,7 @@ def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
 def _check_columns(path: Path, there: Sequence[str], required: Sequence[str]) -> None:
     missing = [name for name in required if name not in there]
     if missing:
-        raise UserError(f"{path}: no column {', '.join(map(repr, missing))}; there are: {', '.join(there)}")
+        raise UserError(f"{path}: no column {', '.join(map(repr, missing))}; there are: {', '.join(there) or 'none'}")
     twice = [name for name in required if list(there).count(name) > 1]
     if twice:
         raise UserError(f"{path}: more than one column {', '.join(map(repr, twice))}; name the columns in `columns`")
@@ -108,6 +108,8 @@ def _csv_batches(
         return "skip"
 
     stream = _unpacked(path, raw)
+    if not stream.peek(1):  # type: ignore[attr-defined]
+        return  # no rows: pyarrow would call it an error
     separator = config.separator
     if len(separator.encode()) > 1 or config.encoding not in ("utf-8", "ascii"):
         separator = _SEPARATOR if len(separator.encode()) > 1 else separator

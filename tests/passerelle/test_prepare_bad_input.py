@@ -1,0 +1,251 @@
+"""What bad input gets: one line that says what, where and how to mend it, and nothing on disk."""
+
+import gzip
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from passerelle.errors import UserError
+from passerelle.prepare import PrepareConfig, prepare
+from tests.passerelle.conftest import WriteCsv, config_of, histories
+
+GOOD = [("u", "a", 1), ("u", "b", 2), ("v", "a", 3)]
+
+
+def refused(config: PrepareConfig, source: Path, message: str) -> None:
+    """Preparing fails with one line that matches, and leaves nothing behind."""
+    out = source.parent / "result" / "out"
+    with pytest.raises(UserError, match=message) as failure:
+        prepare(config, source, out)
+    assert "\n" not in str(failure.value)
+    assert [path for path in source.parent.rglob("*") if "out" in path.name] == []
+
+
+def with_column(name: str, values: Sequence[object], write_csv: WriteCsv) -> Path:
+    columns = {"user": ["u"] * len(values), "item": ["1"] * len(values), "time": ["1"] * len(values)} | {name: values}
+    return write_csv(list(zip(*columns.values(), strict=True)))
+
+
+# Files
+
+
+def test_missing_file(write_csv: WriteCsv) -> None:
+    source = write_csv(GOOD, name="other.csv")
+    refused(config_of(), source, r"logs: no file log\.csv or log\.csv\.gz; it holds other\.csv$")
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    refused(config_of(), tmp_path / "nowhere", r"nowhere: no file log\.csv or log\.csv\.gz; it is empty or not a folder$")
+
+
+def test_truncated_gzip(write_csv: WriteCsv) -> None:
+    source = write_csv([("u", f"item {place}", place) for place in range(5000)])
+    packed = gzip.compress((source / "log.csv").read_bytes())
+    (source / "log.csv").unlink()
+    for damaged in (packed[: len(packed) // 2], packed[:-4], b"not gzip", packed[:3000] + b"\xff\xff" + packed[3002:]):
+        (source / "log.csv.gz").write_bytes(damaged)
+        refused(config_of(), source, r"log\.csv\.gz: truncated or damaged gzip file .*fetch it again")
+        refused(config_of({"columns": ["user", "item", "time"]}), source, r"log\.csv\.gz: truncated or damaged gzip file")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda _: b"", lambda data: data[:200] + b"\0" * 100 + data[300:]])
+def test_damaged_parquet(damage: Any, write_csv: WriteCsv) -> None:
+    source = write_csv(GOOD)
+    table = pa.table({"user": ["u"] * 999, "item": [str(place) for place in range(999)], "time": range(999)})
+    pa.parquet.write_table(table, source / "log.parquet", use_dictionary=False)
+    (source / "log.parquet").write_bytes(damage((source / "log.parquet").read_bytes()))
+    refused(config_of({"files": ["log.parquet"], "format": "parquet"}), source, r"log\.parquet: cannot be read as parquet \(")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"user": "u", "item": "a", "time": 1}\n{"user": "u", "it', r"log\.jsonl: line 2 is not JSON"),
+        ("[1, 2]\n", r"log\.jsonl: line 1 is not a JSON object"),
+        ("", r"log\.jsonl: no column 'user', 'item', 'time'; there are: none"),
+        ('{"user": "u", "time": 1, "itm": 1}\n', r"log\.jsonl: no column 'item'; there are: user, time, itm"),
+        (
+            '{"user": "u", "item": "a", "time": 1}\n' * 2000 + '{"user": 5, "item": "a", "time": 1}\n',
+            r"log\.jsonl: cannot be read as jsonl \(.*string to number",
+        ),
+        ('{"user": {"id": 1}, "item": "a", "time": 1}\n', r"log\.jsonl: column 'user' holds struct<.*>, which is not text"),
+    ],
+)
+def test_damaged_jsonl(text: str, message: str, write_csv: WriteCsv) -> None:
+    source = write_csv(GOOD)
+    (source / "log.jsonl").write_text(text)
+    refused(config_of({"files": ["log.jsonl"], "format": "jsonl"}), source, message)
+
+
+def test_empty_files(write_csv: WriteCsv) -> None:
+    source = write_csv([])
+    refused(config_of(), source, r"no event is left of 0 rows read")
+    (source / "log.csv").write_text("")
+    refused(config_of(), source, r"log\.csv: no column 'user', 'item', 'time'; there are: none$")
+    refused(config_of({"columns": ["user", "item", "time"]}), source, r"no event is left of 0 rows read")
+
+
+def test_wrong_encoding(write_csv: WriteCsv) -> None:
+    source = write_csv([])
+    (source / "log.csv").write_bytes("user,item,time\nu,café,1\n".encode("latin-1"))
+    refused(config_of(), source, r'log\.csv: not utf-8 text .*: set encoding, such as "latin-1"')
+    refused(config_of({"columns": ["user", "item", "time"]}), source, r'log\.csv: .*not utf-8 text, set encoding, such as "latin-1"')
+    refused(config_of({"separator": "::", "quoting": False}), source, r"log\.csv: not utf-8 text .*: set encoding")
+    config = config_of({"encoding": "latin-1"})
+    assert histories(prepare(config, source, source.parent / "fine")) == {"u": ["café"]}
+
+
+def test_separator_stand_in_inside_the_file(write_csv: WriteCsv) -> None:
+    source = write_csv([])
+    (source / "log.csv").write_text("user::item::time\nu::a\x1fb::1\n")
+    refused(config_of({"separator": "::", "quoting": False}), source, r"log\.csv: holds the control character U\+001F")
+
+
+# Columns and lines
+
+
+def test_wrong_columns(write_csv: WriteCsv) -> None:
+    source = write_csv(GOOD, header=("user", "product", "time"))
+    refused(config_of(), source, r"log\.csv: no column 'item'; there are: user, product, time$")
+    source = write_csv([(*row, 1) for row in GOOD], header=("user", "item", "time", "time"))
+    refused(config_of(), source, r"log\.csv: more than one column 'time'")
+    source = write_csv(GOOD)
+    items = {"files": ["log.csv"], "id": "item", "features": {"title": {"kind": "text", "column": "name"}}}
+    refused(config_of(items=items), source, r"log\.csv: no column 'name'; there are: user, item, time$")
+    items = {"features": {"title": {"kind": "text", "column": "name", "from_events": "last"}}}
+    refused(config_of(items=items), source, r"features come from the event files' column 'name', but none of them has it")
+
+
+def test_lines_with_too_few_or_too_many_values(write_csv: WriteCsv) -> None:
+    source = write_csv([*GOOD, ("u", "c"), ("u", "c", 4, "more")])
+    refused(
+        config_of(), source, r"log\.csv: a wrong number of values in 2 rows, first 'u,c' has 2 values, not 3: .* on_bad_rows = \"drop\"$"
+    )
+    dataset = prepare(config_of(on_bad_rows="drop"), source, source.parent / "fine")
+    assert histories(dataset) == {"u": ["a", "b"], "v": ["a"]}
+    assert dataset.manifest.quality["dropped"]["wrong_number_of_values"] == 2
+    assert dataset.manifest.quality["rows_read"] == 5
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("events", "bad", "how"),
+    [
+        ({}, "2021-01-01", "read as s"),
+        ({}, "1600000000000", "read as s"),
+        ({"timestamp_unit": "ms"}, "soon", "read as ms"),
+        ({"timestamp_unit": "iso"}, "2021-02-30", "read as iso"),
+        ({"timestamp_unit": "iso", "timestamp_format": "%d.%m.%Y"}, "2021-02-28", r"read as %d\.%m\.%Y"),
+    ],
+)
+def test_unparsable_timestamps(events: dict[str, Any], bad: str, how: str, write_csv: WriteCsv) -> None:
+    good = {"%d.%m.%Y": "28.02.2021"}.get(
+        events.get("timestamp_format", ""), "2021-02-28" if events.get("timestamp_unit") == "iso" else "5"
+    )
+    source = with_column("time", [good, bad, good, bad], write_csv)
+    refused(
+        config_of(events),
+        source,
+        rf"log\.csv: unparsable timestamps \(column 'time', {how}\) in 2 rows, first row 2: '{bad}': mend them, or",
+    )
+    dataset = prepare(config_of(events, on_bad_rows="drop", filters={"drop_duplicates": False}), source, source.parent / "fine")
+    assert dataset.manifest.num_events == 2
+    assert dataset.manifest.quality["dropped"]["unparsable_timestamp"] == 2
+
+
+@pytest.mark.parametrize("bad", ["B0001", "9223372036854775808", "1.5", "-9223372036854775809", "1e3", "0x1F"])
+def test_ids_that_are_no_integers_of_64_bits(bad: str, write_csv: WriteCsv) -> None:
+    source = with_column("item", ["9223372036854775807", "-9223372036854775808", bad], write_csv)
+    message = r"log\.csv: item_id that is no integer of 64 bits \(column 'item'; item_id_type = \"string\" .*\) in 1 rows, first row 3: "
+    message += re.escape(repr(bad))
+    refused(config_of(item_id_type="int64"), source, message)
+    dataset = prepare(config_of(item_id_type="int64", on_bad_rows="drop"), source, source.parent / "fine")
+    assert dataset.items["item_id"].to_pylist() == [-(2**63), 2**63 - 1]
+    as_text = prepare(config_of(), source, source.parent / "text")
+    assert bad in as_text.items["item_id"].to_pylist()
+
+
+def test_missing_values_are_dropped_and_counted(write_csv: WriteCsv) -> None:
+    source = write_csv([*GOOD, ("", "a", 1), ("u", "", 1), ("u", "a", ""), ("u", "NA", 4), ("", "", "")])
+    quality = prepare(config_of({"null_values": ["", "NA"]}), source, source.parent / "fine").manifest.quality
+    assert {reason: count for reason, count in quality["dropped"].items() if count} == {
+        "missing_user_id": 2,
+        "missing_item_id": 2,
+        "missing_timestamp": 1,
+    }
+
+
+def test_bad_numbers_in_a_filter_and_in_a_feature(write_csv: WriteCsv) -> None:
+    source = write_csv([("u", "a", 1, "3"), ("u", "b", 2, "three")], header=("user", "item", "time", "amount"))
+    where = {"where": [{"column": "amount", "operator": ">", "value": 1}]}
+    refused(config_of(where), source, r"log\.csv: no number in column 'amount' in 1 rows, first row 2: 'three'")
+    dataset = prepare(config_of(where, on_bad_rows="drop"), source, source.parent / "filtered")
+    assert dataset.manifest.quality["dropped"]["unparsable_amount"] == 1
+    items = {"files": ["log.csv"], "id": "item", "features": {"amount": {"kind": "numeric", "column": "amount"}}}
+    refused(config_of(items=items), source, r"log\.csv: no number in column 'amount' for items\.amount in 1 rows, first 'three'")
+    dataset = prepare(config_of(items=items, on_bad_rows="drop"), source, source.parent / "featured")
+    assert dataset.items["amount"].to_pylist() == [3.0, None]
+    assert dataset.manifest.quality["bad_values"] == {"items.amount": 1}
+
+
+def test_bad_ids_and_flags_in_a_table(write_csv: WriteCsv) -> None:
+    source = write_csv([("u", "1", 1)])
+    write_csv([("x1", "1"), ("1", "yes")], name="items.csv", header=("id", "new"))
+    features = {"new": {"kind": "multi_categorical", "flags": ["new"]}}
+    items = {"files": ["items.csv"], "id": "id", "features": features}
+    refused(
+        config_of(items=items, item_id_type="int64"),
+        source,
+        r"items\.csv: ids that are no integers of 64 bits \(column 'id'\) in 1 rows, first row 1: 'x1'",
+    )
+    refused(config_of(items=items), source, r"items\.csv: column 'new': a flag is 0 or 1, got 'yes'")
+
+
+def test_dates_that_are_announced_as_numbers(write_csv: WriteCsv) -> None:
+    source = write_csv(GOOD)
+    pa.parquet.write_table(pa.table({"user": ["u"], "item": ["a"], "time": pa.array([1], pa.timestamp("us"))}), source / "log.parquet")
+    events = {"files": ["log.parquet"], "format": "parquet"}
+    refused(config_of(events), source, r"log\.parquet: column 'time' holds timestamp\[us\]: write timestamp_unit = \"iso\"")
+
+
+def test_nothing_left_after_the_filters_says_where_the_rows_went(write_csv: WriteCsv) -> None:
+    source = write_csv([*GOOD, GOOD[0], ("", "a", 1)])
+    config = config_of(filters={"min_item_events": 2, "min_user_events": 2})
+    refused(
+        config,
+        source,
+        r"test: no event is left of 5 rows read; dropped: missing_user_id 1, duplicate 1, item_below_minimum \d, user_below_minimum \d$",
+    )
+
+
+# Results
+
+
+def test_existing_result(write_csv: WriteCsv, tmp_path: Path) -> None:
+    source, out = write_csv(GOOD), tmp_path / "result"
+    first = prepare(config_of(), source, out)
+    before = sorted(path.stat().st_mtime_ns for path in out.iterdir())
+    with pytest.raises(UserError, match=r"result already exists: choose another --out, or pass --overwrite"):
+        prepare(config_of(), source, out)
+    with pytest.raises(UserError, match="no column 'gone'"):
+        prepare(config_of({"item_id": "gone"}), source, out, overwrite=True)
+    assert sorted(path.stat().st_mtime_ns for path in out.iterdir()) == before
+    write_csv([*GOOD, ("w", "a", 1)])
+    assert prepare(config_of(), source, out, overwrite=True).num_users == first.num_users + 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "result"]
+
+
+def test_overwrite_spares_what_this_command_did_not_make(write_csv: WriteCsv, tmp_path: Path) -> None:
+    precious = tmp_path / "photos"
+    precious.mkdir()
+    (precious / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(UserError, match=r"photos: --overwrite replaces only a directory made by passerelle"):
+        prepare(config_of(), write_csv(GOOD), precious, overwrite=True)
+    assert (precious / "cat.jpg").read_bytes() == b"cat"
