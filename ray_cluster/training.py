@@ -1,0 +1,115 @@
+"""Train a run on a Ray cluster: the function `training.fit.fit` in every Ray Train worker.
+
+The run directory must be on storage that every worker sees (a local disk for local Ray, a shared file system for a cluster).
+"""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
+from ray.train.torch import TorchTrainer
+
+from passerelle.dataset import Dataset, open_dataset
+from passerelle.errors import UserError
+from training.bert4rec import MONITOR
+from training.config import RunConfig as Recipe
+from training.fit import fit
+from training.run import LAST, RunManifest, finish_run, start_run
+
+MAX_WORKER_FAILURES = 2
+
+
+class ReportToRay(pl.Callback):
+    """Tells Ray Train each epoch's metrics; the checkpoints are Lightning's, written once, by rank zero, into the run."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        value = trainer.callback_metrics.get(MONITOR)
+        if value is not None:
+            ray.train.report({"epoch": trainer.current_epoch + 1, MONITOR: float(value)})
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """What each Ray Train worker runs; after a failure Ray starts it again and it continues from the last epoch."""
+    run_path = Path(job["run_path"])
+    context = ray.train.get_context()
+    fit(
+        open_dataset(Path(job["dataset_path"]), verify=False),
+        Recipe.model_validate(job["config"]),
+        run_path,
+        resume=job["resume"] or (run_path / LAST).exists(),
+        num_workers=context.get_world_size(),
+        strategy=RayDDPStrategy(),
+        plugins=[RayLightningEnvironment()],
+        callbacks=[ReportToRay()],
+        prepare=prepare_trainer,
+    )
+
+
+def train_on_ray(
+    recipe: str, dataset: Dataset, config: Recipe, run_path: Path, *, num_workers: int = 1, resume: bool = False, address: str | None = None
+) -> RunManifest:
+    """A whole run on Ray Train, one process a worker; each uses a GPU where there is one.
+
+    Args:
+        num_workers: data-parallel workers; every step's batch is shared among them.
+        address: of a running cluster (`ray://...` or `auto`); without it, Ray is started on this machine and stopped at the end.
+
+    Raises:
+        UserError: the run may not be created or continued; the cluster has too few CPUs; or a worker failed for good.
+    """
+    manifest = start_run(run_path, recipe, dataset, config, resume=resume)
+    use_gpu = torch.cuda.is_available()
+    start_ray(address)
+    try:
+        _check_room(num_workers, use_gpu=use_gpu)
+        with tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results:
+            trainer = TorchTrainer(
+                _worker,
+                train_loop_config={
+                    "dataset_path": str(dataset.path.resolve()),
+                    "run_path": str(run_path.resolve()),
+                    "config": config.model_dump(mode="json"),
+                    "resume": resume,
+                },
+                scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+                run_config=RunConfig(
+                    name=run_path.name, storage_path=results, failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)
+                ),
+            )
+            try:
+                trainer.fit()
+            except ray.exceptions.RayError as error:
+                raise UserError(f"{run_path}: a training worker failed {MAX_WORKER_FAILURES + 1} times: {_last_line(error)}") from error
+    finally:
+        ray.shutdown()
+    return finish_run(run_path, manifest)
+
+
+def start_ray(address: str | None) -> None:
+    """Connect to a cluster, shipping this checkout's packages to it, or start a quiet Ray on this machine."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        working_dir = str(Path(__file__).resolve().parents[1])
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, runtime_env={"working_dir": working_dir})
+
+
+def _check_room(num_workers: int, *, use_gpu: bool) -> None:
+    kind = "GPU" if use_gpu else "CPU"
+    room = int(ray.cluster_resources().get(kind, 0))
+    if num_workers > room:
+        raise UserError(f"--workers {num_workers}: this Ray cluster has {room} {kind}s, and a worker needs one")
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
