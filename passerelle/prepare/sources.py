@@ -58,6 +58,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passerelle"
 
 
+def _folders(source: SourceConfig) -> list[Path]:
+    given = os.environ.get("PASSERELLE_DATA")
+    named = [Path(given) / source.folder, Path(given)] if given else []
+    return [*named, Path("../shared/data") / source.folder, cache_folder() / source.folder]
+
+
+def local_source(config: PrepareConfig) -> Path | None:
+    """Where a preset's files lie on this machine already; None when they would have to be downloaded."""
+    assert config.source is not None
+    return next((folder for folder in _folders(config.source) if _holds(folder, config)), None)
+
+
 def find_source(config: PrepareConfig, explicit: Path | None, beside: Path | None = None, progress: Progress = silent) -> Path:
     """The folder that holds the files of a configuration.
 
@@ -75,15 +87,12 @@ def find_source(config: PrepareConfig, explicit: Path | None, beside: Path | Non
         if beside is None:
             raise UserError(f"{config.name}: pass --source, the folder that holds {_wanted(config)}")
         return beside
-    given = os.environ.get("PASSERELLE_DATA")
-    candidates = [Path(given) / config.source.folder, Path(given)] if given else []
-    candidates += [Path("../shared/data") / config.source.folder, cache_folder() / config.source.folder]
-    for candidate in candidates:
-        if _holds(candidate, config):
-            return candidate
+    local = local_source(config)
+    if local is not None:
+        return local
     if config.source.url is None:
         raise UserError(
-            f"{config.name}: no {_wanted(config)} in {', '.join(map(str, candidates))}: get them at {config.source.page} "
+            f"{config.name}: no {_wanted(config)} in {', '.join(map(str, _folders(config.source)))}: get them at {config.source.page} "
             f"({config.source.instructions}) and pass their folder with --source"
         )
     return _download(config, config.source, cache_folder() / config.source.folder, progress)
