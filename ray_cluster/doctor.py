@@ -14,11 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+
+from passerelle.errors import UserError
+from passerelle.prepare.config import load_prepare_config, preset_names
+from passerelle.prepare.sources import local_source
+from serving.ports import holder_of, require_free
+from serving.triton_server import server_environment, wheel_directory
 
 FBGEMM_MINOR_OFFSET = 5
 """The pair rule, here and nowhere else: torchrec 1.X and fbgemm 1.X are built against torch 2.(X + 5); any other pair fails at import."""
@@ -179,14 +184,13 @@ def check_shared_memory(size_bytes: int | None) -> Finding:
     return Finding("shared memory", "ok", text)
 
 
-def check_data(found: Mapping[str, Sequence[str]], configured: str | None) -> Finding:
-    """Data sets by the folder they lie in; `configured` is the folder that PASSERELLE_DATA names."""
-    remedy = "set PASSERELLE_DATA to the folder that holds them, or let `passerelle prepare` download"
-    if configured and not found.get(configured):
-        return Finding("data sets", "warning", f"PASSERELLE_DATA names {configured}, which holds no data set", remedy)
-    if not any(found.values()):
-        return Finding("data sets", "warning", f"none in {' or '.join(found)}", remedy)
-    return Finding("data sets", "ok", "; ".join(f"{root}: {', '.join(names)}" for root, names in found.items() if names))
+def check_data(found: Mapping[str, str | None]) -> Finding:
+    """Which presets of `prepare` find their files on this machine; the values are folders."""
+    here = [f"{name} in {folder}" for name, folder in found.items() if folder is not None]
+    if not here:
+        remedy = "set PASSERELLE_DATA to the folder that holds data sets, or let `passerelle prepare` download one"
+        return Finding("data sets", "warning", f"none of {', '.join(found)}", remedy)
+    return Finding("data sets", "ok", "; ".join(here))
 
 
 def run_probe(modules: Sequence[str], timeout_s: float = PROBE_TIMEOUT_S) -> tuple[dict[str, str | None], dict[str, Any] | None]:
@@ -216,20 +220,12 @@ def gpu_driver() -> str | None:
     return next(iter(done.stdout.split()), None)
 
 
-def triton_folder() -> Path | None:
-    """Where nvidia-pytriton keeps its server, found without importing it."""
-    spec = find_spec("pytriton")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "tritonserver" if spec and spec.submodule_search_locations else None
-    return folder if folder and (folder / "bin" / "tritonserver").is_file() else None
-
-
 def triton_version(folder: Path) -> str | None:
     """What the server says it is. It has no `--version`, but prints its options before it stops at a repository that is not there."""
     command = [str(folder / "bin" / "tritonserver"), "--model-repository=/nonexistent", "--model-control-mode=explicit"]
     closed = [f"--allow-{endpoint}=false" for endpoint in ("http", "grpc", "metrics")]
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder.parent.parent / "nvidia_pytriton.libs")}
     try:
-        done = subprocess.run([*command, *closed], capture_output=True, text=True, timeout=20, check=False, env=environment)
+        done = subprocess.run([*command, *closed], capture_output=True, text=True, timeout=20, check=False, env=server_environment(folder))
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"server_version\s*\|\s*(\S+)", done.stdout + done.stderr)
@@ -237,24 +233,18 @@ def triton_version(folder: Path) -> str | None:
 
 
 def port_holder(port: int) -> str | None:
-    """The process that listens on a TCP port, as `name (pid 123)`; None when nobody does."""
+    """The process that listens on a TCP port, as `name (pid 123)`; None when the port is free."""
     try:
-        sockets = psutil.net_connections(kind="tcp")
-    except psutil.AccessDenied:  # macOS, for one, shows them to root only
-        return None
-    for socket in sockets:
-        if socket.status == psutil.CONN_LISTEN and socket.laddr.port == port:
-            try:
-                return f"{psutil.Process(socket.pid).name()} (pid {socket.pid})" if socket.pid else "a process of another user"
-            except psutil.NoSuchProcess:
-                return None
+        require_free(port, "127.0.0.1", remedy="")
+    except UserError:
+        return holder_of(port) or "a process of another user"
     return None
 
 
-def data_sets(configured: str | None) -> dict[str, list[str]]:
-    """Folders in the places where `prepare` looks when it gets no `--source`."""
-    roots = [root for root in (configured, "../shared/data") if root]
-    return {root: sorted(path.name for path in Path(root).iterdir() if path.is_dir()) if Path(root).is_dir() else [] for root in roots}
+def data_sets() -> dict[str, str | None]:
+    """Preset -> folder that holds its files."""
+    folders = {name: local_source(load_prepare_config(name)) for name in preset_names()}
+    return {name: str(folder) if folder else None for name, folder in folders.items()}
 
 
 def examine() -> list[Finding]:
@@ -262,12 +252,15 @@ def examine() -> list[Finding]:
     pins = read_pins(REQUIREMENTS, ["base.txt", "torchrec-cpu.txt"])
     pins.pop("fbgemm-gpu-cpu", None)  # one of its two builds is installed: `check_pairs` looks at that
     installed = installed_versions([*pins, "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"])
-    server = triton_folder()
+    try:
+        server = wheel_directory()
+    except UserError:
+        server = None
     stubs = sorted(path.name for path in (server / "python_backend_stubs").iterdir()) if server else []
     with ThreadPoolExecutor() as pool:
         probes = list(pool.map(run_probe, PROBES))
     memory = psutil.virtual_memory()
-    shm, configured = Path("/dev/shm"), os.environ.get("PASSERELLE_DATA")
+    shm = Path("/dev/shm")
     return [
         check_python(sys.version_info[:2], stubs),
         *check_packages(pins, installed),
@@ -279,5 +272,5 @@ def examine() -> list[Finding]:
         check_disk(Path.cwd(), shutil.disk_usage(Path.cwd()).free),
         check_memory(memory.available, memory.total, len(os.sched_getaffinity(0))),
         check_shared_memory(shutil.disk_usage(shm).total if shm.is_dir() else None),
-        check_data(data_sets(configured), configured),
+        check_data(data_sets()),
     ]

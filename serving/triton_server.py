@@ -75,7 +75,7 @@ class TritonServer:
             raise UserError(f"{self._repository}: no such model repository: make one with `passerelle publish`")
         if self._fixed_port is not None:
             require_free(self._fixed_port, HOST, "stop it or choose another Triton port")
-        wheel = _wheel_directory()
+        wheel = wheel_directory()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log = self.log_path.open("wb")
         arguments = [
@@ -93,7 +93,7 @@ class TritonServer:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env=_environment(wheel),
+            env=server_environment(wheel),
             start_new_session=True,  # Ctrl-C in the terminal must reach this process alone, which then stops Triton last
         )
 
@@ -161,7 +161,12 @@ def _address_options(protocol: str, address: str) -> list[str]:
     return [f"--{protocol}-address={host}", f"--{protocol}-port={port}"]
 
 
-def _wheel_directory() -> Path:
+def wheel_directory() -> Path:
+    """Where nvidia-pytriton keeps its server, found without importing it.
+
+    Raises:
+        UserError: it is not installed.
+    """
     found = importlib.util.find_spec("pytriton")
     wheel = Path(found.submodule_search_locations[0]) / "tritonserver" if found and found.submodule_search_locations else None
     if wheel is None or not (wheel / "bin" / "tritonserver").is_file():
@@ -169,7 +174,7 @@ def _wheel_directory() -> Path:
     return wheel
 
 
-def _environment(wheel: Path) -> dict[str, str]:
+def server_environment(wheel: Path) -> dict[str, str]:
     """The server needs the wheel's shared libraries, and its Python stub takes the first `python3` on PATH: ours, which has numpy."""
     libraries = wheel.parent.parent / "nvidia_pytriton.libs"
     binaries = Path(sys.executable).parent

@@ -106,10 +106,8 @@ def test_packages() -> None:
         (doctor.check_shared_memory(None), "ok", "no /dev/shm"),
         (doctor.check_shared_memory(64 << 20), "warning", "0.1 GiB"),
         (doctor.check_shared_memory(2 * GIB), "ok", "2.0 GiB"),
-        (doctor.check_data({"/mine": [], "../shared/data": []}, "/mine"), "warning", "PASSERELLE_DATA names /mine"),
-        (doctor.check_data({"/mine": [], "../shared/data": ["ml-1m"]}, "/mine"), "warning", "PASSERELLE_DATA names /mine"),
-        (doctor.check_data({"../shared/data": []}, None), "warning", "none in ../shared/data"),
-        (doctor.check_data({"/mine": ["a"], "../shared/data": ["b", "c"]}, "/mine"), "ok", "/mine: a; ../shared/data: b, c"),
+        (doctor.check_data({"movielens-1m": None, "online-retail": None}), "warning", "none of movielens-1m, online-retail"),
+        (doctor.check_data({"movielens-1m": "/data/ml-1m", "online-retail": None}), "ok", "movielens-1m in /data/ml-1m"),
     ],
 )
 def test_findings(finding: Finding, level: str, said: str) -> None:
@@ -154,12 +152,21 @@ def test_port_holder_names_the_process() -> None:
 
 
 def test_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine" / "logs").mkdir(parents=True)
-    (tmp_path / "mine" / "README").touch()
+    (tmp_path / "mine" / "ml-1m").mkdir(parents=True)
+    for name in ("ratings.dat", "movies.dat", "users.dat"):
+        (tmp_path / "mine" / "ml-1m" / name).touch()
     (tmp_path / "house").mkdir()
     monkeypatch.chdir(tmp_path / "house")
-    assert doctor.data_sets("../mine") == {"../mine": ["logs"], "../shared/data": []}
-    assert doctor.data_sets(None) == {"../shared/data": []}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("PASSERELLE_DATA", raising=False)
+    assert set(doctor.data_sets().values()) == {None}
+    monkeypatch.setenv("PASSERELLE_DATA", str(tmp_path / "mine"))
+    assert doctor.data_sets() == {
+        "movielens-100k": None,
+        "movielens-1m": str(tmp_path / "mine" / "ml-1m"),
+        "movielens-latest-small": None,
+        "online-retail": None,
+    }
 
 
 def test_remedy_is_under_the_message() -> None:
