@@ -122,6 +122,10 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     absent = sorted(set(BUNDLE_FILES) - set(manifest.files))
     if absent:
         raise UserError(f"{path}: the manifest does not name {', '.join(absent)}: make it anew with `{manifest.MADE_BY}`")
+    if manifest.first_item_row != FIRST_ITEM_ROW:
+        raise UserError(
+            f"{path}: items start at row {manifest.first_item_row}, here at {FIRST_ITEM_ROW}: make it anew with `{manifest.MADE_BY}`"
+        )
     vectors_RD = np.load(path / "item_vectors.npy", mmap_mode="r", allow_pickle=False)
     expected = (manifest.num_items + FIRST_ITEM_ROW, manifest.dim)
     if vectors_RD.shape != expected:
