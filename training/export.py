@@ -10,9 +10,8 @@ Shape legend: P reference users, D vector width, K candidates, F features, R ite
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightgbm
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -32,6 +31,9 @@ from training.evaluation_batches import EvaluationBatches
 from training.onnx_files import describe, export_query_encoder, export_ranker
 from training.ranker import Candidates, load_ranker, ranking_features, rerank, retrieve_candidates
 from training.statistics import item_statistics
+
+if TYPE_CHECKING:
+    import lightgbm
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "lightgbm", "numpy", "pyarrow")
 REFERENCE_USERS = 64
@@ -88,7 +90,7 @@ def _write_tables(run: OpenRun, scratch: Path) -> None:
     write_table(scratch / "histories.arrow", pa.table({USER_ID: dataset.users.column(USER_ID), "item_rows": histories}))
 
 
-def _reference(run: OpenRun, booster: lightgbm.Booster) -> Reference:
+def _reference(run: OpenRun, booster: "lightgbm.Booster") -> Reference:
     """Users spread over the whole table, each with all events as history and the time of the last one as the time of the request."""
     dataset = run.dataset
     rows_P = np.unique(np.linspace(0, dataset.num_users - 1, REFERENCE_USERS).astype(np.int64))

@@ -3,13 +3,16 @@
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lightgbm
 import onnx
 import torch
 
 from passerelle.bundle import NetworkSpec, TensorSpec
 from training.encoder import QueryEncoder
+
+if TYPE_CHECKING:
+    import lightgbm
 
 OPSET = 18
 
@@ -36,7 +39,7 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
     onnx.checker.check_model(path)
 
 
-def export_ranker(booster: lightgbm.Booster, path: Path, num_features: int) -> None:
+def export_ranker(booster: "lightgbm.Booster", path: Path, num_features: int) -> None:
     """`features` float32 [batch, F] -> `score` float32 [batch, 1], the raw score of the trees."""
     import onnxmltools  # here and not above: it imports scikit-learn, which takes seconds
     from onnxmltools.convert.common.data_types import FloatTensorType
