@@ -37,18 +37,22 @@ class GraphSettings(Config):
 
 
 def make_lookup(settings: GraphSettings) -> EmbeddingLookup:
+    """The lookup stage over its own memory map of the bundle and its own connection to Triton."""
     return EmbeddingLookup(open_bundle(settings.bundle, verify=False), TritonClient(settings.triton), settings.version)
 
 
 def make_retrieval(settings: GraphSettings) -> Retrieval:
+    """The retrieval stage over its own memory map of the bundle."""
     return Retrieval(open_bundle(settings.bundle, verify=False))
 
 
 def make_ranking(settings: GraphSettings) -> Ranking:
+    """The ranking stage over its own memory map of the bundle and its own connection to Triton."""
     return Ranking(open_bundle(settings.bundle, verify=False), TritonClient(settings.triton), settings.version)
 
 
 def make_ordering(settings: GraphSettings) -> Ordering:
+    """The ordering stage over its own memory map of the bundle."""
     return Ordering(open_bundle(settings.bundle, verify=False))
 
 

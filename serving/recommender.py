@@ -20,20 +20,28 @@ class UnknownItemError(UserError):
 
 
 class LookupStage(Protocol):
+    """From a request to what is known of its user."""
+
     async def run(self, request: RecommendRequest) -> Query: ...
 
 
 class RetrievalStage(Protocol):
+    """From a user to candidates, and from an item row to similar items."""
+
     async def run(self, request: RecommendRequest, query: Query) -> Candidates: ...
 
     async def similar(self, row: int, k: int) -> Candidates: ...
 
 
 class RankingStage(Protocol):
+    """From candidates to one score for each."""
+
     async def run(self, query: Query, candidates: Candidates, timestamp_ms: int) -> Float32Array: ...
 
 
 class OrderingStage(Protocol):
+    """From scored candidates to the items of the answer."""
+
     async def run(self, candidates: Candidates, scores_C: Float32Array, k: int) -> tuple[Item, ...]: ...
 
 
