@@ -6,23 +6,20 @@ with Service(Path("artifacts/bundle"), Path("model_repository"), version=3, port
 
 import asyncio
 import contextlib
-import logging
-import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from passerelle.bundle import QUERY_ENCODER, RANKER
 from passerelle.errors import UserError
+from ray_cluster.local_ray import local_ray
 from serving.graph import GraphSettings, Topology, build_graph
 from serving.ports import free_ports, require_free
 from serving.triton_client import TritonClient, TritonError
@@ -30,7 +27,6 @@ from serving.triton_server import TritonServer
 
 APPLICATION = "passerelle"
 READY_TIMEOUT_S = 60.0
-_OBJECT_STORE_BYTES = 128 * 2**20  # requests and answers are small; Ray's default would claim a third of the memory
 
 
 class Service:
@@ -85,10 +81,11 @@ class Service:
             if self._server is not None:
                 cleanup.callback(self._server.stop)
                 self._server.start()  # in this thread: Triton lives as long as the thread that starts it
+            if not cleanup.enter_context(local_ray()):
+                cleanup.callback(serve.shutdown)  # a Ray of our own takes Serve with it when it ends
             with ThreadPoolExecutor(1) as background:
                 loading = background.submit(self._load_networks)
-                cleanup.enter_context(local_ray())
-                self._start_graph(cleanup)
+                self._start_graph()
                 loading.result()
             self._wait_until_ready()
             self._cleanup = cleanup.pop_all()
@@ -105,9 +102,8 @@ class Service:
         except TritonError as error:
             raise UserError(f"Triton cannot serve version {self._version} of {self._repository}: {error}") from None
 
-    def _start_graph(self, cleanup: contextlib.ExitStack) -> None:
+    def _start_graph(self) -> None:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-        cleanup.callback(serve.shutdown)
         try:
             serve.start(http_options={"host": self._host, "port": self._port}, logging_config=quiet)
             graph = build_graph(self._settings, self._topology)
@@ -144,27 +140,6 @@ async def load_networks(address: str, repository: Path, version: int) -> None:
                 await client.load(model, repository / model / "config.pbtxt", [*versions, version])
     finally:
         await client.close()
-
-
-@contextlib.contextmanager
-def local_ray() -> Iterator[None]:
-    """Ray on this machine for as long as the block lasts; one that is already running is used and left running."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _reason(message: str) -> str:
