@@ -94,6 +94,17 @@ class Service:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._cleanup.close()
 
+    def watch(self) -> None:
+        """Wait for as long as everything runs, which is until an interrupt.
+
+        Raises:
+            UserError: Triton has ended; with its own last error lines.
+        """
+        while True:
+            time.sleep(1.0)
+            if self._server is not None:
+                self._server.require_running()
+
     def _load_networks(self) -> None:
         if self._server is not None:
             self._server.wait_until_ready()

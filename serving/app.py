@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from passerelle import __version__
 from passerelle.errors import UserError
 from serving.recommender import Recommender, UnknownItemError
-from serving.schemas import Problems, RecommendRequest, RecommendResponse, SimilarRequest, SimilarResponse
+from serving.schemas import ItemResponse, Problems, RecommendRequest, RecommendResponse, SimilarRequest, SimilarResponse
 from serving.telemetry import CONTENT_TYPE, Telemetry
 from serving.triton_client import TritonError
 
@@ -43,10 +43,12 @@ def build_app(recommender: Recommender) -> FastAPI:
         telemetry.count("similar", "ok")
         return _json(answer)
 
-    @app.get("/v1/items/{item_id:path}", responses=_NOT_FOUND)
-    async def item(item_id: str) -> dict[str, Any]:
-        """The metadata of one item."""
-        return recommender.item(item_id)
+    @app.get("/v1/items/{item_id:path}", response_model=ItemResponse, responses=_NOT_FOUND)
+    async def item(item_id: str) -> Response:
+        """What the catalogue says of one item."""
+        answer = recommender.item(item_id)
+        telemetry.count("items", "ok")
+        return _json(answer)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -10,8 +10,8 @@ import numpy as np
 from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle
 from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW
-from passerelle.ids import FIRST_ITEM_ROW
-from serving.schemas import ExternalId, Item, RecommendRequest, RecommendResponse, SimilarRequest, SimilarResponse, Timings
+from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID
+from serving.schemas import ExternalId, Item, ItemResponse, RecommendRequest, RecommendResponse, SimilarRequest, SimilarResponse, Timings
 from serving.stages import POPULARITY, Candidates, Float32Array, Inference, Query
 
 
@@ -119,14 +119,19 @@ class Recommender:
         items = await self._ordering.run(candidates, candidates.scores_C, request.k)
         return SimilarResponse(request_id=uuid.uuid4().hex, model_version=self.version, items=items)
 
-    def item(self, item_id: ExternalId) -> dict[str, Any]:
-        """The metadata of one item, by column; missing and non-finite values are None.
+    def item(self, item_id: ExternalId) -> ItemResponse:
+        """What the catalogue says of one item; missing and non-finite values are None.
 
         Raises:
             UnknownItemError: it is not in the catalogue.
         """
         row: dict[str, Any] = self._bundle.items.slice(self._row(item_id) - FIRST_ITEM_ROW, 1).to_pylist()[0]
-        return {name: _plain(value) for name, value in row.items()}
+        manifest = self._bundle.manifest
+        return ItemResponse(
+            item_id=row[ITEM_ID],
+            title=None if manifest.title is None else row[manifest.title],
+            features={feature.name: _plain(row[feature.name]) for feature in manifest.item_features},
+        )
 
     async def ready(self) -> bool:
         """Whether Triton serves both networks of this version."""

@@ -1,6 +1,6 @@
 """What the HTTP interface takes and gives. Ids are the caller's own, text or whole numbers."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
@@ -90,6 +90,15 @@ class SimilarResponse(Config):
     request_id: str
     model_version: int
     items: tuple[Item, ...]
+
+
+class ItemResponse(Config):
+    """What the catalogue says of one item."""
+
+    item_id: ExternalId
+    title: str | None
+    features: dict[str, Any]
+    """Every item feature of the bundle; a missing value is null."""
 
 
 class Problem(Config):

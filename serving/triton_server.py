@@ -103,15 +103,23 @@ class TritonServer:
         Raises:
             UserError: it ended, or was not ready in time; with Triton's own last error lines.
         """
-        assert self._process is not None, "not started"
         deadline = time.monotonic() + timeout_s
         while not self._answers():
-            status = self._process.poll()
-            if status is not None:
-                raise UserError(f"Triton ended with status {status}: {self.last_errors()} (log: {self.log_path})")
+            self.require_running()
             if time.monotonic() > deadline:
                 raise UserError(f"Triton was not ready after {timeout_s:.0f} s: {self.last_errors()} (log: {self.log_path})")
             time.sleep(0.05)
+
+    def require_running(self) -> None:
+        """Check that the process has not ended.
+
+        Raises:
+            UserError: it has; with Triton's own last error lines.
+        """
+        assert self._process is not None, "not started"
+        status = self._process.poll()
+        if status is not None:
+            raise UserError(f"Triton ended with status {status}: {self.last_errors()} (log: {self.log_path})")
 
     def stop(self) -> None:
         """Stop the process and remove its log; a log that holds the reason of a failure stays."""

@@ -1,0 +1,56 @@
+"""`passerelle recommend`: ask the running service."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ray_cluster.cli.console import json_option, print_json, print_table, stderr
+
+if TYPE_CHECKING:
+    from ray_cluster.client import ServiceClient
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+@click.command()
+@click.option("--user", metavar="ID", help="User id.")
+@click.option("--history", metavar="A,B,C", help="Item ids, oldest first, instead of what is stored for the user.")
+@click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="How many items.")
+@click.option("--url", default=DEFAULT_URL, show_default=True, help="The running service.")
+@json_option
+def command(user: str | None, history: str | None, k: int, url: str, as_json: bool) -> None:
+    """Recommend items to a user or for a history, through the running service.
+
+    \b
+    passerelle recommend --user 42
+    passerelle recommend --history 1193,661,914 -k 5
+    passerelle recommend --user 42 --url http://127.0.0.1:8080 --json
+    """
+    from ray_cluster.client import ServiceClient
+
+    given = None if history is None else [item_id.strip() for item_id in history.split(",") if item_id.strip()]
+    with ServiceClient(url) as client:
+        answer = client.recommend({"user_id": user, "history": given, "k": k})
+        if as_json:
+            print_json(answer)
+            return
+        rows = item_rows(client, answer["items"])
+    if answer["fallback"]:
+        stderr.print(f"Nothing is known of this user: these are the items by {answer['fallback']}.")
+    if answer["ignored_history"]:
+        stderr.print(f"{answer['ignored_history']} ids of the history are not in the catalogue.")
+    print_table(f"version {answer['model_version']}", ("item", "title", "score", "found by"), rows)
+    stderr.print(", ".join(f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in answer["timings_ms"].items()))
+
+
+def item_rows(client: "ServiceClient", items: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+    """One table row an item, with its title where the catalogue has one."""
+    return [
+        (
+            item["item_id"],
+            client.item(item["item_id"])["title"] or "",
+            float(item["score"]),
+            ", ".join(f"{source['name']} #{source['rank']}" for source in item["sources"]),
+        )
+        for item in items
+    ]

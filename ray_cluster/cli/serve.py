@@ -1,0 +1,51 @@
+"""`passerelle serve`: Triton and the Serve graph over one published bundle, until Ctrl-C."""
+
+import json
+import shlex
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, cast
+
+import click
+
+from ray_cluster.cli.console import stderr
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every interface.")
+@click.option("--topology", type=click.Choice(["fused", "staged"]), default="fused", show_default=True, help="One replica, or one a stage.")
+@click.option("--triton", default="embedded", show_default=True, metavar="embedded|HOST:PORT", help="Gives gRPC; started here if embedded.")
+@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True, metavar="DIR")
+def command(bundle: Path, port: int, host: str, topology: str, triton: str, repository: Path) -> None:
+    """Serve a published BUNDLE over HTTP until Ctrl-C or SIGTERM, then stop every process that was started.
+
+    \b
+    passerelle serve artifacts/bundle
+    passerelle serve artifacts/bundle --port 8080 --topology staged
+    passerelle serve artifacts/bundle --triton triton.internal:8001
+    """
+    from passerelle.bundle import open_bundle
+    from ray_cluster.publishing import published_version
+    from ray_cluster.service import Service, Topology
+
+    opened = open_bundle(bundle)
+    version = published_version(opened, repository)
+    signal.signal(signal.SIGTERM, _interrupt)
+    example = json.dumps({"user_id": opened.reference().column("user_id")[0].as_py(), "k": 10}, ensure_ascii=False)
+    address = None if triton == "embedded" else triton
+    with Service(bundle, repository, version, topology=cast(Topology, topology), host=host, port=port, triton=address) as service:
+        signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own handler in between
+        stderr.print(f"{opened.manifest.model} version {version} answers at {service.url} (API: {service.url}/docs). Ctrl-C stops it.")
+        click.echo(f"curl -s {service.url}/v1/recommend -H 'content-type: application/json' -d {shlex.quote(example)}")
+        try:
+            service.watch()
+        except KeyboardInterrupt:
+            stderr.print("stopping")
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends the service as Ctrl-C does: through every `with` block."""
+    raise KeyboardInterrupt
