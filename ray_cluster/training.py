@@ -3,9 +3,10 @@
 The run directory must be on storage that every worker sees (a local disk for local Ray, a shared file system for a cluster).
 """
 
+import contextlib
 import logging
-import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
+from ray_cluster.local_ray import local_ray
 from training.bert4rec import MONITOR
 from training.config import RunConfig as Recipe
 from training.fit import fit
@@ -67,40 +69,40 @@ def train_on_ray(
     """
     manifest = start_run(run_path, recipe, dataset, config, resume=resume)
     use_gpu = torch.cuda.is_available()
-    start_ray(address)
-    try:
+    job = {
+        "dataset_path": str(dataset.path.resolve()),
+        "run_path": str(run_path.resolve()),
+        "config": config.model_dump(mode="json"),
+        "resume": resume,
+    }
+    with _cluster(address), tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results:
         _check_room(num_workers, use_gpu=use_gpu)
-        with tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results:
-            trainer = TorchTrainer(
-                _worker,
-                train_loop_config={
-                    "dataset_path": str(dataset.path.resolve()),
-                    "run_path": str(run_path.resolve()),
-                    "config": config.model_dump(mode="json"),
-                    "resume": resume,
-                },
-                scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
-                run_config=RunConfig(
-                    name=run_path.name, storage_path=results, failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)
-                ),
-            )
-            try:
-                trainer.fit()
-            except ray.exceptions.RayError as error:
-                raise UserError(f"{run_path}: a training worker failed {MAX_WORKER_FAILURES + 1} times: {_last_line(error)}") from error
-    finally:
-        ray.shutdown()
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config=job,
+            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+            run_config=RunConfig(name=run_path.name, storage_path=results, failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)),
+        )
+        try:
+            trainer.fit()
+        except ray.exceptions.RayError as error:
+            raise UserError(f"{run_path}: a training worker failed {MAX_WORKER_FAILURES + 1} times: {_last_line(error)}") from error
     return finish_run(run_path, manifest)
 
 
-def start_ray(address: str | None) -> None:
-    """Connect to a cluster, shipping this checkout's packages to it, or start a quiet Ray on this machine."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+@contextlib.contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """A Ray on this machine for the length of the block, or a running cluster, to which this checkout's packages are shipped."""
     if address is None:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        working_dir = str(Path(__file__).resolve().parents[1])
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, runtime_env={"working_dir": working_dir})
+        with local_ray():
+            yield
+        return
+    working_dir = str(Path(__file__).resolve().parents[1])
+    ray.init(address, log_to_driver=False, logging_level=logging.WARNING, runtime_env={"working_dir": working_dir})
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _check_room(num_workers: int, *, use_gpu: bool) -> None:
