@@ -1,0 +1,102 @@
+"""The whole way on MovieLens-1M, each step a command you could type: raw ratings to recommendations over HTTP.
+
+python -m ray_cluster.demo                  (what `make demo` runs)
+python -m ray_cluster.demo --keep-serving   (what `make serve` runs)
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from ray_cluster.cli.console import print_table, stdout
+
+ROOT = Path("artifacts/demo")
+DATASET, RUN, BUNDLE = (str(ROOT / name) for name in ("dataset", "run", "bundle"))
+REPOSITORY = Path("model_repository")
+EPOCHS = 8
+SHOWN_METRICS = ("ndcg@10", "recall@10", "recall@50")
+SHOWN_ITEMS = 10
+
+STEPS: tuple[tuple[str, ...], ...] = (
+    ("prepare", "movielens-1m", "--out", DATASET),
+    ("train", "bert4rec", "--dataset", DATASET, "--out", RUN, "--set", f"training.max_epochs={EPOCHS}"),
+    ("evaluate", RUN, "--k", "10,50"),
+    ("train-ranker", RUN),
+    ("export", RUN, "--out", BUNDLE),
+    ("publish", BUNDLE, "--repository", str(REPOSITORY)),
+)
+
+
+def passerelle(*arguments: str) -> None:
+    """Run one command and wait for it; Ctrl-C reaches it once, through us, and it cleans up before we go."""
+    stdout.print(f"\n[bold]$ passerelle {' '.join(arguments)}[/bold]")
+    command = [str(Path(sys.executable).with_name("passerelle")), *arguments]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+    if status:
+        sys.exit(status)
+
+
+def ask() -> None:
+    """Serve the bundle, ask for one user, and print what came back beside the offline figures."""
+    from passerelle.bundle import open_bundle
+    from ray_cluster.client import ServiceClient
+    from ray_cluster.publishing import published_version
+    from ray_cluster.service import Service
+
+    bundle = open_bundle(Path(BUNDLE))
+    manifest = bundle.manifest
+    user_id = bundle.reference().column("user_id")[0].as_py()
+    started_s = time.monotonic()
+    with Service(Path(BUNDLE), REPOSITORY, published_version(bundle, REPOSITORY)) as service, ServiceClient(service.url) as client:
+        ready_s = time.monotonic() - started_s
+        request = {"user_id": user_id, "k": SHOWN_ITEMS}
+        client.recommend(request)  # the first answer also opens connections
+        answer = client.recommend(request)
+        history = bundle.item_ids.ids(bundle.history(bundle.user_ids.row(user_id))[-SHOWN_ITEMS:])[::-1]
+        seen = [str(client.item(item_id)["title"]) for item_id in history]
+        offered = [(client.item(item["item_id"])["title"], item["score"]) for item in answer["items"]]
+    rows = [
+        (place, seen_title, title, score) for place, (seen_title, (title, score)) in enumerate(zip(seen, offered, strict=False), start=1)
+    ]
+    stdout.print(f"\nReady in {ready_s:.1f} s; everything is stopped again.\n")
+    print_table(f"User {user_id}", ("", "last films, newest first", "recommended", "score"), rows)
+    timings_ms = answer["timings_ms"]
+    print_table("One request, in milliseconds", tuple(timings_ms), [tuple(f"{value:.2f}" for value in timings_ms.values())])
+    offline = manifest.offline_metrics
+    rows = [(metric, *(offline[scorer][metric] for scorer in ("popularity", "model", "ranker"))) for metric in SHOWN_METRICS]
+    title = f"Offline: next film of {manifest.num_users} users, among all {manifest.num_items}"
+    print_table(title, ("test", "popularity", "BERT4Rec", "and ranker"), rows)
+
+
+@click.command()
+@click.option("--keep-serving", is_flag=True, help="Leave the service running until Ctrl-C, instead of asking it once.")
+def main(keep_serving: bool) -> None:
+    """Prepare MovieLens-1M, train BERT4Rec on local Ray for about two minutes, evaluate, export, publish, serve and ask."""
+    started_s = time.monotonic()
+    shutil.rmtree(ROOT, ignore_errors=True)
+    try:
+        for step in STEPS:
+            passerelle(*step)
+        if keep_serving:
+            passerelle("serve", BUNDLE, "--repository", str(REPOSITORY))
+        else:
+            ask()
+    except KeyboardInterrupt:
+        stdout.print("\ninterrupted; everything is stopped")
+        sys.exit(130)
+    stdout.print(f"\nThe whole way took {time.monotonic() - started_s:.0f} s. `make serve` leaves it running.")
+
+
+if __name__ == "__main__":
+    main()
