@@ -1,0 +1,64 @@
+"""What every benchmark shares: the record of the machine, percentiles, and where results go."""
+
+import json
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from passerelle.files import write_text
+from passerelle.manifest import git_commit
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("torch", "pytorch-lightning", "ray", "onnxruntime", "lightgbm", "faiss-cpu", "nvidia-pytriton", "numpy", "pyarrow")
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, commit and load, as they are when a benchmark starts."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_average_1_min": psutil.getloadavg()[0],
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _processor() -> str:
+    """The processor's name; on Linux `platform` does not know it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def latency_summary(latencies_ms: Sequence[float]) -> dict[str, float]:
+    """Mean and percentiles of latencies in milliseconds, and how many there are."""
+    values = np.asarray(latencies_ms)
+    percentiles = {f"p{name}_ms": float(np.percentile(values, level)) for name, level in (("50", 50), ("95", 95), ("99", 99))}
+    return {"requests": len(values), "mean_ms": float(values.mean()), **percentiles, "max_ms": float(values.max())}
+
+
+def write_result(theme: str, started: dict[str, Any], values: dict[str, Any]) -> Path:
+    """Store a result as `results/THEME_HARDWARE_DATE.json` and print it as one JSON line, the last of the benchmark.
+
+    Args:
+        theme: the benchmark's module name.
+        started: `environment()` as it was before the work.
+        values: what was measured.
+    """
+    record = {"theme": theme, "environment": started, **values}
+    path = RESULTS / f"{theme}_cpu{started['cores']}_{started['date'][:10]}.json"
+    write_text(path, json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record))
+    return path
