@@ -26,7 +26,7 @@ A mistake in what you give a verb is one line on stderr and exit status 1, or 2 
 
 def sections() -> Iterator[tuple[str, str]]:
     """Title and help text of the command itself, then of every verb in the order a user meets them."""
-    root = click.Context(passerelle, info_name="passerelle", terminal_width=WIDTH)
+    root = click.Context(passerelle, info_name="passerelle", terminal_width=WIDTH, **passerelle.context_settings)
     yield "passerelle", passerelle.get_help(root)
     for verb in VERBS:
         command = passerelle.get_command(root, verb)

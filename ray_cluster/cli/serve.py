@@ -18,7 +18,14 @@ from ray_cluster.cli.console import stderr
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every interface.")
 @click.option("--topology", type=click.Choice(["fused", "staged"]), default="fused", show_default=True, help="One replica, or one a stage.")
 @click.option("--triton", default="embedded", show_default=True, metavar="embedded|HOST:PORT", help="Gives gRPC; started here if embedded.")
-@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True, metavar="DIR")
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path),
+    default=Path("model_repository"),
+    show_default=True,
+    metavar="DIR",
+    help="Model repository of Triton.",
+)
 def command(bundle: Path, port: int, host: str, topology: str, triton: str, repository: Path) -> None:
     """Serve a published BUNDLE over HTTP until Ctrl-C or SIGTERM, then stop every process that was started.
 
