@@ -60,7 +60,7 @@ def _serve(bundle: Bundle) -> dict[str, Any]:
     started_s = time.perf_counter()
     with Service(bundle.path, REPOSITORY, published_version(bundle, REPOSITORY)) as service, httpx.Client(base_url=service.url) as client:
         ready_s = time.perf_counter() - started_s
-        serve.run(serve.deployment(NoOp).bind(), name="noop", route_prefix="/noop")
+        serve.run(serve.deployment(name="noop")(NoOp).bind(), name="noop", route_prefix="/noop")
         stages: list[dict[str, float]] = []
 
         def recommend(position: int) -> None:

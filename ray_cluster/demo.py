@@ -74,9 +74,9 @@ def ask() -> None:
     timings_ms = answer["timings_ms"]
     print_table("One request, in milliseconds", tuple(timings_ms), [tuple(f"{value:.2f}" for value in timings_ms.values())])
     offline = manifest.offline_metrics
-    rows = [(metric, *(offline[scorer][metric] for scorer in ("popularity", "model", "ranker"))) for metric in SHOWN_METRICS]
+    figures = [(metric, *(offline[scorer][metric] for scorer in ("popularity", "model", "ranker"))) for metric in SHOWN_METRICS]
     title = f"Offline: next film of {manifest.num_users} users, among all {manifest.num_items}"
-    print_table(title, ("test", "popularity", "BERT4Rec", "and ranker"), rows)
+    print_table(title, ("test", "popularity", "BERT4Rec", "and ranker"), figures)
 
 
 @click.command()

@@ -1,0 +1,81 @@
+"""The documents tell the truth: their examples run, their figures are those of result files, their paths exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from passerelle.dataset import open_dataset
+from passerelle.prepare import load_prepare_config, prepare
+from ray_cluster.cli.main import VERBS, passerelle
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `passerelle ...` line of the code blocks of a document."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return [shlex.split(line, comments=True)[1:] for block in blocks for line in block.splitlines() if line.startswith("passerelle ")]
+
+
+def test_the_readme_has_commands() -> None:
+    assert {arguments[0] for arguments in commands(README)} >= set(VERBS) - {"inspect", "doctor"}
+
+
+@pytest.mark.parametrize("arguments", commands(README), ids=" ".join)
+def test_readme_commands_are_understood(arguments: list[str]) -> None:
+    verb = passerelle.get_command(click.Context(passerelle), arguments[0])
+    assert verb is not None
+    verb.make_context(arguments[0], arguments[1:])
+
+
+def test_the_readme_description_of_own_logs_prepares(tmp_path: Path) -> None:
+    description = re.search(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+    assert description is not None
+    values = tomllib.loads(description.group(1))
+    least = values["filters"]["min_item_events"]
+    customers = [f"c{customer}" for customer in range(least) for _ in range(4)]
+    skus = ["a", "b", "c", "d"] * least
+    times = pa.array(range(len(skus)), pa.int64())
+    pa.parquet.write_table(pa.table({"customer": customers, "sku": skus, "ordered_at": times}), tmp_path / "orders.parquet")
+    pa.csv.write_csv(pa.table({"sku": ["a", "b", "c", "d"], "label": ["Tea", "Milk", "Bread", "Jam"]}), tmp_path / "products.csv")
+    toml = tmp_path / "shop.toml"
+    toml.write_text(description.group(1), encoding="utf-8")
+    prepare(load_prepare_config(str(toml), ()), tmp_path, tmp_path / "dataset")
+    dataset = open_dataset(tmp_path / "dataset")
+    assert (dataset.num_users, dataset.num_items, len(dataset.item_rows_E)) == (least, 4, 4 * least)
+    assert dataset.items.column("label").to_pylist() == ["Tea", "Milk", "Bread", "Jam"]
+
+
+def test_the_readme_table_is_that_of_the_newest_result_file() -> None:
+    subprocess.run([sys.executable, ROOT / "docs" / "generate_results.py", "--check"], check=True)
+
+
+def test_the_tour_names_every_file_of_the_packages() -> None:
+    tour = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:passerelle|training|serving|ray_cluster)/[\w/]+\.py)`", tour))
+    named |= {f"ray_cluster/cli/{name}" for name in re.findall(r"`(\w+\.py)`", tour)}
+    files = {
+        str(path.relative_to(ROOT))
+        for package in ("passerelle", "training", "serving", "ray_cluster")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert files - named == set(), "files that the tour leaves out"
+    assert named - files == set(), "files that the tour names and that do not exist"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/decisions.md", "model_repository/README.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (path.parent / target).exists()] == []
