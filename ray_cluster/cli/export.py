@@ -33,6 +33,6 @@ def command(run: Path, out: Path, dataset: Path | None, overwrite: bool, as_json
     if as_json:
         print_json({"bundle": str(out), "bundle_id": bundle.manifest.bundle_id, "parity": parity})
     else:
-        worst = max(parity["retrieval_score_max_difference"], parity["ranker_score_max_difference"])
+        worst = max(value for name, value in parity.items() if name.startswith("max_"))
         size_mb = sum(entry.size_bytes for entry in bundle.manifest.files.values()) / 1e6
         click.echo(f"{out}: bundle {bundle.manifest.bundle_id}, {size_mb:.1f} MB; scores agree to {worst:.1e} for {parity['users']} users")
