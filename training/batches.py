@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from passerelle.dataset import Dataset
+from passerelle.errors import UserError
 from passerelle.ids import MASK_ROW
 from passerelle.splits import Split
 from training.config import RunConfig
@@ -95,7 +96,10 @@ class EpochBatches:
     """The batches of one epoch for one rank; iterating twice gives the same batches.
 
     Each step's group of windows is the same for any `world_size`; ranks take every `world_size`-th window of it, longest
-    first, so that their costs are alike. A group with fewer windows than ranks is merged with the one before it.
+    first, so that their costs are alike. A group with fewer windows than ranks is merged with its neighbour.
+
+    Raises:
+        UserError: the dataset has fewer windows than there are ranks.
     """
 
     def __init__(self, dataset: Dataset, split: Split, config: RunConfig, *, epoch: int, rank: int = 0, world_size: int = 1) -> None:
@@ -107,10 +111,14 @@ class EpochBatches:
         generator = np.random.default_rng([*self._seed, 0])
         groups: list[Int64Array] = []
         for group in group_by_budget(self._windows.lengths_W, config.batches.token_budget, generator):
-            if groups and len(group) < world_size:
+            if groups and min(len(group), len(groups[-1])) < world_size:
                 groups[-1] = np.concatenate([groups[-1], group])
             else:
                 groups.append(group)
+        if not groups or len(groups[0]) < world_size:
+            raise UserError(
+                f"{dataset.path}: {len(self._windows.start_W)} windows of two or more training events, too few for --workers {world_size}"
+            )
         self._groups = groups
 
     def __len__(self) -> int:

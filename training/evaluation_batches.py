@@ -18,6 +18,9 @@ from training.encoder import pad_right_aligned
 
 Int64Array = npt.NDArray[np.int64]
 
+_MOST_SCORES = 2**27
+"""Most scores (users x catalogue) that exist at once: half a gigabyte of float32."""
+
 
 @dataclass
 class EvaluationBatch:
@@ -40,20 +43,21 @@ class EvaluationBatch:
 
 
 class EvaluationBatches:
-    """All users of a part, grouped by length to a token budget; ranks take every `world_size`-th group."""
+    """All users of a part, grouped by length to a token budget; ranks take every `world_size`-th user, longest history first."""
 
     def __init__(
         self, dataset: Dataset, users: EvaluationUsers, *, max_history: int, token_budget: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self._dataset, self._users, self._max_history = dataset, users, max_history
         lengths_Q = np.minimum(users.history_end_Q - users.history_start_Q, max_history)
-        order_Q = np.argsort(-lengths_Q, kind="stable")
+        order_Q = np.argsort(-lengths_Q, kind="stable")[rank::world_size]
+        most_users = max(1, _MOST_SCORES // dataset.num_rows)
         groups, start = [], 0
         while start < len(order_Q):
-            size = max(1, token_budget // (int(lengths_Q[order_Q[start]]) + 1))
+            size = max(1, min(most_users, token_budget // (int(lengths_Q[order_Q[start]]) + 1)))
             groups.append(order_Q[start : start + size])
             start += size
-        self._groups = groups[rank::world_size]
+        self._groups = groups
 
     def __len__(self) -> int:
         return len(self._groups)
