@@ -21,8 +21,8 @@ import torch
 from passerelle.arrow import write_table
 from passerelle.bundle import BUNDLE_FILES, QUERY_ENCODER, RANKER, Bundle, BundleManifest, open_bundle
 from passerelle.errors import UserError
-from passerelle.files import new_directory
-from passerelle.ids import USER_ID
+from passerelle.files import new_directory, refuse_existing
+from passerelle.ids import PADDING_ROW, USER_ID
 from passerelle.manifest import provenance, write_manifest
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
@@ -59,6 +59,7 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
     Raises:
         UserError: the run has no ranker, `out` exists, or ONNX Runtime differs by more than 1e-4 or in any top ten.
     """
+    refuse_existing(out, overwrite=overwrite)
     booster = load_ranker(run.path)
     if "model" not in read_evaluation(run.path).get("test", {}):
         evaluate(run, "test", progress=progress)
@@ -111,17 +112,23 @@ def _histories(run: OpenRun, users: EvaluationUsers) -> list[tuple[torch.Tensor,
 
 
 def _reference_table(run: OpenRun, reference: Reference) -> pa.Table:
+    candidates = reference.candidates
     return pa.table(
         {
-            USER_ID: run.dataset.users.column(USER_ID).take(pa.array(reference.candidates.users.user_rows_Q)),
+            USER_ID: run.dataset.users.column(USER_ID).take(pa.array(candidates.users.user_rows_Q)),
             "timestamp_ms": reference.timestamps_ms_P,
             "query": list(reference.query_PD),
-            "candidate_rows": list(reference.candidates.rows_QK.astype(np.int32)),
-            "candidate_scores": list(reference.candidates.scores_QK),
-            "top_rows": list(reference.top_rows_PK.astype(np.int32)),
-            "top_scores": list(reference.top_scores_PK),
+            "candidate_rows": _lists(candidates.rows_QK.astype(np.int32), candidates.rows_QK),
+            "candidate_scores": _lists(candidates.scores_QK, candidates.rows_QK),
+            "top_rows": _lists(reference.top_rows_PK.astype(np.int32), reference.top_rows_PK),
+            "top_scores": _lists(reference.top_scores_PK, reference.top_rows_PK),
         }
     )
+
+
+def _lists(values_PK: npt.NDArray[Any], rows_PK: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+    """Values of each user without the padding at the end."""
+    return [values_K[rows_K != PADDING_ROW] for values_K, rows_K in zip(values_PK, rows_PK, strict=True)]
 
 
 def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str, Any]:
@@ -137,26 +144,28 @@ def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str,
     for items_BL, positions_B in _histories(run, candidates.users):
         rows_BL = items_BL.numpy()
         query_PD[positions_B] = encoder.run(["query"], {"item_vectors": vectors_RD[rows_BL], "mask": rows_BL > 0})[0]
-    features_SF = candidates.features_QKF.reshape(-1, candidates.features_QKF.shape[-1])
-    scores_PK = ranker.run(["score"], {"features": features_SF})[0].reshape(candidates.rows_QK.shape)
+    found_PK = candidates.found_QK
+    scores_PK = np.full(found_PK.shape, -np.inf, dtype=np.float32)
+    scores_PK[found_PK] = ranker.run(["score"], {"features": candidates.features_QKF[found_PK]})[0][:, 0]
     order_PK = np.argsort(-scores_PK, axis=1, kind="stable")[:, :TOP]
+    top_found_PK = reference.top_rows_PK != PADDING_ROW
     retrieved_PK = np.einsum("pd,pkd->pk", query_PD, vectors_RD[candidates.rows_QK])
     same_P = (np.take_along_axis(candidates.rows_QK, order_PK, 1) == reference.top_rows_PK).all(axis=1)
     parity: dict[str, Any] = {
         "users": len(query_PD),
         "max_query_difference": _largest(query_PD - reference.query_PD),
-        "max_retrieval_score_difference": _largest(retrieved_PK - candidates.scores_QK),
-        "max_score_difference": _largest(np.take_along_axis(scores_PK, order_PK, 1) - reference.top_scores_PK),
+        "max_retrieval_score_difference": _largest((retrieved_PK - candidates.scores_QK)[found_PK]),
+        "max_score_difference": _largest(np.take_along_axis(scores_PK, order_PK, 1)[top_found_PK] - reference.top_scores_PK[top_found_PK]),
         "identical_top_10": int(same_P.sum()),
     }
-    worst = max(value for name, value in parity.items() if name.startswith("max_"))
-    if worst > MAX_SCORE_DIFFERENCE or not same_P.all():
+    close = all(value <= MAX_SCORE_DIFFERENCE for name, value in parity.items() if name.startswith("max_"))  # false for NaN
+    if not close or not same_P.all():
         raise UserError(f"{run.path}: ONNX Runtime does not answer as torch and LightGBM do: {parity}")
     return parity
 
 
 def _largest(difference: npt.NDArray[np.floating]) -> float:
-    return float(np.abs(difference).max())
+    return float(np.abs(difference).max(initial=0.0))
 
 
 def _manifest(run: OpenRun, scratch: Path, feature_names: tuple[str, ...], parity: dict[str, Any]) -> BundleManifest:

@@ -19,8 +19,9 @@ OPSET = 18
 
 def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
     """`item_vectors` float32 [batch, length, D], `mask` bool [batch, length] -> `query` float32 [batch, D]."""
-    example = (torch.zeros(2, 5, dim), torch.ones(2, 5, dtype=torch.bool))
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, max=network.encoder.max_length - 1)
+    max_history = network.encoder.max_length - 1
+    example = (torch.zeros(2, max_history, dim), torch.ones(2, max_history, dtype=torch.bool))
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, max=max_history)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals

@@ -18,6 +18,7 @@ from passerelle import metrics
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
 from passerelle.files import new_directory, write_text
+from passerelle.ids import PADDING_ROW
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
 from training.evaluation import (
@@ -36,12 +37,20 @@ EVALUATED_KS = (10, 20, 50)
 
 @dataclass(frozen=True)
 class Candidates:
-    """Retrieved candidates of some users, best first, with their features."""
+    """Retrieved candidates of some users, best first, with their features.
+
+    A user who has seen nearly everything has fewer than K: the remaining rows and features are 0, the scores -inf.
+    """
 
     users: EvaluationUsers
     rows_QK: npt.NDArray[np.int64]
     scores_QK: npt.NDArray[np.float32]
     features_QKF: npt.NDArray[np.float32]
+
+    @property
+    def found_QK(self) -> npt.NDArray[np.bool_]:
+        """Where there is a candidate."""
+        return self.rows_QK != PADDING_ROW
 
 
 def ranking_features(run: OpenRun) -> RankingFeatures:
@@ -64,13 +73,14 @@ def retrieve_candidates(run: OpenRun, users: EvaluationUsers, progress: Progress
         dataset, users, model_scorer(run.model), num_candidates, max_history=config.model.max_history, stage="retrieval", progress=progress
     )
     features = ranking_features(run)
-    features_QKF = np.empty((*rows_QK.shape, len(features.names)), dtype=np.float32)
+    features_QKF = np.zeros((*rows_QK.shape, len(features.names)), dtype=np.float32)
     for position in range(len(users)):
         end = users.history_end_Q[position]
         start = max(users.history_start_Q[position], end - config.model.max_history)
         history_L = dataset.item_rows_E[start:end].astype(np.int64)
         timestamp_ms = int(dataset.timestamps_ms_E[min(end, users.target_end_Q[position] - 1)])
-        features_QKF[position] = features.compute(rows_QK[position], scores_QK[position], history_L, timestamp_ms)
+        found = np.count_nonzero(rows_QK[position] != PADDING_ROW)
+        features_QKF[position, :found] = features.compute(rows_QK[position, :found], scores_QK[position, :found], history_L, timestamp_ms)
         if position % 100 == 99 or position + 1 == len(users):
             progress(stage, position + 1, len(users))
     return Candidates(users, rows_QK, scores_QK, features_QKF)
@@ -102,7 +112,7 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
     num_held_out = max(1, int(config.ranker.holdout_fraction * len(shuffled_Q)))
     names = list(ranking_features(run).names)
     fit_set, held_out_set = (
-        _lightgbm_set(learning, hits_QK, chosen_Q, names) for chosen_Q in (shuffled_Q[num_held_out:], shuffled_Q[:num_held_out])
+        _lightgbm_set(learning, hits_QK, chosen_Q) for chosen_Q in (shuffled_Q[num_held_out:], shuffled_Q[:num_held_out])
     )
     booster = _boost(run, fit_set, held_out_set, progress)
 
@@ -119,12 +129,12 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
     return results
 
 
-def _lightgbm_set(
-    candidates: Candidates, hits_QK: npt.NDArray[np.bool_], chosen_Q: npt.NDArray[np.int64], names: list[str]
-) -> lightgbm.Dataset:
-    features_SF = candidates.features_QKF[chosen_Q].reshape(-1, len(names))
-    group = np.full(len(chosen_Q), hits_QK.shape[1])
-    return lightgbm.Dataset(features_SF, hits_QK[chosen_Q].reshape(-1).astype(np.int32), group=group, feature_name=names)
+def _lightgbm_set(candidates: Candidates, hits_QK: npt.NDArray[np.bool_], chosen_Q: npt.NDArray[np.int64]) -> lightgbm.Dataset:
+    """Features are not named: LightGBM refuses names that JSON would escape, and people may name their columns so."""
+    found_QK = candidates.found_QK[chosen_Q]
+    return lightgbm.Dataset(
+        candidates.features_QKF[chosen_Q][found_QK], hits_QK[chosen_Q][found_QK].astype(np.int32), group=found_QK.sum(axis=1)
+    )
 
 
 def _boost(run: OpenRun, fit_set: lightgbm.Dataset, held_out_set: lightgbm.Dataset, progress: Progress) -> lightgbm.Booster:
@@ -157,11 +167,15 @@ def _boost(run: OpenRun, fit_set: lightgbm.Dataset, held_out_set: lightgbm.Datas
 
 
 def rerank(booster: lightgbm.Booster, candidates: Candidates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Candidates [Q, K] in the ranker's order (ties in retrieval order), and their scores in that order."""
-    num_users, num_candidates, num_features = candidates.features_QKF.shape
-    scores_QK = np.asarray(booster.predict(candidates.features_QKF.reshape(-1, num_features))).reshape(num_users, num_candidates)
+    """Candidates [Q, K] in the ranker's order (ties in retrieval order), and their scores in that order.
+
+    Scores are rounded to float32, as they are served, before they are compared: what is a tie there is a tie here.
+    """
+    found_QK = candidates.found_QK
+    scores_QK = np.full(found_QK.shape, -np.inf, dtype=np.float32)
+    scores_QK[found_QK] = booster.predict(candidates.features_QKF[found_QK])
     order_QK = np.argsort(-scores_QK, axis=1, kind="stable")
-    return np.take_along_axis(candidates.rows_QK, order_QK, 1), np.take_along_axis(scores_QK, order_QK, 1).astype(np.float32)
+    return np.take_along_axis(candidates.rows_QK, order_QK, 1), np.take_along_axis(scores_QK, order_QK, 1)
 
 
 def load_ranker(run_path: Path) -> lightgbm.Booster:

@@ -6,7 +6,7 @@ Shape legend: B users, D width, R item rows (special rows included), K ranked it
 import torch
 from torch import Tensor
 
-from passerelle.ids import FIRST_ITEM_ROW
+from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 from training.evaluation_batches import EvaluationBatch
 
 
@@ -16,9 +16,12 @@ def rank_items(query_BD: Tensor, table_RD: Tensor, batch: EvaluationBatch, k: in
 
 
 def rank_scores(scores_BR: Tensor, batch: EvaluationBatch, k: int, *, exclude_seen: bool = True) -> tuple[Tensor, Tensor]:
-    """Rows and scores [B, K] of the best items of given scores (overwritten), with the same exclusions as `rank_items`."""
+    """Rows and scores [B, K] of the best items of given scores (overwritten), with the same exclusions as `rank_items`.
+
+    Where fewer than k items are left, the remaining rows are 0 (padding) with score -inf.
+    """
     scores_BR[:, :FIRST_ITEM_ROW] = float("-inf")
     if exclude_seen:
         scores_BR[batch.seen_row_S, batch.seen_item_S] = float("-inf")
     scores_BK, rows_BK = torch.topk(scores_BR, min(k, scores_BR.shape[1] - FIRST_ITEM_ROW), dim=1)
-    return rows_BK, scores_BK
+    return rows_BK.masked_fill(scores_BK.isneginf(), PADDING_ROW), scores_BK
