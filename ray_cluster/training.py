@@ -24,7 +24,7 @@ from ray_cluster.local_ray import local_ray
 from training.bert4rec import MONITOR
 from training.config import RunConfig as Recipe
 from training.fit import fit
-from training.run import LAST, RunManifest, finish_run, start_run
+from training.run import LAST, RunManifest, finish_run, plan_run, start_run
 
 MAX_WORKER_FAILURES = 2
 
@@ -67,7 +67,7 @@ def train_on_ray(
     Raises:
         UserError: the run may not be created or continued; the cluster has too few CPUs; or a worker failed for good.
     """
-    manifest = start_run(run_path, recipe, dataset, config, resume=resume)
+    manifest = plan_run(run_path, recipe, dataset, config, resume=resume, num_workers=num_workers)
     use_gpu = torch.cuda.is_available()
     job = {
         "dataset_path": str(dataset.path.resolve()),
@@ -77,6 +77,7 @@ def train_on_ray(
     }
     with _cluster(address), tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results:
         _check_room(num_workers, use_gpu=use_gpu)
+        start_run(run_path, manifest)
         trainer = TorchTrainer(
             _worker,
             train_loop_config=job,

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: `progress.json` for whoever is watching, `history.jsonl` for good."""
+"""What a run writes while it trains: checkpoints, `progress.json` for whoever is watching, `history.jsonl` for good."""
 
 import json
 import time
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from passerelle.files import write_text
 from training.bert4rec import MONITOR
@@ -15,14 +16,46 @@ HISTORY = "history.jsonl"
 _PROGRESS_INTERVAL_S = 1.0
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`, by validation NDCG@10; a resumed run knows it again though its directory has moved."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(dirpath=directory, filename="best", monitor=MONITOR, mode="max", enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert self.dirpath is not None
+        path = str(Path(self.dirpath) / "best.ckpt")
+        best = dict(zip([path], state_dict["best_k_models"].values(), strict=False))
+        here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path, "best_k_models": best}
+        super().load_state_dict({**state_dict, **here})
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt` after every epoch, better or not (Lightning's `save_last` writes it only where the best changes)."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(dirpath=directory, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+
+class Patience(EarlyStopping):
+    """Stops after `patience` validations without a better NDCG@10; a resumed run counts on, with the patience it is given now."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(MONITOR, mode="max", patience=patience)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
 class RunJournal(pl.Callback):
     """Rank zero writes where training is about once a second, and one line an epoch."""
 
     def __init__(self, run_path: Path) -> None:
         self._run_path = run_path
         self._written_s = self._epoch_started_s = 0.0
+        self._validation: dict[str, float] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop lines of epochs after the checkpoint that training continues from."""
         history = self._run_path / HISTORY
         if trainer.is_global_zero and history.exists():
@@ -31,6 +64,10 @@ class RunJournal(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._epoch_started_s = time.monotonic()
+        self._validation = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation = {MONITOR: float(trainer.callback_metrics[MONITOR])}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not trainer.is_global_zero or time.monotonic() - self._written_s < _PROGRESS_INTERVAL_S:
@@ -40,11 +77,15 @@ class RunJournal(pl.Callback):
         (self._run_path / PROGRESS).write_text(json.dumps({**where, "max_epochs": trainer.max_epochs}))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Runs after validation, so the line holds both."""
+        """Runs after validation, so the line holds both, where the epoch has one."""
         if not trainer.is_global_zero:
             return
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name in ("train_loss_epoch", MONITOR)}
-        line = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **values}
-        line["seconds"] = round(time.monotonic() - self._epoch_started_s, 3)
+        line = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "train_loss_epoch": float(trainer.callback_metrics["train_loss_epoch"]),
+            **self._validation,
+            "seconds": round(time.monotonic() - self._epoch_started_s, 3),
+        }
         with (self._run_path / HISTORY).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")

@@ -27,7 +27,7 @@ class ModelConfig(Config):
     """Width of the feed-forward layer, in multiples of `dim`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of embeddings and both residual branches; attention weights have none, so that fused kernels apply."""
-    max_history: int = Field(default=200, gt=0)
+    max_history: int = Field(default=200, ge=2)
     """Longest history, in items, the encoder looks at; older items are ignored."""
 
     @model_validator(mode="after")
@@ -95,6 +95,12 @@ class TrainingConfig(Config):
     """CPU threads of each worker; without it, the machine's cores over the workers on it."""
     log_every_steps: int = Field(default=20, gt=0)
     """Steps between two points of the TensorBoard loss curve."""
+
+    @model_validator(mode="after")
+    def _validates_once(self) -> "TrainingConfig":
+        if self.validate_every_epochs > self.max_epochs:
+            raise ValueError(f"validate_every_epochs = {self.validate_every_epochs} is above max_epochs = {self.max_epochs}")
+        return self
 
 
 class RankerConfig(Config):

@@ -1,5 +1,6 @@
 """Train a run: the same function in one process, and in every worker of a Ray Train job."""
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,17 +9,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from passerelle.dataset import Dataset
 from passerelle.splits import evaluation_users, make_split
 from training.batches import EpochBatches
-from training.bert4rec import MONITOR, Bert4Rec
-from training.callbacks import RunJournal
+from training.bert4rec import Bert4Rec
+from training.callbacks import BestCheckpoint, LastCheckpoint, Patience, RunJournal
 from training.config import RunConfig
 from training.data import SequenceData
-from training.run import LAST, RunManifest, finish_run, start_run
+from training.run import LAST, RunManifest, finish_run, plan_run, start_run
 from training.statistics import item_statistics
 
 
@@ -45,6 +45,7 @@ def fit(
     Raises:
         UserError: the split leaves a part empty.
     """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // num_workers))
     warnings.filterwarnings("ignore", message=".*does not have many workers.*", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*IterableDataset. has .__len__. defined.*", category=UserWarning)
@@ -52,8 +53,8 @@ def fit(
     counts_R = item_statistics(dataset, split, config.ranker.recent_days).counts_R
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
     model = Bert4Rec(config, torch.from_numpy(counts_R), total_steps=steps_per_epoch * config.training.max_epochs)
-    checkpoint = ModelCheckpoint(dirpath=run_path / "checkpoints", filename="best", monitor=MONITOR, mode="max", save_last=True)
-    checkpoint.FILE_EXTENSION = ".ckpt"
+    checkpoints = run_path / "checkpoints"
+    ours = [Patience(config.training.patience), RunJournal(run_path), BestCheckpoint(checkpoints), LastCheckpoint(checkpoints)]
     trainer = pl.Trainer(
         max_epochs=config.training.max_epochs,
         check_val_every_n_epoch=config.training.validate_every_epochs,
@@ -64,7 +65,7 @@ def fit(
         devices="auto" if num_workers > 1 or strategy != "auto" else 1,
         strategy=strategy,
         plugins=list(plugins),
-        callbacks=[*callbacks, checkpoint, EarlyStopping(MONITOR, mode="max", patience=config.training.patience), RunJournal(run_path)],
+        callbacks=[*callbacks, *ours],  # last.ckpt comes last: it holds the state of the others
         logger=TensorBoardLogger(run_path, name="tensorboard", version=""),
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
@@ -76,7 +77,10 @@ def fit(
         trainer = prepare(trainer)
     last = run_path / LAST
     data = SequenceData(dataset, split, evaluation_users(split, "validation"), config)
-    trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+    try:
+        trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None, weights_only=True)
+    except SystemExit as stop:  # Lightning turns Ctrl-C into it
+        raise stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else stop from None
 
 
 def train_in_process(recipe: str, dataset: Dataset, config: RunConfig, run_path: Path, *, resume: bool = False) -> RunManifest:
@@ -85,6 +89,7 @@ def train_in_process(recipe: str, dataset: Dataset, config: RunConfig, run_path:
     Raises:
         UserError: the run may not be created or continued, or the split leaves a part empty.
     """
-    manifest = start_run(run_path, recipe, dataset, config, resume=resume)
+    manifest = plan_run(run_path, recipe, dataset, config, resume=resume)
+    start_run(run_path, manifest)
     fit(dataset, config, run_path, resume=resume)
     return finish_run(run_path, manifest)

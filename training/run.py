@@ -19,6 +19,8 @@ import torch
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
+from passerelle.splits import make_split
+from training.batches import EpochBatches
 from training.bert4rec import MONITOR, Bert4Rec
 from training.callbacks import HISTORY
 from training.config import RunConfig
@@ -48,28 +50,32 @@ class RunManifest(Manifest):
     """Validation metrics of `best.ckpt`."""
 
 
-def start_run(path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool) -> RunManifest:
-    """Create a run, or check that an existing one may be continued with this configuration and dataset.
+def plan_run(path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool, num_workers: int = 1) -> RunManifest:
+    """The manifest of a new run, or of an existing one to be continued; writes nothing.
 
     Raises:
-        UserError: the run exists and `resume` is false, or it was started with another configuration or dataset.
+        UserError: the run exists and `resume` is false, it was started with another configuration or dataset, or the dataset
+            is too small to be split among the workers.
     """
+    EpochBatches(dataset, make_split(dataset, config.split), config, epoch=0, world_size=num_workers)
     if (path / MANIFEST_NAME).exists():
         if not resume:
             raise UserError(f"{path} already holds a run: pass --resume to continue it, or choose another --out")
         manifest = open_manifest(path, RunManifest, verify=False)
         _check_same(manifest, dataset, config, path)
-        manifest = manifest.updated(config=config.model_dump(), state="training")
-    elif path.exists() and any(path.iterdir()):
+        return manifest.updated(config=config.model_dump(), state="training")
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not a run: choose another --out")
-    else:
-        path.mkdir(parents=True, exist_ok=True)
-        common = provenance(RunManifest, path, (), LIBRARIES)
-        fields = {"recipe": recipe, "dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
-        progress = {"state": "training", "epochs": 0, "best_epoch": None, "validation": {}}
-        manifest = RunManifest.model_validate({**common, **fields, **progress, "config": config})
+    common = provenance(RunManifest, path, (), LIBRARIES)
+    fields = {"recipe": recipe, "dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
+    progress = {"state": "training", "epochs": 0, "best_epoch": None, "validation": {}}
+    return RunManifest.model_validate({**common, **fields, **progress, "config": config})
+
+
+def start_run(path: Path, manifest: RunManifest) -> None:
+    """Create the run directory, or mark it as in training again."""
+    path.mkdir(parents=True, exist_ok=True)
     write_manifest(path, manifest)
-    return manifest
 
 
 def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path: Path) -> None:
