@@ -1,0 +1,117 @@
+"""Small datasets with a planted structure: most events are followed by the one item that comes next on a ring.
+
+A model that reads the order of events finds the next item; popularity, drawn apart from the ring, cannot.
+
+Shape legend: E events, U users, U1 = U + 1, I items.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from passerelle.dataset import Dataset, FeatureColumn, write_dataset
+from passerelle.features import DAY_MS, HOUR_MS
+from passerelle.ids import FIRST_ITEM_ROW
+
+START_MS = 1_600_000_000_000
+GENRES = ["Comédie", "Drama", "喜劇", "Western"]
+EVENT_WEIGHTS = (1.0, 2.5)
+ITEM_FEATURES = (
+    FeatureColumn(name="title", kind="text"),
+    FeatureColumn(name="genres", kind="multi_categorical"),
+    FeatureColumn(name="year", kind="numeric"),
+)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """How large a dataset is, and how much of it follows the ring."""
+
+    num_users: int = 240
+    num_items: int = 120
+    longest_history: int = 20
+    shortest_history: int = 5
+    follow_probability: float = 0.8
+    span_days: int = 60
+    """Days over which users arrive; each stays some days."""
+    string_ids: bool = False
+
+
+def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> Dataset:
+    """Write a dataset whose users walk along a ring of items and jump now and then to popular ones; no user sees an item twice."""
+    rng = np.random.default_rng(seed)
+    lengths_U = rng.integers(planted.shortest_history, planted.longest_history + 1, size=planted.num_users)
+    ring_I = rng.permutation(planted.num_items)
+    successor_I = np.empty(planted.num_items, dtype=np.int64)
+    successor_I[ring_I] = np.roll(ring_I, -1)
+    popularity_I = (1.0 + rng.permutation(planted.num_items)) ** -0.5
+    items_E = np.concatenate([_walk(int(length), successor_I, popularity_I, planted.follow_probability, rng) for length in lengths_U])
+    start_U = START_MS + rng.integers(planted.span_days * DAY_MS, size=planted.num_users)
+    # gaps are whole hours, some of them zero, so that times repeat within a user
+    times_E = np.concatenate(
+        [start + HOUR_MS * np.cumsum(rng.integers(0, 13, size=n)) for start, n in zip(start_U, lengths_U, strict=True)]
+    )
+    types_E = rng.integers(len(EVENT_WEIGHTS), size=len(items_E))
+    return write_dataset(
+        path,
+        item_rows_E=items_E + FIRST_ITEM_ROW,
+        timestamps_ms_E=times_E,
+        event_types_E=types_E,
+        weights_E=np.array(EVENT_WEIGHTS, dtype=np.float32)[types_E],
+        offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
+        users=pa.table({"user_id": _ids(planted.num_users, "usér ", planted.string_ids)}),
+        items=_items(planted, rng),
+        description={
+            "name": "planted",
+            "event_types": ("view", "purchase"),
+            "user_features": (),
+            "item_features": ITEM_FEATURES,
+            "title": "title",
+            "config": {},
+            "quality": {},
+        },
+    )
+
+
+def _walk(
+    length: int,
+    successor_I: npt.NDArray[np.int64],
+    popularity_I: npt.NDArray[np.floating],
+    follow_probability: float,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    unseen_I = np.ones(len(successor_I), dtype=bool)
+    walk: list[int] = []
+    while len(walk) < length:
+        item = int(successor_I[walk[-1]]) if walk and rng.random() < follow_probability else -1
+        if item < 0 or not unseen_I[item]:
+            chances_I = popularity_I * unseen_I
+            item = int(rng.choice(len(chances_I), p=chances_I / chances_I.sum()))
+        unseen_I[item] = False
+        walk.append(item)
+    return np.array(walk)
+
+
+def _items(planted: Planted, rng: np.random.Generator) -> pa.Table:
+    """Titles, zero to two genres, and a year that is sometimes unknown."""
+    places = range(planted.num_items)
+    genres = [[GENRES[genre] for genre in sorted(rng.choice(len(GENRES), size=place % 3, replace=False))] for place in places]
+    years = [None if place % 11 == 0 else int(1950 + rng.integers(70)) for place in places]
+    return pa.table(
+        {
+            "item_id": _ids(planted.num_items, "商品 ", planted.string_ids),
+            "title": [f"Title № {place}" for place in places],
+            "genres": pa.array(genres, pa.list_(pa.string())),
+            "year": pa.array(years, pa.int64()),
+        }
+    )
+
+
+def _ids(count: int, prefix: str, string_ids: bool) -> pa.Array:
+    """Strings that are not ASCII, or int64 that fit neither float32 nor int32."""
+    if string_ids:
+        return pa.array([f"{prefix}{place}" for place in range(count)], pa.string())
+    return pa.array([2**40 + 3 * place for place in range(count)], pa.int64())
