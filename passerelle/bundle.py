@@ -7,7 +7,7 @@
       item_vectors.npy       [num_items + FIRST_ITEM_ROW, D] float32; row = item_row; the special rows are zero
       items.arrow            item_id, features, metadata; row i is item_row i + FIRST_ITEM_ROW
       popularity.arrow       count, recent_count; row = item_row, special rows included
-      histories.arrow        user_id, item_rows (oldest first, at most max_history) of every known user
+      histories.arrow        user_id, item_rows (all of them, oldest first) of every known user
       reference.arrow        what training computed for some real users: the parity gate compares every layer with it
 
 Shape legend: R item rows (special rows included), D vector width, F ranking features.
