@@ -11,6 +11,7 @@ _OBJECT_STORE_BYTES = 128 * 2**20  # requests and answers are small; Ray's defau
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # else every worker gives way to whatever else runs on the machine
 }
 
 

@@ -31,6 +31,8 @@ from passerelle.manifest import open_manifest, write_manifest
 from passerelle.progress import Progress, silent
 from ray_cluster.parity import HttpParity, TritonParity, http_parity, triton_parity
 from serving.model_config import disagreements, fitted_config
+from serving.triton_client import TritonError
+from serving.triton_server import TritonServer
 
 MODELS = (QUERY_ENCODER, RANKER)
 PUBLISHED_NAME = "published.json"
@@ -189,21 +191,32 @@ def _gate(bundle: Bundle, repository: Path, version: int, active: int | None, pr
     Raises:
         UserError: it does not start, or differs; with the numbers.
     """
-    from ray_cluster.service import Service  # here, because reading what is published needs no Ray
+    from ray_cluster.service import Service, load_networks  # here, because reading what is published needs no Ray
 
-    progress("starting Triton and Serve", 0, 1)
-    with Service(bundle.path, repository, version) as service:
-        progress("starting Triton and Serve", 1, 1)
-        triton = asyncio.run(triton_parity(bundle, version, service.triton_address, progress))
+    progress("starting Triton", 0, 1)
+    with TritonServer(repository) as server:
         try:
-            http = asyncio.run(http_parity(bundle, service.url, progress))
-        except httpx.HTTPError as error:
-            raise UserError(f"{bundle.path}: the service did not answer the parity gate ({error})") from None
-    for layer, figures in (("Triton", triton), ("HTTP", http)):
-        if not figures.holds:
-            stays = f"version {active} stays active" if active is not None else "no version is active"
-            raise UserError(f"{bundle.path}: not published, {stays}: {layer} differs from training: {_in_words(figures)}")
+            asyncio.run(load_networks(server.grpc_address, repository, version))
+            progress("starting Triton", 1, 1)
+            triton = asyncio.run(triton_parity(bundle, version, server.grpc_address, progress))
+        except TritonError as error:
+            raise UserError(f"{bundle.path}: not published: Triton cannot serve it: {error}") from None
+        _require(triton, "Triton", bundle, active)
+        progress("starting Serve", 0, 1)
+        with Service(bundle.path, repository, version, triton=server.grpc_address) as service:
+            progress("starting Serve", 1, 1)
+            try:
+                http = asyncio.run(http_parity(bundle, service.url, progress))
+            except httpx.HTTPError as error:
+                raise UserError(f"{bundle.path}: not published: the service did not answer the parity gate ({error})") from None
+    _require(http, "HTTP", bundle, active)
     return {"triton": triton.model_dump(), "http": http.model_dump()}
+
+
+def _require(figures: TritonParity | HttpParity, layer: str, bundle: Bundle, active: int | None) -> None:
+    if not figures.holds:
+        stays = f"version {active} stays active" if active is not None else "no version is active"
+        raise UserError(f"{bundle.path}: not published, {stays}: {layer} differs from training: {_in_words(figures)}")
 
 
 def _in_words(figures: TritonParity | HttpParity) -> str:
