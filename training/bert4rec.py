@@ -84,7 +84,7 @@ class Bert4Rec(pl.LightningModule):
     def _loss_sum(self, query_MD: Tensor, batch: Batch) -> Tensor:
         config = self.config.loss
         if config.kind == "full":
-            return full_softmax(query_MD, self.table_RD, batch.target_rows_M, batch.weights_M, config.chunk_size)
+            return full_softmax(query_MD, self.table_RD, batch.target_rows_M, batch.weights_M, config.max_logits)
         negatives_N = self.sampler.draw(config.num_negatives, torch.Generator().manual_seed(batch.seed)).to(self.device)
         return sampled_softmax(query_MD, self.table_RD, batch.target_rows_M, batch.weights_M, negatives_N, self.sampler)
 

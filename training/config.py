@@ -57,8 +57,8 @@ class LossConfig(Config):
     """`sampled`: negatives drawn for a step, shared by its positions."""
     sampler: Literal["uniform", "popularity"] = "uniform"
     """`sampled`: what negatives are drawn from; `popularity` follows the counts of the training events."""
-    chunk_size: int = Field(default=1024, gt=0)
-    """`full`: target positions whose logits are held at once."""
+    max_logits: int = Field(default=2**24, gt=0)
+    """`full`: logits (positions times items) held at once; 4 bytes each."""
 
 
 class BatchConfig(Config):

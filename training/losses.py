@@ -5,30 +5,50 @@ Both return the weighted *sum* over positions, so that ranks with different numb
 Shape legend: M target positions, D width, R item rows (special rows included), N negatives, C chunk of positions.
 """
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from passerelle.ids import FIRST_ITEM_ROW
 from training.samplers import Sampler
 
 
-def full_softmax(query_MD: Tensor, table_RD: Tensor, target_rows_M: Tensor, weights_M: Tensor, chunk_size: int) -> Tensor:
-    """Weighted sum of -log softmax(query . table)[target] over every item.
+class _FullSoftmax(torch.autograd.Function):
+    """The loss and its gradients chunk by chunk, in one pass: logits are held for one chunk, and never computed twice."""
 
-    Logits live for one chunk of positions only: backward computes them again.
+    @staticmethod
+    def forward(ctx: Any, query_MD: Tensor, items_ID: Tensor, target_M: Tensor, weights_M: Tensor, chunk_size: int) -> Tensor:
+        grad_query_MD, grad_items_ID = torch.empty_like(query_MD), torch.zeros_like(items_ID)
+        loss = torch.zeros((), dtype=items_ID.dtype, device=items_ID.device)
+        for start in range(0, len(query_MD), chunk_size):
+            chunk = slice(start, start + chunk_size)
+            target_C1, weights_C1 = target_M[chunk, None], weights_M[chunk, None].to(items_ID.dtype)
+            log_probability_CI = torch.log_softmax((query_MD[chunk] @ items_ID.T).to(items_ID.dtype), dim=1)
+            loss -= (log_probability_CI.gather(1, target_C1) * weights_C1).sum()
+            grad_logits_CI = log_probability_CI.exp_()
+            grad_logits_CI.scatter_add_(1, target_C1, torch.full_like(weights_C1, -1.0))
+            grad_logits_CI *= weights_C1
+            grad_query_MD[chunk] = grad_logits_CI @ items_ID
+            grad_items_ID += grad_logits_CI.T @ query_MD[chunk]
+        ctx.save_for_backward(grad_query_MD, grad_items_ID)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        grad_query_MD, grad_items_ID = ctx.saved_tensors
+        return grad_query_MD * grad_outputs[0], grad_items_ID * grad_outputs[0], None, None, None
+
+
+def full_softmax(query_MD: Tensor, table_RD: Tensor, target_rows_M: Tensor, weights_M: Tensor, max_logits: int) -> Tensor:
+    """Weighted sum of -log softmax(query . table)[target] over every item; at most `max_logits` logits are held at once.
+
+    The gradients are computed with the loss (the idea of Liger's fused linear cross-entropy, Hsu et al., 2024).
     """
     items_ID = table_RD[FIRST_ITEM_ROW:]
-
-    def chunk_loss(query_CD: Tensor, target_C: Tensor, weights_C: Tensor) -> Tensor:
-        losses_C = F.cross_entropy((query_CD @ items_ID.T).float(), target_C, reduction="none")
-        return (losses_C * weights_C).sum()
-
-    chunks = zip(query_MD.split(chunk_size), (target_rows_M - FIRST_ITEM_ROW).split(chunk_size), weights_M.split(chunk_size), strict=True)
-    if len(query_MD) <= chunk_size:
-        return chunk_loss(*next(chunks))
-    return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    chunk_size = max(1, max_logits // len(items_ID))
+    loss: Tensor = _FullSoftmax.apply(query_MD.to(items_ID.dtype), items_ID, target_rows_M - FIRST_ITEM_ROW, weights_M, chunk_size)
+    return loss
 
 
 def sampled_softmax(
