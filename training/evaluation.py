@@ -64,9 +64,10 @@ def model_scorer(model: Bert4Rec) -> Scorer:
 
 
 def popularity_scorer(counts_R: npt.NDArray[np.float64]) -> Scorer:
-    """The same scores for everybody: how often each item occurs in training."""
-    counts = torch.from_numpy(counts_R)
-    return lambda batch: counts.repeat(len(batch.items_BL), 1)
+    """The same scores for everybody, by how often each item occurs in training; ties by lower row, as in serving, whatever k is."""
+    scores_R = torch.empty(len(counts_R), dtype=torch.float64)
+    scores_R[torch.from_numpy(np.argsort(-counts_R, kind="stable"))] = torch.arange(len(counts_R), 0, -1, dtype=torch.float64)
+    return lambda batch: scores_R.repeat(len(batch.items_BL), 1)
 
 
 @torch.inference_mode()
