@@ -1,10 +1,12 @@
-"""Small datasets with a planted structure, and a recipe that learns it in seconds: most events are followed by the one item that comes next on a ring.
+"""Small datasets with a planted structure, and a recipe that learns it in seconds.
 
-A model that reads the order of events finds the next item; popularity, drawn apart from the ring, cannot.
+Most events are followed by the one item that comes next on a ring. A model that reads the order of events finds it;
+popularity, drawn apart from the ring, cannot.
 
 Shape legend: E events, U users, U1 = U + 1, I items.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +94,30 @@ def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> 
             "user_features": (),
             "item_features": ITEM_FEATURES,
             "title": "title",
+            "config": {},
+            "quality": {},
+        },
+    )
+
+
+def dataset_of(path: Path, histories: Sequence[Sequence[tuple[int, int]]], num_items: int, weights: Sequence[float] = ()) -> Dataset:
+    """A dataset of the given (item_row, timestamp_ms) events of each user, in stored order; without `weights`, each weighs 1."""
+    events = [event for history in histories for event in history]
+    return write_dataset(
+        path,
+        item_rows_E=np.array([row for row, _ in events], dtype=np.int64),
+        timestamps_ms_E=np.array([time_ms for _, time_ms in events], dtype=np.int64),
+        event_types_E=np.zeros(len(events), dtype=np.uint8),
+        weights_E=np.array(weights or np.ones(len(events)), dtype=np.float32),
+        offsets_U1=np.cumsum([0, *map(len, histories)]),
+        users=pa.table({"user_id": pa.array(range(len(histories)), pa.int64())}),
+        items=pa.table({"item_id": pa.array(range(num_items), pa.int64())}),
+        description={
+            "name": "by hand",
+            "event_types": ("view",),
+            "user_features": (),
+            "item_features": (),
+            "title": None,
             "config": {},
             "quality": {},
         },

@@ -29,7 +29,7 @@ RULES = [SplitConfig(), SplitConfig(rule="global_time", validation_fraction=0.2,
 
 def numbered(dataset: Dataset, first: int = FIRST_ITEM_ROW) -> Dataset:
     """The dataset with a different item in each event, `first` onwards, so that a batch tells which events it holds."""
-    return replace(dataset, item_rows_E=first + np.arange(len(dataset.item_rows_E)))
+    return replace(dataset, item_rows_E=first + np.arange(len(dataset.item_rows_E), dtype=np.int32))
 
 
 def windows_of(batch: Batch) -> list[Window]:

@@ -1,0 +1,48 @@
+"""Item counts over training events, weighted, and over the last days of training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from passerelle.dataset import Dataset
+from passerelle.features import DAY_MS
+from passerelle.splits import SplitConfig, make_split
+from tests.datasets import dataset_of
+from training.statistics import item_statistics
+
+
+@pytest.mark.parametrize(
+    "rule", [SplitConfig(), SplitConfig(rule="global_time", validation_fraction=0.2, test_fraction=0.2)], ids=lambda r: r.rule
+)
+@pytest.mark.parametrize("recent_days", [1, 10, 1000])
+def test_counts_equal_a_loop_over_training_events(dataset: Dataset, rule: SplitConfig, recent_days: int) -> None:
+    split = make_split(dataset, rule)
+    training = [event for start, end in zip(split.start_U, split.train_end_U, strict=True) for event in range(start, end)]
+    assert 0 < len(training) < len(dataset.item_rows_E)
+    newest_ms = max(int(dataset.timestamps_ms_E[event]) for event in training)
+    counts_R, recent_counts_R = np.zeros(dataset.num_rows), np.zeros(dataset.num_rows)
+    for event in training:
+        counts_R[dataset.item_rows_E[event]] += dataset.weights_E[event]
+        if dataset.timestamps_ms_E[event] > newest_ms - recent_days * DAY_MS:
+            recent_counts_R[dataset.item_rows_E[event]] += dataset.weights_E[event]
+    statistics = item_statistics(dataset, split, recent_days)
+    assert statistics.counts_R.tolist() == pytest.approx(counts_R.tolist())
+    assert statistics.recent_counts_R.tolist() == pytest.approx(recent_counts_R.tolist())
+    assert (recent_counts_R.sum() < counts_R.sum()) == (recent_days < 1000)
+    assert not statistics.counts_R[:2].any()
+
+
+def test_by_hand(tmp_path: Path) -> None:
+    """Two users of four events, the last two of each held out; one user too short to hold anything out."""
+    day = DAY_MS
+    histories = [
+        [(2, 0), (3, 9 * day), (4, 10 * day), (5, 11 * day)],
+        [(2, 8 * day), (2, 10 * day), (6, 30 * day), (6, 31 * day)],
+        [(6, 1 * day), (3, 8 * day + 1)],
+    ]
+    dataset = dataset_of(tmp_path / "dataset", histories, num_items=6, weights=[1, 2, 50, 50, 4, 8, 50, 50, 16, 32])
+    statistics = item_statistics(dataset, make_split(dataset, SplitConfig()), recent_days=2)
+    # training ends on day 10, so its last two days begin after day 8
+    assert statistics.counts_R.tolist() == [0, 0, 1 + 4 + 8, 2 + 32, 0, 0, 16, 0]
+    assert statistics.recent_counts_R.tolist() == [0, 0, 8, 2 + 32, 0, 0, 0, 0]
