@@ -36,6 +36,9 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, directory: Path) -> None:
         super().__init__(dirpath=directory, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing of what it knew matters: not where the run was, nor which epoch was last."""
+
 
 class Patience(EarlyStopping):
     """Stops after `patience` validations without a better NDCG@10; a resumed run counts on, with the patience it is given now."""

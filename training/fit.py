@@ -49,6 +49,7 @@ def fit(
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // num_workers))
     warnings.filterwarnings("ignore", message=".*does not have many workers.*", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*IterableDataset. has .__len__. defined.*", category=UserWarning)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning 2.6 with torch 2.13
     split = make_split(dataset, config.split)
     counts_R = item_statistics(dataset, split, config.ranker.recent_days).counts_R
