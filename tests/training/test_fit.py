@@ -1,0 +1,381 @@
+"""Real runs on a small dataset: they learn, repeat, resume, stop, and refuse what they must."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+
+from passerelle.dataset import Dataset
+from passerelle.errors import UserError
+from passerelle.ids import FIRST_ITEM_ROW
+from passerelle.splits import SplitConfig, make_split
+from tests.datasets import Planted, dataset_of, planted_dataset, small_recipe
+from training.batches import EpochBatches
+from training.bert4rec import MONITOR, Bert4Rec
+from training.callbacks import PROGRESS
+from training.evaluation import OpenRun, evaluate, load_run
+from training.fit import fit, train_in_process
+from training.run import BEST, LAST, RunManifest, open_run, plan_run, start_run
+
+SAMPLED = ("loss.kind=sampled", "loss.num_negatives=64")
+NOT_LEARNING = "optimizer.learning_rate=1e-12"
+
+
+def train(dataset: Dataset, path: Path, *overrides: str, resume: bool = False) -> RunManifest:
+    return train_in_process("bert4rec", dataset, small_recipe(*overrides), path, resume=resume)
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """Lines of `history.jsonl` without what a clock measured."""
+    lines = [json.loads(line) for line in (path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(line.pop("seconds") > 0 for line in lines)
+    return lines
+
+
+def checkpoint(path: Path, name: str = LAST) -> dict[str, Any]:
+    values: dict[str, Any] = torch.load(path / name, weights_only=True)
+    return values
+
+
+def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Weights and the optimizer's moments, bit by bit."""
+    assert all(torch.equal(ours["state_dict"][name], theirs["state_dict"][name]) for name in theirs["state_dict"])
+    our_moments, their_moments = (values["optimizer_states"][0]["state"] for values in (ours, theirs))
+    assert all(
+        torch.equal(our_moments[place][name], their_moments[place][name]) for place in their_moments for name in their_moments[place]
+    )
+    assert ours["lr_schedulers"] == theirs["lr_schedulers"]
+
+
+# What a run learns
+
+
+def beats_popularity(run: OpenRun, times: float) -> bool:
+    results = evaluate(run, "test", (10,))
+    assert results["popularity"]["ndcg@10"] > 0.03
+    return results["model"]["ndcg@10"] > times * results["popularity"]["ndcg@10"]
+
+
+def test_full_softmax_learns_the_order(own_run: Path) -> None:
+    assert beats_popularity(load_run(own_run), times=4)
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "popularity"])
+def test_sampled_softmax_learns_the_order(dataset: Dataset, tmp_path: Path, sampler: str) -> None:
+    train(dataset, tmp_path / "run", *SAMPLED, f"loss.sampler={sampler}", "training.max_epochs=25")
+    assert beats_popularity(load_run(tmp_path / "run"), times=2.5)
+
+
+def test_string_ids_and_a_global_cut(tmp_path: Path) -> None:
+    dataset = planted_dataset(tmp_path / "dataset", Planted(string_ids=True))
+    rule = ("split.rule=global_time", "split.validation_fraction=0.1", "split.test_fraction=0.1")
+    train(dataset, tmp_path / "run", *rule, "training.max_epochs=25")
+    assert beats_popularity(load_run(tmp_path / "run"), times=1.5)
+
+
+def test_bfloat16_learns_alike(dataset: Dataset, tmp_path: Path) -> None:
+    precise, rounded = tmp_path / "float32", tmp_path / "bfloat16"
+    for kind in ("full", "sampled"):
+        train(dataset, precise / kind, f"loss.kind={kind}", "training.max_epochs=2")
+        train(dataset, rounded / kind, f"loss.kind={kind}", "training.max_epochs=2", "training.precision=bf16-mixed")
+        losses = [[line["train_loss_epoch"] for line in history(path / kind)] for path in (precise, rounded)]
+        assert losses[0] == pytest.approx(losses[1], rel=0.01)
+        assert losses[0] != losses[1]
+        assert all(weight.dtype == torch.float32 for weight in checkpoint(rounded / kind)["state_dict"].values())
+
+
+# What a run repeats
+
+
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+def test_the_same_seed_gives_the_same_run(dataset: Dataset, tmp_path: Path, kind: str) -> None:
+    for name, seed, noise in (("first", 3, 1), ("again", 3, 2), ("other", 4, 1)):
+        torch.manual_seed(noise)  # global generators must not matter
+        np.random.seed(noise)  # noqa: NPY002
+        train(dataset, tmp_path / name, f"loss.kind={kind}", f"training.seed={seed}", "training.max_epochs=3")
+    assert history(tmp_path / "first") == history(tmp_path / "again")
+    assert_same_state(checkpoint(tmp_path / "first"), checkpoint(tmp_path / "again"))
+    assert history(tmp_path / "first") != history(tmp_path / "other")
+
+
+class Stop(pl.Callback):
+    """Fails in the middle of an epoch."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self._where = (epoch - 1, batch)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == self._where:
+            raise RuntimeError("the power went")
+
+
+@pytest.mark.parametrize("overrides", [(), SAMPLED, ("training.validate_every_epochs=2",)], ids=["full", "sampled", "validated_every_2"])
+def test_resumed_equals_uninterrupted(dataset: Dataset, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """Both a run that ended early and one that broke off in the middle of its fourth epoch."""
+    whole = train(dataset, tmp_path / "whole", *overrides, "training.max_epochs=6")
+    train(dataset, tmp_path / "longer", *overrides, "training.max_epochs=3")
+    longer = train(dataset, tmp_path / "longer", *overrides, "training.max_epochs=6", resume=True)
+
+    broken, config = tmp_path / "broken", small_recipe(*overrides, "training.max_epochs=6")
+    start_run(broken, plan_run(broken, "bert4rec", dataset, config, resume=False))
+    with pytest.raises(RuntimeError, match="the power went"):
+        fit(dataset, config, broken, callbacks=[Stop(epoch=4, batch=2)])
+    with pytest.raises(UserError, match="training has not ended: continue it with `passerelle train --resume`"):
+        load_run(broken)
+    mended = train(dataset, broken, *overrides, "training.max_epochs=6", resume=True)
+
+    for manifest in (longer, mended):
+        assert (manifest.epochs, manifest.best_epoch, manifest.validation) == (whole.epochs, whole.best_epoch, whole.validation)
+    for name in ("longer", "broken"):
+        assert history(tmp_path / name) == history(tmp_path / "whole")
+        assert_same_state(checkpoint(tmp_path / name), checkpoint(tmp_path / "whole"))
+        assert_same_state(checkpoint(tmp_path / name, BEST), checkpoint(tmp_path / "whole", BEST))
+
+
+def test_a_moved_run_resumes_and_knows_its_best(dataset: Dataset, tmp_path: Path) -> None:
+    train(dataset, tmp_path / "here", NOT_LEARNING, "training.max_epochs=2")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    manifest = train(dataset, tmp_path / "there", NOT_LEARNING, "training.max_epochs=3", resume=True)
+    assert (manifest.epochs, manifest.best_epoch) == (3, 1)
+    assert sorted(path.name for path in (tmp_path / "there" / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_resuming_a_run_that_never_ended_an_epoch(dataset: Dataset, tmp_path: Path) -> None:
+    path, config = tmp_path / "run", small_recipe("training.max_epochs=2")
+    start_run(path, plan_run(path, "bert4rec", dataset, config, resume=False))
+    with pytest.raises(RuntimeError, match="the power went"):
+        fit(dataset, config, path, callbacks=[Stop(epoch=1, batch=1)])
+    train(dataset, path, "training.max_epochs=2", resume=True)
+    assert [line["epoch"] for line in history(path)] == [1, 2]
+
+
+# When a run stops
+
+
+def test_early_stopping(dataset: Dataset, tmp_path: Path) -> None:
+    """A model that does not learn is best at its first epoch: three validations later it stops; more patience goes on from there."""
+    manifest = train(dataset, tmp_path / "run", NOT_LEARNING, "training.max_epochs=50", "training.patience=3")
+    assert (manifest.epochs, manifest.best_epoch) == (4, 1)
+    assert [line["epoch"] for line in history(tmp_path / "run")] == [1, 2, 3, 4]
+    assert [checkpoint(tmp_path / "run", name)["epoch"] for name in (BEST, LAST)] == [0, 3]
+    manifest = train(dataset, tmp_path / "run", NOT_LEARNING, "training.max_epochs=50", "training.patience=5", resume=True)
+    assert (manifest.epochs, manifest.best_epoch) == (6, 1)
+
+
+def test_best_weights_are_evaluated_not_the_last(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    manifest = train(
+        dataset, path, "optimizer.learning_rate=0.2", "optimizer.warmup_steps=0", "training.max_epochs=4", "training.patience=9"
+    )
+    scores = [line[MONITOR] for line in history(path)]
+    assert manifest.best_epoch == 1 + int(np.argmax(scores))
+    assert manifest.best_epoch < manifest.epochs == 4, "the last epoch is the best: the test would pass in vain"
+    assert evaluate(load_run(path), "validation", (10,))["model"]["ndcg@10"] == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_epochs_without_validation_claim_none(dataset: Dataset, tmp_path: Path) -> None:
+    manifest = train(dataset, tmp_path / "run", "training.max_epochs=5", "training.validate_every_epochs=2")
+    assert [line["epoch"] for line in history(tmp_path / "run") if MONITOR in line] == [2, 4]
+    assert (manifest.epochs, manifest.best_epoch) == (5, 4)
+
+
+def test_fewer_epochs_than_were_trained_train_nothing_more(dataset: Dataset, tmp_path: Path) -> None:
+    train(dataset, tmp_path / "run", "training.max_epochs=3")
+    before = checkpoint(tmp_path / "run")
+    assert train(dataset, tmp_path / "run", "training.max_epochs=2", resume=True).epochs == 3
+    assert_same_state(checkpoint(tmp_path / "run"), before)
+
+
+# What a run writes
+
+
+def test_what_a_run_writes(run: OpenRun) -> None:
+    assert {path.name for path in run.path.iterdir()} == {"manifest.json", PROGRESS, "history.jsonl", "checkpoints", "tensorboard"}
+    lines = history(run.path)
+    assert [line["epoch"] for line in lines] == list(range(1, 21))
+    assert [line["step"] for line in lines] == [lines[0]["step"] * epoch for epoch in range(1, 21)]
+    assert all(set(line) == {"epoch", "step", "train_loss_epoch", MONITOR} for line in lines)
+    assert lines[0]["train_loss_epoch"] == pytest.approx(math.log(run.dataset.num_items), rel=0.05)
+    assert lines[-1]["train_loss_epoch"] < 0.8 * lines[0]["train_loss_epoch"]
+    progress = json.loads((run.path / PROGRESS).read_text())
+    assert progress["max_epochs"] == 20
+    assert 1 <= progress["step"] <= progress["steps_per_epoch"] == lines[0]["step"]
+    manifest = run.manifest
+    assert (manifest.state, manifest.epochs, manifest.recipe, manifest.config) == ("complete", 20, "bert4rec", small_recipe())
+    assert manifest.dataset_fingerprint == run.dataset.fingerprint()
+    assert set(manifest.files) == {BEST, LAST}
+    events = (run.path / "tensorboard").glob("events.out.tfevents.*")
+    assert b"train_loss" in b"".join(path.read_bytes() for path in events)
+
+
+def test_the_loss_of_an_epoch_is_that_of_full_softmax(dataset: Dataset, tmp_path: Path) -> None:
+    """The mean over steps of each step's weighted mean; here of a model that stays as it was made, one window at a time."""
+    config = small_recipe(NOT_LEARNING, "model.dropout=0", "training.max_epochs=1")
+    train_in_process("bert4rec", dataset, config, tmp_path / "run")
+    model, losses = Bert4Rec(config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1), []
+    for batch in EpochBatches(dataset, make_split(dataset, config.split), config, epoch=0):
+        with torch.no_grad():
+            hidden = [model.encode(batch.items_T[start:end][None])[0] for start, end in pairwise(batch.offsets_B1.tolist())]
+            logits_MR = torch.cat(hidden)[batch.targets_M] @ model.table_RD[FIRST_ITEM_ROW:].T
+        losses_M = F.cross_entropy(logits_MR, batch.target_rows_M - FIRST_ITEM_ROW, reduction="none")
+        losses.append(float((losses_M * batch.weights_M).sum() / batch.weights_M.sum()))
+    assert history(tmp_path / "run")[0]["train_loss_epoch"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+# What a run refuses
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resume", "message"),
+    [
+        ((), False, "already holds a run: pass --resume to continue it, or choose another --out"),
+        (("model.dim=16",), True, "model.dim was 32 and is now 16: a resumed run keeps its values"),
+        (("training.seed=1",), True, "training.seed was 0 and is now 1"),
+        (("split.rule=global_time",), True, "split.rule was 'leave_one_out' and is now 'global_time'"),
+    ],
+)
+def test_an_existing_run_is_refused(dataset: Dataset, own_run: Path, overrides: tuple[str, ...], resume: bool, message: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*")}
+    with pytest.raises(UserError, match=message):
+        train(dataset, own_run, *overrides, resume=resume)
+    assert {path: path.stat().st_mtime_ns for path in own_run.rglob("*")} == before
+    assert load_run(own_run).manifest.state == "complete"
+
+
+def test_another_dataset_is_refused(own_run: Path, tmp_path: Path) -> None:
+    other = planted_dataset(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="was trained on another dataset"):
+        train(other, own_run, resume=True)
+    with pytest.raises(UserError, match="is not the data this run was trained on"):
+        load_run(own_run, other.path)
+
+
+def test_the_dataset_may_have_moved_but_must_be_there(own_run: Path, run: OpenRun, tmp_path: Path) -> None:
+    manifest = json.loads((own_run / "manifest.json").read_text())
+    manifest["dataset"] = str(tmp_path / "gone")
+    (own_run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="gone: no such dataset"):
+        load_run(own_run)
+    shutil.copytree(run.dataset.path, tmp_path / "elsewhere")
+    assert load_run(own_run, tmp_path / "elsewhere").dataset.num_items == run.dataset.num_items
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        (BEST, flip_last_byte, "best.ckpt: altered since it was written"),
+        (LAST, Path.unlink, "last.ckpt: missing from this run"),
+        (BEST, lambda path: path.write_bytes(b""), "best.ckpt: 0 bytes where the manifest says"),
+        ("manifest.json", Path.unlink, "is not a run: it has no manifest.json"),
+        ("manifest.json", lambda path: path.write_text("{"), "manifest.json: unreadable"),
+    ],
+)
+def test_a_spoilt_run_is_refused(own_run: Path, name: str, spoil: Callable[[Path], None], message: str) -> None:
+    spoil(own_run / name)
+    with pytest.raises(UserError, match=message):
+        load_run(own_run)
+
+
+def test_what_is_not_a_run_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such run"):
+        open_run(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is a dataset, not a run"):
+        open_run(dataset.path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    for path in (tmp_path / "mine", tmp_path / "mine" / "letter.txt"):
+        with pytest.raises(UserError, match="exists and is not a run"):
+            train(dataset, path)
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
+
+
+def test_an_empty_directory_will_do(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert train(dataset, tmp_path / "run", "training.max_epochs=1").epochs == 1
+
+
+def test_too_little_data_leaves_nothing_behind(tmp_path: Path) -> None:
+    short = dataset_of(tmp_path / "short", [[(2, 0), (3, 1)]] * 5, num_items=3)
+    with pytest.raises(UserError, match="no user of the 5 has both history and a validation event"):
+        train(short, tmp_path / "run")
+    barely = dataset_of(tmp_path / "barely", [[(2, 0), (3, 1), (4, 2)]] * 5, num_items=3)
+    with pytest.raises(UserError, match="0 windows of two or more training events"):
+        train(barely, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.dimm=3", "model.dimm: unknown key; did you mean dim?"),
+        ("model.num_heads=5", "num_heads = 5 does not divide dim = 32"),
+        ("model.distance_slopes=[1.0]", "distance_slopes has 1 values for num_heads = 2"),
+        ("loss.kind=hinge", "loss.kind: Input should be 'full' or 'sampled', got 'hinge'"),
+        ("training.validate_every_epochs=21", "validate_every_epochs = 21 is above max_epochs = 20"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate"),
+        ("batches.token_budget=0", "batches.token_budget"),
+    ],
+)
+def test_impossible_configurations_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        small_recipe(override)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# How a step is made
+
+
+def test_learning_rate_schedules_by_hand() -> None:
+    def shares(schedule: str) -> list[float]:
+        config = small_recipe("optimizer.warmup_steps=3", f"optimizer.schedule={schedule}")
+        model = Bert4Rec(config, torch.zeros(10, dtype=torch.float64), total_steps=13)
+        return [model._learning_rate_share(step) for step in (0, 1, 2, 3, 8, 13, 20)]
+
+    assert shares("constant") == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1])
+    assert shares("cosine") == pytest.approx([0.25, 0.5, 0.75, 1, (1 + 0.05) / 2, 0.05, 0.05])
+
+
+def test_the_table_is_not_decayed() -> None:
+    model = Bert4Rec(small_recipe("optimizer.weight_decay=0.5"), torch.zeros(10, dtype=torch.float64), total_steps=1)
+    groups = model.configure_optimizers()["optimizer"].param_groups
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    by_name = {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
+    assert len(by_name) == len(decay) == len(list(model.parameters()))
+    assert by_name["table_RD"] == by_name["encoder.output_norm.weight"] == by_name["encoder.head.bias"] == 0
+    assert by_name["encoder.head.weight"] == by_name["encoder.blocks.1.feedforward_in.weight"] == 0.5
+
+
+def test_event_weights_steer_training(tmp_path: Path) -> None:
+    """After item 2 come 3 and 4 as often; where 4 weighs nine times as much, it is ranked first; and 3 likewise."""
+    histories = [[(2, 0), (3 + user % 2, 1), (5 + user % 4, 2), (9, 3)] for user in range(40)]
+    overrides = ("objective.last_only_probability=1", "training.max_epochs=15", "batches.token_budget=40", "training.patience=50")
+    for favourite in (3, 4):
+        weights = [weight for user in range(40) for weight in (1.0, 9.0 if 3 + user % 2 == favourite else 1.0, 1.0, 1.0)]
+        dataset = dataset_of(tmp_path / f"dataset{favourite}", histories, num_items=8, weights=weights)
+        train(dataset, tmp_path / f"run{favourite}", *overrides)
+        model = load_run(tmp_path / f"run{favourite}").model
+        scores_R = model.item_vectors() @ model.encode_histories(torch.tensor([[2]]))[0]
+        assert int(scores_R[2:].argmax()) + 2 == favourite
+
+
+def test_the_split_is_that_of_the_recipe(dataset: Dataset, tmp_path: Path) -> None:
+    train(dataset, tmp_path / "run", "split.rule=global_time", "training.max_epochs=1")
+    opened = load_run(tmp_path / "run")
+    assert opened.manifest.config.split == SplitConfig(rule="global_time")
+    assert len(opened.users("validation")) < dataset.num_users
