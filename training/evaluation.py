@@ -102,22 +102,25 @@ def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[npt.NDArra
     return dataset.item_rows_E[positions_G].astype(np.int64), offsets_Q1
 
 
-def ranking_metrics(
-    dataset: Dataset, users: EvaluationUsers, rows_QK: npt.NDArray[np.int64], ks: tuple[int, ...] = DEFAULT_KS
-) -> dict[str, float]:
+def ranking_metrics(dataset: Dataset, users: EvaluationUsers, rows_QK: npt.NDArray[np.int64], ks: tuple[int, ...]) -> dict[str, float]:
     """Every metric at every k of given rankings."""
     relevant_G, offsets_Q1 = relevant_items(dataset, users)
     return metrics.mean_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks)
 
 
-def evaluate(run: OpenRun, part: Part, ks: tuple[int, ...] = DEFAULT_KS, progress: Progress = silent) -> dict[str, dict[str, float]]:
+def evaluate(run: OpenRun, part: Part, ks: tuple[int, ...] | None = None, progress: Progress = silent) -> dict[str, dict[str, float]]:
     """Metrics of the model and of popularity on a part; seen items are not ranked. Written into the run's `evaluation.json`.
+
+    Without `ks`, those of `DEFAULT_KS` that the catalogue is large enough for.
 
     Raises:
         UserError: a k is below 1 or above the number of items.
     """
-    if min(ks) < 1 or max(ks) > run.dataset.num_items:
-        raise UserError(f"--k {','.join(map(str, ks))}: each must lie between 1 and the {run.dataset.num_items} items of the catalogue")
+    num_items = run.dataset.num_items
+    if ks is None:
+        ks = tuple(k for k in DEFAULT_KS if k <= num_items) or (num_items,)
+    if min(ks) < 1 or max(ks) > num_items:
+        raise UserError(f"--k {','.join(map(str, ks))}: each must lie between 1 and the {num_items} items of the catalogue")
     users = run.users(part)
     counts_R = item_statistics(run.dataset, run.split, run.manifest.config.ranker.recent_days).counts_R
     scorers = {"model": model_scorer(run.model), "popularity": popularity_scorer(counts_R)}

@@ -61,7 +61,7 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
     """
     refuse_existing(out, overwrite=overwrite)
     booster = load_ranker(run.path)
-    if "model" not in read_evaluation(run.path).get("test", {}):
+    if "popularity" not in read_evaluation(run.path).get("test", {}):  # train-ranker has measured the model already
         evaluate(run, "test", progress=progress)
     with new_directory(out, overwrite=overwrite) as scratch:
         progress("export", 0, 4)

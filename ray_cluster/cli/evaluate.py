@@ -7,7 +7,9 @@ import click
 from ray_cluster.cli.console import json_option, print_json, print_table, progress_bars
 
 
-def _numbers(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, ...]:
+def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
         return tuple(sorted({int(number) for number in text.split(",")}))
     except ValueError:
@@ -17,10 +19,10 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True, help="Part to rank.")
-@click.option("--k", "ks", default="10,20,50,100", show_default=True, callback=_numbers, help="Cut-offs, with commas between.")
+@click.option("--k", "ks", callback=_numbers, help="Cut-offs, with commas between; without it 10,20,50,100, as far as there are items.")
 @click.option("--dataset", type=click.Path(path_type=Path), help="Where the dataset is now, if it has moved since training.")
 @json_option
-def command(run: Path, split: str, ks: tuple[int, ...], dataset: Path | None, as_json: bool) -> None:
+def command(run: Path, split: str, ks: tuple[int, ...] | None, dataset: Path | None, as_json: bool) -> None:
     """Rank the whole catalogue for every user of a part, seen items left out, beside the popularity baseline.
 
     \b
