@@ -15,6 +15,7 @@ from training.losses import full_softmax, sampled_softmax
 from training.samplers import PopularitySampler, Sampler, UniformSampler
 
 NUM_ROWS, DIM = 42, 6
+NUM_ITEMS = NUM_ROWS - FIRST_ITEM_ROW
 
 
 @dataclass
@@ -46,16 +47,21 @@ def naive(given: Problem) -> Tensor:
     return total
 
 
+def full(given: Problem, max_logits: int = 3 * NUM_ITEMS) -> Tensor:
+    return full_softmax(given.query_MD, given.table_RD, given.target_rows_M, given.weights_M, max_logits)
+
+
 def gradients(loss: Tensor, given: Problem) -> tuple[Tensor, Tensor]:
     query_MD, table_RD = torch.autograd.grad(loss, (given.query_MD, given.table_RD))
     return query_MD, table_RD
 
 
 @pytest.mark.parametrize("positions", [1, 2, 7, 8, 9])
-@pytest.mark.parametrize("chunk_size", [1, 3, 4, 8, 1000])
-def test_full_softmax_is_cross_entropy_chunked_or_not(positions: int, chunk_size: int) -> None:
+@pytest.mark.parametrize("max_logits", [1, 3 * NUM_ITEMS, 5 * NUM_ITEMS - 1, 8 * NUM_ITEMS, 2**24])
+def test_full_softmax_is_cross_entropy_chunked_or_not(positions: int, max_logits: int) -> None:
+    """In chunks of 1, 3, 4 and 8 positions, and all at once."""
     given = problem(positions)
-    loss = full_softmax(given.query_MD, given.table_RD, given.target_rows_M, given.weights_M, chunk_size)
+    loss = full(given, max_logits)
     torch.testing.assert_close(loss, naive(given), atol=1e-4, rtol=1e-5)
     for ours, theirs in zip(gradients(loss, given), gradients(naive(given), given), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -63,17 +69,36 @@ def test_full_softmax_is_cross_entropy_chunked_or_not(positions: int, chunk_size
 
 def test_full_softmax_leaves_the_special_rows_alone() -> None:
     given = problem(5)
-    loss = full_softmax(given.query_MD, given.table_RD, given.target_rows_M, given.weights_M, 2)
+    loss = full(given)
     assert not gradients(loss, given)[1][:FIRST_ITEM_ROW].any()
     with torch.no_grad():
         given.table_RD[:FIRST_ITEM_ROW] = 100.0
-    torch.testing.assert_close(full_softmax(given.query_MD, given.table_RD, given.target_rows_M, given.weights_M, 2), loss)
+    torch.testing.assert_close(full(given), loss)
 
 
 def test_full_softmax_of_large_logits_is_finite() -> None:
     given = problem(3)
-    loss = full_softmax(given.query_MD * 1000, given.table_RD, given.target_rows_M, given.weights_M, 2)
+    with torch.no_grad():
+        given.query_MD *= 1000
+    loss = full(given)
     assert torch.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, given))
+
+
+def test_gradients_are_scaled_by_what_comes_after() -> None:
+    """As when the sum is divided by the weights of all ranks."""
+    given = problem(5)
+    for ours, theirs in zip(gradients(full(given) / 7, given), gradients(naive(given) / 7, given), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_no_more_logits_are_held_than_allowed() -> None:
+    """Peak memory grows with `max_logits`, not with positions x items: here 400 MB of logits in chunks of 4 MB."""
+    given = problem(10_000, num_rows=10_002)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        full(given, max_logits=2**20).backward()
+    largest_bytes = max(event.cpu_memory_usage for event in profile.events())
+    assert largest_bytes < 50 * 2**20
 
 
 def sampled(given: Problem, negative_rows_N: Tensor, sampler: Sampler) -> Tensor:
@@ -193,7 +218,7 @@ def relative_error(ours: Tensor, truth: Tensor) -> float:
 def test_the_gradient_tends_to_the_exact_one(sampler: Sampler) -> None:
     """Its bias falls as one over the number of negatives; 256 of a catalogue of 40 items leave next to nothing."""
     given = problem(8)
-    exact_RD = gradients(full_softmax(given.query_MD, given.table_RD, given.target_rows_M, given.weights_M, 1000), given)[1]
+    exact_RD = gradients(full(given), given)[1]
     few, some, many = (
         relative_error(mean_gradient(given, sampler, count, draws), exact_RD) for count, draws in ((4, 1500), (32, 800), (1024, 200))
     )
@@ -203,7 +228,7 @@ def test_the_gradient_tends_to_the_exact_one(sampler: Sampler) -> None:
 
 def test_without_the_correction_the_gradient_stays_wrong() -> None:
     given = problem(8)
-    exact_RD = gradients(full_softmax(given.query_MD, given.table_RD, given.target_rows_M, given.weights_M, 1000), given)[1]
+    exact_RD = gradients(full(given), given)[1]
     assert relative_error(mean_gradient(given, Uncorrected(popularity_sampler()), 1024, 200), exact_RD) > 0.2
 
 
@@ -216,7 +241,7 @@ def test_weights_weigh(kind: str) -> None:
     def loss(weights: list[float], places: list[int]) -> float:
         part = Problem(given.query_MD[places], given.table_RD, given.target_rows_M[places], torch.tensor(weights))
         if kind == "full":
-            return float(full_softmax(part.query_MD, part.table_RD, part.target_rows_M, part.weights_M, 2).detach())
+            return float(full(part, 2 * NUM_ITEMS).detach())
         return float(sampled(part, negatives_N, SAMPLERS[1]).detach())
 
     assert loss([2.0, 0.0, 1.0], [0, 1, 2]) == pytest.approx(loss([1.0, 1.0, 1.0], [0, 0, 2]), rel=1e-5)
