@@ -61,7 +61,9 @@ class Service:
         self._port = port or free_ports(1)[0]
         self._server = TritonServer(repository) if triton is None else None
         self.triton_address = self._server.grpc_address if self._server else str(triton)
-        self._settings = GraphSettings(bundle=bundle.resolve(), version=version, triton=self.triton_address)
+        self._settings = GraphSettings(
+            bundle=bundle.resolve(), version=version, triton=self.triton_address, listen=f"{self._host}:{self._port}"
+        )
         self._cleanup = contextlib.ExitStack()
 
     @property
@@ -116,7 +118,7 @@ class Service:
     def _start_graph(self) -> None:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         try:
-            serve.start(http_options={"host": self._host, "port": self._port}, logging_config=quiet)
+            serve.start(http_options={"host": "127.0.0.1", "port": free_ports(1)[0]}, logging_config=quiet)
             graph = build_graph(self._settings, self._topology)
             serve.run(graph, name=APPLICATION, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:

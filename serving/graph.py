@@ -12,9 +12,10 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from passerelle.bundle import open_bundle
+from passerelle.bundle import Bundle, open_bundle
 from passerelle.config import Config
 from serving.app import build_app
+from serving.listener import Listener
 from serving.lookup import EmbeddingLookup
 from serving.ordering import Ordering
 from serving.ranking import Ranking
@@ -34,33 +35,26 @@ class GraphSettings(Config):
     """Its version in the model repository."""
     triton: str
     """HOST:PORT of Triton's gRPC service."""
+    listen: str | None = None
+    """HOST:PORT that ingress replicas listen on themselves; without it, requests come through Serve's proxies alone."""
 
 
-def make_lookup(settings: GraphSettings) -> EmbeddingLookup:
-    """The lookup stage over its own memory map of the bundle and its own connection to Triton."""
-    return EmbeddingLookup(open_bundle(settings.bundle, verify=False), TritonClient(settings.triton), settings.version)
+Maker = Callable[[Bundle, TritonClient, int], Any]
 
-
-def make_retrieval(settings: GraphSettings) -> Retrieval:
-    """The retrieval stage over its own memory map of the bundle."""
-    return Retrieval(open_bundle(settings.bundle, verify=False))
-
-
-def make_ranking(settings: GraphSettings) -> Ranking:
-    """The ranking stage over its own memory map of the bundle and its own connection to Triton."""
-    return Ranking(open_bundle(settings.bundle, verify=False), TritonClient(settings.triton), settings.version)
-
-
-def make_ordering(settings: GraphSettings) -> Ordering:
-    """The ordering stage over its own memory map of the bundle."""
-    return Ordering(open_bundle(settings.bundle, verify=False))
+_STAGES: dict[str, Maker] = {
+    "lookup": EmbeddingLookup,
+    "retrieval": lambda bundle, _client, _version: Retrieval(bundle),
+    "ranking": Ranking,
+    "ordering": lambda bundle, _client, _version: Ordering(bundle),
+}
+"""How each stage is made from a bundle, a client of Triton and the version, in the order of the chain."""
 
 
 class StageReplica:
     """One stage alone in a deployment."""
 
-    def __init__(self, make: Callable[[GraphSettings], Any], settings: GraphSettings) -> None:
-        self._stage = make(settings)
+    def __init__(self, name: str, settings: GraphSettings) -> None:
+        self._stage = _STAGES[name](open_bundle(settings.bundle, verify=False), TritonClient(settings.triton), settings.version)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the stage."""
@@ -92,28 +86,26 @@ class Ingress:
 
     def __init__(self, settings: GraphSettings, *stages: DeploymentHandle[Any]) -> None:
         bundle, client = open_bundle(settings.bundle, verify=False), TritonClient(settings.triton)
-        if stages:
-            lookup, retrieval, ranking, ordering = (RemoteStage(handle) for handle in stages)
-            self._recommender = Recommender(bundle, settings.version, client, lookup, retrieval, ranking, ordering)
-        else:
-            self._recommender = Recommender(
-                bundle,
-                settings.version,
-                client,
-                EmbeddingLookup(bundle, client, settings.version),
-                Retrieval(bundle),
-                Ranking(bundle, client, settings.version),
-                Ordering(bundle),
-            )
+        chain: Any = map(RemoteStage, stages) if stages else (make(bundle, client, settings.version) for make in _STAGES.values())
+        self._recommender = Recommender(bundle, settings.version, client, *chain)
+        self._address = settings.listen
+        self._listener: Listener | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._recommender)
+        """Called by Serve within the event loop that requests run in."""
+        app = build_app(self._recommender)
+        self._listener = Listener(app, self._address) if self._address else None
+        return app
+
+    def check_health(self) -> None:
+        """Asked by Serve every few seconds; an exception makes it replace the replica."""
+        if self._listener is not None:
+            self._listener.require_running()
 
 
 def build_graph(settings: GraphSettings, topology: Topology) -> serve.Application:
     """The application to pass to `serve.run`."""
-    makers = {"lookup": make_lookup, "retrieval": make_retrieval, "ranking": make_ranking, "ordering": make_ordering}
-    stages = [_deployment(StageReplica, name).bind(make, settings) for name, make in makers.items()] if topology == "staged" else []
+    stages = [_deployment(StageReplica, name).bind(name, settings) for name in _STAGES] if topology == "staged" else []
     return _deployment(Ingress, "ingress").bind(settings, *stages)
 
 
