@@ -6,8 +6,6 @@ and an output bias, so that a score is the inner product of a query and an item 
 Shape legend: B sequences, L padded length, D width, M target positions, R item rows, K ranked items, Q users.
 """
 
-import math
-
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
@@ -121,10 +119,11 @@ class Bert4Rec(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _learning_rate_share(self, step: int) -> float:
-        warmup = self.config.optimizer.warmup_steps
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if self.config.optimizer.schedule == "constant":
+        config = self.config.optimizer
+        if step < config.warmup_steps:
+            return (step + 1) / (config.warmup_steps + 1)
+        decay_steps = config.decay_fraction * self.total_steps
+        into_decay = step - (self.total_steps - decay_steps)
+        if into_decay <= 0:
             return 1.0
-        progress = min(1.0, (step - warmup) / max(1, self.total_steps - warmup))
-        return FINAL_LEARNING_RATE_SHARE + (1 - FINAL_LEARNING_RATE_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+        return 1 - (1 - FINAL_LEARNING_RATE_SHARE) * min(1.0, into_decay / decay_steps)

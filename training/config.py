@@ -69,14 +69,14 @@ class BatchConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW with a linear warm-up, then constant or cosine."""
+    """AdamW with a linear warm-up, a constant stretch and a linear decay."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     """Decay of matrices; vectors, norms and the item table are not decayed."""
     warmup_steps: int = Field(default=100, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine` falls to a twentieth of the learning rate at `training.max_epochs`."""
+    decay_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps of `training.max_epochs`, at their end, over which the learning rate falls to a twentieth."""
     gradient_clip_norm: float = Field(default=5.0, gt=0)
     """Largest norm of the gradient of all parameters together."""
 
