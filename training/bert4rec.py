@@ -124,6 +124,6 @@ class Bert4Rec(pl.LightningModule):
             return (step + 1) / (config.warmup_steps + 1)
         decay_steps = config.decay_fraction * self.total_steps
         into_decay = step - (self.total_steps - decay_steps)
-        if into_decay <= 0:
+        if decay_steps == 0 or into_decay <= 0:
             return 1.0
         return 1 - (1 - FINAL_LEARNING_RATE_SHARE) * min(1.0, into_decay / decay_steps)
