@@ -24,10 +24,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "steeper slopes": ("model.distance_slopes=[1.0, 0.1]",),
     "mask 0.2": ("objective.mask_probability=0.2",),
     "mask 0.6": ("objective.mask_probability=0.6",),
-    "last item only 0.4": ("objective.last_only_probability=0.4",),
     "history 200": ("model.max_history=200",),
-    "learning rate 1e-3": ("optimizer.learning_rate=1e-3",),
     "token budget 12800": ("batches.token_budget=12800",),
+    "learning rate 1e-3": ("optimizer.learning_rate=1e-3",),
+    "no decay": ("optimizer.decay_fraction=0.0",),
     "sampled softmax, 256 uniform": ("loss.kind=sampled",),
     "sampled softmax, 256 by popularity": ("loss.kind=sampled", "loss.sampler=popularity"),
 }
