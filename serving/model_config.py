@@ -10,17 +10,17 @@ from serving.triton_client import parse_model_config
 _TRITON_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bool": "TYPE_BOOL", "int64": "TYPE_INT64", "int32": "TYPE_INT32"}
 
 
-def fitted_config(text: str, network: NetworkSpec, where: str) -> str:
-    """The text with the network's fixed dims written into it, in the warm-up too.
+def fitted_config(text: str, network: NetworkSpec, max_history: int, where: str) -> str:
+    """The text with the network's fixed dims written into it; the warm-up gets them too, and no history longer than the bundle's.
 
     Triton's rule: a dimension that the ONNX file fixes must be written in the configuration; a free one may be anything there.
 
     Raises:
         UserError: the text is not a configuration, has no batching, or its tensors are not those of the network.
     """
-    if disagreements(text, network, where):
-        for tensor in (*network.inputs, *network.outputs):
-            text = _with_dims(text, tensor)
+    parse_model_config(text, where)
+    for tensor in (*network.inputs, *network.outputs):
+        text = _with_dims(text, tensor, max_history)
     remaining = disagreements(text, network, where)
     if remaining:
         raise UserError(f"{where}: {remaining[0]}: correct it by hand")
@@ -60,15 +60,16 @@ def _tensor_disagreements(kind: str, spec: TensorSpec, tensor: Any) -> list[str]
     return found
 
 
-def _with_dims(text: str, spec: TensorSpec) -> str:
-    """Write the fixed dims wherever the tensor is named with dims after it; free ones keep what is there."""
+def _with_dims(text: str, spec: TensorSpec, max_history: int) -> str:
+    """Write the dims wherever the tensor is named with dims after it; a free one that is within bounds keeps what is there."""
 
     def rewrite(found: re.Match[str]) -> str:
-        sizes = [size.strip() for size in found["sizes"].split(",")]
+        sizes = [int(size) for size in found["sizes"].split(",")]
         wanted = _dims(spec)
-        if len(sizes) == len(wanted):
-            sizes = [have if want == -1 else str(want) for have, want in zip(sizes, wanted, strict=True)]
-        return f"{found['before']} {', '.join(sizes)} ]"
+        if len(sizes) != len(wanted):
+            return found[0]
+        fitted = [min(have, max_history) if want == -1 else want for have, want in zip(sizes, wanted, strict=True)]
+        return found[0] if fitted == sizes else f"{found['before']} {', '.join(map(str, fitted))} ]"
 
-    pattern = rf'(?P<before>(?:name|key):\s*"{re.escape(spec.name)}"[^\[\]]*?dims:\s*\[)(?P<sizes>[^\]]*)\]'
+    pattern = rf'(?P<before>(?:name|key):\s*"{re.escape(spec.name)}"[^\[\]]*?dims:\s*\[)(?P<sizes>[-\d\s,]*\d\s*)\]'
     return re.sub(pattern, rewrite, text)

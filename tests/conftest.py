@@ -1,0 +1,18 @@
+"""Bundles that several test folders share. They are read-only: a test that alters one copies it first."""
+
+import pytest
+
+from passerelle.bundle import Bundle, open_bundle
+from tests.bundles import Shape, build_bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """300 items and 40 users with int64 ids."""
+    return open_bundle(build_bundle(tmp_path_factory.mktemp("int64") / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def unicode_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same size, with accents, spaces and Chinese characters in its string ids."""
+    return open_bundle(build_bundle(tmp_path_factory.mktemp("unicode") / "bundle", Shape(string_ids=True)))

@@ -1,0 +1,30 @@
+"""A recommender whose networks run in this process."""
+
+import pytest
+
+from passerelle.bundle import Bundle
+from serving.lookup import EmbeddingLookup
+from serving.ordering import Ordering
+from serving.ranking import Ranking
+from serving.recommender import Recommender
+from serving.retrieval import Retrieval
+from serving.stages import Inference
+from tests.inference import OnnxInference
+
+
+def recommender_of(bundle: Bundle, inference: Inference, version: int) -> Recommender:
+    """All stages over a bundle."""
+    stages = (EmbeddingLookup(bundle, inference, version), Retrieval(bundle), Ranking(bundle, inference, version), Ordering(bundle))
+    return Recommender(bundle, version, inference, *stages)
+
+
+@pytest.fixture(scope="session")
+def recommender(bundle: Bundle) -> Recommender:
+    """Version 7, int64 ids."""
+    return recommender_of(bundle, OnnxInference(bundle), 7)
+
+
+@pytest.fixture(scope="session")
+def unicode_recommender(unicode_bundle: Bundle) -> Recommender:
+    """Version 7, string ids."""
+    return recommender_of(unicode_bundle, OnnxInference(unicode_bundle), 7)
