@@ -1,10 +1,11 @@
-"""Write and describe ONNX files; the only file that imports the exporters."""
+"""Write and describe ONNX files; the only file that imports onnx."""
 
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import torch
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import lightgbm
 
 OPSET = 18
+ML_OPSET = 3
+IR_VERSION = 8
+_ML = "ai.onnx.ml"
 
 
 def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
@@ -41,22 +45,47 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
 
 
 def export_ranker(booster: "lightgbm.Booster", path: Path, num_features: int) -> None:
-    """`features` float32 [batch, F] -> `score` float32 [batch, 1], the raw score of the trees."""
-    import onnxmltools  # here and not above: it imports scikit-learn, which takes seconds
-    from onnxmltools.convert.common.data_types import FloatTensorType
+    """`features` float32 [batch, F] -> `score` float32 [batch, 1], the raw score of the trees.
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = onnxmltools.convert_lightgbm(booster, initial_types=[("features", FloatTensorType([None, num_features]))], zipmap=False)
-    assert len(model.graph.output) == 1, f"a ranker has one output, not {[output.name for output in model.graph.output]}"
-    converted = model.graph.output[0].name
-    for node in model.graph.node:
-        node.output[:] = ["score" if name == converted else name for name in node.output]
-    del model.graph.output[:]
-    model.graph.output.append(onnx.helper.make_tensor_value_info("score", onnx.TensorProto.FLOAT, ["batch", 1]))
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.checker.check_model(model)
+    Thresholds and leaves stay float64 and scores are rounded once, at the end, so the file gives exactly what LightGBM gives.
+    (With float32 thresholds, as converters write them, a feature that lies on one may go the other way.)
+    """
+    to_double = onnx.helper.make_node("Cast", ["features"], ["features_double"], to=onnx.TensorProto.DOUBLE)
+    trees = onnx.helper.make_node("TreeEnsembleRegressor", ["features_double"], ["score"], domain=_ML, **_tree_attributes(booster))
+    graph = onnx.helper.make_graph(
+        [to_double, trees],
+        path.stem,
+        [onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["batch", num_features])],
+        [onnx.helper.make_tensor_value_info("score", onnx.TensorProto.FLOAT, ["batch", 1])],
+    )
+    opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(_ML, ML_OPSET)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def _tree_attributes(booster: "lightgbm.Booster") -> dict[str, Any]:
+    """The trees as ONNX wants them: the nodes of all trees one after the other, a column each for what a node has."""
+    nodes: list[tuple[int, int, str, int, float, int, int]] = []
+    leaves: list[tuple[int, int, float]] = []
+    for tree, description in enumerate(booster.dump_model()["tree_info"]):
+        waiting, named = [(0, description["tree_structure"])], 1
+        while waiting:
+            name, node = waiting.pop()
+            if "leaf_value" in node:
+                nodes.append((tree, name, "LEAF", 0, 0.0, 0, 0))
+                leaves.append((tree, name, node["leaf_value"]))
+                continue
+            assert (node["decision_type"], node["missing_type"]) == ("<=", "None"), "features are numbers, and never missing"
+            nodes.append((tree, name, "BRANCH_LEQ", node["split_feature"], node["threshold"], named, named + 1))
+            waiting += [(named, node["left_child"]), (named + 1, node["right_child"])]
+            named += 2
+    columns = ("treeids", "nodeids", "modes", "featureids", "values", "truenodeids", "falsenodeids")
+    attributes: dict[str, Any] = {f"nodes_{name}": list(values) for name, values in zip(columns, zip(*nodes, strict=True), strict=True)}
+    attributes["nodes_values_as_tensor"] = onnx.numpy_helper.from_array(np.array(attributes.pop("nodes_values"), dtype=np.float64))
+    attributes["target_treeids"], attributes["target_nodeids"], weights = (list(values) for values in zip(*leaves, strict=True))
+    attributes["target_weights_as_tensor"] = onnx.numpy_helper.from_array(np.array(weights, dtype=np.float64))
+    return {**attributes, "target_ids": [0] * len(leaves), "n_targets": 1}
 
 
 def describe(path: Path) -> NetworkSpec:
