@@ -71,22 +71,22 @@ def test_full_softmax_learns_the_order(own_run: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["uniform", "popularity"])
 def test_sampled_softmax_learns_the_order(dataset: Dataset, tmp_path: Path, sampler: str) -> None:
-    train(dataset, tmp_path / "run", *SAMPLED, f"loss.sampler={sampler}", "training.max_epochs=25")
-    assert beats_popularity(load_run(tmp_path / "run"), times=2.5)
+    train(dataset, tmp_path / "run", *SAMPLED, f"loss.sampler={sampler}")
+    assert beats_popularity(load_run(tmp_path / "run"), times=2)
 
 
 def test_string_ids_and_a_global_cut(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path / "dataset", Planted(string_ids=True))
     rule = ("split.rule=global_time", "split.validation_fraction=0.1", "split.test_fraction=0.1")
-    train(dataset, tmp_path / "run", *rule, "training.max_epochs=25")
+    train(dataset, tmp_path / "run", *rule, "training.max_epochs=15")
     assert beats_popularity(load_run(tmp_path / "run"), times=1.5)
 
 
 def test_bfloat16_learns_alike(dataset: Dataset, tmp_path: Path) -> None:
     precise, rounded = tmp_path / "float32", tmp_path / "bfloat16"
     for kind in ("full", "sampled"):
-        train(dataset, precise / kind, f"loss.kind={kind}", "training.max_epochs=2")
-        train(dataset, rounded / kind, f"loss.kind={kind}", "training.max_epochs=2", "training.precision=bf16-mixed")
+        train(dataset, precise / kind, f"loss.kind={kind}", "training.max_epochs=1")
+        train(dataset, rounded / kind, f"loss.kind={kind}", "training.max_epochs=1", "training.precision=bf16-mixed")
         losses = [[line["train_loss_epoch"] for line in history(path / kind)] for path in (precise, rounded)]
         assert losses[0] == pytest.approx(losses[1], rel=0.01)
         assert losses[0] != losses[1]
@@ -96,12 +96,12 @@ def test_bfloat16_learns_alike(dataset: Dataset, tmp_path: Path) -> None:
 # What a run repeats
 
 
-@pytest.mark.parametrize("kind", ["full", "sampled"])
-def test_the_same_seed_gives_the_same_run(dataset: Dataset, tmp_path: Path, kind: str) -> None:
+def test_the_same_seed_gives_the_same_run(dataset: Dataset, tmp_path: Path) -> None:
+    """Weights, batches, masks, negatives and dropout."""
     for name, seed, noise in (("first", 3, 1), ("again", 3, 2), ("other", 4, 1)):
         torch.manual_seed(noise)  # global generators must not matter
         np.random.seed(noise)  # noqa: NPY002
-        train(dataset, tmp_path / name, f"loss.kind={kind}", f"training.seed={seed}", "training.max_epochs=3")
+        train(dataset, tmp_path / name, *SAMPLED, f"training.seed={seed}", "training.max_epochs=2")
     assert history(tmp_path / "first") == history(tmp_path / "again")
     assert_same_state(checkpoint(tmp_path / "first"), checkpoint(tmp_path / "again"))
     assert history(tmp_path / "first") != history(tmp_path / "other")
