@@ -190,7 +190,7 @@ def test_the_denominator_is_unbiased(sampler: Sampler, num_negatives: int) -> No
     exact = float(torch.exp(given.query_MD[0].detach() @ given.table_RD.detach()[FIRST_ITEM_ROW:].T).sum())
     estimates_S = estimated_denominators(given, sampler, num_negatives, draws=1500)
     standard_error = float(estimates_S.std()) / 1500**0.5
-    assert standard_error < 0.1 * exact, "too few draws to tell"
+    assert standard_error < 0.2 * exact, "too few draws to tell"
     assert float(estimates_S.mean()) == pytest.approx(exact, abs=4 * standard_error)
 
 
