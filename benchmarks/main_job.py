@@ -23,8 +23,10 @@ from benchmarks.noop import NoOp
 from passerelle.bundle import Bundle, open_bundle
 from passerelle.manifest import open_manifest
 from ray_cluster.demo import BUNDLE, REPOSITORY, ROOT, STEPS
+from ray_cluster.local_ray import local_ray
 from ray_cluster.publishing import published_version
 from ray_cluster.service import Service
+from serving.ports import free_ports
 from training.run import RunManifest
 
 WARM_UP_REQUESTS, REQUESTS = 50, 1000
@@ -55,13 +57,12 @@ def _timed_command(*arguments: str) -> tuple[float, dict[str, Any]]:
 
 
 def _serve(bundle: Bundle) -> dict[str, Any]:
-    """Time until `/readyz`, then latencies of one client of the graph and of the deployment that does nothing."""
+    """Time until `/readyz`, then latencies of one client of the graph, and of the deployment that does nothing."""
     user_ids = bundle.user_ids.ids(np.random.default_rng(0).integers(len(bundle.user_ids), size=WARM_UP_REQUESTS + REQUESTS))
+    stages: list[dict[str, float]] = []
     started_s = time.perf_counter()
     with Service(bundle.path, REPOSITORY, published_version(bundle, REPOSITORY)) as service, httpx.Client(base_url=service.url) as client:
         ready_s = time.perf_counter() - started_s
-        serve.run(serve.deployment(name="noop")(NoOp).bind(), name="noop", route_prefix="/noop")
-        stages: list[dict[str, float]] = []
 
         def recommend(position: int) -> None:
             answer = client.post("/v1/recommend", json={"user_id": user_ids[position], "k": 10}).raise_for_status().json()
@@ -69,10 +70,19 @@ def _serve(bundle: Bundle) -> dict[str, Any]:
             stages.append(answer["timings_ms"])
 
         requests = latency_summary(_latencies_ms(recommend))
-        noop = latency_summary(_latencies_ms(lambda _: client.get("/noop").raise_for_status()))
+    noop = _noop()
     stage_ms = {name: latency_summary([stage[name] for stage in stages[WARM_UP_REQUESTS:]]) for name in stages[0]}
     ratio = requests["p50_ms"] / noop["p50_ms"]
     return {"ready_seconds": round(ready_s, 2), "recommend": requests, "stages": stage_ms, "noop": noop, "p50_over_noop": round(ratio, 2)}
+
+
+def _noop() -> dict[str, float]:
+    """Latencies of one client of a deployment that does nothing, behind Serve's HTTP proxy, which our graph does without."""
+    port = free_ports(1)[0]
+    with local_ray(), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        serve.start(http_options={"port": port})
+        serve.run(serve.deployment(name="noop")(NoOp).bind(), name="noop", route_prefix="/")
+        return latency_summary(_latencies_ms(lambda _: client.get("/").raise_for_status()))
 
 
 def _latencies_ms(call: Callable[[int], object]) -> list[float]:

@@ -29,7 +29,7 @@ def table() -> str:
         ("`serve`: ready after, seconds", f"{result['ready_seconds']:.1f}"),
         ("One request over HTTP, p50 / p99, ms", f"{result['recommend']['p50_ms']:.1f} / {result['recommend']['p99_ms']:.1f}"),
         (
-            "A Ray Serve deployment that does nothing, same run, p50 / p99, ms",
+            "A Ray Serve deployment that does nothing, behind Serve's proxy, same run, p50 / p99, ms",
             f"{result['noop']['p50_ms']:.1f} / {result['noop']['p99_ms']:.1f}",
         ),
     ]
