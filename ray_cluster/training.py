@@ -1,6 +1,8 @@
 """Train a run on a Ray cluster: the function `training.fit.fit` in every Ray Train worker.
 
 The run directory must be on storage that every worker sees (a local disk for local Ray, a shared file system for a cluster).
+Nothing is told to Ray Train with `ray.train.report`, for each call waits for the next look of its controller, two seconds apart:
+metrics and checkpoints are in the run.
 """
 
 import contextlib
@@ -10,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import ray
 import ray.train
 import torch
@@ -21,21 +22,11 @@ from ray.train.torch import TorchTrainer
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray
-from training.bert4rec import MONITOR
 from training.config import RunConfig as Recipe
 from training.fit import fit
 from training.run import LAST, RunManifest, finish_run, plan_run, start_run
 
 MAX_WORKER_FAILURES = 2
-
-
-class ReportToRay(pl.Callback):
-    """Tells Ray Train each epoch's metrics; the checkpoints are Lightning's, written once, by rank zero, into the run."""
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        value = trainer.callback_metrics.get(MONITOR)
-        if value is not None:
-            ray.train.report({"epoch": trainer.current_epoch + 1, MONITOR: float(value)})
 
 
 def _worker(job: dict[str, Any]) -> None:
@@ -50,7 +41,6 @@ def _worker(job: dict[str, Any]) -> None:
         num_workers=context.get_world_size(),
         strategy=RayDDPStrategy(),
         plugins=[RayLightningEnvironment()],
-        callbacks=[ReportToRay()],
         prepare=prepare_trainer,
     )
 
@@ -86,7 +76,7 @@ def train_on_ray(
         )
         try:
             trainer.fit()
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
             raise UserError(f"{run_path}: a training worker failed {MAX_WORKER_FAILURES + 1} times: {_last_line(error)}") from error
     return finish_run(run_path, manifest)
 
@@ -115,4 +105,4 @@ def _check_room(num_workers: int, *, use_gpu: bool) -> None:
 
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1].removeprefix("passerelle.errors.UserError: ") if lines else type(error).__name__
