@@ -4,9 +4,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import ray
 
+_GRACE_S = 2.0
 _OBJECT_STORE_BYTES = 128 * 2**20  # requests and answers are small; Ray's default would claim a third of the memory
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -35,4 +38,20 @@ def local_ray() -> Iterator[bool]:
         )
         yield True
     finally:
+        started = _ray_processes()
         ray.shutdown()
+        _, left = psutil.wait_procs(started, timeout=_GRACE_S)
+        for process in left:  # an agent that was starting itself when its raylet ended notices only later
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _ray_processes() -> list[psutil.Process]:
+    """Ray's own among the descendants of this process."""
+    package = str(Path(ray.__file__).parent)
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("ray::") or any(package in part for part in process.cmdline()):
+                found.append(process)
+    return found

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from ray import serve
+from ray.serve.config import ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from passerelle.bundle import QUERY_ENCODER, RANKER
@@ -85,6 +86,7 @@ class Service:
                 self._server.start()  # in this thread: Triton lives as long as the thread that starts it
             if not cleanup.enter_context(local_ray()):
                 cleanup.callback(serve.shutdown)  # a Ray of our own takes Serve with it when it ends
+            # Not before Ray is up: Ray forks to start its processes, and a fork beside a gRPC call may crash the child.
             with ThreadPoolExecutor(1) as background:
                 loading = background.submit(self._load_networks)
                 self._start_graph()
@@ -118,7 +120,7 @@ class Service:
     def _start_graph(self) -> None:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         try:
-            serve.start(http_options={"host": "127.0.0.1", "port": free_ports(1)[0]}, logging_config=quiet)
+            serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)  # the ingress replica listens itself
             graph = build_graph(self._settings, self._topology)
             serve.run(graph, name=APPLICATION, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:

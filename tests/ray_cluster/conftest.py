@@ -1,0 +1,42 @@
+"""One published bundle and one running service for all tests of this folder."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passerelle.bundle import Bundle
+from serving.ports import free_ports
+from tests.processes import run, running
+
+
+@pytest.fixture(scope="session")
+def publication(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `passerelle publish --json` said about the first bundle of an absent repository."""
+    repository = tmp_path_factory.mktemp("published") / "models"
+    status, stdout, stderr = run("publish", str(bundle.path), "--repository", str(repository), "--json")
+    assert status == 0, stderr
+    said: dict[str, Any] = json.loads(stdout)
+    return said
+
+
+@pytest.fixture(scope="session")
+def repository(publication: dict[str, Any]) -> Path:
+    """The repository of `publication`."""
+    return Path(publication["repository"])
+
+
+@pytest.fixture(scope="session")
+def service_url(bundle: Bundle, repository: Path) -> Iterator[str]:
+    """`passerelle serve` in a process of its own; when the tests are over, SIGTERM must leave nothing behind."""
+    port = free_ports(1)[0]
+    with running("serve", str(bundle.path), "--repository", str(repository), "--port", str(port)) as command:
+        assert command.process.stdout is not None
+        line = command.process.stdout.readline()
+        assert line.startswith(f"curl -s http://127.0.0.1:{port}/v1/recommend "), command.process.communicate()
+        assert {"tritonserver", "raylet"} <= set(command.alive())
+        yield f"http://127.0.0.1:{port}"
+        assert command.end() == 0
+        assert not command.left_after(5)

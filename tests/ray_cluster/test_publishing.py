@@ -1,0 +1,141 @@
+"""Publishing: a real Triton and a real Serve graph stand at the gate."""
+
+import asyncio
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from passerelle.arrow import write_table
+from passerelle.bundle import Bundle, BundleManifest, open_bundle
+from passerelle.errors import UserError
+from passerelle.files import sha256_of
+from passerelle.manifest import FileEntry, open_manifest, write_manifest
+from passerelle.progress import silent
+from ray_cluster.parity import http_parity, triton_parity
+from ray_cluster.publishing import publish, published_version, read_published
+from ray_cluster.service import load_networks
+from serving.triton_server import TritonServer
+from tests.bundles import Shape, build_bundle
+
+
+def with_reference(bundle: Bundle, path: Path, column: str, change: Any) -> Bundle:
+    """An intact copy of a bundle under another id, in which training's answers are others."""
+    shutil.copytree(bundle.path, path)
+    reference = bundle.reference()
+    place = reference.schema.get_field_index(column)
+    values = pa.array([change(value) for value in reference.column(column).to_pylist()], reference.schema.field(column).type)
+    write_table(path / "reference.arrow", reference.set_column(place, column, values))
+    manifest = bundle.manifest
+    entry = FileEntry(sha256=sha256_of(path / "reference.arrow"), size_bytes=(path / "reference.arrow").stat().st_size)
+    write_manifest(path, manifest.updated(bundle_id=f"other {column}", files={**manifest.files, "reference.arrow": entry}))
+    return open_bundle(path)
+
+
+def test_first_publication(publication: dict[str, Any], repository: Path, bundle: Bundle) -> None:
+    assert publication["version"] == 1 and publication["bundle_id"] == bundle.manifest.bundle_id
+    published = read_published(repository)
+    assert published.active == 1 and published.versions[1].bundle == str(bundle.path)
+    for model in ("query_encoder", "ranker"):
+        assert sha256_of(repository / model / "1" / "model.onnx") == bundle.manifest.files[f"{model}.onnx"].sha256
+    assert sorted(path.name for path in repository.iterdir()) == ["published.json", "query_encoder", "ranker"]
+    assert published_version(bundle, repository) == 1
+
+
+def test_parity_is_written_into_the_manifest(publication: dict[str, Any], bundle: Bundle) -> None:
+    parity = open_manifest(bundle.path, BundleManifest).parity
+    assert parity == publication["parity"] and set(parity) == {"triton", "http"}
+    for figures in parity.values():
+        assert figures["users"] == figures["identical_top_10"] == 20
+        assert all(value <= 1e-4 for name, value in figures.items() if name.startswith("max_"))
+
+
+def test_the_same_bundle_keeps_its_version(publication: dict[str, Any], repository: Path, bundle: Bundle, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(bundle.path, tmp_path / "moved"))
+    assert publish(moved, repository).version == publication["version"]
+    assert list(read_published(repository).versions) == [1] and not (repository / "ranker" / "2").exists()
+
+
+def test_a_failing_gate_leaves_everything_as_it_was(repository: Path, bundle: Bundle, tmp_path: Path) -> None:
+    other = with_reference(bundle, tmp_path / "other", "query", lambda query: [value + 0.01 for value in query])
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as error:
+        publish(other.path, repository)
+    assert "other: not published, version 1 stays active: Triton differs from training: max query difference 1.00e-02" in str(error.value)
+    assert "(allowed 1e-4), the ten best are identical for 20 of 20 users" in str(error.value)
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
+    assert open_manifest(other.path, BundleManifest).parity == bundle.manifest.parity
+
+
+def test_the_triton_gate_notices_other_scores_and_another_order(repository: Path, bundle: Bundle, tmp_path: Path) -> None:
+    lower = with_reference(bundle, tmp_path / "lower", "top_scores", lambda scores: [score - 0.002 for score in scores])
+    swapped = with_reference(bundle, tmp_path / "swapped", "top_rows", lambda rows: [rows[1], rows[0], *rows[2:]])
+    with TritonServer(repository) as server:
+        asyncio.run(load_networks(server.grpc_address, repository, 1))
+        same, other_scores, other_order = (
+            asyncio.run(triton_parity(one, 1, server.grpc_address, silent)) for one in (bundle, lower, swapped)
+        )
+    assert same.holds and same.identical_top_10 == 20
+    assert not other_scores.holds and other_scores.max_score_difference == pytest.approx(0.002, abs=1e-5)
+    assert not other_order.holds and other_order.identical_top_10 == 0
+
+
+def test_the_http_gate_notices_another_answer(service_url: str, bundle: Bundle, tmp_path: Path) -> None:
+    assert asyncio.run(http_parity(bundle, service_url, silent)).holds
+    shifted = with_reference(bundle, tmp_path / "shifted", "top_scores", lambda scores: [score + 0.5 for score in scores])
+    figures = asyncio.run(http_parity(shifted, service_url, silent))
+    assert not figures.holds and figures.max_score_difference == pytest.approx(0.5, abs=1e-4) and figures.identical_top_10 == 20
+    swapped = with_reference(bundle, tmp_path / "swapped", "top_rows", lambda rows: rows[::-1])
+    assert asyncio.run(http_parity(swapped, service_url, silent)).identical_top_10 == 0
+
+
+def test_an_altered_bundle_is_not_published(bundle: Bundle, repository: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "copy"))
+    data = bytearray((copy / "ranker.onnx").read_bytes())
+    data[100] ^= 1
+    (copy / "ranker.onnx").write_bytes(data)
+    with pytest.raises(UserError, match=r"ranker\.onnx: altered since it was written"):
+        publish(copy, repository)
+
+
+def test_other_dims_are_refused_beside_older_versions(repository: Path, tmp_path: Path) -> None:
+    wide = build_bundle(tmp_path / "wide", Shape(num_items=30, num_users=3, num_reference_users=2, dim=128, num_candidates=10))
+    with pytest.raises(
+        UserError, match=r"dims \[-1, 64\], the bundle's are \[-1, 128\].* another --repository, or remove versions 1 first"
+    ):
+        publish(wide, repository)
+
+
+def test_one_at_a_time(bundle: Bundle, tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another publish is at work there"):
+        publish(bundle.path, tmp_path)
+    os.close(descriptor)
+
+
+def test_what_is_not_published(unicode_bundle: Bundle, bundle: Bundle, repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not published in .*: run `passerelle publish .*` first"):
+        published_version(unicode_bundle, repository)
+    copy = Path(shutil.copytree(repository, tmp_path / "models"))
+    shutil.rmtree(copy / "ranker" / "1")
+    with pytest.raises(UserError, match="is not published in"):
+        published_version(bundle, copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON"), ('{"active": "x"}', "active: "), ('{"verions": {}}', "did you mean versions")]
+)
+def test_an_unreadable_list_of_versions(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "published.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_published(tmp_path)
+
+
+def test_nothing_is_published_in_an_empty_folder(tmp_path: Path) -> None:
+    assert json.loads(read_published(tmp_path).model_dump_json()) == {"active": None, "versions": {}}

@@ -1,0 +1,118 @@
+"""The running service: the whole way over HTTP, both topologies, the commands that ask it, and how it ends."""
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from passerelle.bundle import Bundle
+from ray_cluster.service import Service
+from serving.ports import free_ports
+from tests.processes import run, running
+
+
+@pytest.fixture(scope="module")
+def staged(bundle: Bundle, repository: Path) -> Iterator[Service]:
+    """A deployment a stage, in this process."""
+    with Service(bundle.path, repository, 1, topology="staged") as service:
+        yield service
+
+
+def test_both_topologies_give_the_same_answers(service_url: str, staged: Service, bundle: Bundle) -> None:
+    def answers(url: str) -> list[Any]:
+        with httpx.Client(base_url=url) as client:
+            requests = [
+                {"user_id": user["user_id"], "context": {"timestamp_ms": user["timestamp_ms"]}} for user in bundle.reference().to_pylist()
+            ]
+            requests += [{}, {"history": [7, 17, 18], "k": 300, "filters": [{"op": "equals", "column": "kind", "value": "book"}]}]
+            found = [client.post("/v1/recommend", json=request).raise_for_status().json() for request in requests]
+            found.append(client.post("/v1/similar", json={"item_id": 17}).raise_for_status().json())
+        return [(answer["items"], answer.get("fallback"), answer.get("ignored_history"), answer["model_version"]) for answer in found]
+
+    assert answers(service_url) == answers(staged.url)
+
+
+@pytest.mark.parametrize("which", ["fused", "staged"])
+def test_mistakes_cross_the_graph_as_mistakes(service_url: str, staged: Service, which: str) -> None:
+    with httpx.Client(base_url=service_url if which == "fused" else staged.url) as client:
+        for path, body, status, message in (
+            ("/v1/recommend", {"filters": [{"op": "equals", "column": "x", "value": 1}]}, 422, "column 'x' is not an item column"),
+            ("/v1/recommend", {"history": ["x"]}, 422, "history.0: item_id 'x'"),
+            ("/v1/recommend", {"k": 301}, 422, "k: 301 is more than the 300 items"),
+            ("/v1/similar", {"item_id": 8}, 404, "item_id 8: not in the catalogue of 300 items"),
+        ):
+            answer = client.post(path, json=body)
+            assert answer.status_code == status and answer.json()["detail"][0]["msg"].startswith((message, "filters.0: " + message))
+
+
+def test_long_histories_and_concurrent_requests(service_url: str) -> None:
+    with httpx.Client(base_url=service_url) as client:
+        answer = client.post(
+            "/v1/recommend", json={"history": [7 + 10 * (place % 400) for place in range(10_000)], "k": 5, "exclude_seen": False}
+        )
+        assert answer.status_code == 200 and answer.json()["ignored_history"] == 2_500 and len(answer.json()["items"]) == 5
+        assert client.get("/readyz").json() == {"ready": True, "model_version": 1}
+        assert "passerelle_requests_total" in client.get("/metrics").text
+
+
+def test_recommend_and_similar_print_titles(service_url: str) -> None:
+    status, stdout, stderr = run("recommend", "--user", "1003", "-k", "3", "--url", service_url)
+    assert status == 0 and stdout.count("Title № ") == 3 and stdout.count("personal #") == 3 and "total " in stderr
+    status, stdout, stderr = run("recommend", "--history", "7, 17,18", "-k", "2", "--url", service_url)
+    assert status == 0 and stdout.count("Title № ") == 2 and "1 ids of the history are not in the catalogue" in stderr
+    status, stdout, _ = run("similar", "--item", "17", "-k", "3", "--url", service_url)
+    assert status == 0 and stdout.count("similar #") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("recommend", "--user", "1003", "-k", "301"), "passerelle: k: 301 is more than the 300 items of the catalogue\n"),
+        (("similar", "--item", "8"), "passerelle: item_id '8': not in the catalogue of 300 items\n"),
+        (("recommend", "--user", "ann"), "passerelle: user_id: user_id 'ann': this catalogue's ids are integers\n"),
+    ],
+)
+def test_refusals_are_one_line(service_url: str, arguments: tuple[str, ...], message: str) -> None:
+    assert run(*arguments, "--url", service_url) == (1, "", message)
+
+
+def test_no_service() -> None:
+    status, stdout, stderr = run("recommend", "--user", "1", "--url", f"http://127.0.0.1:{free_ports(1)[0]}")
+    assert (
+        status == 1 and not stdout and stderr.startswith("passerelle: no service answers at http://127.0.0.1:") and stderr.count("\n") == 1
+    )
+
+
+def test_busy_port(service_url: str, bundle: Bundle, repository: Path) -> None:
+    port = service_url.rpartition(":")[2]
+    status, stdout, stderr = run("serve", str(bundle.path), "--repository", str(repository), "--port", port)
+    assert status == 1 and not stdout
+    assert stderr.startswith(f"passerelle: port {port} on 127.0.0.1 is held by ray::ServeReplica:passerelle:ingress (pid ")
+    assert stderr.endswith("stop it or choose another --port\n")
+
+
+@pytest.mark.slow
+def test_stopped_half_way_it_leaves_nothing(bundle: Bundle, repository: Path) -> None:
+    with running("serve", str(bundle.path), "--repository", str(repository), "--port", str(free_ports(1)[0])) as command:
+        while "raylet" not in command.alive():
+            assert command.process.poll() is None
+            time.sleep(0.1)
+        assert command.end(signal.SIGTERM) != 0
+        assert not command.left_after(10)
+
+
+def test_what_triton_refuses_is_told_and_nothing_is_left(bundle: Bundle, repository: Path, tmp_path: Path) -> None:
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    config = models / "ranker" / "config.pbtxt"
+    config.write_text(config.read_text().replace("[ 17 ]", "[ 16 ]"))
+    with running("serve", str(bundle.path), "--repository", str(models), "--port", str(free_ports(1)[0])) as command:
+        stdout, stderr = command.process.communicate(timeout=60)
+        assert command.process.returncode == 1 and not stdout and stderr.count("\n") == 1
+        assert stderr.startswith(f"passerelle: Triton cannot serve version 1 of {models}: loading ranker ")
+        assert "input features has dims [-1, 17], config.pbtxt says [-1, 16]" in stderr
+        assert not command.left_after(10)
