@@ -1,0 +1,245 @@
+"""`passerelle train`, `evaluate`, `train-ranker` and `export`: from a dataset to a bundle, and what mistakes get."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passerelle.bundle import open_bundle
+from passerelle.dataset import Dataset
+from ray_cluster.cli.main import main
+from tests.datasets import SMALL_RECIPE, planted_dataset
+
+Cli = Callable[..., tuple[int, str, str]]
+
+SMALL = [argument for override in SMALL_RECIPE for argument in ("--set", override)]
+SHORT = [*SMALL, "--set", "training.max_epochs=3"]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Call `passerelle` in this process: status, stdout, stderr."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["passerelle", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """240 users, 120 items."""
+    return planted_dataset(tmp_path_factory.mktemp("planted") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs. Copy it before spoiling it."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    command = ["passerelle", "train", "bert4rec", "--dataset", str(dataset.path), "--out", str(path), "--no-ray", *SHORT]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert stop.value.code == 0
+    return path
+
+
+@pytest.fixture
+def own_run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def parsed(answer: tuple[int, str, str]) -> dict[str, Any]:
+    """The one JSON object on stdout of a verb that ended well."""
+    status, out, err = answer
+    assert status == 0, err
+    assert out.count("\n") == 1
+    values: dict[str, Any] = json.loads(out)
+    return values
+
+
+def mistake(answer: tuple[int, str, str], status: int = 1) -> str:
+    """The message of a verb that failed as it should: status, nothing on stdout, and for a mistake in the input one line."""
+    assert answer[:2] == (status, "")
+    assert "Traceback" not in answer[2]
+    if status == 1:
+        assert answer[2].startswith("passerelle: ")
+        assert answer[2].count("\n") == 1
+    return answer[2]
+
+
+def test_from_dataset_to_bundle(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    train = cli("train", "bert4rec", "--dataset", dataset.path, "--out", run, "--no-ray", "--json", *SMALL)
+    summary = parsed(train)
+    assert (summary["run"], summary["epochs"]) == (str(run), 20)
+    assert summary["validation"]["validation_ndcg@10"] > 0.3
+    epochs = [line for line in train[2].splitlines() if line.startswith("epoch ")]
+    assert [line.split(":")[0] for line in epochs] == [f"epoch {number}" for number in range(1, 21)]
+
+    evaluated = parsed(cli("evaluate", run, "--k", "20,10,10", "--json"))
+    assert (evaluated["split"], evaluated["users"], list(evaluated["model"])[:4:4]) == ("test", 240, ["recall@10"])
+    assert evaluated["model"]["ndcg@10"] > 4 * evaluated["popularity"]["ndcg@10"]
+    assert {name.split("@")[1] for name in evaluated["model"]} == {"10", "20"}
+
+    ranked = parsed(cli("train-ranker", run, "--json"))
+    assert ranked["ranker"]["ndcg@10"] > 0.9 * ranked["model"]["ndcg@10"] == pytest.approx(0.9 * evaluated["model"]["ndcg@10"])
+
+    exported = parsed(cli("export", run, "--out", bundle, "--json"))
+    assert exported["parity"]["users"] == exported["parity"]["identical_top_10"] == 64
+    opened = open_bundle(bundle)
+    assert opened.manifest.bundle_id == exported["bundle_id"]
+    assert opened.manifest.offline_metrics["popularity"]["ndcg@10"] == evaluated["popularity"]["ndcg@10"]
+
+
+def test_what_people_read(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    status, out, err = cli("train", "bert4rec", "--dataset", dataset.path, "--out", run, "--no-ray", *SHORT)
+    assert status == 0
+    assert out.startswith(f"{run}: 3 epochs, best is epoch ")
+    assert [line.split(", ")[1].split()[:2] for line in err.splitlines() if line.startswith("epoch")] == [["validation", "ndcg@10"]] * 3
+    status, out, _ = cli("evaluate", run, "--split", "validation")
+    assert status == 0
+    assert "full catalogue of 120 items" in " ".join(out.split())
+    assert [line.split()[0] for line in out.splitlines() if "@100" in line] == ["recall@100", "hit_rate@100", "ndcg@100", "mrr@100"]
+    assert "popularity" in out
+    status, out, _ = cli("train-ranker", run)
+    assert status == 0
+    assert "40 candidates a user" in " ".join(out.split())
+    status, out, _ = cli("export", run, "--out", tmp_path / "bundle")
+    assert status == 0
+    assert "scores agree to" in out
+
+
+def test_a_recipe_of_ones_own_and_resuming(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("[model]\ndim = 16\nmax_history = 10\n[training]\nmax_epochs = 1\nthreads = 1\nlog_every_steps = 1\n")
+    arguments = ("train", recipe, "--dataset", dataset.path, "--out", tmp_path / "run", "--no-ray", "--json")
+    assert parsed(cli(*arguments))["epochs"] == 1
+    resumed = cli(*arguments, "--resume", "--set", "training.max_epochs=3")
+    assert parsed(resumed)["epochs"] == 3
+    assert [line.split(":")[0] for line in resumed[2].splitlines() if line.startswith("epoch")] == ["epoch 2", "epoch 3"]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["recipe"], manifest["config"]["model"]["dim"], manifest["config"]["training"]["max_epochs"]) == ("mine", 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        ("sasrecc", (), "recipe 'sasrecc': not one of bert4rec, nor a .toml file"),
+        ("nowhere.toml", (), "nowhere.toml: no such file"),
+        ("bert4rec", ("--set", "model.dimm=3"), "model.dimm: unknown key; did you mean dim?"),
+        ("bert4rec", ("--set", "modell.dim=3"), "modell: unknown key; did you mean model?"),
+        ("bert4rec", ("--set", "model.dim=wide"), "model.dim: Input should be a valid integer"),
+        ("bert4rec", ("--set", "model.dim"), "--set model.dim: write it as section.key=value"),
+        ("bert4rec", ("--set", "training.validate_every_epochs=999"), "validate_every_epochs = 999 is above max_epochs"),
+        (
+            "bert4rec",
+            ("--set", "split.rule=global_time", "--set", "split.test_start=1990-01-01", "--set", "split.validation_start=1980-01-01"),
+            "no user of the 240",
+        ),
+    ],
+)
+def test_train_refuses_and_leaves_nothing(
+    cli: Cli, dataset: Dataset, tmp_path: Path, recipe: str, arguments: tuple[str, ...], message: str
+) -> None:
+    answer = cli("train", recipe, "--dataset", dataset.path, "--out", tmp_path / "run", "--no-ray", *arguments)
+    assert message in mistake(answer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_refuses_what_is_no_dataset(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "gone", "gone: no such dataset"), (trained, "is a run, not a dataset")):
+        assert message in mistake(cli("train", "bert4rec", "--dataset", path, "--out", tmp_path / "run", "--no-ray"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--workers", "2"), ("--ray-address", "auto")])
+def test_no_ray_goes_without_what_is_for_ray(cli: Cli, dataset: Dataset, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    answer = cli("train", "bert4rec", "--dataset", dataset.path, "--out", tmp_path / "run", "--no-ray", *arguments)
+    assert "--no-ray trains in this process: leave out --workers and --ray-address" in mistake(answer, status=2)
+
+
+def test_train_refuses_an_existing_run(cli: Cli, dataset: Dataset, trained: Path) -> None:
+    answer = cli("train", "bert4rec", "--dataset", dataset.path, "--out", trained, "--no-ray", *SHORT)
+    assert "already holds a run: pass --resume to continue it" in mistake(answer)
+    answer = cli("train", "bert4rec", "--dataset", dataset.path, "--out", trained, "--no-ray", "--resume", *SHORT, "--set", "model.dim=16")
+    assert "model.dim was 32 and is now 16" in mistake(answer)
+
+
+@pytest.mark.parametrize(
+    ("ks", "status", "message"),
+    [
+        ("10,1000", 1, "--k 10,1000: each must lie between 1 and the 120 items of the catalogue"),
+        ("0", 1, "--k 0: each must lie between 1 and the 120 items"),
+        ("ten", 2, "'ten': write whole numbers with commas between, such as 10,50"),
+        ("", 2, "write whole numbers"),
+    ],
+)
+def test_evaluate_refuses_impossible_cut_offs(cli: Cli, trained: Path, ks: str, status: int, message: str) -> None:
+    assert message in mistake(cli("evaluate", trained, "--k", ks), status)
+
+
+def test_a_dataset_that_has_moved(cli: Cli, own_run: Path, dataset: Dataset, tmp_path: Path) -> None:
+    manifest = json.loads((own_run / "manifest.json").read_text())
+    (own_run / "manifest.json").write_text(json.dumps({**manifest, "dataset": str(tmp_path / "gone")}))
+    assert "gone: no such dataset" in mistake(cli("evaluate", own_run))
+    assert parsed(cli("evaluate", own_run, "--dataset", dataset.path, "--k", "5", "--json"))["users"] == 240
+
+
+def test_verbs_in_the_wrong_order(cli: Cli, own_run: Path, tmp_path: Path) -> None:
+    for verb, more in (("evaluate", ()), ("train-ranker", ()), ("export", ("--out", tmp_path / "bundle"))):
+        assert "nowhere: no such run" in mistake(cli(verb, tmp_path / "nowhere", *more))
+    assert "has no ranker: run `passerelle train-ranker" in mistake(cli("export", own_run, "--out", tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
+    assert cli("train-ranker", own_run)[0] == 0
+    assert "already exists: pass --overwrite to train the ranker again" in mistake(cli("train-ranker", own_run))
+    assert cli("train-ranker", own_run, "--overwrite")[0] == 0
+    (tmp_path / "bundle").mkdir()
+    assert "already exists: choose another --out, or pass --overwrite" in mistake(cli("export", own_run, "--out", tmp_path / "bundle"))
+    assert list((tmp_path / "bundle").iterdir()) == []
+
+
+def test_an_altered_checkpoint(cli: Cli, own_run: Path) -> None:
+    checkpoint = own_run / "checkpoints" / "best.ckpt"
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    assert "best.ckpt: altered since it was written" in mistake(cli("evaluate", own_run))
+
+
+def test_ctrl_c_while_training_leaves_a_run_that_can_go_on(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", "bert4rec", "--dataset", str(dataset.path), "--out", str(run), "--no-ray", "--json", *SMALL]
+    endless = [*arguments, "--set", "training.max_epochs=100000", "--set", "training.patience=100000"]
+    with subprocess.Popen(
+        [sys.executable, "-c", "from ray_cluster.cli.main import main; main()", *endless],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (run / "checkpoints" / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, ""), err
+    assert err.splitlines()[-1] == "passerelle: interrupted"
+    assert "Traceback" not in err
+    assert "training has not ended: continue it with `passerelle train --resume`" in mistake(cli("evaluate", run))
+    done = len((run / "history.jsonl").read_text().splitlines())
+    more = ["--resume", "--set", f"training.max_epochs={done + 2}", "--set", "training.patience=100000"]
+    assert parsed(cli(*arguments, *more))["epochs"] == done + 2

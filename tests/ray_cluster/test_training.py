@@ -1,0 +1,135 @@
+"""Ray Train runs the same training as one process: alone, shared by two workers, and when a worker dies."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+
+from passerelle.dataset import Dataset
+from passerelle.errors import UserError
+from ray_cluster.local_ray import local_ray
+from ray_cluster.training import train_on_ray
+from tests.datasets import planted_dataset, small_recipe
+from training.bert4rec import MONITOR
+from training.fit import train_in_process
+from training.run import LAST, RunManifest
+
+WITHOUT_NOISE = "model.dropout=0"  # each worker drops out by itself
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    """One Ray for all runs of this file."""
+    with local_ray() as started:
+        yield
+    assert ray.is_initialized() != started
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """240 users, 120 items."""
+    return planted_dataset(tmp_path_factory.mktemp("planted") / "dataset")
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def curve(path: Path, name: str = "train_loss_epoch") -> list[float]:
+    return [line[name] for line in history(path)]
+
+
+def on_ray(dataset: Dataset, path: Path, *overrides: str, num_workers: int = 1, resume: bool = False) -> RunManifest:
+    return train_on_ray("bert4rec", dataset, small_recipe(*overrides), path, num_workers=num_workers, resume=resume)
+
+
+def test_one_worker_is_the_same_as_no_ray(dataset: Dataset, tmp_path: Path) -> None:
+    """Also where a run is begun with Ray and ended without."""
+    alone = train_in_process("bert4rec", dataset, small_recipe("training.max_epochs=4"), tmp_path / "alone")
+    on_ray(dataset, tmp_path / "ray", "training.max_epochs=3")
+    ours = train_in_process("bert4rec", dataset, small_recipe("training.max_epochs=4"), tmp_path / "ray", resume=True)
+    assert [line["epoch"] for line in history(tmp_path / "ray")] == [1, 2, 3, 4]
+    for name in ("train_loss_epoch", MONITOR):
+        assert curve(tmp_path / "ray", name) == pytest.approx(curve(tmp_path / "alone", name), abs=1e-6)
+    assert (ours.epochs, ours.best_epoch, ours.state) == (alone.epochs, alone.best_epoch, "complete")
+    weights, expected = (torch.load(tmp_path / name / LAST, weights_only=True)["state_dict"] for name in ("ray", "alone"))
+    assert set(weights) == set(expected)
+    assert all(torch.allclose(weights[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_two_workers_train_as_one(dataset: Dataset, tmp_path: Path) -> None:
+    """The same steps, each shared by two: the same loss, and after twenty epochs nearly the same ranking."""
+    alone = train_in_process("bert4rec", dataset, small_recipe(WITHOUT_NOISE), tmp_path / "alone")
+    shared = on_ray(dataset, tmp_path / "shared", WITHOUT_NOISE, num_workers=2)
+    assert [line["step"] for line in history(tmp_path / "shared")] == [line["step"] for line in history(tmp_path / "alone")]
+    assert curve(tmp_path / "shared")[:5] == pytest.approx(curve(tmp_path / "alone")[:5], abs=1e-4)
+    assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=2e-2)
+    assert shared.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
+    assert shared.validation[MONITOR] > 0.3
+
+
+def test_more_workers_than_processors(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--workers 99: this Ray cluster has \d+ CPUs, and a worker needs one"):
+        on_ray(dataset, tmp_path / "run", num_workers=99)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_refused_before_any_work(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "letter.txt").write_text("keep me")
+    with pytest.raises(UserError, match="exists and is not a run"):
+        on_ray(dataset, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.slow
+def test_a_dataset_that_vanishes_is_told_in_one_line(tmp_path: Path) -> None:
+    dataset = planted_dataset(tmp_path / "dataset")
+    shutil.rmtree(tmp_path / "dataset")
+    with pytest.raises(UserError, match=rf"a training worker failed 3 times: {tmp_path}/dataset: no such dataset") as error:
+        on_ray(dataset, tmp_path / "run", "training.max_epochs=1")
+    assert "\n" not in str(error.value)
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Ray Train's worker processes among our descendants."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in child.name() or "RayTrainWorker" in " ".join(child.cmdline())
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_training_goes_on(dataset: Dataset, tmp_path: Path) -> None:
+    """Killed after its second epoch, in whatever it is doing: the history is that of an undisturbed run."""
+    killed: list[int] = []
+
+    def kill_after_two_epochs() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            lines = (tmp_path / "run" / "history.jsonl").exists() and history(tmp_path / "run")
+            if lines and lines[-1]["epoch"] >= 2:
+                for process in worker_processes():
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_after_two_epochs, daemon=True)
+    killer.start()
+    manifest = on_ray(dataset, tmp_path / "run", "training.max_epochs=40", "training.patience=40")
+    assert killed, "nobody was killed: the test would pass in vain"
+    train_in_process("bert4rec", dataset, small_recipe("training.max_epochs=40", "training.patience=40"), tmp_path / "undisturbed")
+    assert manifest.epochs == 40
+    assert [line["epoch"] for line in history(tmp_path / "run")] == list(range(1, 41))
+    assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "undisturbed"), abs=1e-6)
