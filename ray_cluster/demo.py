@@ -18,7 +18,7 @@ from ray_cluster.cli.console import print_table, stdout
 ROOT = Path("artifacts/demo")
 DATASET, RUN, BUNDLE = (str(ROOT / name) for name in ("dataset", "run", "bundle"))
 REPOSITORY = Path("model_repository")
-EPOCHS = 6
+EPOCHS = 5
 SHOWN_METRICS = ("ndcg@10", "recall@10", "recall@50")
 SHOWN_ITEMS = 10
 
