@@ -29,10 +29,10 @@ from passerelle.errors import UserError
 from passerelle.files import new_directory, sha256_of, write_text
 from passerelle.manifest import open_manifest, write_manifest
 from passerelle.progress import Progress, silent
+from ray_cluster.networks import Networks
 from ray_cluster.parity import HttpParity, TritonParity, http_parity, triton_parity
 from serving.model_config import disagreements, fitted_config
 from serving.triton_client import TritonError
-from serving.triton_server import TritonServer
 
 MODELS = (QUERY_ENCODER, RANKER)
 PUBLISHED_NAME = "published.json"
@@ -191,19 +191,19 @@ def _gate(bundle: Bundle, repository: Path, version: int, active: int | None, pr
     Raises:
         UserError: it does not start, or differs; with the numbers.
     """
-    from ray_cluster.service import Service, load_networks  # here, because reading what is published needs no Ray
+    from ray_cluster.service import Service  # here, because reading what is published needs no Ray
 
     progress("starting Triton", 0, 1)
-    with TritonServer(repository) as server:
+    with Networks(repository, version) as networks:
+        networks.ensure()
+        progress("starting Triton", 1, 1)
         try:
-            asyncio.run(load_networks(server.grpc_address, repository, version))
-            progress("starting Triton", 1, 1)
-            triton = asyncio.run(triton_parity(bundle, version, server.grpc_address, progress))
+            triton = asyncio.run(triton_parity(bundle, version, networks.address, progress))
         except TritonError as error:
-            raise UserError(f"{bundle.path}: not published: Triton cannot serve it: {error}") from None
+            raise UserError(f"{bundle.path}: not published: Triton does not answer: {error}") from None
         _require(triton, "Triton", bundle, active)
         progress("starting Serve", 0, 1)
-        with Service(bundle.path, repository, version, triton=server.grpc_address) as service:
+        with Service(bundle.path, repository, version, triton=networks.address) as service:
             progress("starting Serve", 1, 1)
             try:
                 http = asyncio.run(http_parity(bundle, service.url, progress))

@@ -1,15 +1,13 @@
-"""The running service as a context manager: Triton and the Ray Serve graph, started together and stopped together.
+"""The running service as a context manager: Triton and the Ray Serve graph, from start to stop.
 
 with Service(Path("artifacts/bundle"), Path("model_repository"), version=3, port=8000) as service:
     httpx.post(f"{service.url}/v1/recommend", json={"user_id": 1})
 """
 
-import asyncio
 import contextlib
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,13 +16,11 @@ from ray import serve
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import LoggingConfig
 
-from passerelle.bundle import QUERY_ENCODER, RANKER
 from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray
+from ray_cluster.networks import Networks
 from serving.graph import GraphSettings, Topology, build_graph
 from serving.ports import free_ports, require_free
-from serving.triton_client import TritonClient, TritonError
-from serving.triton_server import TritonServer
 
 APPLICATION = "passerelle"
 READY_TIMEOUT_S = 60.0
@@ -54,16 +50,13 @@ class Service:
         port: int | None = None,
         triton: str | None = None,
     ) -> None:
-        self._repository = repository
-        self._version = version
         self._topology: Topology = topology
         self._host = host
         self._given_port = port
         self._port = port or free_ports(1)[0]
-        self._server = TritonServer(repository) if triton is None else None
-        self.triton_address = self._server.grpc_address if self._server else str(triton)
+        self._networks = Networks(repository, version, triton)
         self._settings = GraphSettings(
-            bundle=bundle.resolve(), version=version, triton=self.triton_address, listen=f"{self._host}:{self._port}"
+            bundle=bundle.resolve(), version=version, triton=self._networks.address, listen=f"{self._host}:{self._port}"
         )
         self._cleanup = contextlib.ExitStack()
 
@@ -81,16 +74,11 @@ class Service:
         if self._given_port is not None:
             require_free(self._given_port, self._host, "stop it or choose another --port")
         with contextlib.ExitStack() as cleanup:
-            if self._server is not None:
-                cleanup.callback(self._server.stop)
-                self._server.start()  # in this thread: Triton lives as long as the thread that starts it
+            cleanup.enter_context(self._networks)
+            self._networks.ensure()  # before Ray starts: a network that cannot be loaded is told of at once
             if not cleanup.enter_context(local_ray()):
                 cleanup.callback(serve.shutdown)  # a Ray of our own takes Serve with it when it ends
-            # Not before Ray is up: Ray forks to start its processes, and a fork beside a gRPC call may crash the child.
-            with ThreadPoolExecutor(1) as background:
-                loading = background.submit(self._load_networks)
-                self._start_graph()
-                loading.result()
+            self._start_graph()
             self._wait_until_ready()
             self._cleanup = cleanup.pop_all()
         return self
@@ -99,23 +87,15 @@ class Service:
         self._cleanup.close()
 
     def watch(self) -> None:
-        """Wait for as long as everything runs, which is until an interrupt.
+        """Wait until an interrupt, and start Triton again should it end.
 
         Raises:
-            UserError: Triton has ended; with its own last error lines.
+            UserError: it cannot be started again.
         """
         while True:
             time.sleep(1.0)
-            if self._server is not None:
-                self._server.require_running()
-
-    def _load_networks(self) -> None:
-        if self._server is not None:
-            self._server.wait_until_ready()
-        try:
-            asyncio.run(load_networks(self.triton_address, self._repository, self._version))
-        except TritonError as error:
-            raise UserError(f"Triton cannot serve version {self._version} of {self._repository}: {error}") from None
+            if self._networks.ended:
+                self._networks.ensure()
 
     def _start_graph(self) -> None:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -139,22 +119,6 @@ class Service:
                 answer = str(error)
             time.sleep(0.05)
         raise UserError(f"{self.url}/readyz was not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
-
-
-async def load_networks(address: str, repository: Path, version: int) -> None:
-    """Have Triton serve a version of both networks beside those it serves already.
-
-    Raises:
-        TritonError: Triton does not answer, or refuses to load.
-    """
-    client = TritonClient(address)
-    try:
-        for model in (QUERY_ENCODER, RANKER):
-            versions = await client.loaded_versions(model)
-            if version not in versions:
-                await client.load(model, repository / model / "config.pbtxt", [*versions, version])
-    finally:
-        await client.close()
 
 
 def _reason(message: str) -> str:

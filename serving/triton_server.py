@@ -110,6 +110,11 @@ class TritonServer:
                 raise UserError(f"Triton was not ready after {timeout_s:.0f} s: {self.last_errors()} (log: {self.log_path})")
             time.sleep(0.05)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process was started and has come to an end by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def require_running(self) -> None:
         """Check that the process has not ended.
 

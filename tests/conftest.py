@@ -1,11 +1,14 @@
 """Bundles that several test folders share. They are read-only: a test that alters one copies it first."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
 from passerelle.bundle import Bundle, open_bundle
 from tests.bundles import Shape, build_bundle
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # as `passerelle` does
 settings.register_profile("passerelle", deadline=None)  # how long an example takes depends on what else the machine does
 settings.load_profile("passerelle")
 

@@ -39,4 +39,4 @@ def service_url(bundle: Bundle, repository: Path) -> Iterator[str]:
         assert {"tritonserver", "raylet"} <= set(command.alive())
         yield f"http://127.0.0.1:{port}"
         assert command.end() == 0
-        assert not command.left_after(5)
+        assert not command.left_after(15)

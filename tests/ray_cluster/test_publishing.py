@@ -17,10 +17,9 @@ from passerelle.errors import UserError
 from passerelle.files import sha256_of
 from passerelle.manifest import FileEntry, open_manifest, write_manifest
 from passerelle.progress import silent
+from ray_cluster.networks import Networks
 from ray_cluster.parity import http_parity, triton_parity
 from ray_cluster.publishing import publish, published_version, read_published
-from ray_cluster.service import load_networks
-from serving.triton_server import TritonServer
 from tests.bundles import Shape, build_bundle
 
 
@@ -75,11 +74,9 @@ def test_a_failing_gate_leaves_everything_as_it_was(repository: Path, bundle: Bu
 def test_the_triton_gate_notices_other_scores_and_another_order(repository: Path, bundle: Bundle, tmp_path: Path) -> None:
     lower = with_reference(bundle, tmp_path / "lower", "top_scores", lambda scores: [score - 0.002 for score in scores])
     swapped = with_reference(bundle, tmp_path / "swapped", "top_rows", lambda rows: [rows[1], rows[0], *rows[2:]])
-    with TritonServer(repository) as server:
-        asyncio.run(load_networks(server.grpc_address, repository, 1))
-        same, other_scores, other_order = (
-            asyncio.run(triton_parity(one, 1, server.grpc_address, silent)) for one in (bundle, lower, swapped)
-        )
+    with Networks(repository, 1) as networks:
+        networks.ensure()
+        same, other_scores, other_order = (asyncio.run(triton_parity(one, 1, networks.address, silent)) for one in (bundle, lower, swapped))
     assert same.holds and same.identical_top_10 == 20
     assert not other_scores.holds and other_scores.max_score_difference == pytest.approx(0.002, abs=1e-5)
     assert not other_order.holds and other_order.identical_top_10 == 0

@@ -1,0 +1,87 @@
+"""Both networks of one version, in a Triton that this process starts or in one that runs already."""
+
+import asyncio
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from passerelle.bundle import QUERY_ENCODER, RANKER
+from passerelle.errors import UserError
+from serving.triton_client import TritonClient, TritonError
+from serving.triton_server import TritonServer
+
+ATTEMPTS = 3
+
+logger = logging.getLogger(__name__)
+
+
+class Networks:
+    """A context manager: starts a Triton where none is named, and stops it. `ensure` then makes the networks answer.
+
+    Args:
+        repository: the model repository.
+        version: version of both networks.
+        address: `HOST:PORT` of a running Triton's gRPC service; one is started here when absent.
+    """
+
+    def __init__(self, repository: Path, version: int, address: str | None = None) -> None:
+        self._repository = repository
+        self._version = version
+        self._server = TritonServer(repository) if address is None else None
+        self.address = self._server.grpc_address if self._server is not None else str(address)
+
+    def __enter__(self) -> Self:
+        """Start the process, without waiting for it; call it from a thread that lives on, see `TritonServer`."""
+        if self._server is not None:
+            self._server.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+    @property
+    def ended(self) -> bool:
+        """Whether our own Triton has come to an end by itself."""
+        return self._server is not None and self._server.ended
+
+    def load(self) -> None:
+        """Have Triton serve the version beside those it serves already. Does nothing when it does so.
+
+        Raises:
+            UserError: Triton does not start, does not answer, or refuses; with its own reason.
+        """
+        if self._server is not None:
+            self._server.wait_until_ready()
+        try:
+            asyncio.run(self._load())
+        except TritonError as error:
+            raise UserError(f"Triton cannot serve version {self._version} of {self._repository}: {error}") from None
+
+    def ensure(self) -> None:
+        """`load`, and start our own Triton again when it has crashed: its Python backend does, once in some hundred loads.
+
+        Raises:
+            UserError: as `load` does.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self.load()
+                return
+            except UserError as error:
+                if self._server is None or not self.ended or attempt == ATTEMPTS:
+                    raise
+                logger.warning("Triton has ended and is started again: %s", error)
+                self._server.stop()
+                self._server.start()
+
+    async def _load(self) -> None:
+        client = TritonClient(self.address)
+        try:
+            for model in (QUERY_ENCODER, RANKER):
+                versions = await client.loaded_versions(model)
+                if self._version not in versions:
+                    await client.load(model, self._repository / model / "config.pbtxt", [*versions, self._version])
+        finally:
+            await client.close()
