@@ -12,6 +12,7 @@ from passerelle.errors import UserError
 Id = str | int
 
 UNKNOWN_ROW = -1
+_FEW = 200  # one binary search costs as much as hashing this many ids of the map
 
 
 class IdMap:
@@ -80,12 +81,14 @@ class IdMap:
         return int(self._sorted_rows[low]) if found else UNKNOWN_ROW
 
     def rows(self, ids: pa.Array | pa.ChunkedArray | Sequence[Id]) -> npt.NDArray[np.int64]:
-        """Rows of many ids, `UNKNOWN_ROW` where one is not in the map. Vectorised."""
+        """Rows of many ids, `UNKNOWN_ROW` where one is not in the map. Vectorised; a few ids in a large map are searched one by one."""
         if not isinstance(ids, pa.Array | pa.ChunkedArray):
             ids = pa.array(ids, self.type)
         elif ids.type != self.type:
             ids = ids.cast(self.type)
-        positions = pc.index_in(ids, value_set=self._ids)
+        if ids.null_count == 0 and len(ids) * _FEW < len(self):
+            return np.array([self.row(value) for value in ids.to_pylist()], dtype=np.int64)
+        positions = pc.index_in(ids, value_set=self._ids)  # hashes the whole map: a quarter of a second for a million ids
         rows = pc.fill_null(positions.cast(pa.int64()), UNKNOWN_ROW - self.first_row)
         return np.asarray(rows, dtype=np.int64) + self.first_row
 

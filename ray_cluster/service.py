@@ -104,7 +104,9 @@ class Service:
             graph = build_graph(self._settings, self._topology)
             serve.run(graph, name=APPLICATION, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:
-            raise UserError(f"the serving graph does not start: {_reason(str(error))}") from None
+            deployments = [one for app in serve.status().applications.values() for one in app.deployments.values()]
+            report = "\n".join([str(error), *(deployment.message for deployment in deployments)])
+            raise UserError(f"the serving graph does not start: {_reason(report)}") from None
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -121,8 +123,8 @@ class Service:
         raise UserError(f"{self.url}/readyz was not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
 
 
-def _reason(message: str) -> str:
-    """The user's mistake inside a report of a failed deployment, else its last line."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    mistakes = [line for line in lines if "UserError" in line]
-    return (mistakes or lines or ["no reason given"])[-1].rpartition("UserError: ")[2]
+def _reason(report: str) -> str:
+    """The user's mistake inside a report of failed deployments, else its last line."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    mistakes = [line for line in lines if "UserError: " in line]
+    return (mistakes or lines)[-1].rpartition("UserError: ")[2]
