@@ -32,17 +32,19 @@ test-slow: setup  ## Tests that take more than half a minute each
 test-gpu: setup  ## Tests that need a CUDA device
 	@$(pytest) -m gpu
 
-check: setup  ## Format, lint, types, import directions, and whether docs/cli.md is current
+check: setup  ## Format, lint, types, import directions, and whether generated docs are current
 	@$(bin)/ruff format --check --quiet . || { echo "check: run .venv/bin/ruff format"; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
 	@$(bin)/mypy --no-error-summary docs/generate_cli.py
 	@report=$$($(bin)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
 	@$(bin)/python docs/generate_cli.py --check
+	@$(bin)/python docs/generate_results.py --check
 	@echo "check: all clean"
 
-docs: setup  ## Write docs/cli.md anew
+docs: setup  ## Write docs/cli.md and the README's results anew
 	@$(bin)/python docs/generate_cli.py
+	@$(bin)/python docs/generate_results.py
 
 clean:  ## Remove artifacts, published model versions and caches; .venv stays
 	@rm -rf artifacts dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
