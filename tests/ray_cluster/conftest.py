@@ -28,9 +28,9 @@ def repository(publication: dict[str, Any]) -> Path:
     return Path(publication["repository"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service_url(bundle: Bundle, repository: Path) -> Iterator[str]:
-    """`passerelle serve` in a process of its own; when the tests are over, SIGTERM must leave nothing behind."""
+    """`passerelle serve` in a process of its own; when the tests of this folder are over, SIGTERM must leave nothing behind."""
     port = free_ports(1)[0]
     with running("serve", str(bundle.path), "--repository", str(repository), "--port", str(port)) as command:
         assert command.process.stdout is not None
@@ -38,5 +38,5 @@ def service_url(bundle: Bundle, repository: Path) -> Iterator[str]:
         assert line.startswith(f"curl -s http://127.0.0.1:{port}/v1/recommend "), command.process.communicate()
         assert {"tritonserver", "raylet"} <= set(command.alive())
         yield f"http://127.0.0.1:{port}"
-        assert command.end() == 0
+        assert command.end() == 0, command.process.stderr and command.process.stderr.read()
         assert not command.left_after(15)
