@@ -19,6 +19,7 @@ from passerelle.errors import UserError
 from passerelle.files import write_text
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers, Part, Split, evaluation_users, make_split
+from training.batches import Windows, gather_ragged
 from training.bert4rec import Bert4Rec
 from training.evaluation_batches import EvaluationBatch, EvaluationBatches
 from training.ranking import rank_scores
@@ -96,9 +97,7 @@ def rank_users(
 
 def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(targets of all users one after the other, offsets [Q1] between users)."""
-    lengths_Q = users.target_end_Q - users.history_end_Q
-    offsets_Q1 = np.concatenate([[0], np.cumsum(lengths_Q)])
-    positions_G = np.arange(offsets_Q1[-1]) + np.repeat(users.history_end_Q - offsets_Q1[:-1], lengths_Q)
+    positions_G, offsets_Q1 = gather_ragged(Windows(users.history_end_Q, users.target_end_Q))
     return dataset.item_rows_E[positions_G].astype(np.int64), offsets_Q1
 
 
