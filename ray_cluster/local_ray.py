@@ -47,11 +47,11 @@ def local_ray() -> Iterator[bool]:
 
 
 def _ray_processes() -> list[psutil.Process]:
-    """Ray's own among the descendants of this process."""
+    """The Ray that this process started: its own children only, as a child that is a program may have a Ray too."""
     package = str(Path(ray.__file__).parent)
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for server in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if process.name().startswith("ray::") or any(package in part for part in process.cmdline()):
-                found.append(process)
+            if any(package in part for part in server.cmdline()):
+                found += [server, *server.children(recursive=True)]
     return found
