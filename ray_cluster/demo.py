@@ -33,13 +33,15 @@ STEPS: tuple[tuple[str, ...], ...] = (
 
 
 def passerelle(*arguments: str) -> None:
-    """Run one command and wait for it; Ctrl-C reaches it once, through us, and it cleans up before we go."""
+    """Run one command and wait for it; Ctrl-C or SIGTERM reaches it once, through us, and it cleans up before we go."""
     stdout.print(f"\n[bold]$ passerelle {' '.join(arguments)}[/bold]")
     command = [str(Path(sys.executable).with_name("passerelle")), *arguments]
     with subprocess.Popen(command, start_new_session=True) as process:
         try:
             status = process.wait()
         except KeyboardInterrupt:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # an impatient second one would leave its processes without us
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
@@ -84,6 +86,7 @@ def ask() -> None:
 def main(keep_serving: bool) -> None:
     """Prepare MovieLens-1M, train BERT4Rec on local Ray for about two minutes, evaluate, export, publish, serve and ask."""
     started_s = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(ROOT, ignore_errors=True)
     try:
         for step in STEPS:

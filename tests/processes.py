@@ -22,14 +22,16 @@ class Command:
 
     Args:
         arguments: the verb and its options.
+        program: what is run, when it is not `passerelle`.
+        cwd: where it is run.
     """
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: tuple[str, ...] = (str(PASSERELLE),), cwd: Path = CHECKOUT) -> None:
         self._mark = uuid.uuid4().hex
         environment = {**os.environ, _MARK: self._mark, "COLUMNS": "200", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
-            [str(PASSERELLE), *arguments],
-            cwd=CHECKOUT,
+            [*program, *arguments],
+            cwd=cwd,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -67,9 +69,9 @@ def run(*arguments: str, timeout_s: float = 120.0) -> tuple[int, str, str]:
 
 
 @contextlib.contextmanager
-def running(*arguments: str) -> Iterator[Command]:
-    """A command that is killed, with all it started, if the test does not end it."""
-    command = Command(*arguments)
+def running(*arguments: str, program: tuple[str, ...] = (str(PASSERELLE),), cwd: Path = CHECKOUT) -> Iterator[Command]:
+    """A command that is ended, if the test does not do it."""
+    command = Command(*arguments, program=program, cwd=cwd)
     try:
         yield command
     finally:

@@ -4,8 +4,7 @@ import json
 import shlex
 import signal
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, cast
+from typing import cast
 
 import click
 
@@ -40,19 +39,13 @@ def command(bundle: Path, port: int, host: str, topology: str, triton: str, repo
 
     opened = open_bundle(bundle)
     version = published_version(opened, repository)
-    signal.signal(signal.SIGTERM, _interrupt)
     example = json.dumps({"user_id": opened.reference().column("user_id")[0].as_py(), "k": 10}, ensure_ascii=False)
     address = None if triton == "embedded" else triton
     with Service(bundle, repository, version, topology=cast(Topology, topology), host=host, port=port, triton=address) as service:
-        signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own handler in between
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does; Ray has put its own handler in between
         stderr.print(f"{opened.manifest.model} version {version} answers at {service.url} (API: {service.url}/docs). Ctrl-C stops it.")
         click.echo(f"curl -s {service.url}/v1/recommend -H 'content-type: application/json' -d {shlex.quote(example)}")
         try:
             service.watch()
         except KeyboardInterrupt:
             stderr.print("stopping")
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends the service as Ctrl-C does: through every `with` block."""
-    raise KeyboardInterrupt
