@@ -14,9 +14,9 @@ import click
 
 from benchmarks.harness import environment, write_result
 from passerelle.dataset import open_dataset
-from training.bert4rec import MONITOR
 from training.config import load_recipe
 from training.fit import train_in_process
+from training.sequence_model import MONITOR
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "recipe": (),

@@ -1,16 +1,15 @@
-"""Ragged batches of masked windows, filled to a token budget from buckets of like length.
+"""Ragged batches of windows of history, filled to a token budget from buckets of like length.
 
 An epoch is a pure function of (dataset, split, configuration, epoch): the same batches for any number of ranks, and
 after a restart. Nothing loops over samples.
 
-Shape legend: E events, W windows, B windows of a batch, B1 = B + 1, T tokens of a batch, M masked (target) positions.
+Shape legend: W windows, B windows of a batch, B1 = B + 1, E their events, T tokens of a batch, M target positions.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,8 +18,8 @@ from passerelle.errors import UserError
 from passerelle.ids import MASK_ROW
 from passerelle.splits import Split
 from training.config import RunConfig
-
-Int64Array = npt.NDArray[np.int64]
+from training.objectives import masked_items, next_items, select_windows
+from training.windows import Int64Array, gather_ragged, training_windows
 
 
 @dataclass
@@ -31,50 +30,20 @@ class Batch:
     """int64 item rows of all windows, one after the other, `MASK_ROW` where an item is to be predicted."""
     offsets_B1: Tensor
     """int64 start of each window in `items_T`."""
+    windows_B: Tensor
+    """int64 number of each window among those of the step over all ranks."""
+    key_times_ms_T: Tensor
+    """int64 when each item happened."""
+    query_times_ms_T: Tensor
+    """int64 the time each position asks for: its own when items are masked, else that of the next event."""
     targets_M: Tensor
-    """int64 positions in `items_T` to predict."""
+    """int64 positions in `items_T` that answers are read from."""
     target_rows_M: Tensor
-    """int64 item rows that stood there."""
+    """int64 item rows that are the right answers."""
     weights_M: Tensor
     """float32 weight of each target's event."""
     seed: int
     """Seeds what the step draws beside the batch (negatives, dropout); the same on every rank."""
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Stretches of training history, `start_W : end_W` in the event arrays, none longer than the encoder sees."""
-
-    start_W: Int64Array
-    end_W: Int64Array
-
-    @property
-    def lengths_W(self) -> Int64Array:
-        return self.end_W - self.start_W
-
-    def take(self, selection: Int64Array) -> "Windows":
-        """Some of the windows."""
-        return Windows(self.start_W[selection], self.end_W[selection])
-
-
-def training_windows(split: Split, max_length: int) -> Windows:
-    """Cut every user's training events into windows from the newest event backwards; windows of one event are left out."""
-    lengths_U = split.train_end_U - split.start_U
-    pieces_U = -(-lengths_U // max_length)
-    owner_W = np.repeat(np.arange(len(lengths_U)), pieces_U)
-    piece_W = np.arange(len(owner_W)) - np.repeat(np.cumsum(pieces_U) - pieces_U, pieces_U)
-    end_W = split.train_end_U[owner_W] - piece_W * max_length
-    start_W = np.maximum(end_W - max_length, split.start_U[owner_W])
-    long_enough_W = end_W - start_W >= 2
-    return Windows(start_W[long_enough_W], end_W[long_enough_W])
-
-
-def gather_ragged(windows: Windows) -> tuple[Int64Array, Int64Array]:
-    """Event positions of all windows one after the other, and the B1 offsets between them."""
-    lengths_B = windows.lengths_W
-    offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)])
-    positions_T = np.arange(offsets_B1[-1]) + np.repeat(windows.start_W - offsets_B1[:-1], lengths_B)
-    return positions_T, offsets_B1
 
 
 def group_by_budget(lengths_W: Int64Array, token_budget: int, generator: np.random.Generator) -> list[Int64Array]:
@@ -131,29 +100,21 @@ class EpochBatches:
     def _batch(self, group: Int64Array, step: int) -> Batch:
         generator = np.random.default_rng([*self._seed, 1, step])
         windows = self._windows.take(group)
-        positions_T, offsets_B1 = gather_ragged(windows)
-        masked_T = self._mask(offsets_B1, generator)
-        if self._world_size > 1:
-            mine_B = np.argsort(-windows.lengths_W, kind="stable")[self._rank :: self._world_size]
-            kept_T, offsets_B1 = gather_ragged(Windows(offsets_B1[mine_B], offsets_B1[mine_B + 1]))
-            positions_T, masked_T = positions_T[kept_T], masked_T[kept_T]
-        rows_T = self._dataset.item_rows_E[positions_T].astype(np.int64)
-        targets_M = np.flatnonzero(masked_T)
+        positions_E, offsets_B1 = gather_ragged(windows)
+        masked = self._objective.kind == "masked"
+        question = masked_items(offsets_B1, self._objective, generator) if masked else next_items(offsets_B1)
+        mine_B = np.argsort(-windows.lengths_W, kind="stable")[self._rank :: self._world_size]
+        question = select_windows(question, mine_B)
+        rows_E = self._dataset.item_rows_E[positions_E].astype(np.int64)
+        times_ms_E = self._dataset.timestamps_ms_E[positions_E]
         return Batch(
-            items_T=torch.from_numpy(np.where(masked_T, MASK_ROW, rows_T)),
-            offsets_B1=torch.from_numpy(offsets_B1),
-            targets_M=torch.from_numpy(targets_M),
-            target_rows_M=torch.from_numpy(rows_T[targets_M]),
-            weights_M=torch.from_numpy(self._dataset.weights_E[positions_T[targets_M]]),
+            items_T=torch.from_numpy(np.where(question.masked_T, MASK_ROW, rows_E[question.event_T])),
+            offsets_B1=torch.from_numpy(question.offsets_B1),
+            windows_B=torch.from_numpy(mine_B),
+            key_times_ms_T=torch.from_numpy(times_ms_E[question.event_T]),
+            query_times_ms_T=torch.from_numpy(times_ms_E[question.asked_T]),
+            targets_M=torch.from_numpy(question.token_M),
+            target_rows_M=torch.from_numpy(rows_E[question.answer_M]),
+            weights_M=torch.from_numpy(self._dataset.weights_E[positions_E[question.answer_M]]),
             seed=int(generator.integers(2**62)),
         )
-
-    def _mask(self, offsets_B1: Int64Array, generator: np.random.Generator) -> npt.NDArray[np.bool_]:
-        """Cloze masks; a window where chance masks nothing, or that is drawn to, has its last item alone masked."""
-        lengths_B = np.diff(offsets_B1)
-        masked_T = generator.random(offsets_B1[-1]) < self._objective.mask_probability
-        last_only_B = generator.random(len(lengths_B)) < self._objective.last_only_probability
-        last_only_B |= np.add.reduceat(masked_T, offsets_B1[:-1]) == 0
-        masked_T &= ~np.repeat(last_only_B, lengths_B)
-        masked_T[offsets_B1[1:][last_only_B] - 1] = True
-        return masked_T

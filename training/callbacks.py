@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from passerelle.files import write_text
-from training.bert4rec import MONITOR
+from training.sequence_model import MONITOR
 
 PROGRESS = "progress.json"
 HISTORY = "history.jsonl"

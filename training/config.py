@@ -23,6 +23,18 @@ class ModelConfig(Config):
     """Attention heads; divides `dim`."""
     distance_slopes: tuple[float, ...] = (0.5, 0.03)
     """One a head: how much attention logits fall with each item of distance; 0 for no preference."""
+    positions: Literal["learned", "rotary", "none"] = "learned"
+    """`learned`: a vector for each position, counted from the newest item. `rotary`: queries and keys are turned by their position."""
+    time_bias: bool = False
+    """Attention also depends on the time between events, and the query on the time of the request."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Layer norm, or RMS norm."""
+    norm_first: bool = True
+    """Normalise before each layer (pre-norm) or after its residual sum (post-norm, as in the papers of 2017 to 2019)."""
+    feedforward: Literal["gelu", "swiglu"] = "gelu"
+    """Activation of the feed-forward layer; `swiglu` has a half more weights."""
+    gated: bool = False
+    """Multiply what each layer adds by a learned gate of its input."""
     feedforward_multiple: int = Field(default=4, gt=0)
     """Width of the feed-forward layer, in multiples of `dim`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -36,16 +48,20 @@ class ModelConfig(Config):
             raise ValueError(f"num_heads = {self.num_heads} does not divide dim = {self.dim}")
         if len(self.distance_slopes) != self.num_heads:
             raise ValueError(f"distance_slopes has {len(self.distance_slopes)} values for num_heads = {self.num_heads}")
+        if self.positions == "rotary" and self.dim // self.num_heads % 2:
+            raise ValueError(f"positions = 'rotary' needs heads of even width: dim / num_heads = {self.dim // self.num_heads}")
         return self
 
 
 class ObjectiveConfig(Config):
-    """The masked-item (cloze) objective of BERT4Rec."""
+    """What the encoder learns to predict."""
 
+    kind: Literal["masked", "causal"] = "masked"
+    """`masked`: hidden items from both sides (BERT4Rec). `causal`: each next item from those before it (SASRec)."""
     mask_probability: float = Field(default=0.2, gt=0, le=1)
-    """Chance of each item of a window to be masked and predicted."""
+    """`masked`: chance of each item of a window to be masked and predicted."""
     last_only_probability: float = Field(default=0.1, ge=0, le=1)
-    """Chance of a window to have its last item alone masked, as it is when serving."""
+    """`masked`: chance of a window to have its last item alone masked, as it is when serving."""
 
 
 class LossConfig(Config):
@@ -57,8 +73,8 @@ class LossConfig(Config):
     """`sampled`: negatives drawn for a step, shared by its positions."""
     sampler: Literal["uniform", "popularity"] = "uniform"
     """`sampled`: what negatives are drawn from; `popularity` follows the counts of the training events."""
-    max_logits: int = Field(default=2**24, gt=0)
-    """`full`: logits (positions times items) held at once; 4 bytes each."""
+    max_logits: int | None = Field(default=None, gt=0)
+    """`full`: logits (positions times items) held at once, 4 bytes each, but those of 64 positions at least; chosen by device if absent."""
 
 
 class BatchConfig(Config):

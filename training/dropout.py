@@ -1,37 +1,57 @@
-"""Dropout that draws from a generator of its own, and quickly on a CPU."""
+"""Dropout whose noise belongs to the token, not to the place where it is computed.
 
-import numpy as np
+Shape legend: B sequences, L padded length, D width, W = D / 4 words of noise.
+"""
+
 import torch
 from torch import Tensor
 
 _LEVELS = 2**16
+# Multipliers and shifts of splitmix64 (Steele, Lea and Flood, 2014), as signed 64-bit integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_STAGES = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+_LAST_SHIFT = 31
 
 
 class Dropout:
-    """One step's dropout noise: a fresh mask at each call, the same masks for the same seed.
+    """One step's dropout: a fresh mask at each call, the same for a token whichever worker has it and however it is padded.
 
-    PyTorch's own dropout draws from the global generator, and on a CPU its Bernoulli sampling took 30 % of a training step:
-    here a CPU draws 16 random bits an element (so the probability is rounded to 1/65536).
+    So training does not depend on the number of workers, and nothing is drawn from a global generator. Noise is a hash of
+    (seed, token, call, channel), 16 bits an element (so the probability is rounded to 1/65536); on a CPU PyTorch's own
+    Bernoulli sampling took 30 % of a training step.
 
     Args:
         probability: chance of an element to be zeroed; the others grow so that the mean stays.
-        seed: of this step on this rank.
-        device: where the tensors live.
+        seed: of the step.
+        token_BL: int64, another number for each token of the step.
     """
 
-    def __init__(self, probability: float, seed: int, device: torch.device) -> None:
+    def __init__(self, probability: float, seed: int, token_BL: Tensor) -> None:
         self._threshold = round(probability * _LEVELS)
         self._scale = _LEVELS / (_LEVELS - self._threshold)
-        self._cpu = np.random.Generator(np.random.SFC64(seed)) if device.type == "cpu" else None
-        self._accelerator = torch.Generator(device).manual_seed(seed) if device.type != "cpu" else None
+        self._state_BL = _mixed(token_BL * _GOLDEN + seed)
+        self._calls = 0
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """`values` with some elements zero and the others scaled."""
+    def __call__(self, values_BLD: Tensor) -> Tensor:
+        """`values_BLD` with some elements zero and the others scaled."""
         if self._threshold == 0:
-            return values
-        if self._cpu is not None:
-            bits = torch.from_numpy(self._cpu.integers(_LEVELS, size=tuple(values.shape), dtype=np.uint16).view(np.int16))
-            kept = bits >= self._threshold - _LEVELS // 2
-        else:
-            kept = torch.rand(values.shape, device=values.device, generator=self._accelerator) * _LEVELS >= self._threshold
-        return values * (kept.to(values.dtype) * self._scale)
+            return values_BLD
+        width = values_BLD.shape[-1]
+        words = -(-width // 4)
+        number_W = torch.arange(self._calls * words, (self._calls + 1) * words, device=values_BLD.device)
+        self._calls += 1
+        bits_BLD = _mixed(self._state_BL[..., None] + number_W * _GOLDEN).view(torch.int16)[..., :width]
+        kept_BLD = bits_BLD >= self._threshold - _LEVELS // 2
+        return values_BLD * (kept_BLD.to(values_BLD.dtype) * self._scale)
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """splitmix64's finaliser: every bit of the result depends on every bit of the word."""
+    for shift, multiplier in _STAGES:
+        words = (words ^ _shifted(words, shift)) * multiplier
+    return words ^ _shifted(words, _LAST_SHIFT)
+
+
+def _shifted(words: Tensor, count: int) -> Tensor:
+    """Logical right shift; torch's own keeps the sign."""
+    return (words >> count) & (2 ** (64 - count) - 1)

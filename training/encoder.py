@@ -1,44 +1,29 @@
-"""The sequence encoder: a pre-norm bidirectional transformer over item vectors.
+"""The sequence encoder: a transformer over item vectors, bidirectional or causal, that may know when each event happened.
 
 Sequences are aligned to the right: the newest item is always in the last column, and positions count from the end. Attention
-logits fall with distance by a slope of each head (as in ALiBi, Press et al., 2022, here in both directions), without which
-a masked position spends its first epochs learning where its neighbours are (docs/decisions.md has the figures).
+logits fall with distance by a slope of each head (as in ALiBi, here in both directions), without which a masked position
+spends its first epochs learning where its neighbours are (docs/decisions.md has the figures).
 
-Shape legend: B sequences, B1 = B + 1, L padded length, D width, H heads, K = D / H, T tokens, M positions.
+Shape legend: B sequences, B1 = B + 1, L padded length, D width, H heads, K = D / H, T tokens.
 """
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.config import ModelConfig
 from training.dropout import Dropout
+from training.layers import Block, norm, rotary_angles, time_buckets
 
 
-class Block(nn.Module):
-    """Self-attention and feed-forward, each behind a layer norm and beside a residual path."""
+class Times(NamedTuple):
+    """When the events of padded sequences happened, in milliseconds; what stands in the padding has no effect."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.attention_norm = nn.LayerNorm(config.dim)
-        self.query_key_value = nn.Linear(config.dim, 3 * config.dim)
-        self.attention_out = nn.Linear(config.dim, config.dim)
-        self.feedforward_norm = nn.LayerNorm(config.dim)
-        self.feedforward_in = nn.Linear(config.dim, config.feedforward_multiple * config.dim)
-        self.feedforward_out = nn.Linear(config.feedforward_multiple * config.dim, config.dim)
-
-    def forward(self, hidden_BLD: Tensor, bias_BHLL: Tensor, dropout: Dropout | None) -> Tensor:
-        """Each position attends to every other; `bias_BHLL` is added to the attention logits (-inf forbids)."""
-        projected_BL3HK = self.query_key_value(self.attention_norm(hidden_BLD)).unflatten(-1, (3, self.num_heads, -1))
-        query_BHLK, key_BHLK, value_BHLK = projected_BL3HK.permute(2, 0, 3, 1, 4).unbind(0)
-        attended_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, attn_mask=bias_BHLL)
-        attended_BLD = attended_BHLK.transpose(1, 2).flatten(-2)
-        attended_BLD = self.attention_out(attended_BLD)
-        hidden_BLD = hidden_BLD + (dropout(attended_BLD) if dropout else attended_BLD)
-        wide_BLF = F.gelu(self.feedforward_in(self.feedforward_norm(hidden_BLD)))
-        fed_BLD = self.feedforward_out(wide_BLF)
-        return hidden_BLD + (dropout(fed_BLD) if dropout else fed_BLD)
+    query_BL: Tensor
+    """int64: for what time each position asks. A causal position asks for the time of the item that comes next."""
+    key_BL: Tensor
+    """int64: when each item happened."""
 
 
 class SequenceEncoder(nn.Module):
@@ -46,67 +31,103 @@ class SequenceEncoder(nn.Module):
 
     Args:
         config: shape of the encoder.
+        causal: whether a position sees itself and older ones only.
         generator: draws the initial weights.
     """
 
-    def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: ModelConfig, generator: torch.Generator, *, causal: bool = False) -> None:
         super().__init__()
-        self.max_length = config.max_history + 1
+        self.max_length = config.max_history if causal else config.max_history + 1
+        self.causal = causal
+        self.needs_times = config.time_bias
         self.slopes_H: Tensor
         self.register_buffer("slopes_H", torch.tensor(config.distance_slopes), persistent=False)
-        self.position = nn.Parameter(torch.empty(self.max_length, config.dim))
-        self.input_norm = nn.LayerNorm(config.dim)
+        self.position = nn.Parameter(torch.empty(self.max_length, config.dim)) if config.positions == "learned" else None
+        self.angles_LK: Tensor | None
+        self.register_buffer(
+            "angles_LK",
+            rotary_angles(self.max_length, config.dim // config.num_heads) if config.positions == "rotary" else None,
+            persistent=False,
+        )
+        self.input_norm = norm(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
-        self.output_norm = nn.LayerNorm(config.dim)
+        self.output_norm = norm(config)
         self.head = nn.Linear(config.dim, config.dim)
         for name, parameter in self.named_parameters():
+            if name.endswith("table_NH"):
+                continue
             if parameter.ndim > 1:
                 nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, vectors_BLD: Tensor, mask_BL: Tensor, dropout: Dropout | None = None) -> Tensor:
+    def forward(self, vectors_BLD: Tensor, mask_BL: Tensor, times: Times | None = None, dropout: Dropout | None = None) -> Tensor:
         """Contextual vectors [B, L, D] of right-aligned sequences; `mask_BL` is bool, False in the padding on the left.
 
         `dropout` is the noise of a training step; without it the result is exact. A row without any item gives numbers
         without meaning, never NaN: its last column is attended to.
         """
         length = vectors_BLD.shape[1]
-        mask_BL = torch.cat([mask_BL[:, :-1], torch.ones_like(mask_BL[:, -1:])], dim=1)
-        hidden_BLD = self.input_norm(vectors_BLD + self.position[self.max_length - length :])
+        if self.position is not None:
+            vectors_BLD = vectors_BLD + self.position[self.max_length - length :]
+        hidden_BLD = self.input_norm(vectors_BLD)
         if dropout:
             hidden_BLD = dropout(hidden_BLD)
         bias_BHLL = self._attention_bias(mask_BL)
+        buckets_BLL = time_buckets(times.query_BL, times.key_BL) if times is not None and self.needs_times else None
+        angles_LK = None if self.angles_LK is None else self.angles_LK[self.max_length - length :]
         for block in self.blocks:
-            hidden_BLD = block(hidden_BLD, bias_BHLL, dropout)
+            hidden_BLD = block(hidden_BLD, bias_BHLL, buckets_BLL, angles_LK, dropout)
         queries_BLD: Tensor = self.head(self.output_norm(hidden_BLD))
         return queries_BLD
 
     def _attention_bias(self, mask_BL: Tensor) -> Tensor:
-        """-inf on padding, elsewhere minus the distance times the slope of the head."""
+        """-inf where attention is forbidden, elsewhere minus the distance times the slope of the head.
+
+        A position in the padding sees itself, so that no row is without a key.
+        """
         position_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
-        distance_LL = (position_L[:, None] - position_L[None, :]).abs()
-        bias_HLL = -self.slopes_H[:, None, None] * distance_LL
-        return torch.where(mask_BL[:, None, None, :], bias_HLL, float("-inf"))
+        distance_LL = position_L[:, None] - position_L[None, :]
+        bias_HLL = -self.slopes_H[:, None, None] * distance_LL.abs()
+        allowed_BLL = mask_BL[:, None, :] | (distance_LL == 0)
+        if self.causal:
+            allowed_BLL = allowed_BLL & (distance_LL >= 0)
+        return torch.where(allowed_BLL[:, None], bias_HLL, float("-inf"))
 
 
 class QueryEncoder(nn.Module):
     """What is exported: the history's item vectors in, the vector of the item to come out.
 
-    Appends the mask vector after the newest item and reads the encoder there.
+    A bidirectional encoder reads it from a mask vector appended after the newest item, a causal one from the newest item.
     """
 
     def __init__(self, encoder: SequenceEncoder, mask_vector_D: Tensor) -> None:
         super().__init__()
         self.encoder = encoder
-        self.mask_vector_D = nn.Parameter(mask_vector_D.detach().clone())
+        self.mask_vector_D = None if encoder.causal else nn.Parameter(mask_vector_D.detach().clone())
 
-    def forward(self, item_vectors: Tensor, mask: Tensor) -> Tensor:
-        """float32 [batch, length, D] and bool [batch, length], right-aligned, to float32 query [batch, D]."""
-        mask_vector_B1D = self.mask_vector_D.expand(item_vectors.shape[0], 1, -1)
-        vectors_BLD = torch.cat([item_vectors, mask_vector_B1D], dim=1)
-        mask_BL = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        return self.encoder(vectors_BLD, mask_BL)[:, -1]
+    def forward(
+        self, item_vectors: Tensor, mask: Tensor, timestamps_ms: Tensor | None = None, query_timestamp_ms: Tensor | None = None
+    ) -> Tensor:
+        """float32 [batch, length, D] and bool [batch, length], right-aligned, to float32 query [batch, D].
+
+        An encoder that needs times is also given int64 [batch, length], when each item happened, and int64 [batch], the time
+        of the request.
+        """
+        if self.mask_vector_D is not None:
+            item_vectors = torch.cat([item_vectors, self.mask_vector_D.expand(item_vectors.shape[0], 1, -1)], dim=1)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        times = None
+        if timestamps_ms is not None and query_timestamp_ms is not None:
+            times = serving_times(timestamps_ms, query_timestamp_ms, causal=self.encoder.causal)
+        query_BLD: Tensor = self.encoder(item_vectors, mask, times)
+        return query_BLD[:, -1]
+
+
+def serving_times(timestamps_ms_BL: Tensor, query_timestamp_ms_B: Tensor, *, causal: bool) -> Times:
+    """Times of histories to be continued at a given time: of the items when causal, else of the items and the mask after them."""
+    with_request_BL = torch.cat([timestamps_ms_BL, query_timestamp_ms_B[:, None]], dim=1)
+    return Times(with_request_BL[:, 1:], timestamps_ms_BL) if causal else Times(with_request_BL, with_request_BL)
 
 
 def pad_right_aligned(items_T: Tensor, offsets_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +140,9 @@ def pad_right_aligned(items_T: Tensor, offsets_B1: Tensor) -> tuple[Tensor, Tens
     length = int(lengths_B.max())
     row_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=items_T.device), lengths_B, output_size=len(items_T))
     column_T = torch.arange(len(items_T), device=items_T.device) - offsets_B1[1:][row_T] + length
-    items_BL = items_T.new_zeros((len(lengths_B), length))
-    items_BL[row_T, column_T] = items_T
-    return items_BL, row_T, column_T
+    return scatter(items_T, row_T, column_T, items_T.new_zeros((len(lengths_B), length))), row_T, column_T
+
+
+def scatter(values_T: Tensor, row_T: Tensor, column_T: Tensor, like_BL: Tensor) -> Tensor:
+    """A [B, L] tensor with the value of each token in its place, and 0 elsewhere."""
+    return torch.zeros_like(like_BL, dtype=values_T.dtype).index_put_((row_T, column_T), values_T)

@@ -19,12 +19,12 @@ from passerelle.errors import UserError
 from passerelle.files import write_text
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers, Part, Split, evaluation_users, make_split
-from training.batches import Windows, gather_ragged
-from training.bert4rec import Bert4Rec
 from training.evaluation_batches import EvaluationBatch, EvaluationBatches
 from training.ranking import rank_scores
 from training.run import RunManifest, load_model, open_run, open_run_dataset
+from training.sequence_model import SequenceModel
 from training.statistics import item_statistics
+from training.windows import Windows, gather_ragged
 
 EVALUATION = "evaluation.json"
 DEFAULT_KS = (10, 20, 50, 100)
@@ -42,7 +42,7 @@ class OpenRun:
     manifest: RunManifest
     dataset: Dataset
     split: Split
-    model: Bert4Rec
+    model: SequenceModel
 
     def users(self, part: Part) -> EvaluationUsers:
         return evaluation_users(self.split, part)
@@ -59,16 +59,16 @@ def load_run(path: Path, dataset_path: Path | None = None) -> OpenRun:
     return OpenRun(path, manifest, dataset, make_split(dataset, manifest.config.split), load_model(path, manifest, dataset))
 
 
-def model_scorer(model: Bert4Rec) -> Scorer:
+def model_scorer(model: SequenceModel) -> Scorer:
     """Inner products of the user's query and every item vector."""
-    return lambda batch: (model.encode_histories(batch.items_BL) @ model.table_RD.T).float()
+    return lambda batch: (model.encode_histories(batch.histories) @ model.table_RD.T).float()
 
 
 def popularity_scorer(counts_R: npt.NDArray[np.float64]) -> Scorer:
     """The same scores for everybody, by how often each item occurs in training; ties by lower row, as in serving, whatever k is."""
     scores_R = torch.empty(len(counts_R), dtype=torch.float64)
     scores_R[torch.from_numpy(np.argsort(-counts_R, kind="stable"))] = torch.arange(len(counts_R), 0, -1, dtype=torch.float64)
-    return lambda batch: scores_R.repeat(len(batch.items_BL), 1)
+    return lambda batch: scores_R.repeat(len(batch.positions_B), 1)
 
 
 @torch.inference_mode()

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from passerelle.dataset import Dataset
 from passerelle.splits import EvaluationUsers
-from training.batches import Windows, gather_ragged
-from training.encoder import pad_right_aligned
+from training.encoder import pad_right_aligned, scatter
+from training.windows import Windows, gather_ragged
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -23,11 +23,22 @@ _MOST_SCORES = 2**27
 
 
 @dataclass
-class EvaluationBatch:
-    """Some users, with their history right-aligned in `items_BL`."""
+class Histories:
+    """What users did before their request, right-aligned."""
 
     items_BL: Tensor
     """int64 item rows, at most `max_history` of them a user, 0 in the padding."""
+    timestamps_ms_BL: Tensor
+    """int64 when each item happened, 0 in the padding."""
+    request_timestamp_ms_B: Tensor
+    """int64 the time of the request: that of the first relevant item."""
+
+
+@dataclass
+class EvaluationBatch:
+    """Some users, with what is relevant to them."""
+
+    histories: Histories
     seen_row_S: Tensor
     """int64 user (position in the batch) of each item of the whole history."""
     seen_item_S: Tensor
@@ -73,8 +84,15 @@ class EvaluationBatches:
         seen_S, seen_offsets_B1 = gather_ragged(Windows(users.history_start_Q, users.history_end_Q))
         relevant_G, relevant_offsets_B1 = gather_ragged(Windows(users.history_end_Q, users.target_end_Q))
         items_T = torch.from_numpy(rows_E[history_T].astype(np.int64))
+        items_BL, row_T, column_T = pad_right_aligned(items_T, torch.from_numpy(history_offsets_B1))
+        times_ms_E = self._dataset.timestamps_ms_E
+        request_B = np.minimum(users.history_end_Q, users.target_end_Q - 1)  # without a target: the last event itself
         return EvaluationBatch(
-            items_BL=pad_right_aligned(items_T, torch.from_numpy(history_offsets_B1))[0],
+            histories=Histories(
+                items_BL,
+                scatter(torch.from_numpy(times_ms_E[history_T]), row_T, column_T, items_BL),
+                torch.from_numpy(times_ms_E[request_B]),
+            ),
             seen_row_S=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(seen_offsets_B1))),
             seen_item_S=torch.from_numpy(rows_E[seen_S].astype(np.int64)),
             relevant_rows_G=rows_E[relevant_G].astype(np.int64),

@@ -27,7 +27,7 @@ from passerelle.manifest import provenance, write_manifest
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
 from training.evaluation import OpenRun, evaluate, read_evaluation
-from training.evaluation_batches import EvaluationBatches
+from training.evaluation_batches import EvaluationBatches, Histories
 from training.onnx_files import describe, export_query_encoder, export_ranker
 from training.ranker import Candidates, load_ranker, ranking_features, rerank, retrieve_candidates
 from training.statistics import item_statistics
@@ -99,16 +99,16 @@ def _reference(run: OpenRun, booster: "lightgbm.Booster") -> Reference:
     users = EvaluationUsers(rows_P, start_P, end_P, end_P)
     candidates = retrieve_candidates(run, users)
     query_PD = np.empty((len(users), run.manifest.config.model.dim), dtype=np.float32)
-    for items_BL, positions_B in _histories(run, users):
+    for histories, positions_B in _histories(run, users):
         with torch.inference_mode():
-            query_PD[positions_B] = run.model.encode_histories(items_BL).numpy()
+            query_PD[positions_B] = run.model.encode_histories(histories).numpy()
     top_rows_PK, top_scores_PK = rerank(booster, candidates)
     return Reference(candidates, query_PD, dataset.timestamps_ms_E[end_P - 1], top_rows_PK[:, :TOP], top_scores_PK[:, :TOP])
 
 
-def _histories(run: OpenRun, users: EvaluationUsers) -> list[tuple[torch.Tensor, npt.NDArray[np.int64]]]:
+def _histories(run: OpenRun, users: EvaluationUsers) -> list[tuple[Histories, npt.NDArray[np.int64]]]:
     batches = EvaluationBatches(run.dataset, users, max_history=run.manifest.config.model.max_history, token_budget=4096)
-    return [(batch.items_BL, batch.positions_B) for batch in batches]
+    return [(batch.histories, batch.positions_B) for batch in batches]
 
 
 def _reference_table(run: OpenRun, reference: Reference) -> pa.Table:
@@ -141,9 +141,12 @@ def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str,
     vectors_RD = run.model.item_vectors().numpy()
     candidates = reference.candidates
     query_PD = np.empty_like(reference.query_PD)
-    for items_BL, positions_B in _histories(run, candidates.users):
-        rows_BL = items_BL.numpy()
-        query_PD[positions_B] = encoder.run(["query"], {"item_vectors": vectors_RD[rows_BL], "mask": rows_BL > 0})[0]
+    for histories, positions_B in _histories(run, candidates.users):
+        rows_BL = histories.items_BL.numpy()
+        inputs = {"item_vectors": vectors_RD[rows_BL], "mask": rows_BL > 0}
+        if run.model.encoder.needs_times:
+            inputs |= {"timestamps_ms": histories.timestamps_ms_BL.numpy(), "query_timestamp_ms": histories.request_timestamp_ms_B.numpy()}
+        query_PD[positions_B] = encoder.run(["query"], inputs)[0]
     found_PK = candidates.found_QK
     scores_PK = np.full(found_PK.shape, -np.inf, dtype=np.float32)
     scores_PK[found_PK] = ranker.run(["score"], {"features": candidates.features_QKF[found_PK]})[0][:, 0]

@@ -14,11 +14,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from passerelle.dataset import Dataset
 from passerelle.splits import evaluation_users, make_split
 from training.batches import EpochBatches
-from training.bert4rec import Bert4Rec
 from training.callbacks import BestCheckpoint, LastCheckpoint, Patience, RunJournal
 from training.config import RunConfig
 from training.data import SequenceData
 from training.run import LAST, RunManifest, finish_run, plan_run, start_run
+from training.sequence_model import SequenceModel
 from training.statistics import item_statistics
 
 
@@ -54,7 +54,7 @@ def fit(
     split = make_split(dataset, config.split)
     counts_R = item_statistics(dataset, split, config.ranker.recent_days).counts_R
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
-    model = Bert4Rec(config, torch.from_numpy(counts_R), total_steps=steps_per_epoch * config.training.max_epochs)
+    model = SequenceModel(config, torch.from_numpy(counts_R), total_steps=steps_per_epoch * config.training.max_epochs)
     checkpoints = run_path / "checkpoints"
     ours = [Patience(config.training.patience), RunJournal(run_path), BestCheckpoint(checkpoints), LastCheckpoint(checkpoints)]
     trainer = pl.Trainer(

@@ -22,19 +22,28 @@ _ML = "ai.onnx.ml"
 
 
 def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
-    """`item_vectors` float32 [batch, length, D], `mask` bool [batch, length] -> `query` float32 [batch, D]."""
-    max_history = network.encoder.max_length - 1
-    example = (torch.zeros(2, max_history, dim), torch.ones(2, max_history, dtype=torch.bool))
+    """`item_vectors` float32 [batch, length, D], `mask` bool [batch, length] -> `query` float32 [batch, D].
+
+    An encoder that needs times has two more inputs, int64 `timestamps_ms` [batch, length] and `query_timestamp_ms` [batch].
+    """
+    max_history = network.encoder.max_length - (0 if network.encoder.causal else 1)
+    example: dict[str, torch.Tensor] = {
+        "item_vectors": torch.zeros(2, max_history, dim),
+        "mask": torch.ones(2, max_history, dtype=torch.bool),
+    }
+    if network.encoder.needs_times:
+        example |= {"timestamps_ms": torch.zeros(2, max_history, dtype=torch.int64)}
+        example |= {"query_timestamp_ms": torch.zeros(2, dtype=torch.int64)}
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, max=max_history)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
             network,
-            example,
-            input_names=["item_vectors", "mask"],
+            tuple(example.values()),
+            input_names=list(example),
             output_names=["query"],
-            dynamic_shapes={"item_vectors": {0: batch, 1: length}, "mask": {0: batch, 1: length}},
+            dynamic_shapes={name: {0: batch, 1: length} if tensor.ndim > 1 else {0: batch} for name, tensor in example.items()},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

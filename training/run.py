@@ -21,9 +21,9 @@ from passerelle.errors import UserError
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
 from passerelle.splits import make_split
 from training.batches import EpochBatches
-from training.bert4rec import MONITOR, Bert4Rec
 from training.callbacks import HISTORY
 from training.config import RunConfig
+from training.sequence_model import MONITOR, SequenceModel
 
 LIBRARIES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 BEST = "checkpoints/best.ckpt"
@@ -131,9 +131,9 @@ def open_run_dataset(manifest: RunManifest, path: Path | None = None) -> Dataset
     return dataset
 
 
-def load_model(path: Path, manifest: RunManifest, dataset: Dataset) -> Bert4Rec:
+def load_model(path: Path, manifest: RunManifest, dataset: Dataset) -> SequenceModel:
     """The best checkpoint of a run, in evaluation mode, on the CPU."""
-    model = Bert4Rec(manifest.config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1)
+    model = SequenceModel(manifest.config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1)
     model.load_state_dict(_read_checkpoint(path / BEST)["state_dict"])
     return model.eval()
 

@@ -45,8 +45,8 @@ def command(
         raise click.UsageError("--no-ray trains in this process: leave out --workers and --ray-address")
     from passerelle.dataset import open_dataset
     from ray_cluster.watch import watch_run
-    from training.bert4rec import MONITOR
     from training.config import load_recipe
+    from training.sequence_model import MONITOR
 
     config = load_recipe(recipe, overrides)
     opened = open_dataset(dataset)

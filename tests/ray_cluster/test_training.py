@@ -20,11 +20,9 @@ from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray
 from ray_cluster.training import train_on_ray
 from tests.datasets import planted_dataset, small_recipe
-from training.bert4rec import MONITOR
 from training.fit import train_in_process
 from training.run import LAST, RunManifest
-
-WITHOUT_NOISE = "model.dropout=0"  # each worker drops out by itself
+from training.sequence_model import MONITOR
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,8 +67,8 @@ def test_one_worker_is_the_same_as_no_ray(dataset: Dataset, tmp_path: Path) -> N
 
 def test_two_workers_train_as_one(dataset: Dataset, tmp_path: Path) -> None:
     """The same steps, each shared by two: the same loss, and after twenty epochs nearly the same ranking."""
-    alone = train_in_process("bert4rec", dataset, small_recipe(WITHOUT_NOISE), tmp_path / "alone")
-    shared = on_ray(dataset, tmp_path / "shared", WITHOUT_NOISE, num_workers=2)
+    alone = train_in_process("bert4rec", dataset, small_recipe(), tmp_path / "alone")
+    shared = on_ray(dataset, tmp_path / "shared", num_workers=2)
     assert [line["step"] for line in history(tmp_path / "shared")] == [line["step"] for line in history(tmp_path / "alone")]
     assert curve(tmp_path / "shared")[:5] == pytest.approx(curve(tmp_path / "alone")[:5], abs=1e-4)
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=2e-2)

@@ -18,8 +18,9 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW
 from passerelle.splits import Split, SplitConfig, make_split
 from tests.datasets import small_recipe
-from training.batches import Batch, EpochBatches, gather_ragged, group_by_budget, training_windows
+from training.batches import Batch, EpochBatches, group_by_budget
 from training.config import RunConfig
+from training.windows import gather_ragged, training_windows
 
 Window = tuple[tuple[int, ...], tuple[int, ...]]
 """Item rows of a window, and which places are masked."""

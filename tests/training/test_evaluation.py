@@ -18,6 +18,7 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import EvaluationUsers, Part, Split, SplitConfig, evaluation_users, make_split
 from tests.datasets import dataset_of
+from tests.histories import untimed
 from training import evaluation_batches
 from training.evaluation import (
     EVALUATION,
@@ -92,7 +93,7 @@ def test_model_ranks_as_one_user_at_a_time_does(run: OpenRun) -> None:
     for place in range(0, len(users), 7):
         history = history_of(run.dataset, users, place)
         with torch.inference_mode():
-            query_D = run.model.encode_histories(torch.tensor([history[-max_history:]]))[0]
+            query_D = run.model.encode_histories(untimed(torch.tensor([history[-max_history:]])))[0]
             scores_R = (run.model.table_RD @ query_D).numpy()
         assert rows_QK[place].tolist() == slow_ranking(scores_R, history, 10)
         assert scores_QK[place].tolist() == pytest.approx(scores_R[rows_QK[place]].tolist(), abs=1e-4)
@@ -173,9 +174,9 @@ def test_ranks_share_the_users(dataset: Dataset, split: Split, world_size: int, 
         batches = EvaluationBatches(dataset, users, max_history=max_history, token_budget=token_budget, rank=rank, world_size=world_size)
         assert len(batches) == len(list(batches)) > 0
         for batch in batches:
-            assert len(batch.positions_B) * (batch.items_BL.shape[1] + 1) <= token_budget or len(batch.positions_B) == 1
+            assert len(batch.positions_B) * (batch.histories.items_BL.shape[1] + 1) <= token_budget or len(batch.positions_B) == 1
             for row, place in enumerate(batch.positions_B.tolist()):
-                history, items = history_of(dataset, users, place), batch.items_BL[row].tolist()
+                history, items = history_of(dataset, users, place), batch.histories.items_BL[row].tolist()
                 assert items == [0] * (len(items) - len(history[-max_history:])) + history[-max_history:]
                 assert batch.seen_item_S[batch.seen_row_S == row].tolist() == history
                 start, end = batch.relevant_offsets_B1[row : row + 2]

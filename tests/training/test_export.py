@@ -20,6 +20,7 @@ from passerelle.features import RankingFeatures
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
 from tests.datasets import Planted, planted_dataset, small_recipe
+from tests.histories import untimed
 from training.evaluation import OpenRun, load_run, read_evaluation
 from training.export import REFERENCE_USERS, _reference, check_onnx, export
 from training.fit import train_in_process
@@ -54,7 +55,7 @@ def test_query_encoder_takes_any_batch_and_length(bundle: Bundle, ranked_run: Op
     inputs = {"item_vectors": np.asarray(bundle.vectors_RD)[rows_BL], "mask": rows_BL > 0}
     (query_BD,) = session(bundle, QUERY_ENCODER).run(["query"], inputs)
     with torch.inference_mode():
-        expected_BD = ranked_run.model.encode_histories(torch.from_numpy(rows_BL)).numpy()
+        expected_BD = ranked_run.model.encode_histories(untimed(torch.from_numpy(rows_BL))).numpy()
     assert query_BD.shape == (batch, 32)
     assert np.abs(query_BD - expected_BD).max() < 1e-5
 

@@ -19,6 +19,7 @@ from passerelle.features import RankingFeatures
 from passerelle.splits import EvaluationUsers
 from passerelle.topk import exact_topk
 from tests.datasets import dataset_of, small_recipe
+from tests.histories import untimed
 from training.evaluation import OpenRun, load_run, read_evaluation
 from training.fit import train_in_process
 from training.ranker import Candidates, load_ranker, ranking_features, rerank, retrieve_candidates, train_ranker
@@ -43,7 +44,7 @@ def test_candidates_equal_an_independent_computation(run: OpenRun) -> None:
         seen = dataset.item_rows_E[users.history_start_Q[place] : users.history_end_Q[place]].astype(np.int64)
         history_L = seen[-max_history:]
         with torch.inference_mode():
-            query_1D = run.model.encode_histories(torch.from_numpy(history_L)[None]).numpy()
+            query_1D = run.model.encode_histories(untimed(torch.from_numpy(history_L)[None])).numpy()
         allowed_1R = np.ones((1, dataset.num_rows), dtype=bool)
         allowed_1R[0, seen] = False
         rows_1K, scores_1K = exact_topk(query_1D, vectors_RD, 40, allowed_1R)

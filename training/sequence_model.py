@@ -1,9 +1,12 @@
-"""BERT4Rec as a Lightning module (Sun et al., 2019, "BERT4Rec: Sequential recommendation with bidirectional encoder representations").
+"""The sequence recommender as a Lightning module: an item table, an encoder, an objective and a loss.
 
-Differences from the paper: pre-norm blocks, positions counted from the newest item, a linear head instead of a GELU layer
-and an output bias, so that a score is the inner product of a query and an item vector and any ANN index can serve it.
+With masked items and a bidirectional encoder it is BERT4Rec (Sun et al., 2019, "BERT4Rec: Sequential recommendation with
+bidirectional encoder representations from transformer"); with next items and a causal one SASRec (Kang and McAuley, 2018,
+"Self-attentive sequential recommendation"). Differences from both papers: positions counted from the newest item, and a
+linear head without an output bias, so that a score is the inner product of a query and an item vector and any ANN index can
+serve it.
 
-Shape legend: B sequences, L padded length, D width, M target positions, R item rows, K ranked items, Q users.
+Shape legend: B sequences, L padded length, D width, T tokens, M target positions, R item rows, K ranked items, Q users.
 """
 
 import pytorch_lightning as pl
@@ -18,8 +21,8 @@ from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW, PADDING_ROW
 from training.batches import Batch
 from training.config import RunConfig
 from training.dropout import Dropout
-from training.encoder import QueryEncoder, SequenceEncoder, pad_right_aligned
-from training.evaluation_batches import EvaluationBatch
+from training.encoder import QueryEncoder, SequenceEncoder, Times, pad_right_aligned, scatter, serving_times
+from training.evaluation_batches import EvaluationBatch, Histories
 from training.losses import full_softmax, sampled_softmax
 from training.ranking import rank_items
 from training.samplers import PopularitySampler, Sampler, UniformSampler
@@ -29,7 +32,7 @@ MONITOR_K = 10
 FINAL_LEARNING_RATE_SHARE = 0.05
 
 
-class Bert4Rec(pl.LightningModule):
+class SequenceModel(pl.LightningModule):
     """The item table, the encoder, and how a step trains them.
 
     Args:
@@ -47,7 +50,7 @@ class Bert4Rec(pl.LightningModule):
         nn.init.trunc_normal_(table_RD, std=config.model.dim**-0.5, generator=generator)
         table_RD[PADDING_ROW] = 0.0
         self.table_RD = nn.Parameter(table_RD)
-        self.encoder = SequenceEncoder(config.model, generator)
+        self.encoder = SequenceEncoder(config.model, generator, causal=config.objective.kind == "causal")
         self.sampler: Sampler = UniformSampler(len(counts_R)) if config.loss.sampler == "uniform" else PopularitySampler(counts_R)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
 
@@ -61,19 +64,26 @@ class Bert4Rec(pl.LightningModule):
         """The part that is exported, sharing no memory with the table."""
         return QueryEncoder(self.encoder, self.table_RD[MASK_ROW]).eval()
 
-    def encode(self, items_BL: Tensor, dropout: Dropout | None = None) -> Tensor:
+    def encode(self, items_BL: Tensor, times: Times | None = None, dropout: Dropout | None = None) -> Tensor:
         """Contextual vectors [B, L, D] of right-aligned item rows."""
-        return self.encoder(F.embedding(items_BL, self.table_RD), items_BL != PADDING_ROW, dropout)
+        return self.encoder(F.embedding(items_BL, self.table_RD), items_BL != PADDING_ROW, times, dropout)
 
-    def encode_histories(self, items_BL: Tensor) -> Tensor:
-        """Queries [B, D] for the item that follows each right-aligned history."""
-        mask_column_B1 = torch.full_like(items_BL[:, :1], MASK_ROW)
-        return self.encode(torch.cat([items_BL, mask_column_B1], dim=1))[:, -1]
+    def encode_histories(self, histories: Histories) -> Tensor:
+        """Queries [B, D] for the item that follows each history, at the time of the request."""
+        items_BL = histories.items_BL
+        if not self.encoder.causal:
+            items_BL = torch.cat([items_BL, torch.full_like(items_BL[:, :1], MASK_ROW)], dim=1)
+        times = serving_times(histories.timestamps_ms_BL, histories.request_timestamp_ms_B, causal=self.encoder.causal)
+        return self.encode(items_BL, times)[:, -1]
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
-        dropout = Dropout(self.config.model.dropout, batch.seed + self.global_rank, self.device)
-        hidden_BLD = self.encode(items_BL, dropout)
+        times = None
+        if self.encoder.needs_times:
+            times = Times(*(scatter(times_T, row_T, column_T, items_BL) for times_T in (batch.query_times_ms_T, batch.key_times_ms_T)))
+        from_end_L = torch.arange(items_BL.shape[1], 0, -1, device=self.device)
+        dropout = Dropout(self.config.model.dropout, batch.seed, batch.windows_B[:, None] * self.encoder.max_length + from_end_L)
+        hidden_BLD = self.encode(items_BL, times, dropout)
         query_MD = hidden_BLD[row_T[batch.targets_M], column_T[batch.targets_M]]
         loss = self._loss_sum(query_MD, batch) / self._mean_over_ranks(batch.weights_M.sum())
         self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, sync_dist=True, batch_size=1)
@@ -95,7 +105,7 @@ class Bert4Rec(pl.LightningModule):
         return value
 
     def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
-        query_BD = self.encode_histories(batch.items_BL)
+        query_BD = self.encode_histories(batch.histories)
         ranked_BK = rank_items(query_BD, self.table_RD, batch, MONITOR_K).cpu().numpy()
         hits_BK = metrics.hits(ranked_BK, batch.relevant_rows_G, batch.relevant_offsets_B1)
         values_B = metrics.ndcg(hits_BK, batch.num_relevant_B, MONITOR_K)

@@ -1,0 +1,71 @@
+"""What a window of history asks of the encoder: hidden items (BERT4Rec) or each next item (SASRec).
+
+Shape legend: B windows, B1 = B + 1, E events of the windows, T tokens given to the encoder, M target positions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from training.config import ObjectiveConfig
+from training.windows import Int64Array, Windows, gather_ragged
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which events become tokens, and what is asked of them; events are counted from 0 over all windows."""
+
+    event_T: Int64Array
+    """The event of each token."""
+    offsets_B1: Int64Array
+    """Start of each window among the tokens."""
+    masked_T: BoolArray
+    """Tokens whose item is hidden."""
+    asked_T: Int64Array
+    """The event for whose time each token asks."""
+    token_M: Int64Array
+    """The token each answer is read from."""
+    answer_M: Int64Array
+    """The event whose item is the right answer."""
+
+
+def masked_items(offsets_B1: Int64Array, config: ObjectiveConfig, generator: np.random.Generator) -> Question:
+    """Cloze; a window where chance masks nothing, or that is drawn to, has its last item alone masked."""
+    lengths_B = np.diff(offsets_B1)
+    masked_T = generator.random(offsets_B1[-1]) < config.mask_probability
+    last_only_B = generator.random(len(lengths_B)) < config.last_only_probability
+    last_only_B |= np.add.reduceat(masked_T, offsets_B1[:-1]) == 0
+    masked_T &= ~np.repeat(last_only_B, lengths_B)
+    masked_T[offsets_B1[1:][last_only_B] - 1] = True
+    event_T = np.arange(offsets_B1[-1])
+    token_M = np.flatnonzero(masked_T)
+    return Question(event_T, offsets_B1, masked_T, event_T, token_M, token_M)
+
+
+def next_items(offsets_B1: Int64Array) -> Question:
+    """Every event but the last of its window is a token, and asks for the event after it."""
+    is_last_E = np.zeros(offsets_B1[-1], dtype=np.bool_)
+    is_last_E[offsets_B1[1:] - 1] = True
+    event_T = np.flatnonzero(~is_last_E)
+    token_M = np.arange(len(event_T))
+    tokens_before_B1 = offsets_B1 - np.arange(len(offsets_B1))
+    return Question(event_T, tokens_before_B1, np.zeros(len(event_T), dtype=np.bool_), event_T + 1, token_M, event_T + 1)
+
+
+def select_windows(question: Question, mine_B: Int64Array) -> Question:
+    """The part of a question that concerns some windows, in the given order."""
+    token_T, offsets_B1 = gather_ragged(Windows(question.offsets_B1[mine_B], question.offsets_B1[mine_B + 1]))
+    answer_T = np.full(len(question.event_T), -1)
+    answer_T[question.token_M] = question.answer_M
+    token_M = np.flatnonzero(answer_T[token_T] >= 0)
+    return Question(
+        question.event_T[token_T],
+        offsets_B1,
+        question.masked_T[token_T],
+        question.asked_T[token_T],
+        token_M,
+        answer_T[token_T][token_M],
+    )
