@@ -7,7 +7,7 @@
       item_vectors.npy       [num_items + FIRST_ITEM_ROW, D] float32; row = item_row; the special rows are zero
       items.arrow            item_id, features, metadata; row i is item_row i + FIRST_ITEM_ROW
       popularity.arrow       count, recent_count; row = item_row, special rows included
-      histories.arrow        user_id, item_rows (all of them, oldest first) of every known user
+      histories.arrow        user_id, item_rows and timestamps_ms (all of them, oldest first) of every known user
       reference.arrow        what training computed for some real users: the parity gate compares every layer with it
 
 Shape legend: R item rows (special rows included), D vector width, F ranking features.
@@ -62,6 +62,7 @@ class BundleManifest(Manifest):
     """What a bundle holds."""
 
     KIND: ClassVar[str] = "bundle"
+    FORMAT_VERSION: ClassVar[int] = 2
     MADE_BY: ClassVar[str] = "passerelle export"
 
     bundle_id: str
@@ -102,10 +103,12 @@ class Bundle:
     item_ids: IdMap
     user_ids: IdMap
     histories: pa.LargeListArray
+    history_timestamps_ms: pa.LargeListArray
 
-    def history(self, user_row: int) -> npt.NDArray[np.int64]:
-        """Item rows of a known user, oldest first."""
-        return np.asarray(self.histories[user_row].values.to_numpy(), dtype=np.int64)
+    def history(self, user_row: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Item rows of a known user, oldest first, and when each happened."""
+        rows, timestamps_ms = (column[user_row].values.to_numpy() for column in (self.histories, self.history_timestamps_ms))
+        return np.asarray(rows, dtype=np.int64), timestamps_ms
 
     def reference(self) -> pa.Table:
         """What training computed for some real users; see `training/export.py` for the columns."""
@@ -141,4 +144,5 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         item_ids=IdMap(items.column(ITEM_ID), first_row=FIRST_ITEM_ROW, name=ITEM_ID),
         user_ids=IdMap(users.column(USER_ID), first_row=0, name=USER_ID),
         histories=users.column("item_rows").combine_chunks(),
+        history_timestamps_ms=users.column("timestamps_ms").combine_chunks(),
     )

@@ -66,7 +66,7 @@ async def triton_parity(bundle: Bundle, version: int, address: str, progress: Pr
     lookup, ranking = EmbeddingLookup(bundle, client, version), Ranking(bundle, client, version)
 
     async def compare(user: dict[str, Any]) -> tuple[float, float, bool]:
-        query = await lookup.run(RecommendRequest(user_id=user["user_id"]))
+        query = await lookup.run(RecommendRequest(user_id=user["user_id"]), user["timestamp_ms"])
         assert query.query_D is not None, f"user {user['user_id']} has no history in the bundle"
         candidates = Candidates(np.array(user["candidate_rows"]), np.array(user["candidate_scores"], dtype=np.float32), PERSONAL)
         scores_C = await ranking.run(query, candidates, user["timestamp_ms"])

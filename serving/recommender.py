@@ -22,7 +22,7 @@ class UnknownItemError(UserError):
 class LookupStage(Protocol):
     """From a request to what is known of its user."""
 
-    async def run(self, request: RecommendRequest) -> Query: ...
+    async def run(self, request: RecommendRequest, timestamp_ms: int) -> Query: ...
 
 
 class RetrievalStage(Protocol):
@@ -80,15 +80,15 @@ class Recommender:
             TritonError: the networks do not answer.
         """
         self._check_k(request.k)
-        timestamp_ms = request.context.timestamp_ms
+        timestamp_ms = request.timestamp_ms()
         started = time.perf_counter()
-        query = await self._lookup.run(request)
+        query = await self._lookup.run(request, timestamp_ms)
         looked_up = time.perf_counter()
         candidates = await self._retrieval.run(request, query)
         retrieved = time.perf_counter()
         scores_C = candidates.scores_C
         if query.query_D is not None:
-            scores_C = await self._ranking.run(query, candidates, time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms)
+            scores_C = await self._ranking.run(query, candidates, timestamp_ms)
         ranked = time.perf_counter()
         items = await self._ordering.run(candidates, scores_C, request.k)
         timings = Timings(

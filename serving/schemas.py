@@ -1,8 +1,9 @@
 """What the HTTP interface takes and gives. Ids are the caller's own, text or whole numbers."""
 
+import time
 from typing import Annotated, Any
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from passerelle.config import Config
 from serving.filters import Filter
@@ -28,12 +29,26 @@ class RecommendRequest(Config):
     user_id: ExternalId | None = None
     history: tuple[ExternalId, ...] | None = Field(default=None, max_length=MAX_HISTORY_ITEMS)
     """Item ids, oldest first; takes the place of what is stored for `user_id`. Unknown ids are counted and ignored."""
+    history_timestamps_ms: tuple[Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)], ...] | None = None
+    """When each item of `history` happened, milliseconds since the epoch; a minute apart, up to the request, when absent."""
     k: Count = 10
     exclude_seen: StrictBool = True
     """Leave out the items of the history."""
     context: Context = Context()
     filters: tuple[Filter, ...] = Field(default=(), max_length=100)
     """Conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""
+
+    @model_validator(mode="after")
+    def _one_time_an_item(self) -> "RecommendRequest":
+        given, wanted = (len(values) if values is not None else 0 for values in (self.history_timestamps_ms, self.history))
+        if self.history_timestamps_ms is not None and given != wanted:
+            raise ValueError(f"history_timestamps_ms has {given} values for the {wanted} items of history")
+        return self
+
+    def timestamp_ms(self) -> int:
+        """The time of the request: now, unless the context says otherwise."""
+        given = self.context.timestamp_ms
+        return time.time_ns() // 1_000_000 if given is None else given
 
 
 class SimilarRequest(Config):

@@ -59,7 +59,7 @@ def _save(path: Path, nodes: list[onnx.NodeProto], inputs: list[Any], outputs: l
 
 
 def write_query_encoder(path: Path, dim: int, max_history: int, rng: np.random.Generator) -> None:
-    """query = (sum of masked vectors weighted by their place from the end) @ W: padding on the left changes nothing, order does."""
+    """query = (sum of masked vectors weighted by place and by age) @ W: padding on the left changes nothing, order and time do."""
     node = helper.make_node
     nodes = [
         node("Shape", ["item_vectors"], ["shape"]),
@@ -67,15 +67,26 @@ def write_query_encoder(path: Path, dim: int, max_history: int, rng: np.random.G
         node("Neg", ["length"], ["start"]),
         node("Slice", ["places", "start", "end"], ["places_L"]),
         node("Cast", ["mask"], ["mask_BL"], to=TensorProto.FLOAT),
-        node("Mul", ["mask_BL", "places_L"], ["weight_BL"]),
+        node("Sub", ["timestamps_ms", "query_timestamp_ms"], ["minus_age_ms_BL"]),
+        node("Cast", ["minus_age_ms_BL"], ["minus_age_BL"], to=TensorProto.FLOAT),
+        node("Mul", ["minus_age_BL", "per_ms"], ["minus_shrunk_BL"]),
+        node("Sigmoid", ["minus_shrunk_BL"], ["fresh_BL"]),
+        node("Mul", ["mask_BL", "places_L"], ["placed_BL"]),
+        node("Mul", ["placed_BL", "fresh_BL"], ["weight_BL"]),
         node("Unsqueeze", ["weight_BL", "last"], ["weight_BL1"]),
         node("Mul", ["item_vectors", "weight_BL1"], ["weighted_BLD"]),
         node("ReduceSum", ["weighted_BLD", "one"], ["sum_BD"], keepdims=0),
         node("MatMul", ["sum_BD", "projection_DD"], ["query"]),
     ]
     value = helper.make_tensor_value_info
-    inputs = [value("item_vectors", TensorProto.FLOAT, ["batch", "length", dim]), value("mask", TensorProto.BOOL, ["batch", "length"])]
+    inputs = [
+        value("item_vectors", TensorProto.FLOAT, ["batch", "length", dim]),
+        value("mask", TensorProto.BOOL, ["batch", "length"]),
+        value("timestamps_ms", TensorProto.INT64, ["batch", "length"]),
+        value("query_timestamp_ms", TensorProto.INT64, ["batch", 1]),
+    ]
     constants = {
+        "per_ms": np.array(1e-10, dtype=np.float32),
         "one": np.array([1], dtype=np.int64),
         "end": np.array([2**31], dtype=np.int64),
         "last": np.array([-1], dtype=np.int64),
@@ -83,6 +94,19 @@ def write_query_encoder(path: Path, dim: int, max_history: int, rng: np.random.G
         "projection_DD": (np.eye(dim) + 0.1 * rng.standard_normal((dim, dim)) / np.sqrt(dim)).astype(np.float32),
     }
     _save(path, nodes, inputs, [value("query", TensorProto.FLOAT, ["batch", dim])], constants)
+
+
+def encoder_inputs(
+    vectors_BLD: npt.NDArray[np.float32], times_ms_BL: npt.NDArray[np.int64] | None = None, timestamp_ms: int = 0
+) -> dict[str, npt.NDArray[Any]]:
+    """Inputs of a query encoder without padding; all at the time of the request, if no times are given."""
+    shape = vectors_BLD.shape[:2]
+    return {
+        "item_vectors": vectors_BLD,
+        "mask": np.ones(shape, dtype=bool),
+        "timestamps_ms": np.full(shape, timestamp_ms) if times_ms_BL is None else times_ms_BL,
+        "query_timestamp_ms": np.full((shape[0], 1), timestamp_ms),
+    }
 
 
 def write_ranker(path: Path, num_features: int, rng: np.random.Generator) -> None:
@@ -119,7 +143,9 @@ def item_table(num_items: int, string_ids: bool, rng: np.random.Generator) -> pa
     )
 
 
-def _reference(directory: Path, shape: Shape, features: RankingFeatures, vectors_RD: npt.NDArray[np.float32], histories: Any) -> pa.Table:
+def _reference(
+    directory: Path, shape: Shape, features: RankingFeatures, vectors_RD: npt.NDArray[np.float32], histories: Any, times: Any
+) -> pa.Table:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     encoder = onnxruntime.InferenceSession(directory / "query_encoder.onnx", options, providers=["CPUExecutionProvider"])
@@ -128,7 +154,7 @@ def _reference(directory: Path, shape: Shape, features: RankingFeatures, vectors
     for user_row in range(shape.num_reference_users):
         history_L = np.array(histories[user_row], dtype=np.int64)
         timestamp_ms = 1_700_000_000_000 + user_row * 7_654_321
-        inputs = {"item_vectors": vectors_RD[history_L][None], "mask": np.ones((1, len(history_L)), dtype=bool)}
+        inputs = encoder_inputs(vectors_RD[history_L][None], np.array([times[user_row]]), timestamp_ms)
         query_1D = encoder.run(["query"], inputs)[0]
         allowed_1R = np.ones((1, len(vectors_RD)), dtype=bool)
         allowed_1R[0, history_L] = False
@@ -161,6 +187,7 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
     popularity = pa.table({"count": counts_R, "recent_count": np.floor(counts_R / 3)})
     lengths_U = rng.integers(1, shape.max_history + 1, size=shape.num_users)
     histories = [(FIRST_ITEM_ROW + rng.choice(shape.num_items, size=length, replace=False)).tolist() for length in lengths_U]
+    times = [(1_690_000_000_000 + 3_600_000 * np.cumsum(rng.integers(0, 99, size=length))).tolist() for length in lengths_U]
     users = [f"usér {u}" for u in range(shape.num_users)] if shape.string_ids else [1000 + u for u in range(shape.num_users)]
     user_ids = pa.array(users, pa.string() if shape.string_ids else pa.int64())
     features = RankingFeatures(vectors_RD, counts_R, np.floor(counts_R / 3), items, ITEM_FEATURES)
@@ -171,8 +198,9 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
         np.save(scratch / "item_vectors.npy", vectors_RD)
         write_table(scratch / "items.arrow", items)
         write_table(scratch / "popularity.arrow", popularity)
-        write_table(scratch / "histories.arrow", pa.table({"user_id": user_ids, "item_rows": pa.array(histories, pa.list_(pa.int32()))}))
-        reference = _reference(scratch, shape, features, vectors_RD, histories)
+        stored = {"item_rows": pa.array(histories, pa.list_(pa.int32())), "timestamps_ms": pa.array(times, pa.list_(pa.int64()))}
+        write_table(scratch / "histories.arrow", pa.table({"user_id": user_ids, **stored}))
+        reference = _reference(scratch, shape, features, vectors_RD, histories, times)
         write_table(scratch / "reference.arrow", reference.add_column(0, "user_id", user_ids[: reference.num_rows]))
         common = provenance(BundleManifest, scratch, BUNDLE_FILES, libraries=("numpy", "pyarrow", "onnx"))
         manifest = {
@@ -188,6 +216,8 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
                     inputs=(
                         TensorSpec(name="item_vectors", dtype="float32", shape=("batch", "length", shape.dim)),
                         TensorSpec(name="mask", dtype="bool", shape=("batch", "length")),
+                        TensorSpec(name="timestamps_ms", dtype="int64", shape=("batch", "length")),
+                        TensorSpec(name="query_timestamp_ms", dtype="int64", shape=("batch", 1)),
                     ),
                     outputs=(TensorSpec(name="query", dtype="float32", shape=("batch", shape.dim)),),
                 ).model_dump(),

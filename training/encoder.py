@@ -106,27 +106,26 @@ class QueryEncoder(nn.Module):
         self.encoder = encoder
         self.mask_vector_D = None if encoder.causal else nn.Parameter(mask_vector_D.detach().clone())
 
-    def forward(
-        self, item_vectors: Tensor, mask: Tensor, timestamps_ms: Tensor | None = None, query_timestamp_ms: Tensor | None = None
-    ) -> Tensor:
-        """float32 [batch, length, D] and bool [batch, length], right-aligned, to float32 query [batch, D].
+    def forward(self, item_vectors: Tensor, mask: Tensor, timestamps_ms: Tensor, query_timestamp_ms: Tensor) -> Tensor:
+        """The vector [batch, D] of the item to come.
 
-        An encoder that needs times is also given int64 [batch, length], when each item happened, and int64 [batch], the time
-        of the request.
+        Args:
+            item_vectors: float32 [batch, length, D], right-aligned.
+            mask: bool [batch, length], False in the padding on the left.
+            timestamps_ms: int64 [batch, length], when each item happened; an encoder without time bias does not look.
+            query_timestamp_ms: int64 [batch, 1], the time of the request; likewise.
         """
         if self.mask_vector_D is not None:
             item_vectors = torch.cat([item_vectors, self.mask_vector_D.expand(item_vectors.shape[0], 1, -1)], dim=1)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        times = None
-        if timestamps_ms is not None and query_timestamp_ms is not None:
-            times = serving_times(timestamps_ms, query_timestamp_ms, causal=self.encoder.causal)
+        times = serving_times(timestamps_ms, query_timestamp_ms, causal=self.encoder.causal)
         query_BLD: Tensor = self.encoder(item_vectors, mask, times)
         return query_BLD[:, -1]
 
 
-def serving_times(timestamps_ms_BL: Tensor, query_timestamp_ms_B: Tensor, *, causal: bool) -> Times:
+def serving_times(timestamps_ms_BL: Tensor, request_timestamp_ms_B1: Tensor, *, causal: bool) -> Times:
     """Times of histories to be continued at a given time: of the items when causal, else of the items and the mask after them."""
-    with_request_BL = torch.cat([timestamps_ms_BL, query_timestamp_ms_B[:, None]], dim=1)
+    with_request_BL = torch.cat([timestamps_ms_BL, request_timestamp_ms_B1], dim=1)
     return Times(with_request_BL[:, 1:], timestamps_ms_BL) if causal else Times(with_request_BL, with_request_BL)
 
 

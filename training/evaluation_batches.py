@@ -30,8 +30,8 @@ class Histories:
     """int64 item rows, at most `max_history` of them a user, 0 in the padding."""
     timestamps_ms_BL: Tensor
     """int64 when each item happened, 0 in the padding."""
-    request_timestamp_ms_B: Tensor
-    """int64 the time of the request: that of the first relevant item."""
+    request_timestamp_ms_B1: Tensor
+    """int64 [B, 1] the time of the request: that of the first relevant item."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class EvaluationBatches:
             histories=Histories(
                 items_BL,
                 scatter(torch.from_numpy(times_ms_E[history_T]), row_T, column_T, items_BL),
-                torch.from_numpy(times_ms_E[request_B]),
+                torch.from_numpy(times_ms_E[request_B])[:, None],
             ),
             seen_row_S=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(seen_offsets_B1))),
             seen_item_S=torch.from_numpy(rows_E[seen_S].astype(np.int64)),

@@ -87,8 +87,10 @@ def _write_tables(run: OpenRun, scratch: Path) -> None:
     statistics = item_statistics(dataset, run.split, run.manifest.config.ranker.recent_days)
     popularity = {"count": statistics.counts_R, "recent_count": statistics.recent_counts_R}
     write_table(scratch / "popularity.arrow", pa.table(popularity))
-    histories = pa.LargeListArray.from_arrays(pa.array(dataset.offsets_U1), pa.array(dataset.item_rows_E))
-    write_table(scratch / "histories.arrow", pa.table({USER_ID: dataset.users.column(USER_ID), "item_rows": histories}))
+    offsets_U1 = pa.array(dataset.offsets_U1)
+    events = {"item_rows": dataset.item_rows_E, "timestamps_ms": dataset.timestamps_ms_E}
+    histories = {name: pa.LargeListArray.from_arrays(offsets_U1, pa.array(values_E)) for name, values_E in events.items()}
+    write_table(scratch / "histories.arrow", pa.table({USER_ID: dataset.users.column(USER_ID), **histories}))
 
 
 def _reference(run: OpenRun, booster: "lightgbm.Booster") -> Reference:
@@ -143,9 +145,12 @@ def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str,
     query_PD = np.empty_like(reference.query_PD)
     for histories, positions_B in _histories(run, candidates.users):
         rows_BL = histories.items_BL.numpy()
-        inputs = {"item_vectors": vectors_RD[rows_BL], "mask": rows_BL > 0}
-        if run.model.encoder.needs_times:
-            inputs |= {"timestamps_ms": histories.timestamps_ms_BL.numpy(), "query_timestamp_ms": histories.request_timestamp_ms_B.numpy()}
+        inputs = {
+            "item_vectors": vectors_RD[rows_BL],
+            "mask": rows_BL > 0,
+            "timestamps_ms": histories.timestamps_ms_BL.numpy(),
+            "query_timestamp_ms": histories.request_timestamp_ms_B1.numpy(),
+        }
         query_PD[positions_B] = encoder.run(["query"], inputs)[0]
     found_PK = candidates.found_QK
     scores_PK = np.full(found_PK.shape, -np.inf, dtype=np.float32)

@@ -22,18 +22,17 @@ _ML = "ai.onnx.ml"
 
 
 def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
-    """`item_vectors` float32 [batch, length, D], `mask` bool [batch, length] -> `query` float32 [batch, D].
+    """The four inputs of `QueryEncoder.forward` -> `query` float32 [batch, D].
 
-    An encoder that needs times has two more inputs, int64 `timestamps_ms` [batch, length] and `query_timestamp_ms` [batch].
+    A network that does not look at times has them among its inputs all the same: versions with and without take each other's place.
     """
     max_history = network.encoder.max_length - (0 if network.encoder.causal else 1)
-    example: dict[str, torch.Tensor] = {
+    example = {
         "item_vectors": torch.zeros(2, max_history, dim),
         "mask": torch.ones(2, max_history, dtype=torch.bool),
+        "timestamps_ms": torch.zeros(2, max_history, dtype=torch.int64),
+        "query_timestamp_ms": torch.zeros(2, 1, dtype=torch.int64),
     }
-    if network.encoder.needs_times:
-        example |= {"timestamps_ms": torch.zeros(2, max_history, dtype=torch.int64)}
-        example |= {"query_timestamp_ms": torch.zeros(2, dtype=torch.int64)}
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, max=max_history)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -43,7 +42,7 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
             tuple(example.values()),
             input_names=list(example),
             output_names=["query"],
-            dynamic_shapes={name: {0: batch, 1: length} if tensor.ndim > 1 else {0: batch} for name, tensor in example.items()},
+            dynamic_shapes={name: {0: batch} if name == "query_timestamp_ms" else {0: batch, 1: length} for name in example},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

@@ -73,7 +73,7 @@ class SequenceModel(pl.LightningModule):
         items_BL = histories.items_BL
         if not self.encoder.causal:
             items_BL = torch.cat([items_BL, torch.full_like(items_BL[:, :1], MASK_ROW)], dim=1)
-        times = serving_times(histories.timestamps_ms_BL, histories.request_timestamp_ms_B, causal=self.encoder.causal)
+        times = serving_times(histories.timestamps_ms_BL, histories.request_timestamp_ms_B1, causal=self.encoder.causal)
         return self.encode(items_BL, times)[:, -1]
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:

@@ -35,7 +35,8 @@ def test_string_ids_come_back_as_they_went_in(unicode_bundle: Bundle) -> None:
 
 def test_history_is_oldest_first(bundle: Bundle) -> None:
     stored = bundle.histories[5].as_py()
-    history_L = bundle.history(5)
+    history_L, times_ms_L = bundle.history(5)
+    assert times_ms_L.tolist() == bundle.history_timestamps_ms[5].as_py() and times_ms_L.dtype == np.int64
     assert history_L.tolist() == stored and history_L.dtype == np.int64 and 1 <= len(stored) <= bundle.manifest.max_history
 
 

@@ -19,20 +19,23 @@ from serving.recommender import Recommender, UnknownItemError
 from serving.retrieval import Retrieval
 from serving.schemas import Context, RecommendRequest, SimilarRequest
 from serving.stages import PERSONAL, Candidates, Query
+from tests.bundles import encoder_inputs
 from tests.inference import MAX_BATCH_SIZE, OnnxInference
 from tests.serving.test_filters import CONDITIONS, meets
 
+NOW_MS = 1_700_000_000_000
 NOTHING = np.empty(0, dtype=np.int64)
 
 
 def look_up(bundle: Bundle, **request: Any) -> Query:
     """The lookup stage over a fresh inference."""
-    return asyncio.run(EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request)))
+    return asyncio.run(EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request), NOW_MS))
 
 
 def test_lookup_agrees_with_the_reference(bundle: Bundle) -> None:
     for user in bundle.reference().to_pylist():
-        query = look_up(bundle, user_id=user["user_id"])
+        request = RecommendRequest(user_id=user["user_id"])
+        query = asyncio.run(EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(request, user["timestamp_ms"]))
         history = bundle.histories[bundle.user_ids.row(user["user_id"])].as_py()
         assert query.history_L.tolist() == history and query.seen_S.tolist() == sorted(set(history)) and query.encode_ms > 0
         assert query.query_D is not None
@@ -44,14 +47,28 @@ def test_history_in_the_request_wins_and_unknown_items_are_counted(bundle: Bundl
     assert query.history_L.tolist() == [3, 4, 3] and query.ignored_history == 2 and query.seen_S.tolist() == [3, 4]
 
 
+def test_times_reach_the_encoder(bundle: Bundle) -> None:
+    """Those of the request, without those of unknown items; and the time of the request itself."""
+    times = [NOW_MS - 10**10, NOW_MS - 10**9, NOW_MS - 10**8]
+    query = look_up(bundle, history=[17, 999, 27], history_timestamps_ms=times)
+    inputs = encoder_inputs(bundle.vectors_RD[[3, 4]][None], np.array([[times[0], times[2]]]), NOW_MS)
+    expected_BD = asyncio.run(OnnxInference(bundle).infer("query_encoder", 1, inputs))["query"]
+    assert query.query_D is not None
+    np.testing.assert_allclose(query.query_D, expected_BD[0], atol=1e-5)
+    assert not np.allclose(query.query_D, look_up(bundle, history=[17, 27]).query_D, atol=1e-2)
+    with pytest.raises(ValueError, match="history_timestamps_ms has 2 values for the 3 items of history"):
+        RecommendRequest(history=(1, 2, 3), history_timestamps_ms=(1, 2))
+
+
 def test_padding_changes_nothing(bundle: Bundle) -> None:
     inference = OnnxInference(bundle)
     lookup = EmbeddingLookup(bundle, inference, 1)
     history = [7 + 10 * position for position in range(24)]
     for length in (1, 15, 16, 17, 24):
-        query = asyncio.run(lookup.run(RecommendRequest(history=tuple(history[:length]))))
+        query = asyncio.run(lookup.run(RecommendRequest(history=tuple(history[:length])), NOW_MS))
         rows_L = np.arange(length) + FIRST_ITEM_ROW
-        inputs = {"item_vectors": bundle.vectors_RD[rows_L][None], "mask": np.ones((1, length), dtype=bool)}
+        a_minute_apart_L = NOW_MS - 60_000 * np.arange(length, 0, -1)
+        inputs = encoder_inputs(bundle.vectors_RD[rows_L][None], a_minute_apart_L[None], NOW_MS)
         expected = asyncio.run(inference.infer("query_encoder", 1, inputs))["query"][0]
         assert query.query_D is not None
         np.testing.assert_allclose(query.query_D, expected, atol=1e-5)

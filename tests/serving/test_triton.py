@@ -22,7 +22,7 @@ from serving.model_config import fitted_config
 from serving.ports import free_ports, holder_of, require_free
 from serving.triton_client import TritonClient, TritonError
 from serving.triton_server import TritonServer
-from tests.bundles import Shape, build_bundle, write_ranker
+from tests.bundles import Shape, build_bundle, encoder_inputs, write_ranker
 from tests.inference import OnnxInference
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -94,16 +94,17 @@ def test_answers_are_those_of_onnxruntime(ask: Any, repository: Path, bundle: Bu
     oracle = OnnxInference(bundle)
     batches = [rng.standard_normal((int(size), 17)).astype(np.float32) for size in rng.integers(1, 40, size=60)]
     mask_BL = rng.random((3, 16)) < 0.5
-    encoder_inputs = {"item_vectors": rng.standard_normal((3, 16, 64)).astype(np.float32), "mask": mask_BL}
+    inputs = encoder_inputs(rng.standard_normal((3, 16, 64)).astype(np.float32), rng.integers(0, 10**12, (3, 16)), 10**12)
+    inputs["mask"] = mask_BL
 
     async def work(client: TritonClient) -> tuple[Any, Any]:
         await client.load("query_encoder", repository / "query_encoder" / "config.pbtxt", [1])
         await client.load("ranker", repository / "ranker" / "config.pbtxt", [1])
         scores = await asyncio.gather(*(client.infer("ranker", 1, {"features": batch}) for batch in batches))
-        return await client.infer("query_encoder", 1, encoder_inputs), scores
+        return await client.infer("query_encoder", 1, inputs), scores
 
     query, scores = ask(work)
-    np.testing.assert_allclose(query["query"], asyncio.run(oracle.infer("query_encoder", 1, encoder_inputs))["query"], atol=1e-5)
+    np.testing.assert_allclose(query["query"], asyncio.run(oracle.infer("query_encoder", 1, inputs))["query"], atol=1e-5)
     for batch, score in zip(batches, scores, strict=True):
         np.testing.assert_allclose(score["score"], asyncio.run(oracle.infer("ranker", 1, {"features": batch}))["score"], atol=1e-6)
 
@@ -117,7 +118,7 @@ def test_another_width(ask: Any, repository: Path, tmp_path: Path) -> None:
     shutil.rmtree(repository / "other")
     config = repository / "encoder_of_32" / "config.pbtxt"
     config.write_text(config.read_text().replace('"query_encoder"', '"encoder_of_32"'))
-    inputs = {"item_vectors": np.ones((2, 8, 32), dtype=np.float32), "mask": np.ones((2, 8), dtype=bool)}
+    inputs = encoder_inputs(np.ones((2, 8, 32), dtype=np.float32))
 
     async def work(client: TritonClient) -> Any:
         await client.load("encoder_of_32", config, [4])

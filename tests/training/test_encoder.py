@@ -168,7 +168,13 @@ def histories_of(items: list[Tensor]) -> tuple[Histories, list[SlowTimes]]:
     times = random_times(items)
     requests = [one[-1] + 600_000 for one in times]
     with_request = [[*one, request] for one, request in zip(times, requests, strict=True)]
-    return Histories(padded(items), padded_times(times), torch.tensor(requests)), [SlowTimes(one, one) for one in with_request]
+    return Histories(padded(items), padded_times(times), torch.tensor(requests)[:, None]), [SlowTimes(one, one) for one in with_request]
+
+
+def inputs_of(model: SequenceModel, histories: Histories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the exported network is given."""
+    items_BL = histories.items_BL
+    return model.item_vectors()[items_BL], items_BL != PADDING_ROW, histories.timestamps_ms_BL, histories.request_timestamp_ms_B1
 
 
 VARIANTS = {
@@ -231,8 +237,7 @@ def test_query_encoder_equals_the_model(overrides: tuple[str, ...]) -> None:
     network = model.query_encoder()
     for lengths in ([1], [9, 2, 1], [5, 5]):
         histories, _ = histories_of(random_items(lengths))
-        times = (histories.timestamps_ms_BL, histories.request_timestamp_ms_B) if model.encoder.needs_times else ()
-        query_BD = network(model.item_vectors()[histories.items_BL], histories.items_BL != PADDING_ROW, *times)
+        query_BD = network(*inputs_of(model, histories))
         torch.testing.assert_close(query_BD, model.encode_histories(histories), atol=1e-5, rtol=1e-5)
 
 
@@ -255,7 +260,7 @@ def test_a_causal_position_sees_nothing_newer(positions: str) -> None:
 @torch.no_grad()
 def test_the_time_of_the_request_matters_only_to_a_model_with_time() -> None:
     histories, _ = histories_of(random_items([5, 9]))
-    later = Histories(histories.items_BL, histories.timestamps_ms_BL, histories.request_timestamp_ms_B + 10**10)
+    later = Histories(histories.items_BL, histories.timestamps_ms_BL, histories.request_timestamp_ms_B1 + 10**10)
     for kind in ("masked", "causal"):
         plain, aware = (random_model(f"objective.kind={kind}", f"model.time_bias={aware}") for aware in ("false", "true"))
         assert torch.equal(plain.encode_histories(histories), plain.encode_histories(later))
@@ -285,11 +290,10 @@ def test_the_gradient_of_the_time_table_counts_every_use() -> None:
 @torch.no_grad()
 def test_query_encoder_shares_no_memory_with_the_table() -> None:
     model = random_model()
-    network, items_BL = model.query_encoder(), padded(random_items([4]))
-    vectors_BLD, mask_BL = model.item_vectors()[items_BL], items_BL != PADDING_ROW
-    before_BD = network(vectors_BLD, mask_BL)
+    network, inputs = model.query_encoder(), inputs_of(model, untimed(padded(random_items([4]))))
+    before_BD = network(*inputs)
     model.table_RD.zero_()
-    assert torch.equal(network(vectors_BLD, mask_BL), before_BD)
+    assert torch.equal(network(*inputs), before_BD)
 
 
 @torch.no_grad()
@@ -306,9 +310,9 @@ def test_padding_on_the_left_changes_nothing(extra_columns: int) -> None:
 def test_vectors_in_the_padding_do_not_matter() -> None:
     model = random_model()
     network, items_BL = model.query_encoder(), padded(random_items([3, 6]))
-    vectors_BLD, mask_BL = model.item_vectors()[items_BL], items_BL != PADDING_ROW
+    vectors_BLD, mask_BL, *times = inputs_of(model, untimed(items_BL))
     spoilt_BLD = torch.where(mask_BL[..., None], vectors_BLD, 1e4)
-    torch.testing.assert_close(network(spoilt_BLD, mask_BL), network(vectors_BLD, mask_BL), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(network(spoilt_BLD, mask_BL, *times), network(vectors_BLD, mask_BL, *times), atol=1e-6, rtol=1e-6)
 
 
 @torch.no_grad()

@@ -19,11 +19,14 @@ from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
+from tests.bundles import encoder_inputs
 from tests.datasets import Planted, planted_dataset, small_recipe
 from tests.histories import untimed
+from tests.training.test_encoder import VARIANTS, histories_of, inputs_of, random_items, random_model
 from training.evaluation import OpenRun, load_run, read_evaluation
 from training.export import REFERENCE_USERS, _reference, check_onnx, export
 from training.fit import train_in_process
+from training.onnx_files import export_query_encoder
 from training.ranker import load_ranker, train_ranker
 from training.statistics import item_statistics
 
@@ -52,7 +55,7 @@ def test_query_encoder_takes_any_batch_and_length(bundle: Bundle, ranked_run: Op
     rows_BL = rng.integers(FIRST_ITEM_ROW, ranked_run.dataset.num_rows, size=(batch, length))
     for place in range(1, batch):
         rows_BL[place, : rng.integers(length)] = 0
-    inputs = {"item_vectors": np.asarray(bundle.vectors_RD)[rows_BL], "mask": rows_BL > 0}
+    inputs = {**encoder_inputs(np.asarray(bundle.vectors_RD)[rows_BL]), "mask": rows_BL > 0}
     (query_BD,) = session(bundle, QUERY_ENCODER).run(["query"], inputs)
     with torch.inference_mode():
         expected_BD = ranked_run.model.encode_histories(untimed(torch.from_numpy(rows_BL))).numpy()
@@ -61,8 +64,22 @@ def test_query_encoder_takes_any_batch_and_length(bundle: Bundle, ranked_run: Op
 
 
 def test_query_encoder_of_an_empty_history_is_finite(bundle: Bundle) -> None:
-    inputs = {"item_vectors": np.zeros((2, 3, 32), dtype=np.float32), "mask": np.zeros((2, 3), dtype=bool)}
+    inputs = {**encoder_inputs(np.zeros((2, 3, 32), dtype=np.float32)), "mask": np.zeros((2, 3), dtype=bool)}
     assert np.isfinite(session(bundle, QUERY_ENCODER).run(["query"], inputs)[0]).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["time", "everything"])
+def test_every_part_of_an_encoder_can_be_exported(variant: str, tmp_path: Path) -> None:
+    """And answers as torch does, for histories of any length and any times."""
+    model = random_model(*VARIANTS[variant])
+    export_query_encoder(model.query_encoder(), tmp_path / "encoder.onnx", model.config.model.dim)
+    encoder = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    for lengths in ([1], [9, 2, 1], [5, 5], [8, 1, 1, 1]):
+        histories, _ = histories_of(random_items(lengths, seed=lengths[0]))
+        inputs = {given.name: tensor.numpy() for given, tensor in zip(encoder.get_inputs(), inputs_of(model, histories), strict=True)}
+        (query_BD,) = encoder.run(["query"], inputs)
+        np.testing.assert_allclose(query_BD, model.encode_histories(histories).numpy(), atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 1000])
@@ -90,6 +107,8 @@ def test_networks_are_described_as_they_are(bundle: Bundle) -> None:
             "inputs": (
                 {"name": "item_vectors", "dtype": "float32", "shape": ("batch", "length", 32)},
                 {"name": "mask", "dtype": "bool", "shape": ("batch", "length")},
+                {"name": "timestamps_ms", "dtype": "int64", "shape": ("batch", "length")},
+                {"name": "query_timestamp_ms", "dtype": "int64", "shape": ("batch", 1)},
             ),
             "outputs": ({"name": "query", "dtype": "float32", "shape": ("batch", 32)},),
         },
@@ -126,7 +145,9 @@ def test_tables(bundle: Bundle, ranked_run: OpenRun) -> None:
     assert np.array_equal(bundle.recent_counts_R, statistics.recent_counts_R)
     for user_row in (0, 17, dataset.num_users - 1):
         start, end = dataset.offsets_U1[user_row : user_row + 2]
-        assert bundle.history(user_row).tolist() == dataset.item_rows_E[start:end].tolist()
+        rows_L, times_ms_L = bundle.history(user_row)
+        assert rows_L.tolist() == dataset.item_rows_E[start:end].tolist()
+        assert times_ms_L.tolist() == dataset.timestamps_ms_E[start:end].tolist()
         assert bundle.user_ids.row(2**40 + 3 * user_row) == user_row
     assert bundle.item_ids.row(2**40) == FIRST_ITEM_ROW
 
@@ -162,9 +183,9 @@ def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
     users = reference.to_pylist()
     assert [bundle.user_ids.row(user["user_id"]) for user in (users[0], users[-1])] == [0, 239]
     for user in users:
-        seen = bundle.history(bundle.user_ids.row(user["user_id"]))
+        seen, _ = bundle.history(bundle.user_ids.row(user["user_id"]))
         history_L = seen[-bundle.manifest.max_history :]
-        inputs = {"item_vectors": bundle.vectors_RD[history_L][None], "mask": np.ones((1, len(history_L)), dtype=bool)}
+        inputs = encoder_inputs(bundle.vectors_RD[history_L][None])
         (query_1D,) = encoder.run(["query"], inputs)
         assert np.abs(query_1D[0] - user["query"]).max() < 1e-5
         allowed_1R = np.ones((1, len(bundle.vectors_RD)), dtype=bool)
@@ -204,7 +225,7 @@ def test_a_small_shop(tmp_path: Path) -> None:
     assert {"ndcg@10", "ndcg@20"} <= set(bundle.manifest.offline_metrics["popularity"])
     assert "ndcg@50" not in bundle.manifest.offline_metrics["popularity"], "there are 22 items"
     for length in (1, 2):
-        inputs = {"item_vectors": np.zeros((1, length, 32), dtype=np.float32), "mask": np.ones((1, length), dtype=bool)}
+        inputs = encoder_inputs(np.zeros((1, length, 32), dtype=np.float32))
         assert session(bundle, QUERY_ENCODER).run(["query"], inputs)[0].shape == (1, 32)
 
 
