@@ -24,7 +24,7 @@ serve: setup  ## The same, and leave it serving until Ctrl-C
 	@exec $(bin)/python -m ray_cluster.demo --keep-serving
 
 test: setup  ## Tests, without the slow ones and those for a GPU
-	@$(pytest) -m "not slow and not gpu"
+	@$(pytest) -n 2 --dist loadfile -m "not slow and not gpu"  # two processes: most of the time is waiting for Ray and Triton to start
 
 test-slow: setup  ## Tests that take more than half a minute each
 	@$(pytest) -m "slow and not gpu"

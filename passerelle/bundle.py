@@ -85,7 +85,7 @@ class BundleManifest(Manifest):
     config: dict[str, Any]
     """Resolved training configuration."""
     offline_metrics: dict[str, dict[str, float]]
-    """Test metrics by scorer: `model`, `popularity`, `ranker`."""
+    """Test metrics by scorer: `model`, `ranker`, `popularity` and whatever other baselines were evaluated."""
     parity: dict[str, dict[str, Any]]
     """Largest differences measured on `reference.arrow`, by layer: `onnxruntime`, then `triton` and `http` after publishing."""
 

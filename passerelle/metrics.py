@@ -1,7 +1,9 @@
 """Ranking metrics over the full catalogue, for users with one or several relevant items.
 
-Every function takes `hits_QK` (bool: is the item at this place relevant?) and `num_relevant_Q` (int: how many are there
-in all?) and returns one value a user; the metric of a model is the mean over users.
+Those in `METRICS` take `hits_QK` (bool: is the item at this place relevant?) and `num_relevant_Q` (int: how many are there
+in all?), those in `auc` counts over the whole ranking; each returns one float64 a user; the metric of a model is the mean
+over users. Definitions: Herlocker et al., "Evaluating collaborative filtering recommender systems", TOIS 2004 (precision,
+recall, AUC); Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002 (NDCG).
 
 Shape legend: Q users, Q1 = Q + 1, K places of the ranking, G relevant items of all users, one after the other.
 """
@@ -38,6 +40,15 @@ def recall(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
     return np.asarray(hits_QK[:, :k].sum(axis=1) / num_relevant_Q)
 
 
+def precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
+    """Relevant items in the first k, over k, however few items there are to rank.
+
+    >>> precision(np.array([[True, False, True, False]]), np.array([4]), 4).tolist()
+    [0.5]
+    """
+    return np.asarray(hits_QK[:, :k].sum(axis=1) / k)
+
+
 def hit_rate(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
     """1 when any of the first k is relevant, else 0.
 
@@ -68,9 +79,54 @@ def reciprocal_rank(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Flo
     return np.asarray(hits_QK[:, :k].any(axis=1) / (first_Q + 1.0))
 
 
-METRICS = {"recall": recall, "hit_rate": hit_rate, "ndcg": ndcg, "mrr": reciprocal_rank}
+def average_precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
+    """Sum over hits in the first k of the precision at the place of the hit, over min(num_relevant, k); its mean is the MAP.
+
+    With that divisor the best ranking of k items scores 1, also for a user with more than k relevant items.
+
+    >>> average_precision(np.array([[True, False, True]]), np.array([2]), 3).round(4).tolist()  # (1/1 + 2/3) / 2
+    [0.8333]
+    """
+    first_QK = hits_QK[:, :k]
+    precision_QK = np.cumsum(first_QK, axis=1) / np.arange(1, first_QK.shape[1] + 1)
+    return np.asarray((precision_QK * first_QK).sum(axis=1) / np.minimum(num_relevant_Q, k))
+
+
+def auc(above_G: IntArray, ties_G: IntArray, num_others_G: IntArray, offsets_Q1: IntArray) -> FloatArray:
+    """Area under the ROC curve of the whole ranking: the chance that a relevant item is scored above one that is not.
+
+    A user's value is the mean over relevant items of `1 - (above + ties / 2) / num_others`.
+
+    Args:
+        above_G: ranked items that are not relevant and score higher than the relevant one.
+        ties_G: ranked items that are not relevant and score the same.
+        num_others_G: ranked items that are not relevant, of the user of each relevant one; where there is none, the value is 1/2.
+        offsets_Q1: relevant items of user q are `offsets_Q1[q] : offsets_Q1[q + 1]`, one at least.
+
+    >>> auc(np.array([0, 2, 1]), np.array([0, 0, 2]), np.array([4, 4, 4]), np.array([0, 2, 3])).tolist()  # (1 + 1/2) / 2; 1 - 2/4
+    [0.75, 0.5]
+    """
+    if not len(above_G):
+        return np.zeros(0)
+    values_G = np.where(num_others_G > 0, 1.0 - (above_G + 0.5 * ties_G) / np.maximum(num_others_G, 1), 0.5)
+    return np.asarray(np.add.reduceat(values_G, offsets_Q1[:-1]) / np.diff(offsets_Q1))
+
+
+METRICS = {
+    "recall": recall,
+    "precision": precision,
+    "hit_rate": hit_rate,
+    "ndcg": ndcg,
+    "mrr": reciprocal_rank,
+    "map": average_precision,
+}
+
+
+def user_metrics(hits_QK: BoolArray, num_relevant_Q: IntArray, ks: tuple[int, ...]) -> dict[str, FloatArray]:
+    """Every metric at every k, as `{"ndcg@10": one value a user, ...}`."""
+    return {f"{name}@{k}": metric(hits_QK, num_relevant_Q, k) for k in ks for name, metric in METRICS.items()}
 
 
 def mean_metrics(hits_QK: BoolArray, num_relevant_Q: IntArray, ks: tuple[int, ...]) -> dict[str, float]:
     """Every metric at every k, averaged over users, as `{"ndcg@10": 0.12, ...}`."""
-    return {f"{name}@{k}": float(metric(hits_QK, num_relevant_Q, k).mean()) for k in ks for name, metric in METRICS.items()}
+    return {name: float(values_Q.mean()) for name, values_Q in user_metrics(hits_QK, num_relevant_Q, ks).items()}

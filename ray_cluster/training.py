@@ -46,18 +46,27 @@ def _worker(job: dict[str, Any]) -> None:
 
 
 def train_on_ray(
-    recipe: str, dataset: Dataset, config: Recipe, run_path: Path, *, num_workers: int = 1, resume: bool = False, address: str | None = None
+    recipe: str,
+    dataset: Dataset,
+    config: Recipe,
+    run_path: Path,
+    *,
+    num_workers: int = 1,
+    resume: bool = False,
+    address: str | None = None,
+    refit_of: str | None = None,
 ) -> RunManifest:
     """A whole run on Ray Train, one process a worker; each uses a GPU where there is one.
 
     Args:
         num_workers: data-parallel workers; every step's batch is shared among them.
+        refit_of: the run whose validation chose the number of epochs, for the manifest.
         address: of a running cluster (`ray://...` or `auto`); without it, Ray is started on this machine and stopped at the end.
 
     Raises:
         UserError: the run may not be created or continued; the cluster has too few CPUs; or a worker failed for good.
     """
-    manifest = plan_run(run_path, recipe, dataset, config, resume=resume, num_workers=num_workers)
+    manifest = plan_run(run_path, recipe, dataset, config, resume=resume, num_workers=num_workers, refit_of=refit_of)
     use_gpu = torch.cuda.is_available()
     job = {
         "dataset_path": str(dataset.path.resolve()),

@@ -65,7 +65,8 @@ class EpochBatches:
     """The batches of one epoch for one rank; iterating twice gives the same batches.
 
     Each step's group of windows is the same for any `world_size`; ranks take every `world_size`-th window of it, longest
-    first, so that their costs are alike. A group with fewer windows than ranks is merged with its neighbour.
+    first, so that their costs are alike. A group with fewer windows than ranks is merged with its neighbour. A resumed epoch
+    is told to start at another `first_step`, with the batches it would have had.
 
     Raises:
         UserError: the dataset has fewer windows than there are ranks.
@@ -76,6 +77,7 @@ class EpochBatches:
         self._objective = config.objective
         self._seed = (config.training.seed, epoch)
         self._rank, self._world_size = rank, world_size
+        self.first_step = 0
         self._windows = training_windows(split, config.model.max_history + 1)
         generator = np.random.default_rng([*self._seed, 0])
         groups: list[Int64Array] = []
@@ -91,11 +93,12 @@ class EpochBatches:
         self._groups = groups
 
     def __len__(self) -> int:
+        """Steps of the whole epoch, those before `first_step` included."""
         return len(self._groups)
 
     def __iter__(self) -> Iterator[Batch]:
-        for step, group in enumerate(self._groups):
-            yield self._batch(group, step)
+        for step in range(self.first_step, len(self._groups)):
+            yield self._batch(self._groups[step], step)
 
     def _batch(self, group: Int64Array, step: int) -> Batch:
         generator = np.random.default_rng([*self._seed, 1, step])

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from passerelle.files import write_text
-from training.sequence_model import MONITOR
+from training.sequence_model import MONITOR, SequenceModel
 
 PROGRESS = "progress.json"
 HISTORY = "history.jsonl"
@@ -31,10 +31,20 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """`last.ckpt` after every epoch, better or not (Lightning's `save_last` writes it only where the best changes)."""
+    """`last.ckpt` after every epoch, better or not (Lightning's `save_last` writes it only where the best changes).
 
-    def __init__(self, directory: Path) -> None:
+    Also every so many steps of an epoch, but not after its last: what follows that belongs to the epoch.
+    """
+
+    def __init__(self, directory: Path, every_steps: int) -> None:
         super().__init__(dirpath=directory, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self._every_steps = every_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        done = batch_idx + 1
+        if done % self._every_steps == 0 and done < trainer.num_training_batches:
+            assert self.dirpath is not None and self.filename is not None
+            trainer.save_checkpoint(Path(self.dirpath) / f"{self.filename}.ckpt")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing of what it knew matters: not where the run was, nor which epoch was last."""
@@ -60,6 +70,7 @@ class RunJournal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop lines of epochs after the checkpoint that training continues from."""
+        self._epoch_started_s = time.monotonic()
         history = self._run_path / HISTORY
         if trainer.is_global_zero and history.exists():
             lines = [line for line in history.read_text().splitlines() if json.loads(line)["epoch"] <= trainer.current_epoch]
@@ -81,12 +92,14 @@ class RunJournal(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after validation, so the line holds both, where the epoch has one."""
+        assert isinstance(pl_module, SequenceModel)
+        loss = float(pl_module.mean_train_loss())
         if not trainer.is_global_zero:
             return
         line = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "train_loss_epoch": float(trainer.callback_metrics["train_loss_epoch"]),
+            "train_loss_epoch": loss,
             **self._validation,
             "seconds": round(time.monotonic() - self._epoch_started_s, 3),
         }

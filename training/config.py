@@ -65,16 +65,59 @@ class ObjectiveConfig(Config):
 
 
 class LossConfig(Config):
-    """How the target is told from the rest of the catalogue."""
+    """How the target is told from the rest of the catalogue. An option that the others leave without effect is an error."""
 
-    kind: Literal["full", "sampled"] = "full"
-    """`full`: softmax over the catalogue, in chunks. `sampled`: softmax over shared negatives, corrected by their log-probability."""
-    num_negatives: int = Field(default=256, gt=0)
-    """`sampled`: negatives drawn for a step, shared by its positions."""
-    sampler: Literal["uniform", "popularity"] = "uniform"
-    """`sampled`: what negatives are drawn from; `popularity` follows the counts of the training events."""
+    kind: Literal["full", "sampled", "gbce"] = "full"
+    """`full`: softmax over the catalogue, in chunks. `sampled`: softmax over shared negatives, corrected by their log-probability.
+    `gbce`: binary cross entropy over shared uniform negatives, calibrated for their number (gSASRec)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Logits are divided by it."""
     max_logits: int | None = Field(default=None, gt=0)
     """`full`: logits (positions times items) held at once, 4 bytes each, but those of 64 positions at least; chosen by device if absent."""
+    num_negatives: int = Field(default=256, gt=0)
+    """`sampled`, `gbce`: negatives of a step, shared by its positions. With the sampler `in_batch`, at most."""
+    gbce_calibration: float = Field(default=0.75, ge=0, le=1)
+    """`gbce`: 0 is plain binary cross entropy, too sure of itself; 1 makes the probabilities those of all items as negatives."""
+    log_q_correction: bool = True
+    """`sampled`: correct negatives by how often they are drawn; without it what is learnt is biased by the sampler."""
+    sampler: Literal["uniform", "log_uniform", "popularity", "streaming", "in_batch", "mixed"] = "uniform"
+    """`sampled`: what negatives are drawn from. `log_uniform`: Zipf's law over ranks by training events. `popularity`: the counts of
+    training events. `streaming`: frequencies estimated while training. `in_batch`: the step's own targets. `mixed`: those and uniform."""
+    popularity_exponent: float = Field(default=1.0, ge=0)
+    """`popularity`: items are drawn in proportion to (count + 1) to this power."""
+    in_batch_share: float = Field(default=0.5, gt=0, lt=1)
+    """`mixed`: share of the negatives that are targets of the step; the rest are uniform."""
+    in_batch_frequency: Literal["counts", "streaming"] = "counts"
+    """`in_batch`, `mixed`: how often an item is a target, for the correction: by training events, or estimated while training."""
+    streaming_rate: float = Field(default=0.01, gt=0, lt=1)
+    """`streaming` sampler or frequency: weight of the newest gap between two appearances of an item; about 1 over it are remembered."""
+    gather_negatives: bool = True
+    """`in_batch`, `mixed`: the targets of all workers are negatives on each, as they would be with one worker."""
+
+    @model_validator(mode="after")
+    def _has_no_idle_option(self) -> "LossConfig":
+        sampled = self.kind == "sampled"
+        in_batch = self.sampler in ("in_batch", "mixed")
+        users = {
+            "max_logits": (self.kind == "full", "loss.kind = 'full'"),
+            "num_negatives": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
+            "gbce_calibration": (self.kind == "gbce", "loss.kind = 'gbce'"),
+            "log_q_correction": (sampled, "loss.kind = 'sampled'"),
+            "sampler": (sampled, "loss.kind = 'sampled'"),
+            "popularity_exponent": (self.sampler == "popularity", "loss.sampler = 'popularity'"),
+            "in_batch_share": (self.sampler == "mixed", "loss.sampler = 'mixed'"),
+            "in_batch_frequency": (in_batch and self.log_q_correction, "loss.sampler = 'in_batch' or 'mixed', corrected"),
+            "streaming_rate": (
+                self.sampler == "streaming" or (in_batch and self.in_batch_frequency == "streaming"),
+                "loss.sampler or loss.in_batch_frequency = 'streaming'",
+            ),
+            "gather_negatives": (in_batch, "loss.sampler = 'in_batch' or 'mixed'"),
+        }
+        for name, (used, needed) in users.items():
+            value = getattr(self, name)
+            if not used and value != type(self).model_fields[name].default:
+                raise ValueError(f"{name} = {value!r} has no effect without {needed}")
+        return self
 
 
 class BatchConfig(Config):
@@ -104,6 +147,12 @@ class TrainingConfig(Config):
     patience: int = Field(default=10, gt=0)
     """Validations without a better NDCG@10 before training stops."""
     validate_every_epochs: int = Field(default=1, gt=0)
+    include_validation: bool = False
+    """Train on validation events as well; then nothing is validated and the last weights are kept. `train --refit` sets it."""
+    stop_after_epochs: int | None = Field(default=None, gt=0)
+    """Stop then, in the schedule of `max_epochs`. `train --refit` sets it to the epoch that validation chose."""
+    checkpoint_every_steps: int = Field(default=1000, gt=0)
+    """Steps within an epoch between two checkpoints; there is always one at its end."""
     seed: int = Field(default=0, ge=0)
     """Seeds weights, batches, masks, negatives and dropout, each from a generator of its own."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -116,7 +165,14 @@ class TrainingConfig(Config):
     def _validates_once(self) -> "TrainingConfig":
         if self.validate_every_epochs > self.max_epochs:
             raise ValueError(f"validate_every_epochs = {self.validate_every_epochs} is above max_epochs = {self.max_epochs}")
+        if self.stop_after_epochs is not None and self.stop_after_epochs > self.max_epochs:
+            raise ValueError(f"stop_after_epochs = {self.stop_after_epochs} is above max_epochs = {self.max_epochs}")
         return self
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs to train at most."""
+        return self.stop_after_epochs or self.max_epochs
 
 
 class RankerConfig(Config):

@@ -1,26 +1,42 @@
 """Loaders for Lightning: a new one each epoch, so that an epoch's batches depend on its number and nothing else."""
 
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, IterableDataset
 
 from passerelle.dataset import Dataset
 from passerelle.splits import EvaluationUsers, Split
 from training.batches import Batch, EpochBatches
 from training.config import RunConfig
-from training.evaluation_batches import EvaluationBatch, EvaluationBatches
+from training.evaluation_batches import EvaluationBatches
+
+PREFETCHED_BATCHES = 4
+Item = TypeVar("Item")
 
 
-class _Batches(IterableDataset[Batch | EvaluationBatch]):
-    def __init__(self, batches: EpochBatches | EvaluationBatches) -> None:
-        self._batches = batches
+class EpochLoader:
+    """The batches of one epoch, collated ahead by a thread; a checkpoint within the epoch knows where it was."""
 
-    def __iter__(self) -> Iterator[Batch | EvaluationBatch]:
-        return iter(self._batches)
+    def __init__(self, batches: EpochBatches, trainer: pl.Trainer) -> None:
+        self._batches, self._trainer, self._epoch = batches, trainer, trainer.current_epoch
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return prefetched(self._batches, PREFETCHED_BATCHES)
+
+    def state_dict(self) -> dict[str, int]:
+        """Steps whose weights a checkpoint made after a step holds; how many batches were prefetched does not matter."""
+        return {"epoch": self._epoch, "steps": self._trainer.fit_loop.epoch_loop.batch_progress.current.ready}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where the checkpoint was made; one made at an epoch's end says nothing of the next."""
+        if state_dict["epoch"] == self._epoch:
+            self._batches.first_step = state_dict["steps"]
 
 
 class SequenceData(pl.LightningDataModule):
@@ -30,9 +46,9 @@ class SequenceData(pl.LightningDataModule):
         super().__init__()
         self._dataset, self._split, self._users, self._config = dataset, split, validation_users, config
 
-    def train_dataloader(self) -> DataLoader[Batch | EvaluationBatch]:
-        assert self.trainer is not None
+    def train_dataloader(self) -> EpochLoader:
         trainer = self.trainer
+        assert trainer is not None
         batches = EpochBatches(
             self._dataset,
             self._split,
@@ -41,11 +57,11 @@ class SequenceData(pl.LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        return DataLoader(_Batches(batches), batch_size=None)
+        return EpochLoader(batches, trainer)
 
-    def val_dataloader(self) -> DataLoader[Batch | EvaluationBatch]:
+    def val_dataloader(self) -> EvaluationBatches:
         assert self.trainer is not None
-        batches = EvaluationBatches(
+        return EvaluationBatches(
             self._dataset,
             self._users,
             max_history=self._config.model.max_history,
@@ -53,4 +69,41 @@ class SequenceData(pl.LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
-        return DataLoader(_Batches(batches), batch_size=None)
+
+
+def prefetched(items: Iterable[Item], depth: int) -> Iterator[Item]:
+    """The same items in the same order, made by a thread that is at most `depth` ahead; its errors are raised here."""
+    ready: queue.Queue[Item | _End] = queue.Queue(depth)
+    abandoned = threading.Event()
+
+    def put(item: "Item | _End") -> bool:
+        while not abandoned.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(_End(None))
+        except BaseException as error:  # whatever it is, it belongs to whoever asks for the next item
+            put(_End(error))
+
+    threading.Thread(target=work, name="prefetch", daemon=True).start()
+    try:
+        while not isinstance(item := ready.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        abandoned.set()
+
+
+class _End:
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error

@@ -1,37 +1,73 @@
-"""Full-catalogue evaluation of a run, with the popularity baseline beside it, through one code path.
+"""Full-catalogue evaluation of a run, with baselines beside it, through one code path.
+
+Two files of the run hold what was found, both by part, then scorer (`model`, `ranker`, or a baseline's name):
+
+    evaluation.json           metric -> plain number: accuracy at each k, `auc`, and what is beyond accuracy at each k
+    evaluation_details.json   how the scorer was fitted, confidence intervals, and where asked for segments and `with_seen`
 
 Shape legend: B users of a batch, Q users in all, Q1 = Q + 1, R item rows, K ranked items, G relevant items.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from passerelle import metrics
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.files import write_text
 from passerelle.progress import Progress, silent
+from passerelle.segments import Segment, length_segments
 from passerelle.splits import EvaluationUsers, Part, Split, evaluation_users, make_split
-from training.evaluation_batches import EvaluationBatch, EvaluationBatches
+from training.baselines import make_baselines
+from training.baselines.base import Scorer, hyper_parameters
+from training.evaluation_batches import EvaluationBatches
+from training.measures import Measures, batch_auc, by_segment, confidence, describe_catalogue, measure
 from training.ranking import rank_scores
 from training.run import RunManifest, load_model, open_run, open_run_dataset
 from training.sequence_model import SequenceModel
-from training.statistics import item_statistics
 from training.windows import Windows, gather_ragged
 
-EVALUATION = "evaluation.json"
+EVALUATION, DETAILS = "evaluation.json", "evaluation_details.json"
 DEFAULT_KS = (10, 20, 50, 100)
 EVALUATION_TOKEN_BUDGET = 25_600
 
-Scorer = Callable[[EvaluationBatch], Tensor]
-"""Scores [B, R] of every item row for the users of a batch."""
+FitOn = Literal["train", "before_targets"]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What to measure beside the model's accuracy."""
+
+    ks: tuple[int, ...] | None = None
+    """Cut-offs; without it those of `DEFAULT_KS` that the catalogue is large enough for."""
+    baselines: tuple[str, ...] = ("popularity",)
+    """Names from `training.baselines.BASELINES`, or `all`."""
+    fit_baselines_on: FitOn = "train"
+    """What baselines learn from, histories at the time of ranking being the same for all. `train`: the training events, like the model.
+    `before_targets`: all events before the evaluated part, so that for the test part validation events are learnt from too, as
+    published tables of baselines often do; for the validation part the two are the same."""
+    with_seen: bool = False
+    """Measure everything a second time with seen items left in the ranking."""
+    segments: tuple[int, ...] | Literal["terciles"] | None = None
+    """Cut users by length of history: edges (`length_segments`), or into thirds."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found, as it is written into the run."""
+
+    metrics: dict[str, dict[str, float]]
+    """Scorer -> metric -> value, the model first; seen items are not ranked."""
+    details: dict[str, dict[str, Any]]
+    """Scorer -> `fitted_on`, `hyper_parameters` of a baseline, `diversity_of`, what `confidence` gives, and where asked for
+    `segments` (`by_segment`) and `with_seen` (metric -> value)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +81,13 @@ class OpenRun:
     model: SequenceModel
 
     def users(self, part: Part) -> EvaluationUsers:
+        """Users of a part with a target.
+
+        Raises:
+            UserError: the model was trained on that part.
+        """
+        if part == "validation" and self.manifest.config.training.include_validation:
+            raise UserError(f"{self.path} was trained on {self.manifest.trained_on}: only --split test says something about it")
         return evaluation_users(self.split, part)
 
 
@@ -64,14 +107,35 @@ def model_scorer(model: SequenceModel) -> Scorer:
     return lambda batch: (model.encode_histories(batch.histories) @ model.table_RD.T).float()
 
 
-def popularity_scorer(counts_R: npt.NDArray[np.float64]) -> Scorer:
-    """The same scores for everybody, by how often each item occurs in training; ties by lower row, as in serving, whatever k is."""
-    scores_R = torch.empty(len(counts_R), dtype=torch.float64)
-    scores_R[torch.from_numpy(np.argsort(-counts_R, kind="stable"))] = torch.arange(len(counts_R), 0, -1, dtype=torch.float64)
-    return lambda batch: scores_R.repeat(len(batch.positions_B), 1)
-
-
 @torch.inference_mode()
+def _rank(
+    dataset: Dataset,
+    users: EvaluationUsers,
+    scorer: Scorer,
+    k: int,
+    *,
+    max_history: int,
+    exclude_seen: bool,
+    stage: str,
+    progress: Progress,
+    with_auc: bool,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Rows and scores [Q, K] of `rank_users`, and the AUC [Q] where it is asked for (else zeros)."""
+    rows_QK = np.zeros((len(users), k), dtype=np.int64)
+    scores_QK = np.zeros((len(users), k), dtype=np.float32)
+    auc_Q = np.zeros(len(users))
+    done = 0
+    for batch in EvaluationBatches(dataset, users, max_history=max_history, token_budget=EVALUATION_TOKEN_BUDGET):
+        scores_BR = scorer(batch)
+        rows_BK, scores_BK = rank_scores(scores_BR, batch, k, exclude_seen=exclude_seen)
+        rows_QK[batch.positions_B], scores_QK[batch.positions_B] = rows_BK.numpy(), scores_BK.numpy()
+        if with_auc:
+            auc_Q[batch.positions_B] = batch_auc(scores_BR, batch)  # rank_scores has set what is not ranked to -inf
+        done += len(batch.positions_B)
+        progress(stage, done, len(users))
+    return rows_QK, scores_QK, auc_Q
+
+
 def rank_users(
     dataset: Dataset,
     users: EvaluationUsers,
@@ -84,14 +148,9 @@ def rank_users(
     progress: Progress = silent,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Rows [Q, K] and scores [Q, K] of the k best items of each user, over the whole catalogue, in the order of `users`."""
-    rows_QK = np.zeros((len(users), k), dtype=np.int64)
-    scores_QK = np.zeros((len(users), k), dtype=np.float32)
-    done = 0
-    for batch in EvaluationBatches(dataset, users, max_history=max_history, token_budget=EVALUATION_TOKEN_BUDGET):
-        rows_BK, scores_BK = rank_scores(scorer(batch), batch, k, exclude_seen=exclude_seen)
-        rows_QK[batch.positions_B], scores_QK[batch.positions_B] = rows_BK.numpy(), scores_BK.numpy()
-        done += len(batch.positions_B)
-        progress(stage, done, len(users))
+    rows_QK, scores_QK, _ = _rank(
+        dataset, users, scorer, k, max_history=max_history, exclude_seen=exclude_seen, stage=stage, progress=progress, with_auc=False
+    )
     return rows_QK, scores_QK
 
 
@@ -108,40 +167,117 @@ def ranking_metrics(dataset: Dataset, users: EvaluationUsers, rows_QK: npt.NDArr
 
 
 def evaluate(run: OpenRun, part: Part, ks: tuple[int, ...] | None = None, progress: Progress = silent) -> dict[str, dict[str, float]]:
-    """Metrics of the model and of popularity on a part; seen items are not ranked. Written into the run's `evaluation.json`.
+    """Scorer -> metric -> value of the model and of popularity: `evaluate_in_detail` with its defaults, without the details."""
+    return evaluate_in_detail(run, part, EvaluationSettings(ks), progress).metrics
 
-    Without `ks`, those of `DEFAULT_KS` that the catalogue is large enough for.
+
+def evaluate_in_detail(
+    run: OpenRun, part: Part, settings: EvaluationSettings = EvaluationSettings(), progress: Progress = silent
+) -> Evaluation:
+    """Measure the model and baselines on a part, and write what was found into the run.
 
     Raises:
-        UserError: a k is below 1 or above the number of items.
+        UserError: a k is below 1 or above the number of items, a baseline is not known or cannot be fitted, or segments do not rise.
     """
-    num_items = run.dataset.num_items
+    ks = _cut_offs(settings.ks, run.dataset.num_items)
+    baselines = make_baselines(settings.baselines)
+    users = run.users(part)
+    segments = _segments(users, settings)
+    catalogue = describe_catalogue(run.dataset, run.split, users, run.model.item_vectors().numpy())
+    # All are fitted before anything is ranked, so that one that cannot be is refused at once.
+    fitting = _fitting_split(run.split, part, settings.fit_baselines_on)
+    for done, baseline in enumerate(baselines.values()):
+        progress("fitting baselines", done, len(baselines))
+        baseline.fit(run.dataset, fitting)
+    progress("fitting baselines", len(baselines), len(baselines))
+
+    def measured(stage: str, scorer: Scorer, *, exclude_seen: bool) -> Measures:
+        rows_QK, _, auc_Q = _rank(
+            run.dataset,
+            users,
+            scorer,
+            max(ks),
+            max_history=run.manifest.config.model.max_history,
+            exclude_seen=exclude_seen,
+            stage=stage,
+            progress=progress,
+            with_auc=True,
+        )
+        return measure(rows_QK, auc_Q, *relevant_items(run.dataset, users), ks, catalogue)
+
+    evaluation = Evaluation({}, {})
+    model: Measures | None = None
+    scorers: dict[str, Scorer] = {"model": model_scorer(run.model), **baselines}
+    for name, scorer in scorers.items():
+        measures = measured(name, scorer, exclude_seen=True)
+        # The same draws for each scorer: an interval does not depend on what else was asked for.
+        details = confidence(measures, model, np.random.default_rng(run.manifest.config.training.seed))
+        details["fitted_on"] = settings.fit_baselines_on if name in baselines else "train"
+        details["diversity_of"] = catalogue.diversity_of
+        if name in baselines:
+            details["hyper_parameters"] = hyper_parameters(baselines[name])
+        if segments:
+            details["segments"] = by_segment(measures, segments)
+        if settings.with_seen:
+            details["with_seen"] = measured(f"{name}, with seen items", scorer, exclude_seen=False).plain()
+        evaluation.metrics[name], evaluation.details[name] = measures.plain(), details
+        model = model or measures
+    before = read_details(run.path).get(part, {})
+    refitted = {name for name, details in evaluation.details.items() if before.get(name, details)["fitted_on"] != details["fitted_on"]}
+    record_evaluation(run.path, part, evaluation.metrics, forget=refitted)
+    _record_details(run.path, part, evaluation.details)
+    return evaluation
+
+
+def _cut_offs(ks: tuple[int, ...] | None, num_items: int) -> tuple[int, ...]:
     if ks is None:
-        ks = tuple(k for k in DEFAULT_KS if k <= num_items) or (num_items,)
+        return tuple(k for k in DEFAULT_KS if k <= num_items) or (num_items,)
     if min(ks) < 1 or max(ks) > num_items:
         raise UserError(f"--k {','.join(map(str, ks))}: each must lie between 1 and the {num_items} items of the catalogue")
-    users = run.users(part)
-    counts_R = item_statistics(run.dataset, run.split, run.manifest.config.ranker.recent_days).counts_R
-    scorers = {"model": model_scorer(run.model), "popularity": popularity_scorer(counts_R)}
-    results = {}
-    for name, scorer in scorers.items():
-        rows_QK, _ = rank_users(
-            run.dataset, users, scorer, max(ks), max_history=run.manifest.config.model.max_history, stage=name, progress=progress
-        )
-        results[name] = ranking_metrics(run.dataset, users, rows_QK, ks)
-    record_evaluation(run.path, part, results)
-    return results
+    return ks
 
 
-def record_evaluation(run_path: Path, part: Part, results: dict[str, dict[str, float]]) -> None:
-    """Merge results into the run's `evaluation.json`, by part and scorer."""
+def _segments(users: EvaluationUsers, settings: EvaluationSettings) -> list[Segment]:
+    if settings.segments is None:
+        return []
+    lengths_Q = users.history_end_Q - users.history_start_Q
+    return length_segments(lengths_Q, None if settings.segments == "terciles" else settings.segments)
+
+
+def _fitting_split(split: Split, part: Part, fit_on: FitOn) -> Split:
+    """A split whose training events are those that baselines may learn from."""
+    if fit_on == "before_targets" and part == "test":
+        return replace(split, train_end_U=split.validation_end_U)
+    return split
+
+
+def record_evaluation(run_path: Path, part: Part, results: dict[str, dict[str, float]], forget: Collection[str] = ()) -> None:
+    """Merge results into the run's `evaluation.json`, by part, scorer and metric.
+
+    Args:
+        forget: scorers whose earlier numbers are dropped first, because they were fitted on other events.
+    """
     recorded = read_evaluation(run_path)
+    measured = recorded.setdefault(part, {})
     for scorer, values in results.items():
-        recorded.setdefault(part, {}).setdefault(scorer, {}).update(values)
+        measured[scorer] = {**({} if scorer in forget else measured.get(scorer, {})), **values}
     write_text(run_path / EVALUATION, json.dumps(recorded, indent=2) + "\n")
 
 
 def read_evaluation(run_path: Path) -> dict[str, dict[str, dict[str, float]]]:
     """What has been evaluated so far: part -> scorer -> metric -> value."""
     path = run_path / EVALUATION
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _record_details(run_path: Path, part: Part, details: dict[str, dict[str, Any]]) -> None:
+    """Replace the details of the given scorers, and of no other, in the run's `evaluation_details.json`."""
+    recorded = read_details(run_path)
+    recorded.setdefault(part, {}).update(details)
+    write_text(run_path / DETAILS, json.dumps(recorded, indent=2) + "\n")
+
+
+def read_details(run_path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """What is beside the plain numbers: part -> scorer -> `Evaluation.details`."""
+    path = run_path / DETAILS
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,23 @@ def fit(
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // num_workers))
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*", category=UserWarning)
-    warnings.filterwarnings("ignore", message=".*IterableDataset. has .__len__. defined.*", category=UserWarning)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning 2.6 with torch 2.13
     split = make_split(dataset, config.split)
-    counts_R = item_statistics(dataset, split, config.ranker.recent_days).counts_R
+    users = evaluation_users(split, "validation")
+    if config.training.include_validation:
+        split = replace(split, train_end_U=split.validation_end_U)
+    num_events_R = item_statistics(dataset, split, config.ranker.recent_days).num_events_R
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
-    model = SequenceModel(config, torch.from_numpy(counts_R), total_steps=steps_per_epoch * config.training.max_epochs)
+    model = SequenceModel(config, torch.from_numpy(num_events_R).double(), total_steps=steps_per_epoch * config.training.max_epochs)
     checkpoints = run_path / "checkpoints"
-    ours = [Patience(config.training.patience), RunJournal(run_path), BestCheckpoint(checkpoints), LastCheckpoint(checkpoints)]
+    choice: list[pl.Callback] = (
+        [] if config.training.include_validation else [Patience(config.training.patience), BestCheckpoint(checkpoints)]
+    )
+    ours = [RunJournal(run_path), *choice, LastCheckpoint(checkpoints, config.training.checkpoint_every_steps)]
     trainer = pl.Trainer(
-        max_epochs=config.training.max_epochs,
+        max_epochs=config.training.num_epochs,
+        limit_val_batches=0 if config.training.include_validation else None,
         check_val_every_n_epoch=config.training.validate_every_epochs,
         precision=config.training.precision,
         gradient_clip_val=config.optimizer.gradient_clip_norm,
@@ -78,20 +84,22 @@ def fit(
     if prepare is not None:
         trainer = prepare(trainer)
     last = run_path / LAST
-    data = SequenceData(dataset, split, evaluation_users(split, "validation"), config)
+    data = SequenceData(dataset, split, users, config)
     try:
         trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None, weights_only=True)
     except SystemExit as stop:  # Lightning turns Ctrl-C into it
         raise stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else stop from None
 
 
-def train_in_process(recipe: str, dataset: Dataset, config: RunConfig, run_path: Path, *, resume: bool = False) -> RunManifest:
+def train_in_process(
+    recipe: str, dataset: Dataset, config: RunConfig, run_path: Path, *, resume: bool = False, refit_of: str | None = None
+) -> RunManifest:
     """A whole run in this process: create or continue it, fit, seal it.
 
     Raises:
         UserError: the run may not be created or continued, or the split leaves a part empty.
     """
-    manifest = plan_run(run_path, recipe, dataset, config, resume=resume)
+    manifest = plan_run(run_path, recipe, dataset, config, resume=resume, refit_of=refit_of)
     start_run(run_path, manifest)
     fit(dataset, config, run_path, resume=resume)
     return finish_run(run_path, manifest)

@@ -1,7 +1,8 @@
 """The ranker: LightGBM (LambdaMART) over retrieval candidates; the only file that imports lightgbm.
 
 It learns on the validation targets, with histories and statistics of training alone, and is measured on the test targets,
-so nothing it is measured on was seen by it or by the model under it.
+so nothing it is measured on was seen by it or by the model under it. Over a refit, it learns from the candidates of the run
+that the refit was made from.
 
 Shape legend: Q users, K candidates of a user, F features, S = sum of candidates, R item rows.
 """
@@ -23,6 +24,7 @@ from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
 from training.evaluation import (
     OpenRun,
+    load_run,
     model_scorer,
     rank_users,
     ranking_metrics,
@@ -103,7 +105,8 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
     config = run.manifest.config
     if (run.path / RANKER).exists() and not overwrite:
         raise UserError(f"{run.path / RANKER} already exists: pass --overwrite to train the ranker again")
-    learning = retrieve_candidates(run, run.users("validation"), progress)
+    learner = _learner(run)
+    learning = retrieve_candidates(learner, learner.users("validation"), progress)
     hits_QK = _hits(run, learning)
     useful_Q = np.flatnonzero(hits_QK.any(axis=1))
     if len(useful_Q) < 2:
@@ -127,6 +130,16 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
         write_text(scratch / "ranker.json", json.dumps({"features": names, "num_trees": booster.num_trees(), "test": results}, indent=2))
     record_evaluation(run.path, "test", results)
     return results
+
+
+def _learner(run: OpenRun) -> OpenRun:
+    """The run whose candidates the ranker learns from: a model knows the validation events it was refit on too well."""
+    if not run.manifest.config.training.include_validation:
+        return run
+    chosen_by = run.manifest.refit_of
+    if chosen_by is None:
+        raise UserError(f"{run.path} was trained on validation events, without --refit: no run is left that a ranker could learn from")
+    return load_run(Path(chosen_by), run.dataset.path)
 
 
 def _lightgbm_set(candidates: Candidates, hits_QK: npt.NDArray[np.bool_], chosen_Q: npt.NDArray[np.int64]) -> lightgbm.Dataset:

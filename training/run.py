@@ -6,11 +6,13 @@ run/
   history.jsonl        one line an epoch: losses and validation metrics
   checkpoints/         last.ckpt (to resume from) and best.ckpt (by validation NDCG@10)
   tensorboard/         event files
-  evaluation.json      written by `passerelle evaluate`
+  evaluation.json      written by `passerelle evaluate`: plain numbers; intervals, segments and how baselines were fitted are in
+                       evaluation_details.json
   ranker/              written by `passerelle train-ranker`
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -47,10 +49,33 @@ class RunManifest(Manifest):
     best_epoch: int | None
     """Epoch of `best.ckpt`, the first is 1."""
     validation: dict[str, float]
-    """Validation metrics of `best.ckpt`."""
+    """Validation metrics of `best.ckpt`; none when it was trained on validation events too."""
+    refit_of: str | None = None
+    """The run whose validation chose the number of epochs, where `config.training.include_validation` holds."""
+
+    @property
+    def trained_on(self) -> str:
+        """In words for reports."""
+        if not self.config.training.include_validation:
+            return "train"
+        return f"train and validation, {self.epochs} epochs" + (f" as chosen by {self.refit_of}" if self.refit_of else "")
 
 
-def plan_run(path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool, num_workers: int = 1) -> RunManifest:
+def refit_config(manifest: RunManifest) -> RunConfig:
+    """The configuration to train once more on train and validation, for as many epochs as validation chose.
+
+    Raises:
+        UserError: the run is itself a refit.
+    """
+    if manifest.config.training.include_validation:
+        raise UserError("--refit: this run was trained on validation events already; give the run that it was made from")
+    training = {"include_validation": True, "stop_after_epochs": manifest.best_epoch}
+    return manifest.config.model_copy(update={"training": manifest.config.training.model_copy(update=training)})
+
+
+def plan_run(
+    path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool, num_workers: int = 1, refit_of: str | None = None
+) -> RunManifest:
     """The manifest of a new run, or of an existing one to be continued; writes nothing.
 
     Raises:
@@ -68,7 +93,7 @@ def plan_run(path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, re
         raise UserError(f"{path} exists and is not a run: choose another --out")
     common = provenance(RunManifest, path, (), LIBRARIES)
     fields = {"recipe": recipe, "dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
-    progress = {"state": "training", "epochs": 0, "best_epoch": None, "validation": {}}
+    progress = {"state": "training", "epochs": 0, "best_epoch": None, "validation": {}, "refit_of": refit_of}
     return RunManifest.model_validate({**common, **fields, **progress, "config": config})
 
 
@@ -92,15 +117,22 @@ def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path
 
 
 def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
-    """Record that training ended: epochs trained, the best one with its metrics, checksums of the checkpoints."""
+    """Record that training ended: epochs trained, the best one with its metrics, checksums of the checkpoints.
+
+    Where nothing was validated, the last weights are the best.
+    """
+    if manifest.config.training.include_validation:
+        shutil.copy(path / LAST, path / f"{BEST}.part")
+        (path / f"{BEST}.part").replace(path / BEST)
     epochs_trained, best_epoch = (_read_checkpoint(path / name)["epoch"] + 1 for name in (LAST, BEST))
     history = [json.loads(line) for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
     best = next(line for line in history if line["epoch"] == best_epoch)
+    validation = {} if manifest.config.training.include_validation else {MONITOR: best[MONITOR]}
     manifest = manifest.updated(
         state="complete",
         epochs=epochs_trained,
         best_epoch=best_epoch,
-        validation={MONITOR: best[MONITOR]},
+        validation=validation,
         files=provenance(RunManifest, path, (BEST, LAST), LIBRARIES)["files"],
     )
     write_manifest(path, manifest)
@@ -132,9 +164,16 @@ def open_run_dataset(manifest: RunManifest, path: Path | None = None) -> Dataset
 
 
 def load_model(path: Path, manifest: RunManifest, dataset: Dataset) -> SequenceModel:
-    """The best checkpoint of a run, in evaluation mode, on the CPU."""
+    """The best checkpoint of a run, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: its weights are not those of this code's model.
+    """
     model = SequenceModel(manifest.config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1)
-    model.load_state_dict(_read_checkpoint(path / BEST)["state_dict"])
+    try:
+        model.load_state_dict(_read_checkpoint(path / BEST)["state_dict"])
+    except RuntimeError:
+        raise UserError(f"{path}: the weights were made by another version of the code ({manifest.git_commit}): train it again") from None
     return model.eval()
 
 

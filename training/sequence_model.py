@@ -9,6 +9,8 @@ serve it.
 Shape legend: B sequences, L padded length, D width, T tokens, M target positions, R item rows, K ranked items, Q users.
 """
 
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
@@ -23,9 +25,10 @@ from training.config import RunConfig
 from training.dropout import Dropout
 from training.encoder import QueryEncoder, SequenceEncoder, Times, pad_right_aligned, scatter, serving_times
 from training.evaluation_batches import EvaluationBatch, Histories
-from training.losses import full_softmax, sampled_softmax
+from training.full_softmax import full_softmax
+from training.losses import gbce, sampled_softmax
 from training.ranking import rank_items
-from training.samplers import PopularitySampler, Sampler, UniformSampler
+from training.samplers import make_sampler
 
 MONITOR = "validation_ndcg@10"
 MONITOR_K = 10
@@ -37,7 +40,7 @@ class SequenceModel(pl.LightningModule):
 
     Args:
         config: the resolved recipe.
-        counts_R: float64 training events of each item row; the popularity sampler draws from them.
+        counts_R: float64 training events of each item row; samplers draw from them.
         total_steps: steps in `max_epochs`, for the learning-rate schedule.
     """
 
@@ -51,7 +54,8 @@ class SequenceModel(pl.LightningModule):
         table_RD[PADDING_ROW] = 0.0
         self.table_RD = nn.Parameter(table_RD)
         self.encoder = SequenceEncoder(config.model, generator, causal=config.objective.kind == "causal")
-        self.sampler: Sampler = UniformSampler(len(counts_R)) if config.loss.sampler == "uniform" else PopularitySampler(counts_R)
+        self.sampler = make_sampler(config.loss, counts_R)
+        self._train_loss = torch.zeros(2, dtype=torch.float64)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
 
     def item_vectors(self) -> Tensor:
@@ -86,15 +90,37 @@ class SequenceModel(pl.LightningModule):
         hidden_BLD = self.encode(items_BL, times, dropout)
         query_MD = hidden_BLD[row_T[batch.targets_M], column_T[batch.targets_M]]
         loss = self._loss_sum(query_MD, batch) / self._mean_over_ranks(batch.weights_M.sum())
-        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, sync_dist=True, batch_size=1)
+        self._train_loss = self._train_loss.to(self.device)
+        self._train_loss[0] += loss.detach()
+        self._train_loss[1] += 1
+        self.log("train_loss", loss.detach(), batch_size=1)
         return loss
+
+    def mean_train_loss(self) -> Tensor:
+        """Mean over the steps of the epoch so far, those before a restart included; every rank must ask."""
+        total, steps = self._sum_over_ranks(self._train_loss)
+        return (total / steps).float()
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train_loss_epoch", self.mean_train_loss())
+        self._train_loss.zero_()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Within an epoch, what its loss has added up to."""
+        checkpoint["train_loss"] = self._train_loss.clone()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._train_loss = checkpoint["train_loss"].clone()
 
     def _loss_sum(self, query_MD: Tensor, batch: Batch) -> Tensor:
         config = self.config.loss
+        given = (query_MD, self.table_RD, batch.target_rows_M, batch.weights_M)
         if config.kind == "full":
-            return full_softmax(query_MD, self.table_RD, batch.target_rows_M, batch.weights_M, config.max_logits)
-        negatives_N = self.sampler.draw(config.num_negatives, torch.Generator().manual_seed(batch.seed)).to(self.device)
-        return sampled_softmax(query_MD, self.table_RD, batch.target_rows_M, batch.weights_M, negatives_N, self.sampler)
+            return full_softmax(*given, temperature=config.temperature, max_logits=config.max_logits)
+        negatives = self.sampler.draw(config.num_negatives, batch.target_rows_M, torch.Generator().manual_seed(batch.seed))
+        if config.kind == "gbce":
+            return gbce(*given, negatives, calibration=config.gbce_calibration, temperature=config.temperature)
+        return sampled_softmax(*given, negatives, temperature=config.temperature, correction=config.log_q_correction)
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:
         """DDP averages gradients over ranks: dividing each rank's sum by this makes that average the global mean."""
@@ -112,12 +138,16 @@ class SequenceModel(pl.LightningModule):
         self._validation_sums += torch.tensor([values_B.sum(), len(values_B)])
 
     def on_validation_epoch_end(self) -> None:
-        sums = self._validation_sums.clone()
-        if dist.is_available() and dist.is_initialized():
-            sums = sums.to(self.device)
-            dist.all_reduce(sums)
+        total, users = self._sum_over_ranks(self._validation_sums)
         self._validation_sums.zero_()
-        self.log(MONITOR, (sums[0] / sums[1]).float(), rank_zero_only=False)
+        self.log(MONITOR, (total / users).float(), rank_zero_only=False)
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        if not (dist.is_available() and dist.is_initialized()):
+            return sums.clone()
+        sums = sums.to(self.device, copy=True)
+        dist.all_reduce(sums)
+        return sums
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config.optimizer

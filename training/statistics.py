@@ -15,10 +15,14 @@ from passerelle.splits import Split
 
 @dataclass(frozen=True)
 class ItemStatistics:
-    """Weighted events of each item, over all of training and over its last days."""
+    """Events of each item."""
 
+    num_events_R: npt.NDArray[np.int64]
+    """Over all of training, each counting one."""
     counts_R: npt.NDArray[np.float64]
+    """Their weights, over all of training."""
     recent_counts_R: npt.NDArray[np.float64]
+    """Their weights, over its last days."""
 
 
 def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemStatistics:
@@ -31,6 +35,7 @@ def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemSta
     times_ms = dataset.timestamps_ms_E[training_E]
     recent = times_ms > times_ms.max() - recent_days * DAY_MS
     return ItemStatistics(
+        num_events_R=np.bincount(rows, minlength=dataset.num_rows),
         counts_R=np.bincount(rows, weights=weights, minlength=dataset.num_rows).astype(np.float64),
         recent_counts_R=np.bincount(rows[recent], weights=weights[recent], minlength=dataset.num_rows).astype(np.float64),
     )

@@ -1,10 +1,18 @@
 """`passerelle evaluate RUN`."""
 
+import functools
+import operator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ray_cluster.cli.console import json_option, print_json, print_table, progress_bars
+
+if TYPE_CHECKING:
+    from training.evaluation import Evaluation
+
+BASELINES = "popularity,recent_popularity,markov,item_knn,ease,ials"
 
 
 def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
@@ -16,29 +24,97 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
         raise click.BadParameter(f"{text!r}: write whole numbers with commas between, such as 10,50") from None
 
 
+def _segments(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | Literal["terciles"] | None:
+    return "terciles" if text == "terciles" else _numbers(context, parameter, text)
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True, help="Part to rank.")
 @click.option("--k", "ks", callback=_numbers, help="Cut-offs, with commas between; without it 10,20,50,100, as far as there are items.")
+@click.option(
+    "--baselines",
+    callback=_names,
+    default="popularity",
+    show_default=True,
+    metavar="NAMES",
+    help=f"What to compare with: all, or some of {BASELINES}, with commas between.",
+)
+@click.option(
+    "--fit-baselines-on",
+    type=click.Choice(["train", "before_targets"]),
+    default="train",
+    show_default=True,
+    help="What baselines learn from: what the model did, or all events before the part (for test: validation events too).",
+)
+@click.option("--with-seen", is_flag=True, help="Measure a second time with seen items left in the ranking.")
+@click.option(
+    "--segments",
+    callback=_segments,
+    metavar="EDGES",
+    help="Measure users by length of history too: terciles, or the first length of every further group, such as 20,100.",
+)
 @click.option("--dataset", type=click.Path(path_type=Path), help="Where the dataset is now, if it has moved since training.")
 @json_option
-def command(run: Path, split: str, ks: tuple[int, ...] | None, dataset: Path | None, as_json: bool) -> None:
-    """Rank the whole catalogue for every user of a part, seen items left out, beside the popularity baseline.
+def command(run: Path, split: Literal["test", "validation"], dataset: Path | None, as_json: bool, **settings: Any) -> None:
+    """Rank the whole catalogue for every user of a part, seen items left out, beside baselines.
+
+    Every metric of the model comes with its 95 % interval, from 1000 bootstrap resamples of the users, and the model's
+    advantage over each baseline with that of the paired difference. The run keeps all of it: plain numbers in
+    evaluation.json, the rest in evaluation_details.json.
 
     \b
     Examples:
       passerelle evaluate artifacts/run
       passerelle evaluate artifacts/run --split validation --k 10
+      passerelle evaluate artifacts/run --baselines all --segments terciles --with-seen
       passerelle evaluate artifacts/run --json
     """
-    from training.evaluation import evaluate, load_run
+    from training.evaluation import EvaluationSettings, evaluate_in_detail, load_run
 
     opened = load_run(run, dataset)
     with progress_bars() as progress:
-        results = evaluate(opened, "test" if split == "test" else "validation", ks, progress)
+        evaluation = evaluate_in_detail(opened, split, EvaluationSettings(**settings), progress)
     if as_json:
-        print_json({"run": str(run), "split": split, "users": len(opened.users("test" if split == "test" else "validation")), **results})
+        report = {"run": str(run), "split": split, "users": len(opened.users(split))}
+        print_json({**report, **evaluation.metrics, "details": evaluation.details})
     else:
-        metrics = list(results["model"])
-        title = f"{opened.manifest.recipe} on {opened.dataset.manifest.name}, {split}, full catalogue of {opened.dataset.num_items} items"
-        print_table(title, ("metric", *results), [(metric, *(values[metric] for values in results.values())) for metric in metrics])
+        manifest = opened.manifest
+        title = f"{manifest.recipe} on {opened.dataset.manifest.name}, {split}, full catalogue of {opened.dataset.num_items} items"
+        title += f"; trained on {manifest.trained_on}"
+        _print(title, evaluation)
+
+
+def _print(title: str, evaluation: "Evaluation") -> None:
+    model, *baselines = evaluation.metrics
+    details = evaluation.details
+    ends = {metric: _ends(ends) for metric, ends in details[model]["intervals"].items()}
+    others = [evaluation.metrics[name] for name in baselines]
+    rows = [
+        (metric, value, ends.get(metric, ""), *(values[metric] for values in others)) for metric, value in evaluation.metrics[model].items()
+    ]
+    print_table(title, ("metric", model, "95 % interval", *baselines), rows)
+    shown = [metric for metric in ends if metric.startswith("ndcg@")]
+    if baselines:
+        gains = {name: details[name]["model_minus_this"] for name in baselines}
+        rows = [(name, *(f"{gain[metric]['mean']:+.4f} {_ends(gain[metric])}" for metric in shown)) for name, gain in gains.items()]
+        print_table("Model minus baseline, with 95 % intervals", ("baseline", *shown), rows)
+    if groups := details[model].get("segments"):
+        rows = [(group, groups[group]["users"], *_each(evaluation, "segments", group, shown[0])) for group in groups]
+        print_table(f"{shown[0]} by length of history", ("history", "users", model, *baselines), rows)
+    if "with_seen" in details[model]:
+        rows = [(metric, *_each(evaluation, "with_seen", metric)) for metric in details[model]["with_seen"]]
+        print_table("The same with seen items left in the ranking", ("metric", model, *baselines), rows)
+
+
+def _ends(interval: dict[str, float]) -> str:
+    return f"[{interval['low']:.4f}, {interval['high']:.4f}]"
+
+
+def _each(evaluation: "Evaluation", *keys: str) -> list[Any]:
+    """One value out of the details of each scorer."""
+    return [functools.reduce(operator.getitem, keys, details) for details in evaluation.details.values()]

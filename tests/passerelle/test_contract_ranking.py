@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passerelle.ids import FIRST_ITEM_ROW
-from passerelle.metrics import METRICS, hit_rate, hits, mean_metrics, ndcg, recall, reciprocal_rank
+from passerelle.metrics import (
+    METRICS,
+    auc,
+    average_precision,
+    hit_rate,
+    hits,
+    mean_metrics,
+    ndcg,
+    precision,
+    recall,
+    reciprocal_rank,
+    user_metrics,
+)
 from passerelle.topk import exact_topk
 
 K = 4
@@ -25,6 +37,8 @@ def slow_metrics(ranked: list[int], relevant: list[int], k: int) -> dict[str, fl
     ideal = sum(1 / math.log2(place + 2) for place in range(min(k, len(relevant))))
     return {
         "recall": sum(found) / len(relevant),
+        "precision": sum(found) / k,
+        "map": sum(sum(found[: place + 1]) / (place + 1) for place, hit in enumerate(found) if hit) / min(len(relevant), k),
         "hit_rate": float(any(found)),
         "ndcg": sum(gains) / ideal,
         "mrr": next((1 / (place + 1) for place, hit in enumerate(found) if hit), 0.0),
@@ -44,6 +58,7 @@ def test_metrics_equal_their_definitions(cases: list[tuple[list[int], list[int]]
             np.testing.assert_allclose(metric(hits_QK, num_relevant_Q, k), [each[name] for each in expected], rtol=1e-12)
     mean = mean_metrics(hits_QK, num_relevant_Q, (1, K))
     assert set(mean) == {f"{name}@{k}" for name in METRICS for k in (1, K)}
+    assert {name: values_Q.mean() for name, values_Q in user_metrics(hits_QK, num_relevant_Q, (1, K)).items()} == mean
     assert mean["ndcg@4"] == pytest.approx(np.mean([slow_metrics(ranked, relevant, K)["ndcg"] for ranked, relevant in cases]))
 
 
@@ -52,6 +67,10 @@ def test_metrics_by_hand() -> None:
     num_relevant_Q = np.array([2, 5, 1])
     assert recall(hits_QK, num_relevant_Q, 4).tolist() == [1.0, 0.2, 0.0]
     assert recall(hits_QK, num_relevant_Q, 2).tolist() == [0.5, 0.0, 0.0]
+    assert precision(hits_QK, num_relevant_Q, 4).tolist() == [0.5, 0.25, 0.0]
+    assert precision(hits_QK, num_relevant_Q, 8).tolist() == [0.25, 0.125, 0.0], "over k, though only four are ranked"
+    assert average_precision(hits_QK, num_relevant_Q, 4).tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, (1 / 4) / 4, 0.0])
+    assert average_precision(hits_QK, num_relevant_Q, 2).tolist() == pytest.approx([(1 / 2) / 2, 0.0, 0.0])
     assert hit_rate(hits_QK, num_relevant_Q, 3).tolist() == [1.0, 0.0, 0.0]
     assert reciprocal_rank(hits_QK, num_relevant_Q, 4).tolist() == [0.5, 0.25, 0.0]
     first = (1 / math.log2(3) + 1 / math.log2(4)) / (1 + 1 / math.log2(3))
@@ -61,9 +80,22 @@ def test_metrics_by_hand() -> None:
 
 def test_a_perfect_ranking_scores_one_even_when_it_is_short() -> None:
     hits_QK = np.array([[True, True]])
-    for metric in (hit_rate, ndcg, reciprocal_rank):
+    for metric in (hit_rate, ndcg, reciprocal_rank, average_precision):
         assert metric(hits_QK, np.array([2]), 10).tolist() == [1.0]
-    assert ndcg(hits_QK, np.array([9]), 2).tolist() == [1.0]  # no ranking of two can do better
+    for metric in (ndcg, average_precision, precision):
+        assert metric(hits_QK, np.array([9]), 2).tolist() == [1.0]  # no ranking of two can do better
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=4), max_size=5))
+def test_auc_equals_the_share_of_pairs_in_order(users: list[list[tuple[int, int, int]]]) -> None:
+    """Each relevant item is told by how many others are above, level with and below it; the oracle walks over all pairs."""
+    expected = []
+    for items in users:
+        values = [[0.0] * above + [0.5] * ties + [1.0] * below or [0.5] for above, ties, below in items]
+        expected.append(np.mean([np.mean(pairs) for pairs in values]))
+    counts_G3 = np.array([item for items in users for item in items]).reshape(-1, 3)
+    offsets_Q1 = np.cumsum([0, *map(len, users)])
+    np.testing.assert_allclose(auc(counts_G3[:, 0], counts_G3[:, 1], counts_G3.sum(axis=1), offsets_Q1), expected)
 
 
 def test_hits_of_nobody() -> None:

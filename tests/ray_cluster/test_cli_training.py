@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from passerelle.bundle import open_bundle
 from passerelle.dataset import Dataset
+from ray_cluster.cli import console
 from ray_cluster.cli.main import main
 from tests.datasets import SMALL_RECIPE, planted_dataset
 
@@ -93,7 +95,8 @@ def test_from_dataset_to_bundle(cli: Cli, dataset: Dataset, tmp_path: Path) -> N
     evaluated = parsed(cli("evaluate", run, "--k", "20,10,10", "--json"))
     assert (evaluated["split"], evaluated["users"], list(evaluated["model"])[:4:4]) == ("test", 240, ["recall@10"])
     assert evaluated["model"]["ndcg@10"] > 4 * evaluated["popularity"]["ndcg@10"]
-    assert {name.split("@")[1] for name in evaluated["model"]} == {"10", "20"}
+    assert {name.partition("@")[2] for name in evaluated["model"]} == {"10", "20", ""}
+    assert evaluated["details"]["model"]["intervals"]["ndcg@10"]["low"] < evaluated["model"]["ndcg@10"]
 
     ranked = parsed(cli("train-ranker", run, "--json"))
     assert ranked["ranker"]["ndcg@10"] > 0.9 * ranked["model"]["ndcg@10"] == pytest.approx(0.9 * evaluated["model"]["ndcg@10"])
@@ -114,8 +117,13 @@ def test_what_people_read(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
     status, out, _ = cli("evaluate", run, "--split", "validation")
     assert status == 0
     assert "full catalogue of 120 items" in " ".join(out.split())
-    assert [line.split()[0] for line in out.splitlines() if "@100" in line] == ["recall@100", "hit_rate@100", "ndcg@100", "mrr@100"]
+    assert [line.split()[0] for line in out.splitlines() if line.split()[:1] and "@100" in line.split()[0]] == [
+        *(f"{name}@100" for name in ("recall", "precision", "hit_rate", "ndcg", "mrr", "map")),
+        *(f"{name}@100" for name in ("coverage", "novelty", "popularity_lift", "diversity")),
+    ]
     assert "popularity" in out
+    assert "95 % interval" in out
+    assert "history" not in out
     status, out, _ = cli("train-ranker", run)
     assert status == 0
     assert "40 candidates a user" in " ".join(out.split())
@@ -139,7 +147,7 @@ def test_a_recipe_of_ones_own_and_resuming(cli: Cli, dataset: Dataset, tmp_path:
 @pytest.mark.parametrize(
     ("recipe", "arguments", "message"),
     [
-        ("sasrecc", (), "recipe 'sasrecc': not one of bert4rec, nor a .toml file"),
+        ("sasrecc", (), "recipe 'sasrecc': not one of bert4rec, sasrec, nor a .toml file"),
         ("nowhere.toml", (), "nowhere.toml: no such file"),
         ("bert4rec", ("--set", "model.dimm=3"), "model.dimm: unknown key; did you mean dim?"),
         ("bert4rec", ("--set", "modell.dim=3"), "modell: unknown key; did you mean model?"),
@@ -191,6 +199,46 @@ def test_train_refuses_an_existing_run(cli: Cli, dataset: Dataset, trained: Path
 )
 def test_evaluate_refuses_impossible_cut_offs(cli: Cli, trained: Path, ks: str, status: int, message: str) -> None:
     assert message in mistake(cli("evaluate", trained, "--k", ks), status)
+
+
+def test_all_that_can_be_evaluated(cli: Cli, own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ("--k", "10", "--baselines", "all", "--fit-baselines-on", "before_targets", "--segments", "8,14", "--with-seen")
+    report = parsed(cli("evaluate", own_run, *more, "--json"))
+    baselines = ["popularity", "recent_popularity", "markov", "item_knn", "ease", "ials"]
+    assert list(report) == ["run", "split", "users", "model", *baselines, "details"]
+    assert [report["details"][name]["fitted_on"] for name in baselines] == ["before_targets"] * 6
+    assert report["details"]["ease"]["hyper_parameters"] == {"regularization": 500.0, "max_items": 30_000}
+    monkeypatch.setattr(console.stdout, "width", 160)
+    status, out, _ = cli("evaluate", own_run, *more)
+    assert status == 0
+    parts = [[line.split() for line in part.splitlines()] for part in re.split(r"\n *\n", out.strip())]
+    numbers, gains, segments, with_seen = (part for part in parts if len(part) > 1)  # titles are lines of their own
+    ends = report["details"]["model"]["intervals"]["ndcg@10"]
+    (ndcg,) = (line for line in numbers if line[0] == "ndcg@10")
+    assert ndcg[:4] == ["ndcg@10", f"{report['model']['ndcg@10']:.4f}", f"[{ends['low']:.4f},", f"{ends['high']:.4f}]"]
+    assert ndcg[4:] == [f"{report[name]['ndcg@10']:.4f}" for name in baselines]
+    assert [line[0] for line in gains[-6:]] == baselines
+    gain = report["details"]["ials"]["model_minus_this"]["ndcg@10"]
+    assert gains[-1][1:] == [f"{gain['mean']:+.4f}", f"[{gain['low']:.4f},", f"{gain['high']:.4f}]"]
+    groups = {name: report["details"][name]["segments"] for name in ("markov", "recent_popularity")}
+    lines = segments[-3:]
+    assert [line[:3] for line in lines] == [[*name.split(), str(group["users"])] for name, group in groups["markov"].items()]
+    assert [line[5] for line in lines] == [f"{group['ndcg@10']:.4f}" for group in groups["recent_popularity"].values()]
+    (ndcg,) = (line for line in with_seen if line[0] == "ndcg@10")
+    assert ndcg[1:] == [f"{report['details'][name]['with_seen']['ndcg@10']:.4f}" for name in ("model", *baselines)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("--baselines", "popularity,top"), 1, "baseline 'top': not one of popularity, recent_popularity, markov, item_knn, ease, ials"),
+        (("--segments", "0,10"), 1, "segments 0,10: lengths of history must rise, from 1 or more, such as 20,100"),
+        (("--segments", "halves"), 2, "'halves': write whole numbers"),
+        (("--fit-baselines-on", "test"), 2, "'test' is not one of 'train', 'before_targets'"),
+    ],
+)
+def test_evaluate_refuses_impossible_comparisons(cli: Cli, trained: Path, arguments: tuple[str, ...], status: int, message: str) -> None:
+    assert message in mistake(cli("evaluate", trained, *arguments), status)
 
 
 def test_a_dataset_that_has_moved(cli: Cli, own_run: Path, dataset: Dataset, tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def test_too_little_data_leaves_nothing_behind(tmp_path: Path) -> None:
         ("model.dimm=3", "model.dimm: unknown key; did you mean dim?"),
         ("model.num_heads=5", "num_heads = 5 does not divide dim = 32"),
         ("model.distance_slopes=[1.0]", "distance_slopes has 1 values for num_heads = 2"),
-        ("loss.kind=hinge", "loss.kind: Input should be 'full' or 'sampled', got 'hinge'"),
+        ("loss.kind=hinge", "loss.kind: Input should be 'full', 'sampled' or 'gbce', got 'hinge'"),
         ("training.validate_every_epochs=21", "validate_every_epochs = 21 is above max_epochs = 20"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate"),
         ("batches.token_budget=0", "batches.token_budget"),

@@ -16,6 +16,7 @@ import torch
 from passerelle.dataset import FeatureColumn, write_dataset
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
+from passerelle.metrics import METRICS
 from passerelle.splits import EvaluationUsers
 from passerelle.topk import exact_topk
 from tests.datasets import dataset_of, small_recipe
@@ -60,7 +61,7 @@ def test_ranker_beats_retrieval_and_is_recorded(ranked_run: OpenRun) -> None:
     written = json.loads((ranked_run.path / "ranker" / "ranker.json").read_text())
     measured = written["test"]
     assert set(measured) == {"model", "ranker"}
-    assert set(measured["model"]) == {f"{metric}@{k}" for metric in ("recall", "hit_rate", "ndcg", "mrr") for k in (10, 20)}
+    assert set(measured["model"]) == {f"{metric}@{k}" for metric in METRICS for k in (10, 20)}
     assert measured["ranker"]["ndcg@10"] > measured["model"]["ndcg@10"]
     recorded = read_evaluation(ranked_run.path)["test"]
     assert all(measured[scorer].items() <= recorded[scorer].items() for scorer in measured)

@@ -44,5 +44,6 @@ def test_by_hand(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path / "dataset", histories, num_items=6, weights=[1, 2, 50, 50, 4, 8, 50, 50, 16, 32])
     statistics = item_statistics(dataset, make_split(dataset, SplitConfig()), recent_days=2)
     # training ends on day 10, so its last two days begin after day 8
+    assert statistics.num_events_R.tolist() == [0, 0, 3, 2, 0, 0, 1, 0]
     assert statistics.counts_R.tolist() == [0, 0, 1 + 4 + 8, 2 + 32, 0, 0, 16, 0]
     assert statistics.recent_counts_R.tolist() == [0, 0, 8, 2 + 32, 0, 0, 0, 0]

@@ -1,0 +1,139 @@
+"""How good are the recipes? Leave-one-out, the whole catalogue ranked, seen items left out, by seeds, baselines in the same table.
+
+    .venv/bin/python -m benchmarks.quality                            (everything; a day on 2 cores)
+    .venv/bin/python -m benchmarks.quality --cases sasrec --seeds 0   (one run)
+    .venv/bin/python -m benchmarks.quality --collect                  (the table of what is there)
+
+Runs are kept in artifacts/quality, continued where they were interrupted, and not made twice. Epochs are chosen on validation;
+the refit of a run is trained on train and validation for as many. Both are measured on test, and the table says which is which.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.datasets import quality_dataset
+from benchmarks.harness import environment, write_result
+from passerelle.dataset import Dataset
+from passerelle.manifest import MANIFEST_NAME, open_manifest
+from training.config import RunConfig, load_recipe
+from training.evaluation import EvaluationSettings, evaluate_in_detail, load_run
+from training.fit import train_in_process
+from training.run import RunManifest, open_run, refit_config
+
+FOLDER = Path("artifacts/quality")
+KS = (10, 20, 50, 100)
+BASELINES = EvaluationSettings(KS, ("all",), fit_baselines_on="before_targets")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe on a data set."""
+
+    data: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    published: float = 0.0
+    """Best NDCG@10 in print for this data and kind of model."""
+
+
+CASES = {
+    "bert4rec": Case("ml-1m_sasrec", "bert4rec", published=0.1638),
+    "sasrec": Case("ml-1m_sasrec", "sasrec", published=0.1902),
+    "sasrec_time": Case("ml-1m", "sasrec", ("model.time_bias=true",), published=0.2164),
+    "sasrec_without_time": Case("ml-1m", "sasrec"),
+    "sasrec_beauty": Case("beauty", "sasrec_short", published=0.0531),
+}
+
+
+@click.command()
+@click.option("--cases", default=",".join(CASES), show_default=True, help="Which, with commas between.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, with commas between.")
+@click.option("--threads", type=int, help="CPU threads of a run; two runs of one thread each are faster than one after the other of two.")
+@click.option("--collect", is_flag=True, help="Train nothing: write the table of the runs that are complete.")
+def main(cases: str, seeds: str, threads: int | None, collect: bool) -> None:
+    """Train what is missing, measure all on test, and store one result file."""
+    started = environment()
+    names = cases.split(",")
+    if unknown := sorted(set(names) - set(CASES)):
+        raise click.BadParameter(f"{', '.join(unknown)}: not among {', '.join(CASES)}")
+    if not collect:
+        for seed in map(int, seeds.split(",")):
+            for name in names:
+                _train(name, seed, threads)
+    table = {name: found for name in names if (found := _collected(name))}
+    data = {case.data for name, case in CASES.items() if name in table}
+    write_result("quality", started, {"ks": KS, "cases": table, "baselines": {name: _baselines(name) for name in sorted(data)}})
+
+
+def _dataset(name: str) -> Dataset:
+    return quality_dataset(name, FOLDER / "data")
+
+
+def _train(name: str, seed: int, threads: int | None) -> None:
+    """The run of a seed, and its refit."""
+    case = CASES[name]
+    overrides = (*case.overrides, f"training.seed={seed}", *((f"training.threads={threads}",) if threads else ()))
+    run = FOLDER / name / f"seed{seed}"
+    _complete(name, case, load_recipe(case.recipe, overrides), run, None)
+    _complete(name, case, refit_config(open_run(run)), run.with_name(f"seed{seed}-refit"), str(run))
+
+
+def _complete(name: str, case: Case, config: RunConfig, path: Path, refit_of: str | None) -> None:
+    exists = (path / MANIFEST_NAME).exists()
+    if exists and open_manifest(path, RunManifest, verify=False).state == "complete":
+        return
+    begun_s = time.perf_counter()
+    manifest = train_in_process(name, _dataset(case.data), config, path, resume=exists, refit_of=refit_of)
+    click.echo(f"{path}: {manifest.epochs} epochs, {manifest.validation}, {time.perf_counter() - begun_s:.0f} s", err=True)
+
+
+def _runs(name: str) -> Iterator[Path]:
+    for path in sorted((FOLDER / name).glob("seed*")):
+        if (path / MANIFEST_NAME).exists() and open_manifest(path, RunManifest, verify=False).state == "complete":
+            yield path
+
+
+def _collected(name: str) -> dict[str, Any]:
+    """Figures of every complete run of a case, and their mean and standard deviation, apart for refits."""
+    kinds: dict[str, list[dict[str, Any]]] = {"train": [], "refit": []}
+    for path in _runs(name):
+        run = load_run(path)
+        test = evaluate_in_detail(run, "test", EvaluationSettings(KS)).metrics["model"]
+        manifest = run.manifest
+        found: dict[str, Any] = {"seed": manifest.config.training.seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
+        found |= {"git_commit": manifest.git_commit, "validation": manifest.validation, "test": test}
+        kinds["refit" if manifest.refit_of else "train"].append(found)
+    if not any(kinds.values()):
+        return {}
+    case, config = CASES[name], open_run(next(_runs(name))).config
+    return {
+        "data": case.data,
+        "published_ndcg@10": case.published,
+        "config": config.model_dump(mode="json"),
+        **{kind: {"runs": runs, **_summary([run["test"] for run in runs])} for kind, runs in kinds.items() if runs},
+    }
+
+
+def _summary(tests: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean over seeds, and the standard deviation of one seed (absent with one seed alone)."""
+    values = {metric: np.array([test[metric] for test in tests]) for metric in tests[0]}
+    summary = {"mean": {metric: float(found.mean()) for metric, found in values.items()}}
+    if len(tests) > 1:
+        summary["standard_deviation"] = {metric: float(found.std(ddof=1)) for metric, found in values.items()}
+    return summary
+
+
+def _baselines(data: str) -> dict[str, Any]:
+    """Baselines fitted on everything before the test events, through the evaluation of any run on the data."""
+    run = load_run(next(path for name, case in CASES.items() if case.data == data for path in _runs(name)))
+    return {name: values for name, values in evaluate_in_detail(run, "test", BASELINES).metrics.items() if name != "model"}
+
+
+if __name__ == "__main__":
+    main()

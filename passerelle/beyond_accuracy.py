@@ -1,0 +1,124 @@
+"""What a ranking does beside being right: how much of the catalogue it shows, how novel, how popular and how varied its items are.
+
+Every function looks at the first k places of `ranked_QK`; a place with `PADDING_ROW` holds nothing and does not count.
+
+Shape legend: Q users, K places of the ranking, R item rows (special rows included), I items, D width of an item vector,
+S events of all histories.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from passerelle.arrow import ragged
+from passerelle.dataset import FeatureColumn
+from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.integer]
+
+MOST_CATEGORIES = 1000
+"""Most distinct values for which categories are made into item vectors: 4 kB an item."""
+_CHUNK_VALUES = 2**24
+"""Most float64 values gathered at once: 128 MB."""
+
+
+def coverage(ranked_QK: IntArray, num_items: int, k: int) -> float:
+    """Share of the catalogue that is among the first k of at least one user (aggregate diversity; Ge et al., RecSys 2010).
+
+    >>> coverage(np.array([[2, 3], [3, 0]]), 4, 2)
+    0.5
+    """
+    rows = np.unique(ranked_QK[:, :k])
+    return float(np.count_nonzero(rows != PADDING_ROW) / num_items)
+
+
+def novelty(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], k: int) -> FloatArray:
+    """Mean self-information of each user's first k items in bits, `-log2(count / all counts)` (Vargas and Castells, RecSys 2011).
+
+    Args:
+        counts_R: training events of each item; an item without any counts as one event, for its information would be infinite.
+
+    >>> novelty(np.array([[2, 3], [3, 4]]), np.array([0, 0, 4, 2, 2]), 2).tolist()  # 1 and 2 bits, 2 and 2 bits
+    [1.5, 2.0]
+    """
+    bits_R = np.log2(max(counts_R.sum(), 1)) - np.log2(np.maximum(counts_R, 1))
+    return _mean_of_items(bits_R, ranked_QK[:, :k])
+
+
+def popularity_lift(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_rows_S: IntArray, offsets_Q1: IntArray, k: int) -> float:
+    """How much more popular recommendations are than histories: `(GAP_ranked - GAP_history) / GAP_history`.
+
+    GAP, the group average popularity, is the mean over users of the mean training events of an item of theirs. 0: as popular
+    as what users chose; 1: twice as popular; below 0: less popular (Abdollahpouri et al., "The connection between popularity
+    bias, calibration, and fairness in recommendation", RecSys 2020). 0 where histories hold only items without training events.
+
+    Args:
+        counts_R: training events of each item.
+        history_rows_S: item rows of user q at `offsets_Q1[q] : offsets_Q1[q + 1]`, one at least.
+
+    >>> popularity_lift(np.array([[2, 3]]), np.array([0, 0, 9, 3, 2]), np.array([3, 4, 4, 3]), np.array([0, 4]), 2)
+    1.4
+    """
+    popularity_R = counts_R.astype(np.float64)
+    history_Q = np.add.reduceat(popularity_R[history_rows_S], offsets_Q1[:-1]) / np.diff(offsets_Q1)
+    chosen, ranked = float(history_Q.mean()), float(_mean_of_items(popularity_R, ranked_QK[:, :k]).mean())
+    return (ranked - chosen) / chosen if chosen > 0 else 0.0
+
+
+def intra_list_diversity(ranked_QK: IntArray, vectors_RD: npt.NDArray[np.floating], k: int) -> FloatArray:
+    """Mean cosine distance over all pairs of each user's first k items (Ziegler et al., WWW 2005; Vargas and Castells, 2011).
+
+    In [0, 2]; a zero vector is at distance 1 from every other. A user with fewer than two items has 0. The pairs are never
+    made: the cosines of n unit vectors sum to `(|sum of vectors|^2 - sum of |vector|^2) / 2`.
+
+    >>> intra_list_diversity(np.array([[2, 3, 4]]), np.array([[0, 0], [0, 0], [1, 0], [0, 1], [0, 5]]), 3).round(4).tolist()
+    [0.6667]
+    """
+    norms_R1 = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
+    unit_RD = vectors_RD / np.where(norms_R1 > 0, norms_R1, 1)
+    unit_RD[PADDING_ROW] = 0.0
+    first_QK = ranked_QK[:, :k]
+    count_Q = (first_QK != PADDING_ROW).sum(axis=1)
+    sums_Q = np.empty(len(first_QK))
+    chunk = max(1, _CHUNK_VALUES // max(1, first_QK.shape[1] * vectors_RD.shape[1]))
+    for start in range(0, len(first_QK), chunk):
+        unit_BKD = unit_RD[first_QK[start : start + chunk]].astype(np.float64)
+        sums_Q[start : start + chunk] = (unit_BKD.sum(axis=1) ** 2).sum(axis=1) - (unit_BKD**2).sum(axis=(1, 2))
+    pairs_Q = count_Q * (count_Q - 1)
+    return np.where(pairs_Q > 0, 1.0 - sums_Q / np.maximum(pairs_Q, 1), 0.0)
+
+
+def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> npt.NDArray[np.float32] | None:
+    """One column a value of every categorical item feature, 1 where the item has it, [R, D]; the special rows are zero.
+
+    None where there is no such feature, or where they have more than `MOST_CATEGORIES` distinct values together.
+    """
+    columns, places, width = [], [], 0
+    for feature in features:
+        if feature.kind == "multi_categorical":
+            offsets_I1, values = ragged(items, feature.name)
+            place = np.repeat(np.arange(items.num_rows), np.diff(offsets_I1))
+            encoded = pa.array(values, pa.string()).dictionary_encode()
+        elif feature.kind == "categorical":
+            column = items.column(feature.name).combine_chunks()
+            place = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+            encoded = column.drop_null().cast(pa.string()).dictionary_encode()
+        else:
+            continue
+        columns.append(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64) + width)
+        places.append(place)
+        width += len(encoded.dictionary)
+    if not 0 < width <= MOST_CATEGORIES:
+        return None
+    vectors_RD = np.zeros((items.num_rows + FIRST_ITEM_ROW, width), dtype=np.float32)
+    vectors_RD[np.concatenate(places) + FIRST_ITEM_ROW, np.concatenate(columns)] = 1.0
+    return vectors_RD
+
+
+def _mean_of_items(values_R: FloatArray, rows_QK: IntArray) -> FloatArray:
+    """Mean of a value of each user's items, 0 for a user without any."""
+    found_QK = rows_QK != PADDING_ROW
+    return np.asarray(np.where(found_QK, values_R[rows_QK], 0.0).sum(axis=1) / np.maximum(found_QK.sum(axis=1), 1))

@@ -1,0 +1,38 @@
+"""What a model has to beat: recommenders that are fitted in seconds and ranked by the same code as the model.
+
+Each is a class whose constructor takes its hyper-parameters and whose `fit(dataset, split)` learns from the training events of
+the split alone; the fitted object is a `Scorer`. Dacrema, Cremonesi and Jannach, "Are we really making much progress?",
+RecSys 2019, is why they are here.
+"""
+
+from collections.abc import Callable
+
+from passerelle.errors import UserError
+from training.baselines.base import Baseline
+from training.baselines.ease import Ease
+from training.baselines.ials import ImplicitAls
+from training.baselines.item_knn import ItemKnn
+from training.baselines.markov import Markov
+from training.baselines.popularity import Popularity, RecentPopularity
+
+BASELINES: dict[str, Callable[[], Baseline]] = {
+    "popularity": Popularity,
+    "recent_popularity": RecentPopularity,
+    "markov": Markov,
+    "item_knn": ItemKnn,
+    "ease": Ease,
+    "ials": ImplicitAls,
+}
+"""Name -> a baseline with its default hyper-parameters, cheapest first."""
+
+
+def make_baselines(names: tuple[str, ...]) -> dict[str, Baseline]:
+    """Baselines by name, not yet fitted, in the given order; `all` stands for every one.
+
+    Raises:
+        UserError: a name is not known.
+    """
+    if unknown := [name for name in names if name not in (*BASELINES, "all")]:
+        raise UserError(f"baseline {unknown[0]!r}: not one of {', '.join(BASELINES)}, nor all")
+    chosen = tuple(BASELINES) if "all" in names else names
+    return {name: BASELINES[name]() for name in chosen}

@@ -1,0 +1,141 @@
+"""What rankings are worth: accuracy user by user, what is beyond it, and how sure the means are.
+
+Shape legend: B users of a batch, Q users in all, Q1 = Q + 1, R item rows (special rows included), K ranked items, G relevant items,
+S events of all histories, D width of an item vector, C relevant items of a chunk, M metrics.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from passerelle import beyond_accuracy, bootstrap, metrics
+from passerelle.dataset import Dataset
+from passerelle.segments import Segment
+from passerelle.splits import EvaluationUsers, Split
+from training.evaluation_batches import EvaluationBatch
+from training.windows import Windows, gather_ragged
+
+FloatArray = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+_MOST_SCORES = 2**24
+"""Most scores compared with those of relevant items at once: 128 MB of float64."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The measures of one scorer on one part."""
+
+    accuracy: dict[str, FloatArray]
+    """Metric -> float64 [Q], such as `ndcg@10`; `auc` is of the whole ranking and has no k."""
+    beyond: dict[str, float]
+    """`coverage`, `novelty`, `popularity_lift` and, from k = 2, `diversity` at each k (`passerelle/beyond_accuracy.py`)."""
+
+    def means(self, members: Int64Array | slice = slice(None)) -> dict[str, float]:
+        """Mean accuracy over users, or over some of them."""
+        return {name: float(values_Q[members].mean()) for name, values_Q in self.accuracy.items()}
+
+    def plain(self) -> dict[str, float]:
+        """Metric -> number, accuracy first."""
+        return {**self.means(), **self.beyond}
+
+    def values_QM(self) -> FloatArray:
+        """Accuracy with a column for each metric."""
+        return np.stack(list(self.accuracy.values()), axis=1)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What measures beyond accuracy compare rankings with, the same for every scorer."""
+
+    num_items: int
+    counts_R: Int64Array
+    """Training events of each item, not weighted."""
+    vectors_RD: npt.NDArray[np.float32]
+    """Item vectors that diversity is measured between."""
+    diversity_of: str
+    """What these vectors are: `categories` or `model`."""
+    history_rows_S: Int64Array
+    history_offsets_Q1: Int64Array
+
+
+def describe_catalogue(dataset: Dataset, split: Split, users: EvaluationUsers, vectors_RD: npt.NDArray[np.float32]) -> Catalogue:
+    """Counts over training events, histories of the evaluated users, and the vectors for diversity.
+
+    These are one-hots of the categorical item features, which say the same of every model; a dataset without such a feature, or
+    with more than `beyond_accuracy.MOST_CATEGORIES` values, gets the given item vectors of the evaluated model.
+    """
+    training_T, _ = gather_ragged(Windows(split.start_U, split.train_end_U))
+    history_S, history_offsets_Q1 = gather_ragged(Windows(users.history_start_Q, users.history_end_Q))
+    categories_RD = beyond_accuracy.category_vectors(dataset.items, dataset.manifest.item_features)
+    return Catalogue(
+        num_items=dataset.num_items,
+        counts_R=np.bincount(dataset.item_rows_E[training_T], minlength=dataset.num_rows),
+        vectors_RD=vectors_RD if categories_RD is None else categories_RD,
+        diversity_of="model" if categories_RD is None else "categories",
+        history_rows_S=dataset.item_rows_E[history_S].astype(np.int64),
+        history_offsets_Q1=history_offsets_Q1,
+    )
+
+
+def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> FloatArray:
+    """AUC [B] of each user's relevant items among all items whose score is not -inf; `scores_BR` is overwritten.
+
+    A relevant item that is itself -inf, because it was seen, is below all others: the ranking does not have it.
+    """
+    rows_G = torch.from_numpy(batch.relevant_rows_G)
+    user_G = torch.from_numpy(np.repeat(np.arange(len(batch.positions_B)), batch.num_relevant_B))
+    own_G1 = scores_BR[user_G, rows_G][:, None]
+    scores_BR[user_G, rows_G] = float("-inf")
+    num_others_B = (~scores_BR.isneginf()).sum(dim=1)
+    above_G, ties_G = torch.empty_like(user_G), torch.empty_like(user_G)
+    chunk = max(1, _MOST_SCORES // scores_BR.shape[1])
+    for start in range(0, len(user_G), chunk):
+        part = slice(start, start + chunk)
+        others_CR = scores_BR[user_G[part]]
+        above_G[part] = (others_CR > own_G1[part]).sum(dim=1)
+        ties_G[part] = (others_CR == own_G1[part]).sum(dim=1)
+    ties_G[own_G1[:, 0].isneginf()] = 0
+    return metrics.auc(above_G.numpy(), ties_G.numpy(), num_others_B[user_G].numpy(), batch.relevant_offsets_B1)
+
+
+def measure(
+    rows_QK: Int64Array, auc_Q: FloatArray, relevant_G: Int64Array, offsets_Q1: Int64Array, ks: tuple[int, ...], catalogue: Catalogue
+) -> Measures:
+    """Every measure at every k of rankings [Q, K] that are as long as the largest k."""
+    accuracy = metrics.user_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks)
+    beyond: dict[str, float] = {}
+    for k in ks:
+        beyond[f"coverage@{k}"] = beyond_accuracy.coverage(rows_QK, catalogue.num_items, k)
+        beyond[f"novelty@{k}"] = float(beyond_accuracy.novelty(rows_QK, catalogue.counts_R, k).mean())
+        beyond[f"popularity_lift@{k}"] = beyond_accuracy.popularity_lift(
+            rows_QK, catalogue.counts_R, catalogue.history_rows_S, catalogue.history_offsets_Q1, k
+        )
+        if k > 1:
+            beyond[f"diversity@{k}"] = float(beyond_accuracy.intra_list_diversity(rows_QK, catalogue.vectors_RD, k).mean())
+    return Measures({**accuracy, "auc": auc_Q}, beyond)
+
+
+def confidence(measures: Measures, model: Measures | None, generator: np.random.Generator) -> dict[str, Any]:
+    """Intervals of every accuracy metric, and for a baseline those of how far the model is above it, user by user.
+
+    Returns:
+        `intervals`: metric -> `low` and `high`; with `model`, `model_minus_this`: metric -> `mean`, `low` and `high`;
+        `confidence` and `num_resamples`, what they were made with.
+    """
+    values_QM = measures.values_QM()
+    ends = [{"low": interval.low, "high": interval.high} for interval in bootstrap.intervals(values_QM, generator)]
+    result: dict[str, Any] = {"intervals": dict(zip(measures.accuracy, ends, strict=True))}
+    if model is not None:
+        compared = [asdict(interval) for interval in bootstrap.differences(model.values_QM(), values_QM, generator)]
+        result["model_minus_this"] = dict(zip(measures.accuracy, compared, strict=True))
+    return {**result, "confidence": bootstrap.CONFIDENCE, "num_resamples": bootstrap.NUM_RESAMPLES}
+
+
+def by_segment(measures: Measures, segments: list[Segment]) -> dict[str, dict[str, float]]:
+    """Segment -> `users`, then the mean of every accuracy metric over them."""
+    return {segment.name: {"users": len(segment.members), **measures.means(segment.members)} for segment in segments}

@@ -1,0 +1,76 @@
+"""What a sampler of shared negatives is.
+
+Shape legend: M target positions of this rank, N negatives.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Negatives of one step, shared by all its positions."""
+
+    rows_N: Tensor
+    """int64 item rows, with repetitions; never a special row."""
+    log_probability_N: Tensor
+    """float64 log-probability that one draw gives this row to a position whose target is another one.
+
+    Float64, because what is summed over a catalogue has to come to one; losses cast their logits after the correction.
+    """
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+
+class Sampler(nn.Module, ABC):
+    """Draws the negatives of a step and knows how probable each was.
+
+    A module, so that what a sampler learns (buffers) is moved, saved and restored with the model. What follows from the counts is
+    no buffer: it is made again from them, and DistributedDataParallel would send it to every rank at each step.
+    """
+
+    @abstractmethod
+    def draw(self, count: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+        """Negatives on the device of the targets.
+
+        Every rank calls it at each step, with a generator in the same state.
+
+        Args:
+            count: how many to draw (> 0); a sampler that says so may return fewer.
+            target_rows_M: int64 targets of this rank's positions; may be empty.
+            generator: a CPU generator, so that the draws are the same on any device.
+        """
+
+
+class CatalogueSampler(Sampler):
+    """Draws with replacement from a distribution over the whole catalogue; the targets of the step have no part in it."""
+
+    @abstractmethod
+    def sample(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+        """int64 [count] item rows on `device`; never a special row."""
+
+    @abstractmethod
+    def log_probability(self, rows: Tensor) -> Tensor:
+        """float64 log-probability that one draw gives each of these item rows; the shape of `rows`."""
+
+    def draw(self, count: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+        rows_N = self.sample(count, generator, target_rows_M.device)
+        return Negatives(rows_N, self.log_probability(rows_N))
+
+
+def sample_by_weight(weights_R: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """int64 [count] rows in proportion to float64 weights, by the inverse of their cumulative sum."""
+    return search(weights_R.cumsum(0), count, generator)
+
+
+def search(cumulative_R: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """int64 [count] rows in proportion to the steps of a float64 cumulative sum; a row without a step is never returned."""
+    uniform_N = torch.rand(count, generator=generator, dtype=torch.float64).to(cumulative_R.device)
+    total = cumulative_R[-1]
+    # A product that rounds up to the total would fall behind the last row, so it is brought back below it.
+    height_N = torch.minimum(uniform_N * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative_R, height_N, right=True)
