@@ -29,7 +29,8 @@ class Dropout:
     def __init__(self, probability: float, seed: int, token_BL: Tensor) -> None:
         self._threshold = round(probability * _LEVELS)
         self._scale = _LEVELS / (_LEVELS - self._threshold)
-        self._state_BL = _mixed(token_BL * _GOLDEN + seed)
+        self._golden = torch.tensor(_GOLDEN, device=token_BL.device)  # as a number, a compiler would fold it into 128 bits
+        self._state_BL = _mixed(token_BL * self._golden + seed)
         self._calls = 0
 
     def __call__(self, values_BLD: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class Dropout:
         words = -(-width // 4)
         number_W = torch.arange(self._calls * words, (self._calls + 1) * words, device=values_BLD.device)
         self._calls += 1
-        bits_BLD = _mixed(self._state_BL[..., None] + number_W * _GOLDEN).view(torch.int16)[..., :width]
+        bits_BLD = _mixed(self._state_BL[..., None] + number_W * self._golden).view(torch.int16)[..., :width]
         kept_BLD = bits_BLD >= self._threshold - _LEVELS // 2
         return values_BLD * (kept_BLD.to(values_BLD.dtype) * self._scale)
 
