@@ -47,7 +47,7 @@ CASES = {
     "sasrec": Case("ml-1m_sasrec", "sasrec", published=0.1902),
     "sasrec_time": Case("ml-1m", "sasrec", ("model.time_bias=true",), published=0.2164),
     "sasrec_without_time": Case("ml-1m", "sasrec"),
-    "sasrec_beauty": Case("beauty", "sasrec_short", published=0.0531),
+    "sasrec_beauty": Case("beauty", "sasrec", ("model.max_history=50", "model.dropout=0.5"), published=0.0531),
 }
 
 
