@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo serve test test-slow test-gpu check docs clean distclean
+.PHONY: help setup demo serve test test-slow test-gpu bench-peers check docs clean distclean
 
 # `make setup CUDA=1` for a machine with an NVIDIA GPU. Once installed, the other targets keep what is there.
 installed := $(firstword $(file <.venv/passerelle-installed))
@@ -32,6 +32,10 @@ test-slow: setup  ## Tests that take more than half a minute each
 test-gpu: setup  ## Tests that need a CUDA device
 	@$(pytest) -m gpu
 
+bench-peers: setup  ## Epoch times beside RecTools, which gets an environment of its own; half an hour on a quiet machine
+	@test -e .venv-peers/installed || { $(bin)/python -m venv --clear .venv-peers && .venv-peers/bin/pip install --quiet --requirement requirements/peers.txt && touch .venv-peers/installed; }
+	@exec $(bin)/python -m benchmarks.peers --peer-python .venv-peers/bin/python
+
 check: setup  ## Format, lint, types, import directions, and whether generated docs are current
 	@$(bin)/ruff format --check --quiet . || { echo "check: run .venv/bin/ruff format"; exit 1; }
 	@$(bin)/ruff check --quiet .
@@ -52,4 +56,4 @@ clean:  ## Remove artifacts, published model versions and caches; .venv stays
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## The same, and .venv
-	@rm -rf .venv
+	@rm -rf .venv .venv-peers

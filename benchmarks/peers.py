@@ -1,0 +1,162 @@
+"""How long is an epoch of BERT4Rec here, and with RecTools? The same events, shape and threads, in turns on the same machine.
+
+    make bench-peers                                                           (about half an hour on 2 quiet cores)
+    .venv/bin/python -m benchmarks.peers --peer-python .venv-peers/bin/python --cases ml-1m-sampled --rounds 1
+
+Histories are cut to the newest `length` events first, so that both sides see the same tokens in an epoch. Timed is the first
+epoch of a fresh process, set-up and validation left out. RecTools runs with the batch size of its defaults, ours with its own.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.datasets import quality_dataset
+from benchmarks.harness import environment, write_result
+from passerelle.dataset import Dataset, write_dataset
+from training.callbacks import HISTORY
+
+PEER = Path(__file__).with_name("peer_rectools.py")
+DATA = Path("artifacts/quality/data")
+OUR_TOKEN_BUDGET = 12_800
+DESCRIPTION = ("name", "event_types", "user_features", "item_features", "title", "config", "quality")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both sides train."""
+
+    data: str
+    loss: str
+    length: int
+    dim: int = 64
+    num_blocks: int = 2
+    num_heads: int = 2
+    dropout: float = 0.2
+    mask_probability: float = 0.15
+    num_negatives: int = 256
+    batch_size: int = 128
+    """RecTools' default."""
+
+
+CASES = {
+    "ml-1m-full": Case("ml-1m_sasrec", "full", 200),
+    "ml-1m-sampled": Case("ml-1m_sasrec", "sampled", 200),
+    "beauty-full": Case("beauty", "full", 50),
+}
+
+
+def newest_events(dataset: Dataset, length: int, path: Path) -> Dataset:
+    """The dataset with the newest `length` events of each user."""
+    sizes_U = np.diff(dataset.offsets_U1)
+    from_end_E = np.repeat(dataset.offsets_U1[1:], sizes_U) - np.arange(dataset.offsets_U1[-1])
+    kept_E = from_end_E <= length
+    return write_dataset(
+        path,
+        item_rows_E=dataset.item_rows_E[kept_E],
+        timestamps_ms_E=dataset.timestamps_ms_E[kept_E],
+        event_types_E=dataset.event_types_E[kept_E],
+        weights_E=dataset.weights_E[kept_E],
+        offsets_U1=np.concatenate([[0], np.cumsum(np.minimum(sizes_U, length))]),
+        users=dataset.users,
+        items=dataset.items,
+        description=dataset.manifest.model_dump(include={*DESCRIPTION}),
+    )
+
+
+def our_epoch_s(case: Case, dataset: Path, threads: int, folder: Path) -> float:
+    """Seconds of the first epoch here, in a process of its own."""
+    settings = {
+        "model.max_history": case.length,
+        "model.dim": case.dim,
+        "model.num_blocks": case.num_blocks,
+        "model.num_heads": case.num_heads,
+        "model.dropout": case.dropout,
+        "objective.mask_probability": case.mask_probability,
+        "loss.kind": case.loss,
+        "batches.token_budget": OUR_TOKEN_BUDGET,
+        "training.threads": threads,
+        "training.max_epochs": 1,
+        "training.include_validation": "true",
+        **({"loss.num_negatives": case.num_negatives} if case.loss == "sampled" else {}),
+    }
+    sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    passerelle = Path(sys.executable).with_name("passerelle")
+    _run([str(passerelle), "train", "bert4rec", "--no-ray", "--dataset", str(dataset), "--out", str(folder), *sets])
+    return float(json.loads((folder / HISTORY).read_text(encoding="utf-8"))["seconds"])
+
+
+def peer_epoch_s(case: Case, events: Path, threads: int, python: Path) -> float:
+    """Seconds of the first epoch with RecTools, in a process of its own."""
+    report = _run([str(python), str(PEER), str(events), json.dumps({**asdict(case), "threads": threads})])
+    return float(json.loads(report.splitlines()[-1])["seconds"])
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise click.ClickException(f"{command[0]} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def _prepared(case: Case, folder: Path) -> tuple[Path, Path, int]:
+    """The data for us and for the peer, and how many events of it are trained on: all but each user's last, kept for the test."""
+    dataset = newest_events(quality_dataset(case.data, DATA), case.length + 1, folder / "dataset")
+    user_E = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets_U1))
+    trained_E = np.ones(len(user_E), dtype=np.bool_)
+    trained_E[dataset.offsets_U1[1:] - 1] = False
+    events = folder / "events.npz"
+    np.savez(events, user=user_E[trained_E], item=dataset.item_rows_E[trained_E], timestamp_ms=dataset.timestamps_ms_E[trained_E])
+    return dataset.path, events, int(trained_E.sum())
+
+
+def _case(case: Case, rounds: int, threads: int, peer_python: Path) -> dict[str, Any]:
+    ours_s: list[float] = []
+    peers_s: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        dataset, events, num_events = _prepared(case, folder)
+        for number in range(rounds):
+            ours_s.append(our_epoch_s(case, dataset, threads, folder / f"run{number}"))
+            peers_s.append(peer_epoch_s(case, events, threads, peer_python))
+            click.echo(f"ours {ours_s[-1]:.1f} s, RecTools {peers_s[-1]:.1f} s", err=True)
+    ratios = [theirs / ours for ours, theirs in zip(ours_s, peers_s, strict=True)]
+    return {
+        **asdict(case),
+        "events": num_events,
+        "ours_epoch_s": ours_s,
+        "rectools_epoch_s": peers_s,
+        "ratios": ratios,
+        "ratio": float(np.median(ratios)),
+        "ours_events_per_s": num_events / float(np.median(ours_s)),
+    }
+
+
+@click.command()
+@click.option("--peer-python", type=click.Path(path_type=Path, exists=True), required=True, help="Python of RecTools' environment.")
+@click.option("--cases", default=",".join(CASES), show_default=True, help="Which, with commas between.")
+@click.option("--rounds", default=3, show_default=True, help="Epochs of each side, in turns.")
+@click.option("--threads", default=2, show_default=True, help="CPU threads of both sides.")
+def main(peer_python: Path, cases: str, rounds: int, threads: int) -> None:
+    """Time both sides in turns and store one result file."""
+    started = environment()
+    names = cases.split(",")
+    if unknown := sorted(set(names) - set(CASES)):
+        raise click.BadParameter(f"{', '.join(unknown)}: not among {', '.join(CASES)}")
+    versions = (
+        "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('rectools', 'torch', 'pytorch-lightning')}))"
+    )
+    peer = json.loads(_run([str(peer_python), "-c", versions]))
+    found = {name: _case(CASES[name], rounds, threads, peer_python) for name in names}
+    write_result("peers", started, {"peer": peer, "threads": threads, "our_token_budget": OUR_TOKEN_BUDGET, "cases": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Histories to time training on: lengths like MovieLens', items by Zipf's law, nothing to be learnt."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from passerelle.dataset import Dataset, write_dataset
+from passerelle.ids import FIRST_ITEM_ROW
+
+MEDIAN_SHARE = 0.5
+SPREAD = 0.8
+
+
+def synthetic_dataset(path: Path, *, num_events: int, length: int, num_items: int, seed: int = 0) -> Dataset:
+    """About `num_events` events in histories of 5 to `length` + 1.
+
+    Lengths are log-normal around half of `length`, so that some histories are short and many are cut, as in data of people.
+    """
+    rng = np.random.default_rng(seed)
+    mean = length * MEDIAN_SHARE * np.exp(SPREAD**2 / 2)
+    drawn_U = rng.lognormal(np.log(length * MEDIAN_SHARE), SPREAD, size=max(8, int(num_events / mean)))
+    lengths_U = np.clip(drawn_U, 5, length + 1).astype(np.int64)
+    total = int(lengths_U.sum())
+    ranks_E = np.floor(np.exp(rng.random(total) * np.log(num_items + 1))).astype(np.int64)  # P(rank <= r) = log(r + 1) / log(n + 1)
+    return write_dataset(
+        path,
+        item_rows_E=np.minimum(ranks_E, num_items) - 1 + FIRST_ITEM_ROW,
+        timestamps_ms_E=np.arange(1, total + 1, dtype=np.int64) * 60_000,
+        event_types_E=np.zeros(total, dtype=np.uint8),
+        weights_E=np.ones(total, dtype=np.float32),
+        offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
+        users=pa.table({"user_id": np.arange(len(lengths_U))}),
+        items=pa.table({"item_id": np.arange(num_items)}),
+        description={
+            "name": f"synthetic-{num_items}x{length}",
+            "event_types": ("event",),
+            "user_features": (),
+            "item_features": (),
+            "title": None,
+            "config": {},
+            "quality": {},
+        },
+    )
