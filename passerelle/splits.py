@@ -1,19 +1,22 @@
-"""Which events of a user are history, validation and test, by rule; time order is stable, ties keep file order.
+"""Which events of a user are history, validation and test, by rule or by file; time order is stable, ties keep file order.
 
 Shape legend: E events, U users, U1 = U + 1, Q evaluated users, Q1 = Q + 1, G targets.
 """
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from passerelle.config import Config
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
+from passerelle.files import sha256_of
+from passerelle.split_file import held_out_counts
 
 Part = Literal["validation", "test"]
 Int64Array = npt.NDArray[np.int64]
@@ -24,8 +27,14 @@ MIN_EVENTS_LEAVE_ONE_OUT = 3
 class SplitConfig(Config):
     """How a dataset is cut into train, validation and test."""
 
-    rule: Literal["leave_one_out", "global_time"] = "leave_one_out"
-    """`leave_one_out`: each user's last event is the test, the one before it the validation. `global_time`: two dates for everybody."""
+    rule: Literal["leave_one_out", "global_time", "file"] = "leave_one_out"
+    """`leave_one_out`: each user's last event is the test, the one before it the validation. `global_time`: two dates for everybody.
+    `file`: as `split.file` says."""
+    file: Path | None = None
+    """`file`: a table of `user_id`, `validation_events` and `test_events`: how many of a user's newest events are test, and how many
+    before them validation (.csv, .parquet or .arrow)."""
+    file_sha256: str | None = None
+    """`file`: digest the file must have. A run fills it in, so that it is measured on the split that it was trained with."""
     validation_start: datetime | None = None
     """`global_time`: first instant of validation; without it, the instant after `1 - validation_fraction - test_fraction` of the events."""
     test_start: datetime | None = None
@@ -34,6 +43,24 @@ class SplitConfig(Config):
     """`global_time` without dates: share of all events in validation."""
     test_fraction: float = Field(default=0.05, gt=0, lt=1)
     """`global_time` without dates: share of all events in test."""
+
+    @model_validator(mode="after")
+    def _file_and_rule_agree(self) -> "SplitConfig":
+        if (self.rule == "file") != (self.file is not None):
+            raise ValueError(f"rule = {self.rule!r} and file = {str(self.file)!r}: rule = 'file' needs a file, and only it has one")
+        return self
+
+    def pinned(self) -> "SplitConfig":
+        """The same, with where its file is and what is in it.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        if self.file is None:
+            return self
+        if not self.file.is_file():
+            raise UserError(f"split.file = {str(self.file)!r}: there is no such file")
+        return self.model_copy(update={"file": self.file.resolve(), "file_sha256": sha256_of(self.file)})
 
 
 @dataclass(frozen=True)
@@ -72,12 +99,19 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
     """Cut every user's events by the rule.
 
     Raises:
-        UserError: the rule leaves training or a part empty.
+        UserError: the rule leaves training or a part empty, or a split file is not what it should be.
     """
     start_U, end_U = dataset.offsets_U1[:-1], dataset.offsets_U1[1:]
     if config.rule == "leave_one_out":
         long_enough_U = end_U - start_U >= MIN_EVENTS_LEAVE_ONE_OUT
         split = Split(start_U, end_U - 2 * long_enough_U, end_U - long_enough_U, end_U)
+    elif config.rule == "file":
+        pinned = config.pinned()
+        assert pinned.file is not None
+        if config.file_sha256 not in (None, pinned.file_sha256):
+            raise UserError(f"{pinned.file}: not the split that the run was trained with: its digest is another")
+        validation_U, test_U = held_out_counts(pinned.file, dataset)
+        split = Split(start_U, end_U - test_U - validation_U, end_U - test_U, end_U)
     else:
         validation_ms, test_ms = _cuts_ms(dataset.timestamps_ms_E, config)
         split = Split(start_U, _events_before(dataset, validation_ms), _events_before(dataset, test_ms), end_U)

@@ -27,6 +27,8 @@ class ModelConfig(Config):
     """`learned`: a vector for each position, counted from the newest item. `rotary`: queries and keys are turned by their position."""
     time_bias: bool = False
     """Attention also depends on the time between events, and the query on the time of the request."""
+    time_gap: bool = False
+    """Each position knows how long after the event before it the item it asks for happened; when serving, the time of the request."""
     norm: Literal["layer", "rms"] = "layer"
     """Layer norm, or RMS norm."""
     norm_first: bool = True
@@ -39,6 +41,9 @@ class ModelConfig(Config):
     """Width of the feed-forward layer, in multiples of `dim`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of embeddings and both residual branches; attention weights have none, so that fused kernels apply."""
+    attention_kernel: Literal["dense", "flex"] = "dense"
+    """`flex` (PyTorch's FlexAttention, compiled) holds no bias in memory; on a CUDA device only, elsewhere `dense` does the work.
+    Not measured yet."""
     max_history: int = Field(default=200, ge=2)
     """Longest history, in items, the encoder looks at; older items are ignored."""
 

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from training.attention import Attend, DenseAttention, FlexAttention, Preferences
 from training.config import ModelConfig
 from training.dropout import Dropout
-from training.layers import Block, norm, rotary_angles, time_buckets
+from training.layers import Block, TimeGap, norm, rotary_angles, time_buckets
 
 
 class Times(NamedTuple):
@@ -39,7 +40,10 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.max_length = config.max_history if causal else config.max_history + 1
         self.causal = causal
-        self.needs_times = config.time_bias
+        self.needs_times = config.time_bias or config.time_gap
+        self.time_gap = TimeGap(config, causal=causal) if config.time_gap else None
+        self.time_bias = config.time_bias
+        self.flex = config.attention_kernel == "flex"
         self.slopes_H: Tensor
         self.register_buffer("slopes_H", torch.tensor(config.distance_slopes), persistent=False)
         self.position = nn.Parameter(torch.empty(self.max_length, config.dim)) if config.positions == "learned" else None
@@ -54,7 +58,7 @@ class SequenceEncoder(nn.Module):
         self.output_norm = norm(config)
         self.head = nn.Linear(config.dim, config.dim)
         for name, parameter in self.named_parameters():
-            if name.endswith("table_NH"):
+            if name.endswith("time_table_NH"):
                 continue
             if parameter.ndim > 1:
                 nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
@@ -70,29 +74,26 @@ class SequenceEncoder(nn.Module):
         length = vectors_BLD.shape[1]
         if self.position is not None:
             vectors_BLD = vectors_BLD + self.position[self.max_length - length :]
+        if self.time_gap is not None:
+            assert times is not None
+            vectors_BLD = vectors_BLD + self.time_gap(times.query_BL, times.key_BL, mask_BL)
         hidden_BLD = self.input_norm(vectors_BLD)
         if dropout:
             hidden_BLD = dropout(hidden_BLD)
-        bias_BHLL = self._attention_bias(mask_BL)
-        buckets_BLL = time_buckets(times.query_BL, times.key_BL) if times is not None and self.needs_times else None
+        attend = self._attend(mask_BL, times)
         angles_LK = None if self.angles_LK is None else self.angles_LK[self.max_length - length :]
         for block in self.blocks:
-            hidden_BLD = block(hidden_BLD, bias_BHLL, buckets_BLL, angles_LK, dropout)
+            hidden_BLD = block(hidden_BLD, attend, angles_LK, dropout)
         queries_BLD: Tensor = self.head(self.output_norm(hidden_BLD))
         return queries_BLD
 
-    def _attention_bias(self, mask_BL: Tensor) -> Tensor:
-        """-inf where attention is forbidden, elsewhere minus the distance times the slope of the head.
-
-        A position in the padding sees itself, so that no row is without a key.
-        """
-        position_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
-        distance_LL = position_L[:, None] - position_L[None, :]
-        bias_HLL = -self.slopes_H[:, None, None] * distance_LL.abs()
-        allowed_BLL = mask_BL[:, None, :] | (distance_LL == 0)
-        if self.causal:
-            allowed_BLL = allowed_BLL & (distance_LL >= 0)
-        return torch.where(allowed_BLL[:, None], bias_HLL, float("-inf"))
+    def _attend(self, mask_BL: Tensor, times: Times | None) -> Attend:
+        buckets_BLL = None
+        if self.time_bias:
+            assert times is not None
+            buckets_BLL = time_buckets(times.query_BL[:, :, None] - times.key_BL[:, None, :])
+        preferences = Preferences(mask_BL, self.slopes_H, self.causal, buckets_BLL)
+        return FlexAttention(preferences) if self.flex and mask_BL.device.type == "cuda" else DenseAttention(preferences)
 
 
 class QueryEncoder(nn.Module):
@@ -112,7 +113,7 @@ class QueryEncoder(nn.Module):
         Args:
             item_vectors: float32 [batch, length, D], right-aligned.
             mask: bool [batch, length], False in the padding on the left.
-            timestamps_ms: int64 [batch, length], when each item happened; an encoder without time bias does not look.
+            timestamps_ms: int64 [batch, length], when each item happened; an encoder without time options does not look.
             query_timestamp_ms: int64 [batch, 1], the time of the request; likewise.
         """
         if self.mask_vector_D is not None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.attention import Attend
 from training.config import ModelConfig
 from training.dropout import Dropout
 
@@ -23,21 +24,25 @@ def norm(config: ModelConfig) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention under a given bias, with rotary positions where the recipe wants them."""
+    """Multi-head self-attention, with rotary positions and a time bias where the recipe wants them.
+
+    The time bias is a learned logit of each head for each time between two events (Zhai et al., 2024, HSTU; here for both
+    directions).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.query_key_value = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
+        self.time_table_NH = nn.Parameter(torch.zeros(2 * NUM_TIME_BUCKETS, config.num_heads)) if config.time_bias else None
 
-    def forward(self, hidden_BLD: Tensor, bias_BHLL: Tensor, rotation_LK: Tensor | None) -> Tensor:
-        """`bias_BHLL` is added to the attention logits; -inf forbids."""
+    def forward(self, hidden_BLD: Tensor, attend: Attend, rotation_LK: Tensor | None) -> Tensor:
         projected_BL3HK = self.query_key_value(hidden_BLD).unflatten(-1, (3, self.num_heads, -1))
         query_BHLK, key_BHLK, value_BHLK = projected_BL3HK.permute(2, 0, 3, 1, 4).unbind(0)
         if rotation_LK is not None:
             query_BHLK, key_BHLK = rotate(query_BHLK, rotation_LK), rotate(key_BHLK, rotation_LK)
-        attended_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, attn_mask=bias_BHLL)
+        attended_BHLK = attend(query_BHLK, key_BHLK, value_BHLK, self.time_table_NH)
         attended_BLD: Tensor = self.out(attended_BHLK.transpose(1, 2).flatten(-2))
         return attended_BLD
 
@@ -77,7 +82,7 @@ class Residual(nn.Module):
         self.layer = layer
         self.gate = nn.Linear(config.dim, config.dim) if config.gated else None
 
-    def forward(self, hidden_BLD: Tensor, dropout: Dropout | None, *context: Tensor | None) -> Tensor:
+    def forward(self, hidden_BLD: Tensor, dropout: Dropout | None, *context: Any) -> Tensor:
         inner_BLD = self.norm(hidden_BLD) if self.norm_first else hidden_BLD
         update_BLD = self.layer(inner_BLD, *context)
         if self.gate is not None:
@@ -93,54 +98,37 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Residual(config, Attention(config))
         self.feedforward = Residual(config, FeedForward(config))
-        self.time_bias = TimeBias(config) if config.time_bias else None
 
-    def forward(
-        self, hidden_BLD: Tensor, bias_BHLL: Tensor, buckets_BLL: Tensor | None, rotation_LK: Tensor | None, dropout: Dropout | None
-    ) -> Tensor:
-        """Each position attends to those that `bias_BHLL` allows; `buckets_BLL` are the `time_buckets` between positions."""
-        if self.time_bias is not None:
-            bias_BHLL = bias_BHLL + self.time_bias(buckets_BLL)
-        return self.feedforward(self.attention(hidden_BLD, dropout, bias_BHLL, rotation_LK), dropout)
+    def forward(self, hidden_BLD: Tensor, attend: Attend, rotation_LK: Tensor | None, dropout: Dropout | None) -> Tensor:
+        return self.feedforward(self.attention(hidden_BLD, dropout, attend, rotation_LK), dropout)
 
 
-class TimeBias(nn.Module):
-    """A learned attention bias of each head for each time between two events (Zhai et al., 2024, HSTU; here for both directions)."""
+class TimeGap(nn.Module):
+    """A learned vector for how long after the event before it the item that a position asks for happened.
 
-    def __init__(self, config: ModelConfig) -> None:
+    A person who comes back after a month chooses otherwise than one in the middle of a session; attention over past times
+    tells a position little of that (docs/decisions.md has the figures).
+    """
+
+    def __init__(self, config: ModelConfig, *, causal: bool) -> None:
         super().__init__()
-        self.table_NH = nn.Parameter(torch.zeros(2 * NUM_TIME_BUCKETS, config.num_heads))
+        self.causal = causal
+        self.table_ND = nn.Parameter(torch.empty(2 * NUM_TIME_BUCKETS, config.dim))
 
-    def forward(self, buckets_BLL: Tensor) -> Tensor:
-        """[B, H, L, L] to add to attention logits."""
-        bias_BHLL: Tensor = _TableLookup.apply(self.table_NH, buckets_BLL)
-        return bias_BHLL
-
-
-class _TableLookup(torch.autograd.Function):
-    """Rows of a tiny table for very many indices; the gradient counts by bucket, where PyTorch's own adds row after row."""
-
-    @staticmethod
-    def forward(ctx: Any, table_NH: Tensor, buckets_BLL: Tensor) -> Tensor:
-        ctx.save_for_backward(buckets_BLL)
-        ctx.num_buckets = len(table_NH)
-        return F.embedding(buckets_BLL, table_NH).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (buckets_BLL,) = ctx.saved_tensors
-        flat_T = buckets_BLL.flatten()
-        grad_HT = grad_outputs[0].transpose(0, 1).flatten(1)
-        counted_HN = [torch.bincount(flat_T, weights=grad_T, minlength=ctx.num_buckets) for grad_T in grad_HT]
-        return torch.stack(counted_HN, dim=1).to(grad_HT.dtype), None
+    def forward(self, query_times_ms_BL: Tensor, key_times_ms_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """[B, L, D] to add to item vectors; zero where a bidirectional position has no event before it."""
+        if self.causal:  # a position asks for the item after its own
+            return F.embedding(time_buckets(query_times_ms_BL - key_times_ms_BL), self.table_ND)
+        later_BLD = F.embedding(time_buckets(query_times_ms_BL[:, 1:] - key_times_ms_BL[:, :-1]), self.table_ND)
+        return F.pad(later_BLD * mask_BL[:, :-1, None], (0, 0, 1, 0))
 
 
-def time_buckets(query_times_ms_BL: Tensor, key_times_ms_BL: Tensor) -> Tensor:
-    """int64 [B, L, L] bucket of the time from each key to each query: two an octave of whole seconds, apart for past and future."""
-    elapsed_s_BLL = torch.div(query_times_ms_BL[:, :, None] - key_times_ms_BL[:, None, :], 1000, rounding_mode="trunc")
-    octaves_BLL = torch.log2(elapsed_s_BLL.abs().double() + 1)
-    buckets_BLL = (2 * octaves_BLL + _EDGE).long().clamp_max(NUM_TIME_BUCKETS - 1)
-    return torch.where(elapsed_s_BLL < 0, buckets_BLL + NUM_TIME_BUCKETS, buckets_BLL)
+def time_buckets(elapsed_ms: Tensor) -> Tensor:
+    """int64 bucket of each time: two an octave of whole seconds, apart for past and future."""
+    elapsed_s = torch.div(elapsed_ms, 1000, rounding_mode="trunc")
+    octaves = torch.log2(elapsed_s.abs().double() + 1)
+    buckets = (2 * octaves + _EDGE).long().clamp_max(NUM_TIME_BUCKETS - 1)
+    return torch.where(elapsed_s < 0, buckets + NUM_TIME_BUCKETS, buckets)
 
 
 def rotary_angles(length: int, head_width: int) -> Tensor:

@@ -1,0 +1,107 @@
+"""Attention under a recipe's preferences: near rather than far, perhaps only the past, perhaps by elapsed time.
+
+Two kernels with one meaning. `DenseAttention` adds a [B, H, L, L] bias to the logits of PyTorch's fused kernels: batches hold
+histories of like length, so little of it is padding. `FlexAttention` computes the same bias inside the kernel and skips
+blocks that nothing may see; it needs a CUDA device, for PyTorch has no backward pass of it elsewhere.
+
+Shape legend: B sequences, L padded length, H heads, K width of a head, N time buckets.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """What the positions of some padded sequences may attend to, and how much their logits fall."""
+
+    mask_BL: Tensor
+    """bool; False in the padding, which nothing but itself attends to (so that no row is without a key)."""
+    slopes_H: Tensor
+    """float32; what a head's logits lose with each item of distance."""
+    causal: bool
+    """Whether a position sees itself and older ones only."""
+    buckets_BLL: Tensor | None
+    """int64 time bucket of each query and key, for encoders whose heads prefer some."""
+
+
+class Attend(Protocol):
+    """Queries, keys and values [B, H, L, K] and a table [N, H] of logits for each time bucket to attended values [B, H, L, K]."""
+
+    def __call__(self, query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None) -> Tensor: ...
+
+
+class DenseAttention:
+    """With the whole bias in memory."""
+
+    def __init__(self, preferences: Preferences) -> None:
+        mask_BL, slopes_H = preferences.mask_BL, preferences.slopes_H
+        position_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+        distance_LL = position_L[:, None] - position_L[None, :]
+        allowed_BLL = mask_BL[:, None, :] | (distance_LL == 0)
+        if preferences.causal:
+            allowed_BLL = allowed_BLL & (distance_LL >= 0)
+        bias_HLL = -slopes_H[:, None, None] * distance_LL.abs()
+        self._bias_BHLL = torch.where(allowed_BLL[:, None], bias_HLL, float("-inf"))
+        self._buckets_BLL = preferences.buckets_BLL
+
+    def __call__(self, query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None) -> Tensor:
+        bias_BHLL = self._bias_BHLL
+        if table_NH is not None:
+            bias_BHLL = bias_BHLL + _TableLookup.apply(table_NH, self._buckets_BLL)
+        return F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, attn_mask=bias_BHLL)
+
+
+class FlexAttention:
+    """With the bias computed where it is used."""
+
+    def __init__(self, preferences: Preferences, kernel: Callable[..., Any] | None = None) -> None:
+        self._preferences = preferences
+        self._kernel = kernel or _compiled_kernel()
+        batch, length = preferences.mask_BL.shape
+
+        def allowed(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            seen = preferences.mask_BL[b, key] | (query == key)
+            return seen & (query >= key) if preferences.causal else seen
+
+        self._blocks = create_block_mask(allowed, batch, None, length, length, device=preferences.mask_BL.device)
+
+    def __call__(self, query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None) -> Tensor:
+        slopes_H, buckets_BLL = self._preferences.slopes_H, self._preferences.buckets_BLL
+
+        def preferred(logit: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            logit = logit - slopes_H[h] * (query - key).abs()
+            return logit if table_NH is None or buckets_BLL is None else logit + table_NH[buckets_BLL[b, query, key], h]
+
+        attended_BHLK: Tensor = self._kernel(query_BHLK, key_BHLK, value_BHLK, score_mod=preferred, block_mask=self._blocks)
+        return attended_BHLK
+
+
+@functools.cache
+def _compiled_kernel() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+class _TableLookup(torch.autograd.Function):
+    """Rows of a tiny table for very many indices; the gradient counts by bucket, where PyTorch's own adds row after row."""
+
+    @staticmethod
+    def forward(ctx: Any, table_NH: Tensor, buckets_BLL: Tensor) -> Tensor:
+        ctx.save_for_backward(buckets_BLL)
+        ctx.num_buckets = len(table_NH)
+        return F.embedding(buckets_BLL, table_NH).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (buckets_BLL,) = ctx.saved_tensors
+        flat_T = buckets_BLL.flatten()
+        grad_HT = grad_outputs[0].transpose(0, 1).flatten(1)
+        counted_HN = [torch.bincount(flat_T, weights=grad_T, minlength=ctx.num_buckets) for grad_T in grad_HT]
+        return torch.stack(counted_HN, dim=1).to(grad_HT.dtype), None
