@@ -2,7 +2,8 @@
 
     bundle/
       manifest.json          model, dims, signatures, resolved configuration, offline metrics, parity, checksums
-      query_encoder.onnx     item_vectors [batch, length, D] float32, mask [batch, length] bool -> query [batch, D] float32
+      query_encoder.onnx     item_vectors [batch, length, D] float32, mask [batch, length] bool, timestamps_ms [batch, length] int64,
+                             query_timestamp_ms [batch, 1] int64 -> query [batch, D] float32
       ranker.onnx            features [batch, F] float32 -> score [batch, 1] float32
       item_vectors.npy       [num_items + FIRST_ITEM_ROW, D] float32; row = item_row; the special rows are zero
       items.arrow            item_id, features, metadata; row i is item_row i + FIRST_ITEM_ROW

@@ -13,19 +13,20 @@ from pathlib import Path
 
 import click
 
-from ray_cluster.cli.console import print_table, stdout
+from ray_cluster.cli.console import DEFAULT_REPOSITORY, print_table, stdout
 
 ROOT = Path("artifacts/demo")
 DATASET, RUN, BUNDLE = (str(ROOT / name) for name in ("dataset", "run", "bundle"))
-REPOSITORY = Path("model_repository")
+REPOSITORY = DEFAULT_REPOSITORY
 EPOCHS = 5
-TRAINING = (f"training.max_epochs={EPOCHS}", f"training.validate_every_epochs={EPOCHS}")  # four validations fewer: ten seconds
+# One validation instead of five: ten seconds.
+SHORT = ("--set", f"training.max_epochs={EPOCHS}", "--set", f"training.validate_every_epochs={EPOCHS}")
 SHOWN_METRICS = ("ndcg@10", "recall@10", "recall@50")
 SHOWN_ITEMS = 10
 
 STEPS: tuple[tuple[str, ...], ...] = (
     ("prepare", "movielens-1m", "--out", DATASET),
-    ("train", "bert4rec", "--dataset", DATASET, "--out", RUN, *(word for setting in TRAINING for word in ("--set", setting))),
+    ("train", "bert4rec", "--dataset", DATASET, "--out", RUN, *SHORT),
     ("evaluate", RUN, "--k", "10,50"),
     ("train-ranker", RUN),
     ("export", RUN, "--out", BUNDLE),

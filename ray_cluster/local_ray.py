@@ -1,8 +1,10 @@
-"""A quiet Ray on this machine, for as long as a block lasts."""
+"""A quiet Ray on this machine, for as long as a block lasts, and what every use of Ray needs."""
 
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,24 @@ _ENVIRONMENT = {
 
 
 @contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """For calls into Ray that put its handlers of Ctrl-C and SIGTERM in place of ours: they are ours again when the block ends.
+
+    Raises:
+        KeyboardInterrupt: one of the signals came within the block; Ray's handlers make a `SystemExit` of it, with a status of their own.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():  # in another one Ray leaves handlers alone, and so must we
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def local_ray() -> Iterator[bool]:
     """Yield whether Ray was started here, and will be stopped; one that is running already is used and left running."""
     if ray.is_initialized():
@@ -29,13 +49,14 @@ def local_ray() -> Iterator[bool]:
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-        )
+        with own_signals():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
         yield True
     finally:
         started = _ray_processes()
@@ -44,6 +65,13 @@ def local_ray() -> Iterator[bool]:
         for process in left:  # an agent that was starting itself when its raylet ended notices only later
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def users_mistake(report: str, otherwise: str) -> str:
+    """What the user did wrong, out of a report of what failed on Ray; else its last line, and `otherwise` when it is empty."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    mistakes = [line for line in lines if "UserError: " in line]
+    return (mistakes or lines or [otherwise])[-1].rpartition("UserError: ")[2]
 
 
 def _ray_processes() -> list[psutil.Process]:

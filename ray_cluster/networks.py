@@ -12,6 +12,7 @@ from serving.triton_client import TritonClient, TritonError
 from serving.triton_server import TritonServer
 
 ATTEMPTS = 3
+_DYING_S = 0.5  # a process that crashes closes its connections about a millisecond before its end can be seen
 
 logger = logging.getLogger(__name__)
 
@@ -46,37 +47,34 @@ class Networks:
         """Whether our own Triton has come to an end by itself."""
         return self._server is not None and self._server.ended
 
-    def load(self) -> None:
-        """Have Triton serve the version beside those it serves already. Does nothing when it does so.
+    def ensure(self) -> None:
+        """Have Triton serve the version beside those it serves already; does nothing when it does so.
+
+        Our own Triton is started again when it has crashed: its Python backend does, once in some hundred loads.
 
         Raises:
             UserError: Triton does not start, does not answer, or refuses; with its own reason.
         """
-        if self._server is not None:
-            self._server.wait_until_ready()
-        try:
-            asyncio.run(self._load())
-        except TritonError as error:
-            raise UserError(f"Triton cannot serve version {self._version} of {self._repository}: {error}") from None
-
-    def ensure(self) -> None:
-        """`load`, and start our own Triton again when it has crashed: its Python backend does, once in some hundred loads.
-
-        Raises:
-            UserError: as `load` does.
-        """
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                self.load()
+                self._load()
                 return
             except UserError as error:
-                if self._server is None or not self.ended or attempt == ATTEMPTS:
+                if self._server is None or attempt == ATTEMPTS or not self._server.ends_within(_DYING_S):
                     raise
                 logger.warning("Triton has ended and is started again: %s", error)
                 self._server.stop()
                 self._server.start()
 
-    async def _load(self) -> None:
+    def _load(self) -> None:
+        if self._server is not None:
+            self._server.wait_until_ready()
+        try:
+            asyncio.run(self._load_networks())
+        except TritonError as error:
+            raise UserError(f"Triton cannot serve version {self._version} of {self._repository}: {error}") from None
+
+    async def _load_networks(self) -> None:
         client = TritonClient(self.address)
         try:
             for model in (QUERY_ENCODER, RANKER):

@@ -36,7 +36,6 @@ from serving.triton_client import TritonError
 
 MODELS = (QUERY_ENCODER, RANKER)
 PUBLISHED_NAME = "published.json"
-DEFAULT_REPOSITORY = Path("model_repository")
 _TEMPLATES = Path(__file__).parent.parent / "model_repository"
 
 

@@ -17,7 +17,7 @@ from ray.serve.config import ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from passerelle.errors import UserError
-from ray_cluster.local_ray import local_ray
+from ray_cluster.local_ray import local_ray, users_mistake
 from ray_cluster.networks import Networks
 from serving.graph import GraphSettings, Topology, build_graph
 from serving.ports import free_ports, require_free
@@ -106,7 +106,7 @@ class Service:
         except RuntimeError as error:
             deployments = [one for app in serve.status().applications.values() for one in app.deployments.values()]
             report = "\n".join([str(error), *(deployment.message for deployment in deployments)])
-            raise UserError(f"the serving graph does not start: {_reason(report)}") from None
+            raise UserError(f"the serving graph does not start: {users_mistake(report, type(error).__name__)}") from None
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -121,10 +121,3 @@ class Service:
                 answer = str(error)
             time.sleep(0.05)
         raise UserError(f"{self.url}/readyz was not ready after {READY_TIMEOUT_S:.0f} s: {answer}")
-
-
-def _reason(report: str) -> str:
-    """The user's mistake inside a report of failed deployments, else its last line."""
-    lines = [line.strip() for line in report.splitlines() if line.strip()]
-    mistakes = [line for line in lines if "UserError: " in line]
-    return (mistakes or lines)[-1].rpartition("UserError: ")[2]

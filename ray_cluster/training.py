@@ -21,7 +21,7 @@ from ray.train.torch import TorchTrainer
 
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
-from ray_cluster.local_ray import local_ray
+from ray_cluster.local_ray import local_ray, own_signals, users_mistake
 from training.config import RunConfig as Recipe
 from training.fit import fit
 from training.run import LAST, RunManifest, finish_run, plan_run, start_run
@@ -74,7 +74,7 @@ def train_on_ray(
         "config": config.model_dump(mode="json"),
         "resume": resume,
     }
-    with _cluster(address), tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results:
+    with tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results, _cluster(address):
         _check_room(num_workers, use_gpu=use_gpu)
         start_run(run_path, manifest)
         trainer = TorchTrainer(
@@ -84,9 +84,12 @@ def train_on_ray(
             run_config=RunConfig(name=run_path.name, storage_path=results, failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)),
         )
         try:
-            trainer.fit()
+            with own_signals():
+                trainer.fit()
         except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
-            raise UserError(f"{run_path}: a training worker failed {MAX_WORKER_FAILURES + 1} times: {_last_line(error)}") from error
+            raise UserError(
+                f"{run_path}: a training worker failed {MAX_WORKER_FAILURES + 1} times: {users_mistake(str(error), type(error).__name__)}"
+            ) from error
     return finish_run(run_path, manifest)
 
 
@@ -98,7 +101,8 @@ def _cluster(address: str | None) -> Iterator[None]:
             yield
         return
     working_dir = str(Path(__file__).resolve().parents[1])
-    ray.init(address, log_to_driver=False, logging_level=logging.WARNING, runtime_env={"working_dir": working_dir})
+    with own_signals():
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, runtime_env={"working_dir": working_dir})
     try:
         yield
     finally:
@@ -110,8 +114,3 @@ def _check_room(num_workers: int, *, use_gpu: bool) -> None:
     room = int(ray.cluster_resources().get(kind, 0))
     if num_workers > room:
         raise UserError(f"--workers {num_workers}: this Ray cluster has {room} {kind}s, and a worker needs one")
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].removeprefix("passerelle.errors.UserError: ") if lines else type(error).__name__

@@ -40,8 +40,10 @@ class RecommendRequest(Config):
 
     @model_validator(mode="after")
     def _one_time_an_item(self) -> "RecommendRequest":
-        given, wanted = (len(values) if values is not None else 0 for values in (self.history_timestamps_ms, self.history))
-        if self.history_timestamps_ms is not None and given != wanted:
+        if self.history_timestamps_ms is None:
+            return self
+        given, wanted = len(self.history_timestamps_ms), len(self.history or ())
+        if given != wanted:
             raise ValueError(f"history_timestamps_ms has {given} values for the {wanted} items of history")
         return self
 

@@ -1,7 +1,7 @@
 """Triton over gRPC: the only file that knows `tritonclient`.
 
 client = TritonClient("127.0.0.1:8001")
-outputs = await client.infer("query_encoder", 3, {"item_vectors": vectors_BLD, "mask": mask_BL})
+outputs = await client.infer("ranker", 3, {"features": features_CF})
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,6 +22,12 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 INFER_TIMEOUT_S = 2.0
 LOAD_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 1.0
+_CHANNEL = [
+    ("grpc.max_send_message_length", -1),  # without limit, as tritonclient has them
+    ("grpc.max_receive_message_length", -1),
+    # Else clients of one address share what they know of it, and a new client of a server started again is told that it is gone.
+    ("grpc.use_local_subchannel_pool", 1),
+]
 
 
 class TritonError(Exception):
@@ -124,7 +130,7 @@ class TritonClient:
 
     def _client(self) -> Any:
         if self._connection is None:  # made on first use: gRPC ties a channel to the running event loop
-            self._connection = triton.InferenceServerClient(self.address)
+            self._connection = triton.InferenceServerClient(self.address, channel_args=_CHANNEL)
         return self._connection
 
 

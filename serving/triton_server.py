@@ -115,6 +115,13 @@ class TritonServer:
         """Whether the process was started and has come to an end by itself."""
         return self._process is not None and self._process.poll() is not None
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether the process has come to an end by itself when that time is over; returns earlier when it has."""
+        assert self._process is not None, "not started"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self.ended
+
     def require_running(self) -> None:
         """Check that the process has not ended.
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 
@@ -24,6 +23,8 @@ from passerelle.files import new_directory
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.manifest import provenance, write_manifest
 from passerelle.topk import exact_topk
+from tests.inference import session
+from tests.items import item_table
 
 Ids = list[str] | list[int]
 
@@ -33,7 +34,6 @@ ITEM_FEATURES = (
     FeatureColumn(name="kind", kind="categorical"),
     FeatureColumn(name="year", kind="numeric"),
 )
-GENRES = ["Comédie", "Drama", "喜劇", "Western"]
 KINDS = ["film", "book", None]
 
 
@@ -127,29 +127,18 @@ def write_ranker(path: Path, num_features: int, rng: np.random.Generator) -> Non
     _save(path, nodes, inputs, [value("score", TensorProto.FLOAT, ["batch", 1])], constants)
 
 
-def item_table(num_items: int, string_ids: bool, rng: np.random.Generator) -> pa.Table:
-    """Items with titles, genres, a kind with gaps and a year with gaps."""
+def _items(num_items: int, string_ids: bool, rng: np.random.Generator) -> pa.Table:
+    """`item_table` and a kind with gaps."""
     ids = [f"item-é{i}" if i % 2 else f"商品 {i}" for i in range(num_items)] if string_ids else [10 * i + 7 for i in range(num_items)]
-    genres = [[GENRES[g] for g in sorted(rng.choice(len(GENRES), size=i % 3, replace=False))] for i in range(num_items)]
-    years = [None if i % 11 == 0 else int(1950 + rng.integers(70)) for i in range(num_items)]
-    return pa.table(
-        {
-            "item_id": pa.array(ids, pa.string() if string_ids else pa.int64()),
-            "title": [f"Title № {i}" for i in range(num_items)],
-            "genres": pa.array(genres, pa.list_(pa.string())),
-            "kind": pa.array([KINDS[i % len(KINDS)] for i in range(num_items)], pa.string()),
-            "year": pa.array(years, pa.int64()),
-        }
-    )
+    items = item_table(pa.array(ids, pa.string() if string_ids else pa.int64()), rng)
+    kinds = pa.array([KINDS[i % len(KINDS)] for i in range(num_items)], pa.string())
+    return items.add_column(items.schema.get_field_index("year"), "kind", kinds)
 
 
 def _reference(
     directory: Path, shape: Shape, features: RankingFeatures, vectors_RD: npt.NDArray[np.float32], histories: Any, times: Any
 ) -> pa.Table:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    encoder = onnxruntime.InferenceSession(directory / "query_encoder.onnx", options, providers=["CPUExecutionProvider"])
-    ranker = onnxruntime.InferenceSession(directory / "ranker.onnx", options, providers=["CPUExecutionProvider"])
+    encoder, ranker = session(directory / "query_encoder.onnx"), session(directory / "ranker.onnx")
     rows: list[dict[str, Any]] = []
     for user_row in range(shape.num_reference_users):
         history_L = np.array(histories[user_row], dtype=np.int64)
@@ -182,7 +171,7 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     vectors_RD = rng.standard_normal((shape.num_items + FIRST_ITEM_ROW, shape.dim)).astype(np.float32) / np.float32(np.sqrt(shape.dim))
     vectors_RD[:FIRST_ITEM_ROW] = 0
-    items = item_table(shape.num_items, shape.string_ids, rng)
+    items = _items(shape.num_items, shape.string_ids, rng)
     counts_R = np.concatenate([np.zeros(FIRST_ITEM_ROW), rng.permutation(shape.num_items) + 1.0])
     popularity = pa.table({"count": counts_R, "recent_count": np.floor(counts_R / 3)})
     lengths_U = rng.integers(1, shape.max_history + 1, size=shape.num_users)

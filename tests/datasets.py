@@ -9,6 +9,7 @@ Shape legend: E events, U users, U1 = U + 1, I items.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,12 @@ from passerelle.config import apply_overrides, validate
 from passerelle.dataset import Dataset, FeatureColumn, write_dataset
 from passerelle.features import DAY_MS, HOUR_MS
 from passerelle.ids import FIRST_ITEM_ROW
-from training.config import RunConfig
+from tests.items import item_table
+
+if TYPE_CHECKING:
+    from training.config import RunConfig
 
 START_MS = 1_600_000_000_000
-GENRES = ["Comédie", "Drama", "喜劇", "Western"]
 EVENT_WEIGHTS = (1.0, 2.5)
 ITEM_FEATURES = (
     FeatureColumn(name="title", kind="text"),
@@ -45,8 +48,10 @@ SMALL_RECIPE = (
 """Overrides of the defaults that suit `Planted()`."""
 
 
-def small_recipe(*overrides: str) -> RunConfig:
+def small_recipe(*overrides: str) -> "RunConfig":
     """The recipe of `SMALL_RECIPE` with some more `section.key=value`."""
+    from training.config import RunConfig  # here, because tests of the contract make datasets too
+
     return validate(RunConfig, apply_overrides({}, [*SMALL_RECIPE, *overrides]), "small recipe")
 
 
@@ -87,7 +92,7 @@ def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> 
         weights_E=np.array(EVENT_WEIGHTS, dtype=np.float32)[types_E],
         offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
         users=pa.table({"user_id": _ids(planted.num_users, "usér ", planted.string_ids)}),
-        items=_items(planted, rng),
+        items=item_table(_ids(planted.num_items, "商品 ", planted.string_ids), rng),
         description={
             "name": "planted",
             "event_types": ("view", "purchase"),
@@ -101,7 +106,10 @@ def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> 
 
 
 def dataset_of(path: Path, histories: Sequence[Sequence[tuple[int, int]]], num_items: int, weights: Sequence[float] = ()) -> Dataset:
-    """A dataset of the given (item_row, timestamp_ms) events of each user, in stored order; without `weights`, each weighs 1."""
+    """A dataset of the given (item_row, timestamp_ms) events of each user, in stored order; without `weights`, each weighs 1.
+
+    Users are u0, u1, ..., items 100, 101, ... A dataset that is there already is replaced.
+    """
     events = [event for history in histories for event in history]
     return write_dataset(
         path,
@@ -110,8 +118,8 @@ def dataset_of(path: Path, histories: Sequence[Sequence[tuple[int, int]]], num_i
         event_types_E=np.zeros(len(events), dtype=np.uint8),
         weights_E=np.array(weights or np.ones(len(events)), dtype=np.float32),
         offsets_U1=np.cumsum([0, *map(len, histories)]),
-        users=pa.table({"user_id": pa.array(range(len(histories)), pa.int64())}),
-        items=pa.table({"item_id": pa.array(range(num_items), pa.int64())}),
+        users=pa.table({"user_id": [f"u{place}" for place in range(len(histories))]}),
+        items=pa.table({"item_id": pa.array(range(100, 100 + num_items), pa.int64())}),
         description={
             "name": "by hand",
             "event_types": ("view",),
@@ -121,6 +129,7 @@ def dataset_of(path: Path, histories: Sequence[Sequence[tuple[int, int]]], num_i
             "config": {},
             "quality": {},
         },
+        overwrite=True,
     )
 
 
@@ -141,21 +150,6 @@ def _walk(
         unseen_I[item] = False
         walk.append(item)
     return np.array(walk)
-
-
-def _items(planted: Planted, rng: np.random.Generator) -> pa.Table:
-    """Titles, zero to two genres, and a year that is sometimes unknown."""
-    places = range(planted.num_items)
-    genres = [[GENRES[genre] for genre in sorted(rng.choice(len(GENRES), size=place % 3, replace=False))] for place in places]
-    years = [None if place % 11 == 0 else int(1950 + rng.integers(70)) for place in places]
-    return pa.table(
-        {
-            "item_id": _ids(planted.num_items, "商品 ", planted.string_ids),
-            "title": [f"Title № {place}" for place in places],
-            "genres": pa.array(genres, pa.list_(pa.string())),
-            "year": pa.array(years, pa.int64()),
-        }
-    )
 
 
 def _ids(count: int, prefix: str, string_ids: bool) -> pa.Array:

@@ -1,6 +1,7 @@
 """ONNX Runtime in this process, in the place of Triton: the stages cannot tell."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -11,23 +12,25 @@ from passerelle.bundle import Bundle
 MAX_BATCH_SIZE = 64
 
 
+def session(path: Path) -> onnxruntime.InferenceSession:
+    """An ONNX file in this process, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
 class OnnxInference:
     """Runs a bundle's networks; remembers the shapes it was given."""
 
     def __init__(self, bundle: Bundle) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._sessions = {
-            model: onnxruntime.InferenceSession(bundle.path / f"{model}.onnx", options, providers=["CPUExecutionProvider"])
-            for model in bundle.manifest.networks
-        }
+        self._sessions = {model: session(bundle.path / f"{model}.onnx") for model in bundle.manifest.networks}
         self.shapes: list[tuple[int, ...]] = []
 
     async def infer(self, model: str, version: int, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        session = self._sessions[model]
+        network = self._sessions[model]
         self.shapes.append(next(iter(inputs.values())).shape)
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        names = [output.name for output in network.get_outputs()]
+        return dict(zip(names, network.run(names, dict(inputs)), strict=True))
 
     async def max_batch_size(self, model: str, version: int) -> int:
         return MAX_BATCH_SIZE

@@ -1,8 +1,9 @@
-"""What the verbs share: the `--json` option, tables, progress bars. People read stderr and tables, machines read stdout."""
+"""What the verbs share: options, tables, progress bars. People read stderr and tables, machines read stdout."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -13,6 +14,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from passerelle.progress import Progress
+
+DEFAULT_REPOSITORY = Path("model_repository")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,6 +32,12 @@ def set_option(function: F) -> F:
     """Add a repeatable `--set section.key=value`, passed to the verb as `overrides`."""
     text = "Override one configuration value; repeatable."
     return click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=text)(function)
+
+
+def repository_option(function: F) -> F:
+    """Add `--repository DIR`, passed to the verb as `repository`."""
+    kind, text = click.Path(path_type=Path), "Model repository of Triton."
+    return click.option("--repository", type=kind, default=DEFAULT_REPOSITORY, show_default=True, metavar="DIR", help=text)(function)
 
 
 def print_json(values: Any) -> None:

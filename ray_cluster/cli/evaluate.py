@@ -1,7 +1,5 @@
 """`passerelle evaluate RUN`."""
 
-import functools
-import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,17 +102,12 @@ def _print(title: str, evaluation: "Evaluation") -> None:
         rows = [(name, *(f"{gain[metric]['mean']:+.4f} {_ends(gain[metric])}" for metric in shown)) for name, gain in gains.items()]
         print_table("Model minus baseline, with 95 % intervals", ("baseline", *shown), rows)
     if groups := details[model].get("segments"):
-        rows = [(group, groups[group]["users"], *_each(evaluation, "segments", group, shown[0])) for group in groups]
+        rows = [(group, groups[group]["users"], *(values["segments"][group][shown[0]] for values in details.values())) for group in groups]
         print_table(f"{shown[0]} by length of history", ("history", "users", model, *baselines), rows)
     if "with_seen" in details[model]:
-        rows = [(metric, *_each(evaluation, "with_seen", metric)) for metric in details[model]["with_seen"]]
+        rows = [(metric, *(values["with_seen"][metric] for values in details.values())) for metric in details[model]["with_seen"]]
         print_table("The same with seen items left in the ranking", ("metric", model, *baselines), rows)
 
 
 def _ends(interval: dict[str, float]) -> str:
     return f"[{interval['low']:.4f}, {interval['high']:.4f}]"
-
-
-def _each(evaluation: "Evaluation", *keys: str) -> list[Any]:
-    """One value out of the details of each scorer."""
-    return [functools.reduce(operator.getitem, keys, details) for details in evaluation.details.values()]

@@ -5,7 +5,6 @@ passerelle train --help
 """
 
 import importlib
-import os
 import signal
 import sys
 import traceback
@@ -63,8 +62,6 @@ def passerelle(show_traceback: bool) -> None:
 def main() -> None:
     """Entry point: a user's mistake is one line and status 1, Ctrl-C and SIGTERM are status 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Ray forks to start its processes; gRPC's own handling of forks would write to the terminal, or crash the child.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         status = passerelle.main(prog_name="passerelle", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

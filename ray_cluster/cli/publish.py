@@ -4,19 +4,12 @@ from pathlib import Path
 
 import click
 
-from ray_cluster.cli.console import json_option, print_json, print_table, progress_bars
+from ray_cluster.cli.console import json_option, print_json, print_table, progress_bars, repository_option
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--repository",
-    type=click.Path(path_type=Path),
-    default=Path("model_repository"),
-    show_default=True,
-    metavar="DIR",
-    help="Model repository of Triton.",
-)
+@repository_option
 @json_option
 def command(bundle: Path, repository: Path, as_json: bool) -> None:
     """Publish BUNDLE as the active version of a Triton model repository, once it answers as training did.

@@ -2,13 +2,12 @@
 
 import json
 import shlex
-import signal
 from pathlib import Path
 from typing import cast
 
 import click
 
-from ray_cluster.cli.console import stderr
+from ray_cluster.cli.console import repository_option, stderr
 
 
 @click.command()
@@ -17,14 +16,7 @@ from ray_cluster.cli.console import stderr
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every interface.")
 @click.option("--topology", type=click.Choice(["fused", "staged"]), default="fused", show_default=True, help="One replica, or one a stage.")
 @click.option("--triton", default="embedded", show_default=True, metavar="embedded|HOST:PORT", help="Gives gRPC; started here if embedded.")
-@click.option(
-    "--repository",
-    type=click.Path(path_type=Path),
-    default=Path("model_repository"),
-    show_default=True,
-    metavar="DIR",
-    help="Model repository of Triton.",
-)
+@repository_option
 def command(bundle: Path, port: int, host: str, topology: str, triton: str, repository: Path) -> None:
     """Serve a published BUNDLE over HTTP until Ctrl-C or SIGTERM, then stop every process that was started.
 
@@ -42,7 +34,6 @@ def command(bundle: Path, port: int, host: str, topology: str, triton: str, repo
     example = json.dumps({"user_id": opened.reference().column("user_id")[0].as_py(), "k": 10}, ensure_ascii=False)
     address = None if triton == "embedded" else triton
     with Service(bundle, repository, version, topology=cast(Topology, topology), host=host, port=port, triton=address) as service:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does; Ray has put its own handler in between
         stderr.print(f"{opened.manifest.model} version {version} answers at {service.url} (API: {service.url}/docs). Ctrl-C stops it.")
         click.echo(f"curl -s {service.url}/v1/recommend -H 'content-type: application/json' -d {shlex.quote(example)}")
         try:

@@ -82,7 +82,7 @@ def command(
     summary = {"run": str(out), "epochs": manifest.epochs, "best_epoch": manifest.best_epoch, "validation": manifest.validation}
     if as_json:
         print_json(summary)
-    elif refit:
+    elif not manifest.validation:  # trained on validation events too
         click.echo(f"{out}: trained on {manifest.trained_on}")
     else:
         score = manifest.validation[MONITOR]

@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from passerelle.config import validate
-from passerelle.dataset import Dataset, write_dataset
+from passerelle.dataset import Dataset
 from passerelle.prepare import PrepareConfig
+from tests.datasets import dataset_of
 
 MakeDataset = Callable[[Sequence[Sequence[tuple[int, int]]]], Dataset]
 WriteCsv = Callable[..., Path]
@@ -48,30 +47,10 @@ def write_csv(tmp_path: Path) -> WriteCsv:
 
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
-    """A dataset of the given (item_row, timestamp_ms) events of each user, in stored order; items are numbered 100, 101, ..."""
+    """A dataset of the given (item_row, timestamp_ms) events of each user, as `dataset_of` makes it, without items that nobody met."""
 
     def make(events_of_users: Sequence[Sequence[tuple[int, int]]]) -> Dataset:
-        flat = [event for events in events_of_users for event in events]
-        num_items = max((row for row, _ in flat), default=1) - 1
-        return write_dataset(
-            tmp_path / "dataset",
-            item_rows_E=np.array([row for row, _ in flat], dtype=np.int64),
-            timestamps_ms_E=np.array([time for _, time in flat], dtype=np.int64),
-            event_types_E=np.zeros(len(flat), dtype=np.uint8),
-            weights_E=np.ones(len(flat), dtype=np.float32),
-            offsets_U1=np.cumsum([0, *map(len, events_of_users)]),
-            users=pa.table({"user_id": pa.array([f"u{place}" for place in range(len(events_of_users))])}),
-            items=pa.table({"item_id": pa.array(range(100, 100 + num_items), pa.int64())}),
-            description={
-                "name": "small",
-                "event_types": ("event",),
-                "user_features": (),
-                "item_features": (),
-                "title": None,
-                "config": {},
-                "quality": {},
-            },
-            overwrite=True,
-        )
+        num_items = max((row for events in events_of_users for row, _ in events), default=1) - 1
+        return dataset_of(tmp_path / "dataset", events_of_users, num_items)
 
     return make

@@ -11,6 +11,7 @@ from passerelle.bundle import BUNDLE_FILES, Bundle, BundleManifest, open_bundle
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.manifest import open_manifest, write_manifest
+from tests.files import flip_byte
 
 
 @pytest.fixture
@@ -42,10 +43,7 @@ def test_history_is_oldest_first(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("name", BUNDLE_FILES)
 def test_one_altered_byte_is_found(copy: Path, name: str) -> None:
-    path = copy / name
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    flip_byte(copy / name, (copy / name).stat().st_size // 2)
     with pytest.raises(UserError, match=rf"{name}: altered since it was written"):
         open_bundle(copy)
 

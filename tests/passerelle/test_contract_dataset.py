@@ -15,6 +15,7 @@ from passerelle.config import validate
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from passerelle.splits import EvaluationUsers, Split, SplitConfig, evaluation_users, make_split
+from tests.files import flip_byte
 from tests.passerelle.conftest import MakeDataset, histories
 
 HOUR_MS = 3_600_000
@@ -54,10 +55,7 @@ def test_fingerprint_is_of_the_content(make_dataset: MakeDataset) -> None:
 
 
 def test_an_altered_file_is_found(dataset: Dataset) -> None:
-    path = dataset.path / "interactions.arrow"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    flip_byte(dataset.path / "interactions.arrow")
     with pytest.raises(UserError, match=r"interactions\.arrow: altered since it was written.*`passerelle prepare`$"):
         open_dataset(dataset.path)
 

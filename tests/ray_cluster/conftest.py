@@ -1,15 +1,48 @@
-"""One published bundle and one running service for all tests of this folder."""
+"""The command line in this process; one dataset, one published bundle and one running service for all tests of this folder."""
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from passerelle.bundle import Bundle
+from passerelle.dataset import Dataset
+from ray_cluster.cli.main import main
 from serving.ports import free_ports
+from tests.datasets import planted_dataset
 from tests.processes import run, running
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def call_main(*arguments: str | Path) -> int:
+    """Call `passerelle` in this process, and give its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["passerelle", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Call `passerelle` in this process: status, stdout, stderr."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        status = call_main(*arguments)
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """240 users, 120 items. Do not write into it."""
+    return planted_dataset(tmp_path_factory.mktemp("planted") / "dataset")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +11,9 @@ import pytest
 
 from passerelle.manifest import Manifest, provenance, write_manifest
 from ray_cluster.cli.inspect import flat
-from ray_cluster.cli.main import main
 from tests.bundles import Shape, build_bundle
+from tests.files import flip_byte
+from tests.ray_cluster.conftest import Cli
 
 TOML = """
 name = "shop"
@@ -45,29 +45,19 @@ VISITS = """visitor,article,at
 1,sel,2024-05-02
 """
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
     """Call the command line in a folder with a described shop: (status, stdout, stderr)."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "shop.toml").write_text(TOML, encoding="utf-8")
     (tmp_path / "shop" / "visits.csv").write_text(VISITS, encoding="utf-8")
     (tmp_path / "shop" / "articles.csv").write_text("article,name\nthé,Thé vert\ncafé,Café\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["passerelle", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return call
+    return cli
 
 
-def test_a_description_reads_the_files_beside_it(run: Run) -> None:
+def test_a_description_reads_the_files_beside_it(run: Cli) -> None:
     status, out, err = run("prepare", "shop/shop.toml", "--out", "dataset")
     assert (status, err) == (0, "")
     assert out.startswith("shop: shop -> dataset")
@@ -78,7 +68,7 @@ def test_a_description_reads_the_files_beside_it(run: Run) -> None:
     assert "- dropped: duplicate" not in out  # reasons without a row are left out
 
 
-def test_json_is_one_object(run: Run) -> None:
+def test_json_is_one_object(run: Cli) -> None:
     shutil.move("shop/visits.csv", "elsewhere.csv")
     Path("data").mkdir()
     shutil.move("elsewhere.csv", "data/visits.csv")
@@ -107,7 +97,7 @@ def test_json_is_one_object(run: Run) -> None:
         (["shop/shop.toml", "--set", "user_id_type=string", "--set", "filters.min_user_events=9"], "no event is left of 5 rows read"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], message: str, run: Run) -> None:
+def test_mistakes_are_one_line(arguments: list[str], message: str, run: Cli) -> None:
     status, out, err = run("prepare", *arguments, "--out", "dataset")
     assert (status, out) == (1, "")
     assert err.startswith("passerelle: ")
@@ -116,7 +106,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, run: Run) -> 
     assert sorted(path.name for path in Path().iterdir()) == ["shop"]
 
 
-def test_out_is_spared_until_told(run: Run) -> None:
+def test_out_is_spared_until_told(run: Cli) -> None:
     assert run("prepare", "shop/shop.toml", "--out", "dataset")[0] == 0
     status, _, err = run("prepare", "shop/shop.toml", "--out", "dataset")
     assert (status, err) == (1, "passerelle: dataset already exists: choose another --out, or pass --overwrite to replace it\n")
@@ -126,7 +116,7 @@ def test_out_is_spared_until_told(run: Run) -> None:
 # inspect
 
 
-def test_inspect_a_dataset(run: Run) -> None:
+def test_inspect_a_dataset(run: Cli) -> None:
     run("prepare", "shop/shop.toml", "--out", "dataset")
     status, out, err = run("inspect", "dataset")
     assert (status, err) == (0, "")
@@ -140,24 +130,21 @@ def test_inspect_a_dataset(run: Run) -> None:
     assert values["files"]["items.arrow"]["size_bytes"] == Path("dataset/items.arrow").stat().st_size
 
 
-def test_inspect_finds_one_altered_byte(run: Run) -> None:
+def test_inspect_finds_one_altered_byte(run: Cli) -> None:
     run("prepare", "shop/shop.toml", "--out", "dataset")
-    path = Path("dataset/users.arrow")
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
+    flip_byte(Path("dataset/users.arrow"), 100)
     for arguments in (("dataset",), ("dataset", "--json")):
         status, out, err = run("inspect", *arguments)
         assert (status, out) == (1, "")
         assert err.startswith("passerelle: dataset/users.arrow: altered since it was written")
 
 
-def test_inspect_what_is_nothing(run: Run) -> None:
+def test_inspect_what_is_nothing(run: Cli) -> None:
     assert run("inspect", "gone") == (1, "", "passerelle: gone: no such dataset, run or bundle\n")
     assert run("inspect", "shop") == (1, "", "passerelle: shop is not a dataset, run or bundle: it has no manifest.json\n")
 
 
-def test_inspect_a_bundle(run: Run, tmp_path: Path) -> None:
+def test_inspect_a_bundle(run: Cli, tmp_path: Path) -> None:
     build_bundle(tmp_path / "bundle", Shape(num_items=20, num_users=5, num_reference_users=3, dim=8))
     status, out, _ = run("inspect", "bundle")
     assert status == 0
@@ -181,7 +168,7 @@ class RunLike(Manifest):
     config: dict[str, Any]
 
 
-def test_inspect_a_run_without_importing_torch(run: Run, tmp_path: Path) -> None:
+def test_inspect_a_run_without_importing_torch(run: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "best.ckpt").write_bytes(b"weights")

@@ -1,14 +1,10 @@
 """`passerelle train`, `evaluate`, `train-ranker` and `export`: from a dataset to a bundle, and what mistakes get."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +13,21 @@ import pytest
 from passerelle.bundle import open_bundle
 from passerelle.dataset import Dataset
 from ray_cluster.cli import console
-from ray_cluster.cli.main import main
-from tests.datasets import SMALL_RECIPE, planted_dataset
-
-Cli = Callable[..., tuple[int, str, str]]
+from tests.datasets import SMALL_RECIPE
+from tests.files import flip_byte
+from tests.processes import Command, running
+from tests.ray_cluster.conftest import Cli, call_main
 
 SMALL = [argument for override in SMALL_RECIPE for argument in ("--set", override)]
 SHORT = [*SMALL, "--set", "training.max_epochs=3"]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Call `passerelle` in this process: status, stdout, stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["passerelle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """240 users, 120 items."""
-    return planted_dataset(tmp_path_factory.mktemp("planted") / "dataset")
+ENDLESS = ["--set", "training.max_epochs=100000", "--set", "training.patience=100000"]
 
 
 @pytest.fixture(scope="module")
 def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs. Copy it before spoiling it."""
     path = tmp_path_factory.mktemp("trained") / "run"
-    command = ["passerelle", "train", "bert4rec", "--dataset", str(dataset.path), "--out", str(path), "--no-ray", *SHORT]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert stop.value.code == 0
+    assert call_main("train", "bert4rec", "--dataset", dataset.path, "--out", path, "--no-ray", *SHORT) == 0
     return path
 
 
@@ -188,6 +160,44 @@ def test_train_refuses_an_existing_run(cli: Cli, dataset: Dataset, trained: Path
     assert "model.dim was 32 and is now 16" in mistake(answer)
 
 
+def test_validation_events_may_be_trained_on(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = (*SHORT, "--set", "training.include_validation=true")
+    status, out, err = cli("train", "bert4rec", "--dataset", dataset.path, "--out", run, "--no-ray", *more)
+    assert (status, out) == (0, f"{run}: trained on train and validation, 3 epochs\n"), err
+    answer = cli("train", "--refit", run, "--out", tmp_path / "refit", "--no-ray")
+    assert "--refit: this run was trained on validation events already; give the run that it was made from" in mistake(answer)
+    assert not (tmp_path / "refit").exists()
+
+
+def test_a_refit(cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained again for the epochs that were chosen; its ranker finds the run that chose them, also from another folder."""
+    best_epoch = json.loads((trained / "manifest.json").read_text())["best_epoch"]
+    monkeypatch.chdir(trained.parent)
+    status, out, err = cli("train", "--refit", trained.name, "--out", tmp_path / "refit", "--no-ray")
+    assert status == 0, err
+    assert out == f"{tmp_path / 'refit'}: trained on train and validation, {best_epoch} epochs as chosen by {trained}\n"
+    monkeypatch.chdir(tmp_path)
+    summary = parsed(cli("train", "--refit", trained, "--out", "again", "--no-ray", "--json"))
+    assert summary == {"run": "again", "epochs": best_epoch, "best_epoch": best_epoch, "validation": {}}
+    assert set(parsed(cli("train-ranker", "refit", "--json"))) == {"model", "ranker", "run"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bert4rec", "--refit", "run"), "--refit takes recipe and settings from its run: leave out RECIPE and --set"),
+        (("--refit", "run", "--set", "model.dim=16"), "--refit takes recipe and settings from its run: leave out RECIPE and --set"),
+        (("bert4rec",), "say what to train and on what: RECIPE and --dataset, or --refit RUN"),
+        (("--dataset", "dataset"), "say what to train and on what: RECIPE and --dataset, or --refit RUN"),
+    ],
+)
+def test_train_is_told_what(cli: Cli, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    answer = cli("train", *arguments, "--out", tmp_path / "out", "--no-ray")
+    assert message in " ".join(mistake(answer, status=2).split())
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("ks", "status", "message"),
     [
@@ -263,31 +273,37 @@ def test_verbs_in_the_wrong_order(cli: Cli, own_run: Path, tmp_path: Path) -> No
 
 def test_an_altered_checkpoint(cli: Cli, own_run: Path) -> None:
     checkpoint = own_run / "checkpoints" / "best.ckpt"
-    content = bytearray(checkpoint.read_bytes())
-    content[len(content) // 2] ^= 1
-    checkpoint.write_bytes(content)
+    flip_byte(checkpoint, checkpoint.stat().st_size // 2)
     assert "best.ckpt: altered since it was written" in mistake(cli("evaluate", own_run))
+
+
+def interrupt(command: Command, number: signal.Signals, run: Path) -> None:
+    """Send a signal once the run has a checkpoint: the command must say one word and end with 130."""
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").exists() and command.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    command.process.send_signal(number)
+    out, err = command.process.communicate(timeout=60)
+    assert (command.process.returncode, out) == (130, ""), err
+    assert err.splitlines()[-1] == "passerelle: interrupted"
+    assert "Traceback" not in err
 
 
 def test_ctrl_c_while_training_leaves_a_run_that_can_go_on(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["train", "bert4rec", "--dataset", str(dataset.path), "--out", str(run), "--no-ray", "--json", *SMALL]
-    endless = [*arguments, "--set", "training.max_epochs=100000", "--set", "training.patience=100000"]
-    with subprocess.Popen(
-        [sys.executable, "-c", "from ray_cluster.cli.main import main; main()", *endless],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not (run / "checkpoints" / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1] == "passerelle: interrupted"
-    assert "Traceback" not in err
+    with running(*arguments, *ENDLESS) as command:
+        interrupt(command, signal.SIGINT, run)
     assert "training has not ended: continue it with `passerelle train --resume`" in mistake(cli("evaluate", run))
     done = len((run / "history.jsonl").read_text().splitlines())
     more = ["--resume", "--set", f"training.max_epochs={done + 2}", "--set", "training.patience=100000"]
     assert parsed(cli(*arguments, *more))["epochs"] == done + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_training_on_ray_leaves_nothing_running(dataset: Dataset, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    with running("train", "bert4rec", "--dataset", str(dataset.path), "--out", str(run), *SMALL, *ENDLESS) as command:
+        interrupt(command, number, run)
+        assert not command.left_after(10)

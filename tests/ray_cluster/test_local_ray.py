@@ -1,12 +1,14 @@
 """A Ray for the length of a block: nothing of it is left, and no other Ray is touched."""
 
+import signal
 import subprocess
 import sys
 
 import psutil
+import pytest
 import ray
 
-from ray_cluster.local_ray import local_ray
+from ray_cluster.local_ray import local_ray, own_signals, users_mistake
 from tests.processes import CHECKOUT
 
 _NEIGHBOUR = """
@@ -40,8 +42,10 @@ def test_only_the_ray_of_the_block_is_ended() -> None:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
         theirs = ray_servers(psutil.Process(child.pid))
         assert len(theirs) == 2
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         with local_ray() as started:
             assert started
+            assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
             ours = ray_servers(psutil.Process()) - theirs
             assert len(ours) == 2
         assert not ray.is_initialized()
@@ -51,3 +55,29 @@ def test_only_the_ray_of_the_block_is_ended() -> None:
     finally:
         child.kill()
         child.communicate()
+
+
+def test_a_signal_that_ray_answers_is_an_interrupt() -> None:
+    """Ray's handlers end the process with a status of their own."""
+
+    def init() -> None:
+        signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), own_signals():
+        init()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        ("Traceback\n  passerelle.errors.UserError: no such dataset\n\n", "no such dataset"),
+        ("ray::worker()\nUserError: first\n  UserError: the last\nThe actor died.", "the last"),
+        ("Traceback\nValueError: 3\n ", "ValueError: 3"),
+        (" \n", "TrainingFailedError"),
+    ],
+)
+def test_what_a_report_of_ray_says(report: str, said: str) -> None:
+    assert users_mistake(report, "TrainingFailedError") == said

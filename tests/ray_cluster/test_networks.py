@@ -3,7 +3,10 @@
 import asyncio
 import logging
 import shutil
+import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -44,6 +47,27 @@ def test_a_crashed_triton_is_started_again(repository: Path, caplog: pytest.LogC
             assert not elsewhere.ended
         last = triton()
     assert not last.is_running()
+
+
+def test_a_triton_whose_end_cannot_be_seen_yet_is_started_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that crashes closes its connections before it can be waited for; here it takes some tenths of a second."""
+    load, poll = TritonClient.load, subprocess.Popen.poll
+    killed_s: list[float] = []
+
+    async def crash_first(*arguments: Any) -> None:
+        if not killed_s:
+            triton().kill()
+            killed_s.append(time.monotonic())
+        await load(*arguments)
+
+    def late(process: subprocess.Popen[Any]) -> int | None:
+        return process.returncode if killed_s and time.monotonic() < killed_s[0] + 0.3 else poll(process)
+
+    monkeypatch.setattr(TritonClient, "load", crash_first)
+    monkeypatch.setattr(subprocess.Popen, "poll", late)
+    with Networks(repository, 1) as networks:
+        networks.ensure()
+        assert killed_s and asyncio.run(ready(networks.address)) == [True, True]
 
 
 def test_what_is_wrong_with_a_model_is_told_at_once(repository: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ray_cluster.networks import Networks
 from ray_cluster.parity import http_parity, triton_parity
 from ray_cluster.publishing import publish, published_version, read_published
 from tests.bundles import Shape, build_bundle
+from tests.files import flip_byte
 
 
 def with_reference(bundle: Bundle, path: Path, column: str, change: Any) -> Bundle:
@@ -93,9 +94,7 @@ def test_the_http_gate_notices_another_answer(service_url: str, bundle: Bundle, 
 
 def test_an_altered_bundle_is_not_published(bundle: Bundle, repository: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle.path, tmp_path / "copy"))
-    data = bytearray((copy / "ranker.onnx").read_bytes())
-    data[100] ^= 1
-    (copy / "ranker.onnx").write_bytes(data)
+    flip_byte(copy / "ranker.onnx")
     with pytest.raises(UserError, match=r"ranker\.onnx: altered since it was written"):
         publish(copy, repository)
 

@@ -33,12 +33,6 @@ def _ray() -> Iterator[None]:
     assert ray.is_initialized() != started
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """240 users, 120 items."""
-    return planted_dataset(tmp_path_factory.mktemp("planted") / "dataset")
-
-
 def history(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
 

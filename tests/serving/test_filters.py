@@ -14,7 +14,7 @@ from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.filters import Contains, Equals, Filter, In, ItemFilters, Range
-from tests.bundles import GENRES
+from tests.items import GENRES
 
 KINDS = st.sampled_from(["film", "book", "unheard of"])
 YEARS = st.integers(1948, 2022)

@@ -1,0 +1,10 @@
+"""Spoiling files."""
+
+from pathlib import Path
+
+
+def flip_byte(path: Path, place: int = -1) -> None:
+    """Alter one byte; the size stays."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
