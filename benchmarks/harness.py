@@ -1,8 +1,13 @@
 """What every benchmark shares: the record of the machine, percentiles, and where results go."""
 
+import contextlib
 import json
+import multiprocessing
 import platform
-from collections.abc import Sequence
+import queue
+import resource
+import traceback
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +52,32 @@ def latency_summary(latencies_ms: Sequence[float]) -> dict[str, float]:
     values = np.asarray(latencies_ms)
     percentiles = {f"p{name}_ms": float(np.percentile(values, level)) for name, level in (("50", 50), ("95", 95), ("99", 99))}
     return {"requests": len(values), "mean_ms": float(values.mean()), **percentiles, "max_ms": float(values.max())}
+
+
+def peak_bytes() -> int:
+    """Most memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a module's function returns in a fresh process, so that its peak memory is its own; `error` if it fails or is killed."""
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    child = context.Process(target=_answer, args=(answer, function, arguments))
+    child.start()
+    found: dict[str, Any] | None = None
+    while found is None and (child.is_alive() or not answer.empty()):
+        with contextlib.suppress(queue.Empty):
+            found = answer.get(timeout=0.1)
+    child.join()
+    return found or {"error": f"ended with status {child.exitcode}"}
+
+
+def _answer(answer: Any, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
+    try:
+        answer.put(function(*arguments))
+    except Exception:  # the parent shows it
+        answer.put({"error": traceback.format_exc(limit=3)})
 
 
 def write_result(theme: str, started: dict[str, Any], values: dict[str, Any]) -> Path:

@@ -10,11 +10,8 @@ process of its own so that peak memory is its own. Tokens are those of histories
 """
 
 import itertools
-import multiprocessing
-import resource
 import tempfile
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import environment, write_result
+from benchmarks.harness import apart, environment, peak_bytes, write_result
 from benchmarks.synthetic import synthetic_dataset
 from training.batches import Batch
 from training.config import load_recipe
@@ -156,11 +153,11 @@ def measure(variant: Variant, warmup: int, steps: int, profiled: bool) -> dict[s
         dataset = synthetic_dataset(
             Path(folder) / "data", num_events=2 * all_steps * variant.token_budget, length=variant.length, num_items=variant.num_items
         )
-        before_bytes = _peak_bytes()
+        before_bytes = peak_bytes()
         run = Path(folder) / "run"
         start_run(run, plan_run(run, variant.recipe, dataset, config, resume=False))
         fit(dataset, config, run, callbacks=[watch])
-    peak_bytes = torch.cuda.max_memory_allocated() if cuda else _peak_bytes() - before_bytes
+    used_bytes = torch.cuda.max_memory_allocated() if cuda else peak_bytes() - before_bytes
     flops_per_s = watch.flops / watch.counted_tokens * watch.tokens / watch.seconds
     dtype = torch.bfloat16 if variant.precision == "bf16" else torch.float32
     peak = matmul_flops_per_s("cuda" if cuda else "cpu", dtype)
@@ -170,39 +167,13 @@ def measure(variant: Variant, warmup: int, steps: int, profiled: bool) -> dict[s
         "targets_per_s": watch.targets / watch.seconds,
         "step_ms": 1000 * watch.seconds / steps,
         "padding_share": 1 - watch.tokens / watch.padded,
-        "peak_memory_mib": peak_bytes / 2**20,
+        "peak_memory_mib": used_bytes / 2**20,
         "flops_per_token": watch.flops / watch.counted_tokens,
         "gflops_per_s": flops_per_s / 1e9,
         "matmul_gflops_per_s": peak / 1e9,
         "share_of_matmul_peak": flops_per_s / peak,
         **({"operations": watch.operations} if profiled else {}),
     }
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _in_child(variant: Variant, warmup: int, steps: int, profiled: bool, answer: Any) -> None:
-    try:
-        answer.put(measure(variant, warmup, steps, profiled))
-    except Exception:  # the child's report is all that the parent can show
-        answer.put({"error": traceback.format_exc(limit=3)})
-
-
-def _apart(variant: Variant, warmup: int, steps: int, profiled: bool) -> dict[str, Any]:
-    """The same in a process of its own; one that is killed, for memory, is told by its exit status."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    child = context.Process(target=_in_child, args=(variant, warmup, steps, profiled, answer))
-    child.start()
-    found: dict[str, Any] | None = None
-    while found is None and (child.is_alive() or not answer.empty()):
-        if not answer.empty():
-            found = answer.get()
-        time.sleep(0.05)
-    child.join()
-    return found or {"error": f"ended with status {child.exitcode}"}
 
 
 def _several(_context: click.Context, _option: click.Parameter, text: str) -> list[str]:
@@ -240,7 +211,7 @@ def main(
     variants = [Variant(*values[:6], compiled=values[6] == "yes", token_budget=token_budget) for values in grid]
     rows = []
     for number, variant in enumerate(variants, start=1):
-        rows.append({**asdict(variant), **_apart(variant, warmup, steps, profiled)})
+        rows.append({**asdict(variant), **apart(measure, variant, warmup, steps, profiled)})
         click.echo(f"{number}/{len(variants)} {rows[-1]}", err=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     write_result(
