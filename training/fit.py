@@ -92,7 +92,7 @@ def fit(
 
 
 def train_in_process(
-    recipe: str, dataset: Dataset, config: RunConfig, run_path: Path, *, resume: bool = False, refit_of: str | None = None
+    recipe: str, dataset: Dataset, config: RunConfig, run_path: Path, *, resume: bool = False, refit_of: Path | None = None
 ) -> RunManifest:
     """A whole run in this process: create or continue it, fit, seal it.
 

@@ -51,7 +51,7 @@ class RunManifest(Manifest):
     validation: dict[str, float]
     """Validation metrics of `best.ckpt`; none when it was trained on validation events too."""
     refit_of: str | None = None
-    """The run whose validation chose the number of epochs, where `config.training.include_validation` holds."""
+    """Where the run was whose validation chose the number of epochs, where `config.training.include_validation` holds."""
 
     @property
     def trained_on(self) -> str:
@@ -74,7 +74,7 @@ def refit_config(manifest: RunManifest) -> RunConfig:
 
 
 def plan_run(
-    path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool, num_workers: int = 1, refit_of: str | None = None
+    path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool, num_workers: int = 1, refit_of: Path | None = None
 ) -> RunManifest:
     """The manifest of a new run, or of an existing one to be continued; writes nothing.
 
@@ -92,9 +92,10 @@ def plan_run(
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not a run: choose another --out")
     common = provenance(RunManifest, path, (), LIBRARIES)
-    fields = {"recipe": recipe, "dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
-    progress = {"state": "training", "epochs": 0, "best_epoch": None, "validation": {}, "refit_of": refit_of}
-    return RunManifest.model_validate({**common, **fields, **progress, "config": config})
+    data = {"dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
+    origin = {"recipe": recipe, "config": config, "refit_of": str(refit_of.resolve()) if refit_of else None}
+    progress = {"state": "training", "epochs": 0, "best_epoch": None, "validation": {}}
+    return RunManifest.model_validate({**common, **data, **origin, **progress})
 
 
 def start_run(path: Path, manifest: RunManifest) -> None:
