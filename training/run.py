@@ -21,11 +21,11 @@ import torch
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
-from passerelle.splits import make_split
 from training.batches import EpochBatches
 from training.callbacks import HISTORY
 from training.config import RunConfig
 from training.sequence_model import MONITOR, SequenceModel
+from training.windows import training_split
 
 LIBRARIES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 BEST = "checkpoints/best.ckpt"
@@ -82,7 +82,7 @@ def plan_run(
         UserError: the run exists and `resume` is false, it was started with another configuration or dataset, or the dataset
             is too small to be split among the workers.
     """
-    EpochBatches(dataset, make_split(dataset, config.split), config, epoch=0, world_size=num_workers)
+    EpochBatches(dataset, training_split(dataset, config), config, epoch=0, world_size=num_workers)
     if (path / MANIFEST_NAME).exists():
         if not resume:
             raise UserError(f"{path} already holds a run: pass --resume to continue it, or choose another --out")
