@@ -93,12 +93,13 @@ class SequenceModel(pl.LightningModule):
         self._train_loss = self._train_loss.to(self.device)
         self._train_loss[0] += loss.detach()
         self._train_loss[1] += 1
+        # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
         self.log("train_loss", loss.detach(), batch_size=1)
         return loss
 
     def mean_train_loss(self) -> Tensor:
         """Mean over the steps of the epoch so far, those before a restart included; every rank must ask."""
-        total, steps = self._sum_over_ranks(self._train_loss)
+        total, steps = self._mean_over_ranks(self._train_loss)
         return (total / steps).float()
 
     def on_train_epoch_end(self) -> None:
@@ -106,8 +107,8 @@ class SequenceModel(pl.LightningModule):
         self._train_loss.zero_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Within an epoch, what its loss has added up to."""
-        checkpoint["train_loss"] = self._train_loss.clone()
+        """Within an epoch, what its loss has added up to: on average, for every rank will go on from it."""
+        checkpoint["train_loss"] = self._mean_over_ranks(self._train_loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._train_loss = checkpoint["train_loss"].clone()
@@ -122,13 +123,13 @@ class SequenceModel(pl.LightningModule):
             return gbce(*given, negatives, calibration=config.gbce_calibration, temperature=config.temperature)
         return sampled_softmax(*given, negatives, temperature=config.temperature, correction=config.log_q_correction)
 
-    def _mean_over_ranks(self, value: Tensor) -> Tensor:
-        """DDP averages gradients over ranks: dividing each rank's sum by this makes that average the global mean."""
+    def _mean_over_ranks(self, values: Tensor) -> Tensor:
+        """A copy on the model's device, the same on every rank; every rank must ask."""
+        values = values.to(self.device, copy=True)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-            value = value / dist.get_world_size()
-        return value
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        return values
 
     def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
         query_BD = self.encode_histories(batch.histories)
@@ -138,16 +139,9 @@ class SequenceModel(pl.LightningModule):
         self._validation_sums += torch.tensor([values_B.sum(), len(values_B)])
 
     def on_validation_epoch_end(self) -> None:
-        total, users = self._sum_over_ranks(self._validation_sums)
+        total, users = self._mean_over_ranks(self._validation_sums)
         self._validation_sums.zero_()
         self.log(MONITOR, (total / users).float(), rank_zero_only=False)
-
-    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
-        if not (dist.is_available() and dist.is_initialized()):
-            return sums.clone()
-        sums = sums.to(self.device, copy=True)
-        dist.all_reduce(sums)
-        return sums
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config.optimizer
