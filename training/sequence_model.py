@@ -27,7 +27,7 @@ from training.encoder import QueryEncoder, SequenceEncoder, Times, pad_right_ali
 from training.evaluation_batches import EvaluationBatch, Histories
 from training.full_softmax import full_softmax
 from training.losses import gbce, sampled_softmax
-from training.ranking import rank_items
+from training.ranking import rank_scores
 from training.samplers import make_sampler
 
 MONITOR = "validation_ndcg@10"
@@ -80,6 +80,10 @@ class SequenceModel(pl.LightningModule):
         times = serving_times(histories.timestamps_ms_BL, histories.request_timestamp_ms_B1, causal=self.encoder.causal)
         return self.encode(items_BL, times)[:, -1]
 
+    def scores(self, batch: EvaluationBatch) -> Tensor:
+        """float32 [B, R] inner products of each user's query and every row of the table, for the caller to overwrite."""
+        return (self.encode_histories(batch.histories) @ self.table_RD.T).float()
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
         times = None
@@ -89,11 +93,11 @@ class SequenceModel(pl.LightningModule):
         dropout = Dropout(self.config.model.dropout, batch.seed, batch.windows_B[:, None] * self.encoder.max_length + from_end_L)
         hidden_BLD = self.encode(items_BL, times, dropout)
         query_MD = hidden_BLD[row_T[batch.targets_M], column_T[batch.targets_M]]
+        # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
         loss = self._loss_sum(query_MD, batch) / self._mean_over_ranks(batch.weights_M.sum())
         self._train_loss = self._train_loss.to(self.device)
         self._train_loss[0] += loss.detach()
         self._train_loss[1] += 1
-        # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
         self.log("train_loss", loss.detach(), batch_size=1)
         return loss
 
@@ -132,9 +136,8 @@ class SequenceModel(pl.LightningModule):
         return values
 
     def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
-        query_BD = self.encode_histories(batch.histories)
-        ranked_BK = rank_items(query_BD, self.table_RD, batch, MONITOR_K).cpu().numpy()
-        hits_BK = metrics.hits(ranked_BK, batch.relevant_rows_G, batch.relevant_offsets_B1)
+        rows_BK, _ = rank_scores(self.scores(batch), batch, MONITOR_K)
+        hits_BK = metrics.hits(rows_BK.cpu().numpy(), batch.relevant_rows_G, batch.relevant_offsets_B1)
         values_B = metrics.ndcg(hits_BK, batch.num_relevant_B, MONITOR_K)
         self._validation_sums += torch.tensor([values_B.sum(), len(values_B)])
 
