@@ -1,7 +1,5 @@
 """The data sets that quality is measured on, prepared once and kept."""
 
-import gzip
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from passerelle.dataset import Dataset, open_dataset, write_dataset
-from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
-from passerelle.prepare.config import load_prepare_config
+from passerelle.prepare.config import EventsConfig, PrepareConfig, SourceConfig, load_prepare_config
 from passerelle.prepare.pipeline import prepare
-from passerelle.prepare.sources import find_source
+from passerelle.prepare.sources import find_source, resolve_files
 
 
 def _movielens_1m(*overrides: str) -> Callable[[Path], Dataset]:
@@ -24,15 +21,25 @@ def _movielens_1m(*overrides: str) -> Callable[[Path], Dataset]:
     return make
 
 
+BEAUTY = PrepareConfig(
+    name="amazon-beauty-5core",
+    item_id_type="int64",
+    user_id_type="int64",
+    source=SourceConfig(
+        folder="amazon-beauty-5core",
+        page="https://github.com/RUCAIBox/CIKM2020-S3Rec",
+        instructions="Beauty.txt of its folder `data` goes in one folder",
+    ),
+    events=(EventsConfig(files=("Beauty.txt",), user_id="user_id", item_id="item_id", timestamp="time"),),
+)
+"""Where the file is; `_beauty` reads it, for a line of it is a user, not an event."""
+
+
 def _beauty(path: Path) -> Dataset:
     """Lines of a user and then its items in the order of time, which itself is not in the file: event n has the time n."""
-    name = Path("amazon-beauty-5core") / "Beauty.txt.gz"
-    places = [Path(folder) / name for folder in (os.environ.get("PASSERELLE_DATA"), "../shared/data") if folder]
-    source = next((place for place in places if place.is_file()), None)
-    if source is None:
-        raise UserError(f"no {name} in {', '.join(str(place.parent.parent) for place in places)}: put it there")
-    with gzip.open(source, "rt", encoding="utf-8") as lines:
-        rows = [np.array(line.split(), dtype=np.int64) for line in lines]
+    (source,) = resolve_files(find_source(BEAUTY, None), BEAUTY.events[0].files)
+    with pa.input_stream(source) as stream:
+        rows = [np.array(line.split(), dtype=np.int64) for line in stream.read().decode().splitlines()]
     items_E = np.concatenate([row[1:] for row in rows])
     item_ids, positions_E = np.unique(items_E, return_inverse=True)
     return write_dataset(
@@ -45,7 +52,7 @@ def _beauty(path: Path) -> Dataset:
         users=pa.table({"user_id": [int(row[0]) for row in rows]}),
         items=pa.table({"item_id": item_ids}),
         description={
-            "name": "amazon-beauty-5core",
+            "name": BEAUTY.name,
             "event_types": ("review",),
             "user_features": (),
             "item_features": (),

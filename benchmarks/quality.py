@@ -1,15 +1,16 @@
 """How good are the recipes? Leave-one-out, the whole catalogue ranked, seen items left out, by seeds, baselines in the same table.
 
-    .venv/bin/python -m benchmarks.quality                            (everything; a day on 2 cores)
-    .venv/bin/python -m benchmarks.quality --cases sasrec --seeds 0   (one run)
-    .venv/bin/python -m benchmarks.quality --collect                  (the table of what is there)
+    .venv/bin/python -m benchmarks.quality                            (train everything; a day on 2 cores)
+    .venv/bin/python -m benchmarks.quality --cases sasrec --seeds 0   (train one run and its refit)
+    .venv/bin/python -m benchmarks.quality --collect                  (write the table of all runs that are complete)
 
-Runs are kept in artifacts/quality, continued where they were interrupted, and not made twice. Epochs are chosen on validation;
-the refit of a run is trained on train and validation for as many. Both are measured on test, and the table says which is which.
+Runs are kept in artifacts/quality, continued where they were interrupted, and not made twice. Several processes may train
+different cases or seeds at once; none of them writes the result, so that a part of it never takes its place. Epochs are chosen on
+validation; the refit of a run is trained on train and validation for as many. Both are measured on test, and the table says which
+is which.
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ import numpy as np
 
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
-from passerelle.dataset import Dataset
 from passerelle.manifest import MANIFEST_NAME, open_manifest
 from training.config import RunConfig, load_recipe
 from training.evaluation import EvaluationSettings, evaluate_in_detail, load_run
@@ -28,6 +28,7 @@ from training.run import RunManifest, open_run, refit_config
 
 FOLDER = Path("artifacts/quality")
 KS = (10, 20, 50, 100)
+MODEL_ALONE = EvaluationSettings(KS, baselines=())
 BASELINES = EvaluationSettings(KS, ("all",), fit_baselines_on="before_targets")
 
 
@@ -38,8 +39,8 @@ class Case:
     data: str
     recipe: str
     overrides: tuple[str, ...] = ()
-    published: float = 0.0
-    """Best NDCG@10 in print for this data and kind of model."""
+    published: float | None = None
+    """Best NDCG@10 in print for this data and kind of model, where there is one."""
 
 
 CASES = {
@@ -52,66 +53,71 @@ CASES = {
 
 
 @click.command()
-@click.option("--cases", default=",".join(CASES), show_default=True, help="Which, with commas between.")
-@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, with commas between.")
+@click.option("--cases", default=",".join(CASES), show_default=True, help="Which to train, with commas between.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds to train, with commas between.")
 @click.option("--threads", type=int, help="CPU threads of a run; two runs of one thread each are faster than one after the other of two.")
-@click.option("--collect", is_flag=True, help="Train nothing: write the table of the runs that are complete.")
+@click.option("--collect", is_flag=True, help="Train nothing: measure all runs that are complete on test, and store one result file.")
 def main(cases: str, seeds: str, threads: int | None, collect: bool) -> None:
-    """Train what is missing, measure all on test, and store one result file."""
-    started = environment()
+    """Train what is missing, or write the table of what is there."""
+    if collect:
+        _collect()
+        return
     names = cases.split(",")
     if unknown := sorted(set(names) - set(CASES)):
         raise click.BadParameter(f"{', '.join(unknown)}: not among {', '.join(CASES)}")
-    if not collect:
-        for seed in map(int, seeds.split(",")):
-            for name in names:
-                _train(name, seed, threads)
-    table = {name: found for name in names if (found := _collected(name))}
-    data = {case.data for name, case in CASES.items() if name in table}
-    write_result("quality", started, {"ks": KS, "cases": table, "baselines": {name: _baselines(name) for name in sorted(data)}})
+    for seed in map(int, seeds.split(",")):
+        for name in names:
+            _train(CASES[name], FOLDER / name / f"seed{seed}", seed, threads)
 
 
-def _dataset(name: str) -> Dataset:
-    return quality_dataset(name, FOLDER / "data")
-
-
-def _train(name: str, seed: int, threads: int | None) -> None:
+def _train(case: Case, path: Path, seed: int, threads: int | None) -> None:
     """The run of a seed, and its refit."""
-    case = CASES[name]
     overrides = (*case.overrides, f"training.seed={seed}", *((f"training.threads={threads}",) if threads else ()))
-    run = FOLDER / name / f"seed{seed}"
-    _complete(name, case, load_recipe(case.recipe, overrides), run, None)
-    _complete(name, case, refit_config(open_run(run)), run.with_name(f"seed{seed}-refit"), str(run))
+    _train_once(case, load_recipe(case.recipe, overrides), path, None)
+    _train_once(case, refit_config(open_run(path)), path.with_name(f"{path.name}-refit"), path)
 
 
-def _complete(name: str, case: Case, config: RunConfig, path: Path, refit_of: str | None) -> None:
-    exists = (path / MANIFEST_NAME).exists()
-    if exists and open_manifest(path, RunManifest, verify=False).state == "complete":
+def _train_once(case: Case, config: RunConfig, path: Path, refit_of: Path | None) -> None:
+    if _is_complete(path):
         return
     begun_s = time.perf_counter()
-    manifest = train_in_process(name, _dataset(case.data), config, path, resume=exists, refit_of=refit_of)
+    dataset, resume = quality_dataset(case.data, FOLDER / "data"), (path / MANIFEST_NAME).exists()
+    manifest = train_in_process(case.recipe, dataset, config, path, resume=resume, refit_of=refit_of)
     click.echo(f"{path}: {manifest.epochs} epochs, {manifest.validation}, {time.perf_counter() - begun_s:.0f} s", err=True)
 
 
-def _runs(name: str) -> Iterator[Path]:
-    for path in sorted((FOLDER / name).glob("seed*")):
-        if (path / MANIFEST_NAME).exists() and open_manifest(path, RunManifest, verify=False).state == "complete":
-            yield path
+def _is_complete(path: Path) -> bool:
+    return (path / MANIFEST_NAME).exists() and open_manifest(path, RunManifest, verify=False).state == "complete"
+
+
+def _collect() -> None:
+    """Store the result file of every complete run."""
+    started = environment()
+    table = {name: found for name in CASES if (found := _collected(name))}
+    data = sorted({CASES[name].data for name in table})
+    write_result("quality", started, {"ks": KS, "cases": table, "baselines": {name: _baselines(name) for name in data}})
+
+
+def _runs(name: str) -> list[Path]:
+    """The complete runs of a case."""
+    return [path for path in sorted((FOLDER / name).glob("seed*")) if _is_complete(path)]
 
 
 def _collected(name: str) -> dict[str, Any]:
     """Figures of every complete run of a case, and their mean and standard deviation, apart for refits."""
     kinds: dict[str, list[dict[str, Any]]] = {"train": [], "refit": []}
+    config: RunConfig | None = None
     for path in _runs(name):
         run = load_run(path)
-        test = evaluate_in_detail(run, "test", EvaluationSettings(KS)).metrics["model"]
+        test = evaluate_in_detail(run, "test", MODEL_ALONE).metrics["model"]
         manifest = run.manifest
+        config = config or manifest.config
         found: dict[str, Any] = {"seed": manifest.config.training.seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
         found |= {"git_commit": manifest.git_commit, "validation": manifest.validation, "test": test}
         kinds["refit" if manifest.refit_of else "train"].append(found)
-    if not any(kinds.values()):
+    if config is None:
         return {}
-    case, config = CASES[name], open_run(next(_runs(name))).config
+    case = CASES[name]
     return {
         "data": case.data,
         "published_ndcg@10": case.published,

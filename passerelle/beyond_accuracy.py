@@ -48,7 +48,21 @@ def novelty(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], k: int) -> Fl
     return _mean_of_items(bits_R, ranked_QK[:, :k])
 
 
-def popularity_lift(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_rows_S: IntArray, offsets_Q1: IntArray, k: int) -> float:
+def history_popularity(counts_R: npt.NDArray[np.number], history_rows_S: IntArray, offsets_Q1: IntArray) -> float:
+    """Mean over users of the mean training events of an item of their histories, what `popularity_lift` compares with.
+
+    Args:
+        counts_R: training events of each item.
+        history_rows_S: item rows of user q at `offsets_Q1[q] : offsets_Q1[q + 1]`, one at least.
+
+    >>> history_popularity(np.array([0, 0, 9, 3, 2]), np.array([3, 4, 4, 3]), np.array([0, 4]))
+    2.5
+    """
+    popularity_S = counts_R[history_rows_S].astype(np.float64)
+    return float((np.add.reduceat(popularity_S, offsets_Q1[:-1]) / np.diff(offsets_Q1)).mean())
+
+
+def popularity_lift(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_popularity: float, k: int) -> float:
     """How much more popular recommendations are than histories: `(GAP_ranked - GAP_history) / GAP_history`.
 
     GAP, the group average popularity, is the mean over users of the mean training events of an item of theirs. 0: as popular
@@ -57,33 +71,44 @@ def popularity_lift(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], histo
 
     Args:
         counts_R: training events of each item.
-        history_rows_S: item rows of user q at `offsets_Q1[q] : offsets_Q1[q + 1]`, one at least.
+        history_popularity: GAP of the histories, by the function of that name.
 
-    >>> popularity_lift(np.array([[2, 3]]), np.array([0, 0, 9, 3, 2]), np.array([3, 4, 4, 3]), np.array([0, 4]), 2)
+    >>> popularity_lift(np.array([[2, 3]]), np.array([0, 0, 9, 3, 2]), 2.5, 2)
     1.4
     """
-    popularity_R = counts_R.astype(np.float64)
-    history_Q = np.add.reduceat(popularity_R[history_rows_S], offsets_Q1[:-1]) / np.diff(offsets_Q1)
-    chosen, ranked = float(history_Q.mean()), float(_mean_of_items(popularity_R, ranked_QK[:, :k]).mean())
-    return (ranked - chosen) / chosen if chosen > 0 else 0.0
+    ranked = float(_mean_of_items(counts_R.astype(np.float64), ranked_QK[:, :k]).mean())
+    return (ranked - history_popularity) / history_popularity if history_popularity > 0 else 0.0
 
 
-def intra_list_diversity(ranked_QK: IntArray, vectors_RD: npt.NDArray[np.floating], k: int) -> FloatArray:
+def unit_vectors(vectors_RD: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Item vectors [R, D] of length 1, what `intra_list_diversity` looks at; zero vectors stay zero, and the padding row becomes so.
+
+    >>> unit_vectors(np.array([[9.0, 9.0], [0.0, 0.0], [3.0, 4.0]])).tolist()
+    [[0.0, 0.0], [0.0, 0.0], [0.6, 0.8]]
+    """
+    norms_R1 = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
+    unit_RD: npt.NDArray[np.floating] = vectors_RD / np.where(norms_R1 > 0, norms_R1, 1)
+    unit_RD[PADDING_ROW] = 0.0
+    return unit_RD
+
+
+def intra_list_diversity(ranked_QK: IntArray, unit_RD: npt.NDArray[np.floating], k: int) -> FloatArray:
     """Mean cosine distance over all pairs of each user's first k items (Ziegler et al., WWW 2005; Vargas and Castells, 2011).
 
     In [0, 2]; a zero vector is at distance 1 from every other. A user with fewer than two items has 0. The pairs are never
     made: the cosines of n unit vectors sum to `(|sum of vectors|^2 - sum of |vector|^2) / 2`.
 
-    >>> intra_list_diversity(np.array([[2, 3, 4]]), np.array([[0, 0], [0, 0], [1, 0], [0, 1], [0, 5]]), 3).round(4).tolist()
+    Args:
+        unit_RD: item vectors as `unit_vectors` makes them.
+
+    >>> unit_RD = unit_vectors(np.array([[0, 0], [0, 0], [1, 0], [0, 1], [0, 5]]))
+    >>> intra_list_diversity(np.array([[2, 3, 4]]), unit_RD, 3).round(4).tolist()
     [0.6667]
     """
-    norms_R1 = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
-    unit_RD = vectors_RD / np.where(norms_R1 > 0, norms_R1, 1)
-    unit_RD[PADDING_ROW] = 0.0
     first_QK = ranked_QK[:, :k]
     count_Q = (first_QK != PADDING_ROW).sum(axis=1)
     sums_Q = np.empty(len(first_QK))
-    chunk = max(1, _CHUNK_VALUES // max(1, first_QK.shape[1] * vectors_RD.shape[1]))
+    chunk = max(1, _CHUNK_VALUES // max(1, first_QK.shape[1] * unit_RD.shape[1]))
     for start in range(0, len(first_QK), chunk):
         unit_BKD = unit_RD[first_QK[start : start + chunk]].astype(np.float64)
         sums_Q[start : start + chunk] = (unit_BKD.sum(axis=1) ** 2).sum(axis=1) - (unit_BKD**2).sum(axis=(1, 2))

@@ -1,14 +1,14 @@
-"""How sure a mean over users is: percentile bootstrap, and the paired difference of two models.
+"""How sure a mean over users is: percentile bootstrap.
 
 Users are drawn with replacement, as many as there are, again and again; the spread of the means of the draws is that of the
-mean (Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13). One draw serves every column, so that two
-models are compared on the same users and what they have in common cancels out.
+mean (Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13). One draw serves every column. Two models are
+compared by their difference user by user, in which what they have in common cancels out; an interval of it without 0 says that
+they differ.
 
 Shape legend: Q users, M values of a user (metrics, or models), S resamples, C resamples of a chunk.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,15 +64,3 @@ def intervals(
     low_M, high_M = np.quantile(means_SM, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     means_M = values_QM.mean(axis=0)
     return [Interval(float(mean), float(low), float(high)) for mean, low, high in zip(means_M, low_M, high_M, strict=True)]
-
-
-def differences(one_QM: FloatArray, other_QM: FloatArray, generator: np.random.Generator, **settings: Any) -> list[Interval]:
-    """Mean of `one - other` over the same users with its interval, column by column; `settings` are those of `intervals`.
-
-    An interval without 0 in it says that the two models differ.
-
-    >>> differences(np.array([[0.3], [0.9]]), np.array([[0.1], [0.7]]), np.random.default_rng(0))[0].low.__round__(6)
-    0.2
-    """
-    assert one_QM.shape == other_QM.shape, f"paired values of shapes {one_QM.shape} and {other_QM.shape}"
-    return intervals(one_QM - other_QM, generator, **settings)

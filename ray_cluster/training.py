@@ -54,7 +54,7 @@ def train_on_ray(
     num_workers: int = 1,
     resume: bool = False,
     address: str | None = None,
-    refit_of: str | None = None,
+    refit_of: Path | None = None,
 ) -> RunManifest:
     """A whole run on Ray Train, one process a worker; each uses a GPU where there is one.
 

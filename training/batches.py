@@ -16,10 +16,10 @@ from torch import Tensor
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.ids import MASK_ROW
-from passerelle.splits import Split
+from passerelle.splits import Int64Array, Split
 from training.config import RunConfig
 from training.objectives import masked_items, next_items, select_windows
-from training.windows import Int64Array, gather_ragged, training_windows
+from training.windows import gather_ragged, groups_within_budget, training_windows
 
 
 @dataclass
@@ -47,17 +47,9 @@ class Batch:
 
 
 def group_by_budget(lengths_W: Int64Array, token_budget: int, generator: np.random.Generator) -> list[Int64Array]:
-    """Shuffle windows into groups of like length whose padded size (count x longest) stays within the budget.
-
-    A window longer than the budget is a group of its own.
-    """
+    """Shuffle windows into groups of like length within the budget (`groups_within_budget`), and the groups."""
     order_W = np.lexsort((generator.random(len(lengths_W)), lengths_W))[::-1]
-    sorted_W = lengths_W[order_W]
-    groups, start = [], 0
-    while start < len(order_W):
-        size = max(1, token_budget // int(sorted_W[start]))
-        groups.append(order_W[start : start + size])
-        start += size
+    groups = groups_within_budget(order_W, lengths_W, token_budget)
     return [groups[position] for position in generator.permutation(len(groups))]
 
 

@@ -168,10 +168,10 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _validates_once(self) -> "TrainingConfig":
-        if self.validate_every_epochs > self.max_epochs:
-            raise ValueError(f"validate_every_epochs = {self.validate_every_epochs} is above max_epochs = {self.max_epochs}")
         if self.stop_after_epochs is not None and self.stop_after_epochs > self.max_epochs:
             raise ValueError(f"stop_after_epochs = {self.stop_after_epochs} is above max_epochs = {self.max_epochs}")
+        if not self.include_validation and self.validate_every_epochs > self.num_epochs:
+            raise ValueError(f"validate_every_epochs = {self.validate_every_epochs} is above the {self.num_epochs} epochs to train")
         return self
 
     @property

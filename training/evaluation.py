@@ -10,7 +10,8 @@ Shape legend: B users of a batch, Q users in all, Q1 = Q + 1, R item rows, K ran
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,11 @@ import torch
 from passerelle import metrics
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
+from passerelle.features import RankingFeatures
 from passerelle.files import write_text
 from passerelle.progress import Progress, silent
 from passerelle.segments import Segment, length_segments
-from passerelle.splits import EvaluationUsers, Part, Split, evaluation_users, make_split
+from passerelle.splits import EvaluationUsers, Int64Array, Part, Split, evaluation_users, make_split
 from training.baselines import make_baselines
 from training.baselines.base import Scorer, hyper_parameters
 from training.evaluation_batches import EvaluationBatches
@@ -32,7 +34,8 @@ from training.measures import Measures, batch_auc, by_segment, confidence, descr
 from training.ranking import rank_scores
 from training.run import RunManifest, load_model, open_run, open_run_dataset
 from training.sequence_model import SequenceModel
-from training.windows import Windows, gather_ragged
+from training.statistics import ItemStatistics, item_statistics
+from training.windows import Windows, gather_ragged, with_validation
 
 EVALUATION, DETAILS = "evaluation.json", "evaluation_details.json"
 DEFAULT_KS = (10, 20, 50, 100)
@@ -79,6 +82,23 @@ class OpenRun:
     dataset: Dataset
     split: Split
     model: SequenceModel
+    """Not to be altered: what follows from it is kept."""
+
+    @cached_property
+    def vectors_RD(self) -> npt.NDArray[np.float32]:
+        """Item vectors; those of the special rows are zero."""
+        return self.model.item_vectors().numpy()
+
+    @cached_property
+    def statistics(self) -> ItemStatistics:
+        """Counts over training events, validation left out for a refit too: the ranker learns there."""
+        return item_statistics(self.dataset, self.split, self.manifest.config.ranker.recent_days)
+
+    @cached_property
+    def features(self) -> RankingFeatures:
+        """The feature definitions of the ranker, over these vectors and counts."""
+        counts, dataset = self.statistics, self.dataset
+        return RankingFeatures(self.vectors_RD, counts.counts_R, counts.recent_counts_R, dataset.items, dataset.manifest.item_features)
 
     def users(self, part: Part) -> EvaluationUsers:
         """Users of a part with a target.
@@ -102,11 +122,6 @@ def load_run(path: Path, dataset_path: Path | None = None) -> OpenRun:
     return OpenRun(path, manifest, dataset, make_split(dataset, manifest.config.split), load_model(path, manifest, dataset))
 
 
-def model_scorer(model: SequenceModel) -> Scorer:
-    """Inner products of the user's query and every item vector."""
-    return lambda batch: (model.encode_histories(batch.histories) @ model.table_RD.T).float()
-
-
 @torch.inference_mode()
 def _rank(
     dataset: Dataset,
@@ -119,7 +134,7 @@ def _rank(
     stage: str,
     progress: Progress,
     with_auc: bool,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+) -> tuple[Int64Array, npt.NDArray[np.float32], npt.NDArray[np.float64]]:
     """Rows and scores [Q, K] of `rank_users`, and the AUC [Q] where it is asked for (else zeros)."""
     rows_QK = np.zeros((len(users), k), dtype=np.int64)
     scores_QK = np.zeros((len(users), k), dtype=np.float32)
@@ -146,7 +161,7 @@ def rank_users(
     exclude_seen: bool = True,
     stage: str = "ranking",
     progress: Progress = silent,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+) -> tuple[Int64Array, npt.NDArray[np.float32]]:
     """Rows [Q, K] and scores [Q, K] of the k best items of each user, over the whole catalogue, in the order of `users`."""
     rows_QK, scores_QK, _ = _rank(
         dataset, users, scorer, k, max_history=max_history, exclude_seen=exclude_seen, stage=stage, progress=progress, with_auc=False
@@ -154,13 +169,13 @@ def rank_users(
     return rows_QK, scores_QK
 
 
-def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[Int64Array, Int64Array]:
     """(targets of all users one after the other, offsets [Q1] between users)."""
     positions_G, offsets_Q1 = gather_ragged(Windows(users.history_end_Q, users.target_end_Q))
     return dataset.item_rows_E[positions_G].astype(np.int64), offsets_Q1
 
 
-def ranking_metrics(dataset: Dataset, users: EvaluationUsers, rows_QK: npt.NDArray[np.int64], ks: tuple[int, ...]) -> dict[str, float]:
+def ranking_metrics(dataset: Dataset, users: EvaluationUsers, rows_QK: Int64Array, ks: tuple[int, ...]) -> dict[str, float]:
     """Every metric at every k of given rankings."""
     relevant_G, offsets_Q1 = relevant_items(dataset, users)
     return metrics.mean_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks)
@@ -183,7 +198,8 @@ def evaluate_in_detail(
     baselines = make_baselines(settings.baselines)
     users = run.users(part)
     segments = _segments(users, settings)
-    catalogue = describe_catalogue(run.dataset, run.split, users, run.model.item_vectors().numpy())
+    catalogue = describe_catalogue(run.dataset, run.split, users, run.vectors_RD)
+    relevant_G, offsets_Q1 = relevant_items(run.dataset, users)
     # All are fitted before anything is ranked, so that one that cannot be is refused at once.
     fitting = _fitting_split(run.split, part, settings.fit_baselines_on)
     for done, baseline in enumerate(baselines.values()):
@@ -203,16 +219,16 @@ def evaluate_in_detail(
             progress=progress,
             with_auc=True,
         )
-        return measure(rows_QK, auc_Q, *relevant_items(run.dataset, users), ks, catalogue)
+        return measure(rows_QK, auc_Q, relevant_G, offsets_Q1, ks, catalogue)
 
     evaluation = Evaluation({}, {})
     model: Measures | None = None
-    scorers: dict[str, Scorer] = {"model": model_scorer(run.model), **baselines}
+    scorers: dict[str, Scorer] = {"model": run.model.scores, **baselines}
     for name, scorer in scorers.items():
         measures = measured(name, scorer, exclude_seen=True)
         # The same draws for each scorer: an interval does not depend on what else was asked for.
         details = confidence(measures, model, np.random.default_rng(run.manifest.config.training.seed))
-        details["fitted_on"] = settings.fit_baselines_on if name in baselines else "train"
+        details["fitted_on"] = settings.fit_baselines_on if name in baselines else run.manifest.trained_on
         details["diversity_of"] = catalogue.diversity_of
         if name in baselines:
             details["hyper_parameters"] = hyper_parameters(baselines[name])
@@ -246,9 +262,7 @@ def _segments(users: EvaluationUsers, settings: EvaluationSettings) -> list[Segm
 
 def _fitting_split(split: Split, part: Part, fit_on: FitOn) -> Split:
     """A split whose training events are those that baselines may learn from."""
-    if fit_on == "before_targets" and part == "test":
-        return replace(split, train_end_U=split.validation_end_U)
-    return split
+    return with_validation(split) if fit_on == "before_targets" and part == "test" else split
 
 
 def record_evaluation(run_path: Path, part: Part, results: dict[str, dict[str, float]], forget: Collection[str] = ()) -> None:

@@ -1,22 +1,19 @@
 """Batches of histories to be continued, with what is relevant and what must not be ranked.
 
-Shape legend: B users of a batch, B1 = B + 1, L padded length, G relevant items, S seen items of all users of the batch.
+Shape legend: B users of a batch, B1 = B + 1, L padded length, Q users in all, G relevant items, S seen items of all users of the batch.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from passerelle.dataset import Dataset
-from passerelle.splits import EvaluationUsers
+from passerelle.splits import EvaluationUsers, Int64Array
 from training.encoder import pad_right_aligned, scatter
-from training.windows import Windows, gather_ragged
-
-Int64Array = npt.NDArray[np.int64]
+from training.windows import Windows, gather_ragged, groups_within_budget
 
 _MOST_SCORES = 2**27
 """Most scores (users x catalogue) that exist at once: half a gigabyte of float32."""
@@ -31,7 +28,7 @@ class Histories:
     timestamps_ms_BL: Tensor
     """int64 when each item happened, 0 in the padding."""
     request_timestamp_ms_B1: Tensor
-    """int64 [B, 1] the time of the request: that of the first relevant item."""
+    """int64 [B, 1] the time of the request (`request_times_ms`)."""
 
 
 @dataclass
@@ -53,6 +50,11 @@ class EvaluationBatch:
         return np.diff(self.relevant_offsets_B1)
 
 
+def request_times_ms(dataset: Dataset, users: EvaluationUsers) -> Int64Array:
+    """The time [Q] at which each user asks: that of the first target; without a target, that of the last event itself."""
+    return np.asarray(dataset.timestamps_ms_E[np.minimum(users.history_end_Q, users.target_end_Q - 1)])
+
+
 class EvaluationBatches:
     """All users of a part, grouped by length to a token budget; ranks take every `world_size`-th user, longest history first."""
 
@@ -63,12 +65,7 @@ class EvaluationBatches:
         lengths_Q = np.minimum(users.history_end_Q - users.history_start_Q, max_history)
         order_Q = np.argsort(-lengths_Q, kind="stable")[rank::world_size]
         most_users = max(1, _MOST_SCORES // dataset.num_rows)
-        groups, start = [], 0
-        while start < len(order_Q):
-            size = max(1, min(most_users, token_budget // (int(lengths_Q[order_Q[start]]) + 1)))
-            groups.append(order_Q[start : start + size])
-            start += size
-        self._groups = groups
+        self._groups = groups_within_budget(order_Q, lengths_Q + 1, token_budget, most_users)  # the mask is a token, too
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -85,13 +82,11 @@ class EvaluationBatches:
         relevant_G, relevant_offsets_B1 = gather_ragged(Windows(users.history_end_Q, users.target_end_Q))
         items_T = torch.from_numpy(rows_E[history_T].astype(np.int64))
         items_BL, row_T, column_T = pad_right_aligned(items_T, torch.from_numpy(history_offsets_B1))
-        times_ms_E = self._dataset.timestamps_ms_E
-        request_B = np.minimum(users.history_end_Q, users.target_end_Q - 1)  # without a target: the last event itself
         return EvaluationBatch(
             histories=Histories(
                 items_BL,
-                scatter(torch.from_numpy(times_ms_E[history_T]), row_T, column_T, items_BL),
-                torch.from_numpy(times_ms_E[request_B])[:, None],
+                scatter(torch.from_numpy(self._dataset.timestamps_ms_E[history_T]), row_T, column_T, items_BL),
+                torch.from_numpy(request_times_ms(self._dataset, users))[:, None],
             ),
             seen_row_S=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(seen_offsets_B1))),
             seen_item_S=torch.from_numpy(rows_E[seen_S].astype(np.int64)),

@@ -27,10 +27,9 @@ from passerelle.manifest import provenance, write_manifest
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
 from training.evaluation import OpenRun, evaluate, read_evaluation
-from training.evaluation_batches import EvaluationBatches, Histories
+from training.evaluation_batches import EvaluationBatches, Histories, request_times_ms
 from training.onnx_files import describe, export_query_encoder, export_ranker
-from training.ranker import Candidates, load_ranker, ranking_features, rerank, retrieve_candidates
-from training.statistics import item_statistics
+from training.ranker import Candidates, load_ranker, rerank, retrieve_candidates
 
 if TYPE_CHECKING:
     import lightgbm
@@ -49,6 +48,8 @@ class Reference:
     candidates: Candidates
     query_PD: npt.NDArray[np.float32]
     timestamps_ms_P: npt.NDArray[np.int64]
+    histories: list[tuple[Histories, npt.NDArray[np.int64]]]
+    """What the encoder was given, in batches, each with the positions of its users."""
     top_rows_PK: npt.NDArray[np.int64]
     top_scores_PK: npt.NDArray[np.float32]
 
@@ -67,25 +68,23 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
         progress("export", 0, 4)
         export_query_encoder(run.model.query_encoder(), scratch / f"{QUERY_ENCODER}.onnx", run.manifest.config.model.dim)
         progress("export", 1, 4)
-        features = ranking_features(run)
-        export_ranker(booster, scratch / f"{RANKER}.onnx", len(features.names))
+        export_ranker(booster, scratch / f"{RANKER}.onnx", len(run.features.names))
         progress("export", 2, 4)
         _write_tables(run, scratch)
         reference = _reference(run, booster)
         write_table(scratch / "reference.arrow", _reference_table(run, reference))
         progress("export", 3, 4)
         parity = check_onnx(run, reference, scratch)
-        write_manifest(scratch, _manifest(run, scratch, features.names, parity))
+        write_manifest(scratch, _manifest(run, scratch, parity))
         progress("export", 4, 4)
     return open_bundle(out, verify=False)
 
 
 def _write_tables(run: OpenRun, scratch: Path) -> None:
     dataset = run.dataset
-    np.save(scratch / "item_vectors.npy", run.model.item_vectors().numpy(), allow_pickle=False)
+    np.save(scratch / "item_vectors.npy", run.vectors_RD, allow_pickle=False)
     write_table(scratch / "items.arrow", dataset.items)
-    statistics = item_statistics(dataset, run.split, run.manifest.config.ranker.recent_days)
-    popularity = {"count": statistics.counts_R, "recent_count": statistics.recent_counts_R}
+    popularity = {"count": run.statistics.counts_R, "recent_count": run.statistics.recent_counts_R}
     write_table(scratch / "popularity.arrow", pa.table(popularity))
     offsets_U1 = pa.array(dataset.offsets_U1)
     events = {"item_rows": dataset.item_rows_E, "timestamps_ms": dataset.timestamps_ms_E}
@@ -100,17 +99,15 @@ def _reference(run: OpenRun, booster: "lightgbm.Booster") -> Reference:
     start_P, end_P = dataset.offsets_U1[rows_P], dataset.offsets_U1[rows_P + 1]
     users = EvaluationUsers(rows_P, start_P, end_P, end_P)
     candidates = retrieve_candidates(run, users)
-    query_PD = np.empty((len(users), run.manifest.config.model.dim), dtype=np.float32)
-    for histories, positions_B in _histories(run, users):
+    config = run.manifest.config.model
+    batches = EvaluationBatches(dataset, users, max_history=config.max_history, token_budget=4096)
+    histories = [(batch.histories, batch.positions_B) for batch in batches]
+    query_PD = np.empty((len(users), config.dim), dtype=np.float32)
+    for given, positions_B in histories:
         with torch.inference_mode():
-            query_PD[positions_B] = run.model.encode_histories(histories).numpy()
-    top_rows_PK, top_scores_PK = rerank(booster, candidates)
-    return Reference(candidates, query_PD, dataset.timestamps_ms_E[end_P - 1], top_rows_PK[:, :TOP], top_scores_PK[:, :TOP])
-
-
-def _histories(run: OpenRun, users: EvaluationUsers) -> list[tuple[Histories, npt.NDArray[np.int64]]]:
-    batches = EvaluationBatches(run.dataset, users, max_history=run.manifest.config.model.max_history, token_budget=4096)
-    return [(batch.histories, batch.positions_B) for batch in batches]
+            query_PD[positions_B] = run.model.encode_histories(given).numpy()
+    top_rows_PK, top_scores_PK = rerank(booster.predict, candidates)
+    return Reference(candidates, query_PD, request_times_ms(dataset, users), histories, top_rows_PK[:, :TOP], top_scores_PK[:, :TOP])
 
 
 def _reference_table(run: OpenRun, reference: Reference) -> pa.Table:
@@ -140,30 +137,26 @@ def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str,
         UserError: scores differ by more than 1e-4, or some user's ten best differ.
     """
     encoder, ranker = (onnxruntime.InferenceSession(directory / f"{name}.onnx", providers=["CPUExecutionProvider"]) for name in NETWORKS)
-    vectors_RD = run.model.item_vectors().numpy()
     candidates = reference.candidates
     query_PD = np.empty_like(reference.query_PD)
-    for histories, positions_B in _histories(run, candidates.users):
+    for histories, positions_B in reference.histories:
         rows_BL = histories.items_BL.numpy()
         inputs = {
-            "item_vectors": vectors_RD[rows_BL],
+            "item_vectors": run.vectors_RD[rows_BL],
             "mask": rows_BL > 0,
             "timestamps_ms": histories.timestamps_ms_BL.numpy(),
             "query_timestamp_ms": histories.request_timestamp_ms_B1.numpy(),
         }
         query_PD[positions_B] = encoder.run(["query"], inputs)[0]
-    found_PK = candidates.found_QK
-    scores_PK = np.full(found_PK.shape, -np.inf, dtype=np.float32)
-    scores_PK[found_PK] = ranker.run(["score"], {"features": candidates.features_QKF[found_PK]})[0][:, 0]
-    order_PK = np.argsort(-scores_PK, axis=1, kind="stable")[:, :TOP]
+    rows_PK, scores_PK = rerank(lambda features_SF: ranker.run(["score"], {"features": features_SF})[0][:, 0], candidates)
     top_found_PK = reference.top_rows_PK != PADDING_ROW
-    retrieved_PK = np.einsum("pd,pkd->pk", query_PD, vectors_RD[candidates.rows_QK])
-    same_P = (np.take_along_axis(candidates.rows_QK, order_PK, 1) == reference.top_rows_PK).all(axis=1)
+    retrieved_PK = np.einsum("pd,pkd->pk", query_PD, run.vectors_RD[candidates.rows_QK])
+    same_P = (rows_PK[:, :TOP] == reference.top_rows_PK).all(axis=1)
     parity: dict[str, Any] = {
         "users": len(query_PD),
         "max_query_difference": _largest(query_PD - reference.query_PD),
-        "max_retrieval_score_difference": _largest((retrieved_PK - candidates.scores_QK)[found_PK]),
-        "max_score_difference": _largest(np.take_along_axis(scores_PK, order_PK, 1)[top_found_PK] - reference.top_scores_PK[top_found_PK]),
+        "max_retrieval_score_difference": _largest((retrieved_PK - candidates.scores_QK)[candidates.found_QK]),
+        "max_score_difference": _largest(scores_PK[:, :TOP][top_found_PK] - reference.top_scores_PK[top_found_PK]),
         "identical_top_10": int(same_P.sum()),
     }
     close = all(value <= MAX_SCORE_DIFFERENCE for name, value in parity.items() if name.startswith("max_"))  # false for NaN
@@ -176,7 +169,7 @@ def _largest(difference: npt.NDArray[np.floating]) -> float:
     return float(np.abs(difference).max(initial=0.0))
 
 
-def _manifest(run: OpenRun, scratch: Path, feature_names: tuple[str, ...], parity: dict[str, Any]) -> BundleManifest:
+def _manifest(run: OpenRun, scratch: Path, parity: dict[str, Any]) -> BundleManifest:
     common = provenance(BundleManifest, scratch, BUNDLE_FILES, LIBRARIES)
     served = "".join(common["files"][name]["sha256"] for name in BUNDLE_FILES)
     config, dataset = run.manifest.config, run.dataset
@@ -190,7 +183,7 @@ def _manifest(run: OpenRun, scratch: Path, feature_names: tuple[str, ...], parit
             "num_items": dataset.num_items,
             "num_users": dataset.num_users,
             "networks": {name: describe(scratch / f"{name}.onnx") for name in NETWORKS},
-            "features": feature_names,
+            "features": run.features.names,
             "item_features": dataset.manifest.item_features,
             "title": dataset.manifest.title,
             "num_candidates": config.ranker.num_candidates,

@@ -4,7 +4,6 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from training.config import RunConfig
 from training.data import SequenceData
 from training.run import LAST, RunManifest, finish_run, plan_run, start_run
 from training.sequence_model import SequenceModel
-from training.statistics import item_statistics
+from training.statistics import num_events
+from training.windows import training_split
 
 
 def fit(
@@ -50,13 +50,11 @@ def fit(
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // num_workers))
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning 2.6 with torch 2.13
-    split = make_split(dataset, config.split)
-    users = evaluation_users(split, "validation")
-    if config.training.include_validation:
-        split = replace(split, train_end_U=split.validation_end_U)
-    num_events_R = item_statistics(dataset, split, config.ranker.recent_days).num_events_R
+    users = evaluation_users(make_split(dataset, config.split), "validation")
+    split = training_split(dataset, config)
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
-    model = SequenceModel(config, torch.from_numpy(num_events_R).double(), total_steps=steps_per_epoch * config.training.max_epochs)
+    counts_R = torch.from_numpy(num_events(dataset, split)).double()
+    model = SequenceModel(config, counts_R, total_steps=steps_per_epoch * config.training.max_epochs)
     checkpoints = run_path / "checkpoints"
     choice: list[pl.Callback] = (
         [] if config.training.include_validation else [Patience(config.training.patience), BestCheckpoint(checkpoints)]
@@ -92,7 +90,7 @@ def fit(
 
 
 def train_in_process(
-    recipe: str, dataset: Dataset, config: RunConfig, run_path: Path, *, resume: bool = False, refit_of: str | None = None
+    recipe: str, dataset: Dataset, config: RunConfig, run_path: Path, *, resume: bool = False, refit_of: Path | None = None
 ) -> RunManifest:
     """A whole run in this process: create or continue it, fit, seal it.
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from passerelle import beyond_accuracy, bootstrap, metrics
 from passerelle.dataset import Dataset
 from passerelle.segments import Segment
-from passerelle.splits import EvaluationUsers, Split
+from passerelle.splits import EvaluationUsers, Int64Array, Split
 from training.evaluation_batches import EvaluationBatch
+from training.statistics import num_events
 from training.windows import Windows, gather_ragged
 
 FloatArray = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
 
 _MOST_SCORES = 2**24
 """Most scores compared with those of relevant items at once: 128 MB of float64."""
@@ -55,30 +55,29 @@ class Catalogue:
     num_items: int
     counts_R: Int64Array
     """Training events of each item, not weighted."""
-    vectors_RD: npt.NDArray[np.float32]
-    """Item vectors that diversity is measured between."""
+    history_popularity: float
+    """How popular the histories of the evaluated users are (`beyond_accuracy.history_popularity`)."""
+    unit_RD: npt.NDArray[np.floating]
+    """Unit vectors of the items, that diversity is measured between."""
     diversity_of: str
     """What these vectors are: `categories` or `model`."""
-    history_rows_S: Int64Array
-    history_offsets_Q1: Int64Array
 
 
 def describe_catalogue(dataset: Dataset, split: Split, users: EvaluationUsers, vectors_RD: npt.NDArray[np.float32]) -> Catalogue:
-    """Counts over training events, histories of the evaluated users, and the vectors for diversity.
+    """Counts over training events, how popular histories are, and the vectors for diversity.
 
-    These are one-hots of the categorical item features, which say the same of every model; a dataset without such a feature, or
+    The vectors are one-hots of the categorical item features, which say the same of every model; a dataset without such a feature, or
     with more than `beyond_accuracy.MOST_CATEGORIES` values, gets the given item vectors of the evaluated model.
     """
-    training_T, _ = gather_ragged(Windows(split.start_U, split.train_end_U))
+    counts_R = num_events(dataset, split)
     history_S, history_offsets_Q1 = gather_ragged(Windows(users.history_start_Q, users.history_end_Q))
     categories_RD = beyond_accuracy.category_vectors(dataset.items, dataset.manifest.item_features)
     return Catalogue(
         num_items=dataset.num_items,
-        counts_R=np.bincount(dataset.item_rows_E[training_T], minlength=dataset.num_rows),
-        vectors_RD=vectors_RD if categories_RD is None else categories_RD,
+        counts_R=counts_R,
+        history_popularity=beyond_accuracy.history_popularity(counts_R, dataset.item_rows_E[history_S], history_offsets_Q1),
+        unit_RD=beyond_accuracy.unit_vectors(vectors_RD if categories_RD is None else categories_RD),
         diversity_of="model" if categories_RD is None else "categories",
-        history_rows_S=dataset.item_rows_E[history_S].astype(np.int64),
-        history_offsets_Q1=history_offsets_Q1,
     )
 
 
@@ -112,27 +111,26 @@ def measure(
     for k in ks:
         beyond[f"coverage@{k}"] = beyond_accuracy.coverage(rows_QK, catalogue.num_items, k)
         beyond[f"novelty@{k}"] = float(beyond_accuracy.novelty(rows_QK, catalogue.counts_R, k).mean())
-        beyond[f"popularity_lift@{k}"] = beyond_accuracy.popularity_lift(
-            rows_QK, catalogue.counts_R, catalogue.history_rows_S, catalogue.history_offsets_Q1, k
-        )
+        beyond[f"popularity_lift@{k}"] = beyond_accuracy.popularity_lift(rows_QK, catalogue.counts_R, catalogue.history_popularity, k)
         if k > 1:
-            beyond[f"diversity@{k}"] = float(beyond_accuracy.intra_list_diversity(rows_QK, catalogue.vectors_RD, k).mean())
+            beyond[f"diversity@{k}"] = float(beyond_accuracy.intra_list_diversity(rows_QK, catalogue.unit_RD, k).mean())
     return Measures({**accuracy, "auc": auc_Q}, beyond)
 
 
 def confidence(measures: Measures, model: Measures | None, generator: np.random.Generator) -> dict[str, Any]:
-    """Intervals of every accuracy metric, and for a baseline those of how far the model is above it, user by user.
+    """Intervals of every accuracy metric, and for a baseline those of how far the model is above it, user by user; from one set of draws.
 
     Returns:
         `intervals`: metric -> `low` and `high`; with `model`, `model_minus_this`: metric -> `mean`, `low` and `high`;
         `confidence` and `num_resamples`, what they were made with.
     """
-    values_QM = measures.values_QM()
-    ends = [{"low": interval.low, "high": interval.high} for interval in bootstrap.intervals(values_QM, generator)]
-    result: dict[str, Any] = {"intervals": dict(zip(measures.accuracy, ends, strict=True))}
+    names, values_QM = list(measures.accuracy), measures.values_QM()
+    compared_QM = values_QM if model is None else np.hstack([values_QM, model.values_QM() - values_QM])
+    intervals = bootstrap.intervals(compared_QM, generator)
+    ends = [{"low": interval.low, "high": interval.high} for interval in intervals[: len(names)]]
+    result: dict[str, Any] = {"intervals": dict(zip(names, ends, strict=True))}
     if model is not None:
-        compared = [asdict(interval) for interval in bootstrap.differences(model.values_QM(), values_QM, generator)]
-        result["model_minus_this"] = dict(zip(measures.accuracy, compared, strict=True))
+        result["model_minus_this"] = dict(zip(names, map(asdict, intervals[len(names) :]), strict=True))
     return {**result, "confidence": bootstrap.CONFIDENCE, "num_resamples": bootstrap.NUM_RESAMPLES}
 
 

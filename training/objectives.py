@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from passerelle.splits import Int64Array
 from training.config import ObjectiveConfig
-from training.windows import Int64Array, Windows, gather_ragged
+from training.windows import Windows, gather_ragged
 
 BoolArray = npt.NDArray[np.bool_]
 

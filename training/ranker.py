@@ -8,6 +8,7 @@ Shape legend: Q users, K candidates of a user, F features, S = sum of candidates
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import numpy.typing as npt
 
 from passerelle import metrics
 from passerelle.errors import UserError
-from passerelle.features import RankingFeatures
 from passerelle.files import new_directory, write_text
 from passerelle.ids import PADDING_ROW
 from passerelle.progress import Progress, silent
@@ -25,16 +25,18 @@ from passerelle.splits import EvaluationUsers
 from training.evaluation import (
     OpenRun,
     load_run,
-    model_scorer,
     rank_users,
     ranking_metrics,
     record_evaluation,
     relevant_items,
 )
-from training.statistics import item_statistics
+from training.evaluation_batches import request_times_ms
 
 RANKER = "ranker"
 EVALUATED_KS = (10, 20, 50)
+
+Predictor = Callable[[npt.NDArray[np.float32]], npt.ArrayLike]
+"""Scores [S] of the features [S, F] of some candidates: LightGBM's own, or what it was exported to."""
 
 
 @dataclass(frozen=True)
@@ -55,34 +57,23 @@ class Candidates:
         return self.rows_QK != PADDING_ROW
 
 
-def ranking_features(run: OpenRun) -> RankingFeatures:
-    """The feature definitions over this run's item vectors and statistics."""
-    statistics = item_statistics(run.dataset, run.split, run.manifest.config.ranker.recent_days)
-    return RankingFeatures(
-        run.model.item_vectors().numpy(),
-        statistics.counts_R,
-        statistics.recent_counts_R,
-        run.dataset.items,
-        run.dataset.manifest.item_features,
-    )
-
-
 def retrieve_candidates(run: OpenRun, users: EvaluationUsers, progress: Progress = silent, stage: str = "features") -> Candidates:
-    """Exact top candidates of each user (seen items left out) and their features at the time of the user's first target."""
+    """Exact top candidates of each user (seen items left out) and their features at the time of the request."""
     config, dataset = run.manifest.config, run.dataset
     num_candidates = min(config.ranker.num_candidates, dataset.num_items)
     rows_QK, scores_QK = rank_users(
-        dataset, users, model_scorer(run.model), num_candidates, max_history=config.model.max_history, stage="retrieval", progress=progress
+        dataset, users, run.model.scores, num_candidates, max_history=config.model.max_history, stage="retrieval", progress=progress
     )
-    features = ranking_features(run)
-    features_QKF = np.zeros((*rows_QK.shape, len(features.names)), dtype=np.float32)
+    features_QKF = np.zeros((*rows_QK.shape, len(run.features.names)), dtype=np.float32)
+    times_ms_Q = request_times_ms(dataset, users).tolist()
     for position in range(len(users)):
         end = users.history_end_Q[position]
         start = max(users.history_start_Q[position], end - config.model.max_history)
         history_L = dataset.item_rows_E[start:end].astype(np.int64)
-        timestamp_ms = int(dataset.timestamps_ms_E[min(end, users.target_end_Q[position] - 1)])
         found = np.count_nonzero(rows_QK[position] != PADDING_ROW)
-        features_QKF[position, :found] = features.compute(rows_QK[position, :found], scores_QK[position, :found], history_L, timestamp_ms)
+        features_QKF[position, :found] = run.features.compute(
+            rows_QK[position, :found], scores_QK[position, :found], history_L, times_ms_Q[position]
+        )
         if position % 100 == 99 or position + 1 == len(users):
             progress(stage, position + 1, len(users))
     return Candidates(users, rows_QK, scores_QK, features_QKF)
@@ -113,7 +104,6 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
         raise UserError(f"{run.path}: {len(useful_Q)} validation targets are among the candidates, too few for a ranker; train longer")
     shuffled_Q = np.random.default_rng(config.training.seed).permutation(useful_Q)
     num_held_out = max(1, int(config.ranker.holdout_fraction * len(shuffled_Q)))
-    names = list(ranking_features(run).names)
     fit_set, held_out_set = (
         _lightgbm_set(learning, hits_QK, chosen_Q) for chosen_Q in (shuffled_Q[num_held_out:], shuffled_Q[:num_held_out])
     )
@@ -123,11 +113,14 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
     ks = tuple(k for k in EVALUATED_KS if k <= testing.rows_QK.shape[1])
     results = {
         "model": ranking_metrics(run.dataset, testing.users, testing.rows_QK, ks),
-        "ranker": ranking_metrics(run.dataset, testing.users, rerank(booster, testing)[0], ks),
+        "ranker": ranking_metrics(run.dataset, testing.users, rerank(booster.predict, testing)[0], ks),
     }
     with new_directory(run.path / RANKER, overwrite=overwrite) as scratch:
         booster.save_model(scratch / "model.txt")
-        write_text(scratch / "ranker.json", json.dumps({"features": names, "num_trees": booster.num_trees(), "test": results}, indent=2))
+        write_text(
+            scratch / "ranker.json",
+            json.dumps({"features": run.features.names, "num_trees": booster.num_trees(), "test": results}, indent=2),
+        )
     record_evaluation(run.path, "test", results)
     return results
 
@@ -179,14 +172,14 @@ def _boost(run: OpenRun, fit_set: lightgbm.Dataset, held_out_set: lightgbm.Datas
     return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
 
 
-def rerank(booster: lightgbm.Booster, candidates: Candidates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def rerank(predict: Predictor, candidates: Candidates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Candidates [Q, K] in the ranker's order (ties in retrieval order), and their scores in that order.
 
     Scores are rounded to float32, as they are served, before they are compared: what is a tie there is a tie here.
     """
     found_QK = candidates.found_QK
     scores_QK = np.full(found_QK.shape, -np.inf, dtype=np.float32)
-    scores_QK[found_QK] = booster.predict(candidates.features_QKF[found_QK])
+    scores_QK[found_QK] = predict(candidates.features_QKF[found_QK])
     order_QK = np.argsort(-scores_QK, axis=1, kind="stable")
     return np.take_along_axis(candidates.rows_QK, order_QK, 1), np.take_along_axis(scores_QK, order_QK, 1)
 

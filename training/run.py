@@ -21,11 +21,11 @@ import torch
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
-from passerelle.splits import make_split
 from training.batches import EpochBatches
 from training.callbacks import HISTORY
 from training.config import RunConfig
 from training.sequence_model import MONITOR, SequenceModel
+from training.windows import training_split
 
 LIBRARIES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 BEST = "checkpoints/best.ckpt"
@@ -51,7 +51,7 @@ class RunManifest(Manifest):
     validation: dict[str, float]
     """Validation metrics of `best.ckpt`; none when it was trained on validation events too."""
     refit_of: str | None = None
-    """The run whose validation chose the number of epochs, where `config.training.include_validation` holds."""
+    """Where the run was whose validation chose the number of epochs, where `config.training.include_validation` holds."""
 
     @property
     def trained_on(self) -> str:
@@ -74,7 +74,7 @@ def refit_config(manifest: RunManifest) -> RunConfig:
 
 
 def plan_run(
-    path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool, num_workers: int = 1, refit_of: str | None = None
+    path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool, num_workers: int = 1, refit_of: Path | None = None
 ) -> RunManifest:
     """The manifest of a new run, or of an existing one to be continued; writes nothing.
 
@@ -82,7 +82,7 @@ def plan_run(
         UserError: the run exists and `resume` is false, it was started with another configuration or dataset, or the dataset
             is too small to be split among the workers.
     """
-    EpochBatches(dataset, make_split(dataset, config.split), config, epoch=0, world_size=num_workers)
+    EpochBatches(dataset, training_split(dataset, config), config, epoch=0, world_size=num_workers)
     if (path / MANIFEST_NAME).exists():
         if not resume:
             raise UserError(f"{path} already holds a run: pass --resume to continue it, or choose another --out")
@@ -92,9 +92,10 @@ def plan_run(
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not a run: choose another --out")
     common = provenance(RunManifest, path, (), LIBRARIES)
-    fields = {"recipe": recipe, "dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
-    progress = {"state": "training", "epochs": 0, "best_epoch": None, "validation": {}, "refit_of": refit_of}
-    return RunManifest.model_validate({**common, **fields, **progress, "config": config})
+    data = {"dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
+    origin = {"recipe": recipe, "config": config, "refit_of": str(refit_of.resolve()) if refit_of else None}
+    progress = {"state": "training", "epochs": 0, "best_epoch": None, "validation": {}}
+    return RunManifest.model_validate({**common, **data, **origin, **progress})
 
 
 def start_run(path: Path, manifest: RunManifest) -> None:

@@ -27,7 +27,7 @@ from training.encoder import QueryEncoder, SequenceEncoder, Times, pad_right_ali
 from training.evaluation_batches import EvaluationBatch, Histories
 from training.full_softmax import full_softmax
 from training.losses import gbce, sampled_softmax
-from training.ranking import rank_items
+from training.ranking import rank_scores
 from training.samplers import make_sampler
 
 MONITOR = "validation_ndcg@10"
@@ -80,6 +80,10 @@ class SequenceModel(pl.LightningModule):
         times = serving_times(histories.timestamps_ms_BL, histories.request_timestamp_ms_B1, causal=self.encoder.causal)
         return self.encode(items_BL, times)[:, -1]
 
+    def scores(self, batch: EvaluationBatch) -> Tensor:
+        """float32 [B, R] inner products of each user's query and every row of the table, for the caller to overwrite."""
+        return (self.encode_histories(batch.histories) @ self.table_RD.T).float()
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
         times = None
@@ -89,6 +93,7 @@ class SequenceModel(pl.LightningModule):
         dropout = Dropout(self.config.model.dropout, batch.seed, batch.windows_B[:, None] * self.encoder.max_length + from_end_L)
         hidden_BLD = self.encode(items_BL, times, dropout)
         query_MD = hidden_BLD[row_T[batch.targets_M], column_T[batch.targets_M]]
+        # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
         loss = self._loss_sum(query_MD, batch) / self._mean_over_ranks(batch.weights_M.sum())
         self._train_loss = self._train_loss.to(self.device)
         self._train_loss[0] += loss.detach()
@@ -98,7 +103,7 @@ class SequenceModel(pl.LightningModule):
 
     def mean_train_loss(self) -> Tensor:
         """Mean over the steps of the epoch so far, those before a restart included; every rank must ask."""
-        total, steps = self._sum_over_ranks(self._train_loss)
+        total, steps = self._mean_over_ranks(self._train_loss)
         return (total / steps).float()
 
     def on_train_epoch_end(self) -> None:
@@ -106,8 +111,8 @@ class SequenceModel(pl.LightningModule):
         self._train_loss.zero_()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Within an epoch, what its loss has added up to."""
-        checkpoint["train_loss"] = self._train_loss.clone()
+        """Within an epoch, what its loss has added up to: on average, for every rank will go on from it."""
+        checkpoint["train_loss"] = self._mean_over_ranks(self._train_loss)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._train_loss = checkpoint["train_loss"].clone()
@@ -122,32 +127,24 @@ class SequenceModel(pl.LightningModule):
             return gbce(*given, negatives, calibration=config.gbce_calibration, temperature=config.temperature)
         return sampled_softmax(*given, negatives, temperature=config.temperature, correction=config.log_q_correction)
 
-    def _mean_over_ranks(self, value: Tensor) -> Tensor:
-        """DDP averages gradients over ranks: dividing each rank's sum by this makes that average the global mean."""
+    def _mean_over_ranks(self, values: Tensor) -> Tensor:
+        """A copy on the model's device, the same on every rank; every rank must ask."""
+        values = values.to(self.device, copy=True)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-            value = value / dist.get_world_size()
-        return value
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        return values
 
     def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
-        query_BD = self.encode_histories(batch.histories)
-        ranked_BK = rank_items(query_BD, self.table_RD, batch, MONITOR_K).cpu().numpy()
-        hits_BK = metrics.hits(ranked_BK, batch.relevant_rows_G, batch.relevant_offsets_B1)
+        rows_BK, _ = rank_scores(self.scores(batch), batch, MONITOR_K)
+        hits_BK = metrics.hits(rows_BK.cpu().numpy(), batch.relevant_rows_G, batch.relevant_offsets_B1)
         values_B = metrics.ndcg(hits_BK, batch.num_relevant_B, MONITOR_K)
         self._validation_sums += torch.tensor([values_B.sum(), len(values_B)])
 
     def on_validation_epoch_end(self) -> None:
-        total, users = self._sum_over_ranks(self._validation_sums)
+        total, users = self._mean_over_ranks(self._validation_sums)
         self._validation_sums.zero_()
         self.log(MONITOR, (total / users).float(), rank_zero_only=False)
-
-    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
-        if not (dist.is_available() and dist.is_initialized()):
-            return sums.clone()
-        sums = sums.to(self.device, copy=True)
-        dist.all_reduce(sums)
-        return sums
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config.optimizer

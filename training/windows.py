@@ -1,16 +1,15 @@
-"""Stretches of training history, and gathering them from flat arrays.
+"""Which events a run trains on, stretches of them, and gathering them from flat arrays.
 
-Shape legend: W windows, B windows of a batch, B1 = B + 1, T their events one after the other, U users.
+Shape legend: W windows, B windows of a batch, B1 = B + 1, T their events one after the other, U users, U1 = U + 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from passerelle.splits import Split
-
-Int64Array = npt.NDArray[np.int64]
+from passerelle.dataset import Dataset
+from passerelle.splits import Int64Array, Split, make_split
+from training.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,26 @@ class Windows:
         return Windows(self.start_W[selection], self.end_W[selection])
 
 
+def training_split(dataset: Dataset, config: RunConfig) -> Split:
+    """The split that a run trains on: that of its recipe, where asked for with validation events in training.
+
+    Raises:
+        UserError: the rule leaves training or a part empty.
+    """
+    split = make_split(dataset, config.split)
+    return with_validation(split) if config.training.include_validation else split
+
+
+def with_validation(split: Split) -> Split:
+    """The same split with validation events in training."""
+    return replace(split, train_end_U=split.validation_end_U)
+
+
+def training_events(split: Split) -> tuple[Int64Array, Int64Array]:
+    """Positions [T] of all training events, user after user, oldest first, and the U1 offsets between users."""
+    return gather_ragged(Windows(split.start_U, split.train_end_U))
+
+
 def training_windows(split: Split, max_length: int) -> Windows:
     """Cut every user's training events into windows from the newest event backwards; windows of one event are left out."""
     lengths_U = split.train_end_U - split.start_U
@@ -39,6 +58,23 @@ def training_windows(split: Split, max_length: int) -> Windows:
     start_W = np.maximum(end_W - max_length, split.start_U[owner_W])
     long_enough_W = end_W - start_W >= 2
     return Windows(start_W[long_enough_W], end_W[long_enough_W])
+
+
+def groups_within_budget(order_W: Int64Array, lengths_W: Int64Array, token_budget: int, most: int | None = None) -> list[Int64Array]:
+    """Cut an order of windows, longest first, into groups whose padded size (count x longest) stays within the budget.
+
+    A window longer than the budget is a group of its own.
+
+    Args:
+        order_W: positions in `lengths_W`, some or all.
+        most: windows of a group (> 0).
+    """
+    groups, start = [], 0
+    while start < len(order_W):
+        size = max(1, token_budget // int(lengths_W[order_W[start]]))
+        groups.append(order_W[start : start + (size if most is None else min(size, most))])
+        start += len(groups[-1])
+    return groups
 
 
 def gather_ragged(windows: Windows) -> tuple[Int64Array, Int64Array]:

@@ -64,7 +64,6 @@ def command(
         if not recipe or not dataset:
             raise click.UsageError("say what to train and on what: RECIPE and --dataset, or --refit RUN")
         name, config, opened = Path(recipe).stem, load_recipe(recipe, overrides), open_dataset(dataset)
-    refit_of = str(refit) if refit else None
 
     def show(line: dict[str, Any]) -> None:
         score = f", {MONITOR.replace('_', ' ')} {line[MONITOR]:.4f}" if MONITOR in line else ""
@@ -74,11 +73,11 @@ def command(
         if no_ray:
             from training.fit import train_in_process
 
-            manifest = train_in_process(name, opened, config, out, resume=resume, refit_of=refit_of)
+            manifest = train_in_process(name, opened, config, out, resume=resume, refit_of=refit)
         else:
             from ray_cluster.training import train_on_ray
 
-            manifest = train_on_ray(name, opened, config, out, num_workers=workers, resume=resume, address=ray_address, refit_of=refit_of)
+            manifest = train_on_ray(name, opened, config, out, num_workers=workers, resume=resume, address=ray_address, refit_of=refit)
     summary = {"run": str(out), "epochs": manifest.epochs, "best_epoch": manifest.best_epoch, "validation": manifest.validation}
     if as_json:
         print_json(summary)

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passerelle import beyond_accuracy
-from passerelle.beyond_accuracy import category_vectors, coverage, intra_list_diversity, novelty, popularity_lift
+from passerelle.beyond_accuracy import (
+    category_vectors,
+    coverage,
+    history_popularity,
+    intra_list_diversity,
+    novelty,
+    popularity_lift,
+    unit_vectors,
+)
 from passerelle.dataset import FeatureColumn
 
 NUM_ROWS = 9
@@ -45,12 +53,14 @@ def test_all_equal_their_definitions(ranked: list[list[int]], chosen: list[list[
     np.testing.assert_allclose(novelty(ranked_QK, counts_R, k), bits, atol=1e-12)
 
     distances = [mean([slow_distance(*(vectors_RD[row].tolist() for row in pair)) for pair in combinations(rows, 2)]) for rows in first]
-    np.testing.assert_allclose(intra_list_diversity(ranked_QK, vectors_RD, k), distances, atol=1e-6)
+    np.testing.assert_allclose(intra_list_diversity(ranked_QK, unit_vectors(vectors_RD), k), distances, atol=1e-6)
 
     ranked_popularity = mean([mean([float(counts_R[row]) for row in rows]) for rows in first])
-    history_popularity = mean([mean([float(counts_R[row]) for row in rows]) for rows in chosen])
-    lift = popularity_lift(ranked_QK, counts_R, np.concatenate(chosen), np.cumsum([0, *map(len, chosen)]), k)
-    assert lift == pytest.approx(ranked_popularity / history_popularity - 1 if history_popularity else 0.0)
+    chosen_popularity = mean([mean([float(counts_R[row]) for row in rows]) for rows in chosen])
+    popularity = history_popularity(counts_R, np.concatenate(chosen), np.cumsum([0, *map(len, chosen)]))
+    assert popularity == pytest.approx(chosen_popularity)
+    lift = popularity_lift(ranked_QK, counts_R, popularity, k)
+    assert lift == pytest.approx(ranked_popularity / chosen_popularity - 1 if chosen_popularity else 0.0)
 
 
 def test_by_hand() -> None:
@@ -60,18 +70,19 @@ def test_by_hand() -> None:
     assert coverage(ranked_QK, 4, 1) == 1 / 4
     assert novelty(ranked_QK, counts_R, 3).tolist() == pytest.approx([(1 + 2 + 4) / 3, 1])  # an item without events: 1 of 16
     # histories: 2 and 3 (mean 6), 4 (mean 4); ranked: 2 and 3 (mean 6), 2 (mean 8)
-    assert popularity_lift(ranked_QK, counts_R, np.array([2, 3, 4]), np.array([0, 2, 3]), 2) == pytest.approx(7 / 5 - 1)
+    popularity = history_popularity(counts_R, np.array([2, 3, 4]), np.array([0, 2, 3]))
+    assert popularity_lift(ranked_QK, counts_R, popularity, 2) == pytest.approx(7 / 5 - 1)
     vectors_RD = np.array([[9, 9], [9, 9], [1, 0], [1, 0], [0, 0], [-2, 0]], dtype=np.float32)
     # 2 and 3 alike, 5 opposite to both; a single item has no pair
-    assert intra_list_diversity(ranked_QK, vectors_RD, 3).tolist() == pytest.approx([(0 + 2 + 2) / 3, 0])
+    assert intra_list_diversity(ranked_QK, unit_vectors(vectors_RD), 3).tolist() == pytest.approx([(0 + 2 + 2) / 3, 0])
 
 
 def test_diversity_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
-    ranked_QK, vectors_RD = generator.integers(2, 30, (17, 4)), generator.normal(size=(30, 3))
-    whole = intra_list_diversity(ranked_QK, vectors_RD, 4)
+    ranked_QK, unit_RD = generator.integers(2, 30, (17, 4)), unit_vectors(generator.normal(size=(30, 3)))
+    whole = intra_list_diversity(ranked_QK, unit_RD, 4)
     monkeypatch.setattr(beyond_accuracy, "_CHUNK_VALUES", 5 * 4 * 3)
-    assert intra_list_diversity(ranked_QK, vectors_RD, 4).tolist() == whole.tolist()
+    assert intra_list_diversity(ranked_QK, unit_RD, 4).tolist() == whole.tolist()
 
 
 def test_category_vectors(monkeypatch: pytest.MonkeyPatch) -> None:

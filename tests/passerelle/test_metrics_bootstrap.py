@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passerelle import bootstrap
-from passerelle.bootstrap import differences, intervals, resampled_means
+from passerelle.bootstrap import intervals, resampled_means
 from passerelle.errors import UserError
 from passerelle.segments import length_segments
 
@@ -68,12 +68,12 @@ def test_a_paired_difference_is_surer_than_two_intervals() -> None:
     """One model is better by 0.01 for everybody, which the spread between users hides unless users are paired."""
     one_QM = np.random.default_rng(5).random((300, 2))
     other_QM = one_QM - np.array([0.01, 0.0])
-    better, same = differences(one_QM, other_QM, np.random.default_rng(0), num_resamples=100)
+    better, same = intervals(one_QM - other_QM, np.random.default_rng(0), num_resamples=100)
     assert (better.mean, better.low, better.high) == pytest.approx((0.01, 0.01, 0.01))
     assert (same.mean, same.low, same.high) == (0, 0, 0)
     alone = intervals(one_QM, np.random.default_rng(0), num_resamples=100)[0]
     assert alone.high - alone.low > 0.05
-    backwards = differences(other_QM, one_QM, np.random.default_rng(0), num_resamples=100)[0]
+    backwards = intervals(other_QM - one_QM, np.random.default_rng(0), num_resamples=100)[0]
     assert backwards.mean == pytest.approx(-0.01)
 
 

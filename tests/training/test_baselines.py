@@ -5,7 +5,6 @@ Shape legend: U users, B users of a batch, I items, R item rows (special rows in
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -276,20 +275,3 @@ def test_chosen_by_name() -> None:
         make_baselines(("popularity", "top"))
     assert hyper_parameters(ItemKnn(shrinkage=2.0)) == {"num_neighbours": 100, "shrinkage": 2.0}
     assert hyper_parameters(Popularity()) == {}
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: RecentPopularity(days=0), "days = 0"),
-        (lambda: ItemKnn(num_neighbours=0), "num_neighbours = 0 and shrinkage = 10"),
-        (lambda: ItemKnn(shrinkage=-1.0), r"shrinkage = -1\.0"),
-        (lambda: Ease(regularization=0.0), r"regularization = 0\.0"),
-        (lambda: ImplicitAls(factors=0), "factors = 0"),
-        (lambda: ImplicitAls(confidence=0.5), r"confidence = 0\.5"),
-        (lambda: ImplicitAls(regularization=-1), "regularization = -1"),
-    ],
-)
-def test_impossible_hyper_parameters_are_refused(make: Callable[[], Baseline], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make()

@@ -1,203 +1,36 @@
 """The encoder against a slow one that knows no batches and no padding, and what padding must never do.
 
-Shape legend: B sequences, B1 = B + 1, L length, D width, H heads, K = D / H, T tokens.
+Shape legend: B sequences, B1 = B + 1, L length, D width, H heads, T tokens.
 """
-
-import cmath
-import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 from tests.datasets import small_recipe
+from tests.encoders import (
+    NUM_ROWS,
+    VARIANTS,
+    SlowTimes,
+    histories_of,
+    inputs_of,
+    padded,
+    padded_times,
+    random_items,
+    random_model,
+    random_times,
+)
 from tests.histories import untimed
-from training.encoder import SequenceEncoder, Times, pad_right_aligned
+from tests.slow_encoder import slow_bucket, slow_encoder
+from training.encoder import Times, pad_right_aligned
 from training.evaluation_batches import Histories
-from training.layers import Attention, Block, FeedForward, Residual, time_buckets
+from training.layers import Block, time_buckets
 from training.sequence_model import SequenceModel
 
-NUM_ROWS = 50
-MODEL = ("model.dim=16", "model.num_blocks=3", "model.max_history=9", "model.distance_slopes=[0.5, 0.03]")
-
-
-def random_model(*overrides: str, seed: int = 0) -> SequenceModel:
-    """A model whose every parameter is random and large: zeros and ones would hide a bias or a norm that is not applied."""
-    model = SequenceModel(small_recipe(*MODEL, *overrides), torch.zeros(NUM_ROWS, dtype=torch.float64), total_steps=1).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.5, generator=generator)
-    return model
-
-
-class SlowTimes(NamedTuple):
-    """Milliseconds, of one sequence."""
-
-    query: list[int]
-    key: list[int]
-
-
-def slow_norm(vector_D: Tensor, norm: nn.Module) -> Tensor:
-    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
-    if isinstance(norm, nn.RMSNorm):
-        assert norm.eps is not None
-        return vector_D / math.sqrt(float((vector_D**2).mean()) + norm.eps) * norm.weight
-    centred_D = vector_D - vector_D.mean()
-    return centred_D / math.sqrt(float((centred_D**2).mean()) + norm.eps) * norm.weight + norm.bias
-
-
-def slow_linear(layer: nn.Linear, vector_D: Tensor) -> Tensor:
-    return layer.weight @ vector_D + layer.bias
-
-
-def slow_bucket(elapsed_ms: int) -> int:
-    """Two buckets an octave of whole seconds; the second half of the table is for the future."""
-    seconds = abs(elapsed_ms) // 1000
-    bucket = min(math.floor(2 * math.log2(seconds + 1) + 1e-9), 63)
-    return bucket + 64 if elapsed_ms < 0 and seconds else bucket
-
-
-def slow_rotated(vector_K: Tensor, place: int) -> Tensor:
-    """Pairs (k, k + K / 2) as complex numbers, turned."""
-    half = len(vector_K) // 2
-    turned = [complex(vector_K[k], vector_K[k + half]) * cmath.exp(1j * place * 10_000 ** (-k / half)) for k in range(half)]
-    return torch.tensor([number.real for number in turned] + [number.imag for number in turned])
-
-
-def slow_attention(block: Block, encoder: SequenceEncoder, inputs: list[Tensor], times: SlowTimes | None) -> list[Tensor]:
-    """Every head of every position by itself."""
-    attention, length, width = block.attention.layer, len(inputs), len(inputs[0])
-    assert isinstance(attention, Attention)
-    slopes = encoder.slopes_H.tolist()
-    size = width // len(slopes)
-    projected = [slow_linear(attention.query_key_value, vector_D) for vector_D in inputs]
-    offset = encoder.max_length - length
-    output = []
-    for place in range(length):
-        heads = []
-        for head, slope in enumerate(slopes):
-            start = head * size
-            query_K = projected[place][start : start + size]
-            seen = range(place + 1) if encoder.causal else range(length)
-            logits = []
-            for other in seen:
-                key_K = projected[other][width + start : width + start + size]
-                turned = (query_K, key_K)
-                if encoder.angles_LK is not None:
-                    turned = (slow_rotated(query_K, offset + place), slow_rotated(key_K, offset + other))
-                logit = float(turned[0] @ turned[1]) / math.sqrt(size) - slope * abs(place - other)
-                if block.time_bias is not None:
-                    assert times is not None
-                    logit += float(block.time_bias.table_NH[slow_bucket(times.query[place] - times.key[other]), head])
-                logits.append(logit)
-            shares = [math.exp(logit - max(logits)) for logit in logits]
-            values = [projected[other][2 * width + start : 2 * width + start + size] for other in seen]
-            heads.append(sum((share / sum(shares) * value_K for share, value_K in zip(shares, values, strict=True)), torch.zeros(size)))
-        output.append(slow_linear(attention.out, torch.cat(heads)))
-    return output
-
-
-def slow_feedforward(layer: FeedForward, vector_D: Tensor) -> Tensor:
-    inner_F = slow_linear(layer.inner, vector_D)
-    if layer.gated:
-        gate_F, value_F = inner_F[: len(inner_F) // 2], inner_F[len(inner_F) // 2 :]
-        return slow_linear(layer.out, gate_F / (1 + torch.exp(-gate_F)) * value_F)
-    return slow_linear(layer.out, inner_F * 0.5 * (1 + torch.erf(inner_F / math.sqrt(2))))
-
-
-def slow_residual(residual: Residual, hidden: list[Tensor], layer: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
-    inputs = [slow_norm(vector_D, residual.norm) if residual.norm_first else vector_D for vector_D in hidden]
-    updates = layer(inputs)
-    if residual.gate is not None:
-        updates = [
-            update_D / (1 + torch.exp(-slow_linear(residual.gate, input_D))) for update_D, input_D in zip(updates, inputs, strict=True)
-        ]
-    output = [vector_D + update_D for vector_D, update_D in zip(hidden, updates, strict=True)]
-    return output if residual.norm_first else [slow_norm(vector_D, residual.norm) for vector_D in output]
-
-
-def slow_encoder(encoder: SequenceEncoder, vectors: list[Tensor], times: SlowTimes | None = None) -> Tensor:
-    """[L, D] of one sequence without padding; position 0 from the end is the last row of the position table."""
-    offset = encoder.max_length - len(vectors)
-    if encoder.position is not None:
-        vectors = [vector_D + encoder.position[offset + place] for place, vector_D in enumerate(vectors)]
-    hidden = [slow_norm(vector_D, encoder.input_norm) for vector_D in vectors]
-    for block in encoder.blocks:
-        assert isinstance(block, Block) and isinstance(block.feedforward.layer, FeedForward)
-        feedforward = block.feedforward.layer
-        hidden = slow_residual(block.attention, hidden, lambda inputs, block=block: slow_attention(block, encoder, inputs, times))
-        hidden = slow_residual(
-            block.feedforward, hidden, lambda inputs, layer=feedforward: [slow_feedforward(layer, vector_D) for vector_D in inputs]
-        )
-    return torch.stack([slow_linear(encoder.head, slow_norm(vector_D, encoder.output_norm)) for vector_D in hidden])
-
-
-def random_items(lengths: list[int], seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(FIRST_ITEM_ROW, NUM_ROWS, (length,), generator=generator) for length in lengths]
-
-
-def padded(items: list[Tensor], extra_columns: int = 0) -> Tensor:
-    longest = max(len(items_L) for items_L in items) + extra_columns
-    return torch.stack([torch.cat([torch.full((longest - len(items_L),), PADDING_ROW), items_L]) for items_L in items])
-
-
-def random_times(items: list[Tensor], seed: int = 0) -> list[list[int]]:
-    """Milliseconds of each item, rising, some in the same second, some years apart."""
-    rng = np.random.default_rng(seed)
-    return [
-        (10**12 + np.cumsum(np.round(10 ** rng.uniform(0, 11, len(items_L))) * (rng.random(len(items_L)) < 0.8))).astype(int).tolist()
-        for items_L in items
-    ]
-
-
-def padded_times(times: list[list[int]]) -> Tensor:
-    longest = max(map(len, times))
-    return torch.tensor([[0] * (longest - len(one)) + one for one in times])
-
-
-def histories_of(items: list[Tensor]) -> tuple[Histories, list[SlowTimes]]:
-    """Right-aligned, with a request some minutes after the last item; and the times of the mask or of the next item."""
-    times = random_times(items)
-    requests = [one[-1] + 600_000 for one in times]
-    with_request = [[*one, request] for one, request in zip(times, requests, strict=True)]
-    return Histories(padded(items), padded_times(times), torch.tensor(requests)[:, None]), [SlowTimes(one, one) for one in with_request]
-
-
-def inputs_of(model: SequenceModel, histories: Histories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the exported network is given."""
-    items_BL = histories.items_BL
-    return model.item_vectors()[items_BL], items_BL != PADDING_ROW, histories.timestamps_ms_BL, histories.request_timestamp_ms_B1
-
-
-VARIANTS = {
-    "bert4rec": (),
-    "four heads": ("model.num_heads=4", "model.distance_slopes=[1.0, 0.3, 0.1, 0.0]"),
-    "sasrec": ("objective.kind=causal",),
-    "rotary": ("model.positions=rotary",),
-    "no positions": ("model.positions=none",),
-    "rms": ("model.norm=rms",),
-    "post-norm": ("model.norm_first=false",),
-    "swiglu": ("model.feedforward=swiglu",),
-    "gated": ("model.gated=true",),
-    "time": ("model.time_bias=true",),
-    "everything": (
-        "objective.kind=causal",
-        "model.positions=rotary",
-        "model.norm=rms",
-        "model.norm_first=false",
-        "model.feedforward=swiglu",
-        "model.gated=true",
-        "model.time_bias=true",
-    ),
-}
 variants = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
 
 

@@ -21,8 +21,8 @@ from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
 from tests.bundles import encoder_inputs
 from tests.datasets import Planted, planted_dataset, small_recipe
+from tests.encoders import VARIANTS, histories_of, inputs_of, random_items, random_model
 from tests.histories import untimed
-from tests.training.test_encoder import VARIANTS, histories_of, inputs_of, random_items, random_model
 from training.evaluation import OpenRun, load_run, read_evaluation
 from training.export import REFERENCE_USERS, _reference, check_onnx, export
 from training.fit import train_in_process

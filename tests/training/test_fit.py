@@ -1,61 +1,27 @@
-"""Real runs on a small dataset: they learn, repeat, resume, stop, and refuse what they must."""
+"""Real runs on a small dataset: what they learn, repeat, write, and when they stop."""
 
 import json
 import math
-import shutil
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 
 from passerelle.dataset import Dataset
-from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import SplitConfig, make_split
 from tests.datasets import Planted, dataset_of, planted_dataset, small_recipe
 from tests.histories import untimed
+from tests.runs import NOT_LEARNING, SAMPLED, assert_same_state, checkpoint, history, train
 from training.batches import EpochBatches
 from training.callbacks import PROGRESS
 from training.evaluation import OpenRun, evaluate, load_run
-from training.fit import fit, train_in_process
-from training.run import BEST, LAST, RunManifest, open_run, plan_run, start_run
+from training.fit import train_in_process
+from training.run import BEST, LAST
 from training.sequence_model import MONITOR, SequenceModel
-
-SAMPLED = ("loss.kind=sampled", "loss.num_negatives=64")
-NOT_LEARNING = "optimizer.learning_rate=1e-12"
-
-
-def train(dataset: Dataset, path: Path, *overrides: str, resume: bool = False) -> RunManifest:
-    return train_in_process("bert4rec", dataset, small_recipe(*overrides), path, resume=resume)
-
-
-def history(path: Path) -> list[dict[str, Any]]:
-    """Lines of `history.jsonl` without what a clock measured."""
-    lines = [json.loads(line) for line in (path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert all(line.pop("seconds") > 0 for line in lines)
-    return lines
-
-
-def checkpoint(path: Path, name: str = LAST) -> dict[str, Any]:
-    values: dict[str, Any] = torch.load(path / name, weights_only=True)
-    return values
-
-
-def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Weights and the optimizer's moments, bit by bit."""
-    assert all(torch.equal(ours["state_dict"][name], theirs["state_dict"][name]) for name in theirs["state_dict"])
-    our_moments, their_moments = (values["optimizer_states"][0]["state"] for values in (ours, theirs))
-    assert all(
-        torch.equal(our_moments[place][name], their_moments[place][name]) for place in their_moments for name in their_moments[place]
-    )
-    assert ours["lr_schedulers"] == theirs["lr_schedulers"]
-
 
 # What a run learns
 
@@ -106,57 +72,6 @@ def test_the_same_seed_gives_the_same_run(dataset: Dataset, tmp_path: Path) -> N
     assert history(tmp_path / "first") == history(tmp_path / "again")
     assert_same_state(checkpoint(tmp_path / "first"), checkpoint(tmp_path / "again"))
     assert history(tmp_path / "first") != history(tmp_path / "other")
-
-
-class Stop(pl.Callback):
-    """Fails in the middle of an epoch."""
-
-    def __init__(self, epoch: int, batch: int) -> None:
-        self._where = (epoch - 1, batch)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (trainer.current_epoch, batch_idx) == self._where:
-            raise RuntimeError("the power went")
-
-
-@pytest.mark.parametrize("overrides", [(), SAMPLED, ("training.validate_every_epochs=2",)], ids=["full", "sampled", "validated_every_2"])
-def test_resumed_equals_uninterrupted(dataset: Dataset, tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    """Both a run that ended early and one that broke off in the middle of its fourth epoch."""
-    whole = train(dataset, tmp_path / "whole", *overrides, "training.max_epochs=6")
-    train(dataset, tmp_path / "longer", *overrides, "training.max_epochs=3")
-    longer = train(dataset, tmp_path / "longer", *overrides, "training.max_epochs=6", resume=True)
-
-    broken, config = tmp_path / "broken", small_recipe(*overrides, "training.max_epochs=6")
-    start_run(broken, plan_run(broken, "bert4rec", dataset, config, resume=False))
-    with pytest.raises(RuntimeError, match="the power went"):
-        fit(dataset, config, broken, callbacks=[Stop(epoch=4, batch=2)])
-    with pytest.raises(UserError, match="training has not ended: continue it with `passerelle train --resume`"):
-        load_run(broken)
-    mended = train(dataset, broken, *overrides, "training.max_epochs=6", resume=True)
-
-    for manifest in (longer, mended):
-        assert (manifest.epochs, manifest.best_epoch, manifest.validation) == (whole.epochs, whole.best_epoch, whole.validation)
-    for name in ("longer", "broken"):
-        assert history(tmp_path / name) == history(tmp_path / "whole")
-        assert_same_state(checkpoint(tmp_path / name), checkpoint(tmp_path / "whole"))
-        assert_same_state(checkpoint(tmp_path / name, BEST), checkpoint(tmp_path / "whole", BEST))
-
-
-def test_a_moved_run_resumes_and_knows_its_best(dataset: Dataset, tmp_path: Path) -> None:
-    train(dataset, tmp_path / "here", NOT_LEARNING, "training.max_epochs=2")
-    shutil.move(tmp_path / "here", tmp_path / "there")
-    manifest = train(dataset, tmp_path / "there", NOT_LEARNING, "training.max_epochs=3", resume=True)
-    assert (manifest.epochs, manifest.best_epoch) == (3, 1)
-    assert sorted(path.name for path in (tmp_path / "there" / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
-
-
-def test_resuming_a_run_that_never_ended_an_epoch(dataset: Dataset, tmp_path: Path) -> None:
-    path, config = tmp_path / "run", small_recipe("training.max_epochs=2")
-    start_run(path, plan_run(path, "bert4rec", dataset, config, resume=False))
-    with pytest.raises(RuntimeError, match="the power went"):
-        fit(dataset, config, path, callbacks=[Stop(epoch=1, batch=1)])
-    train(dataset, path, "training.max_epochs=2", resume=True)
-    assert [line["epoch"] for line in history(path)] == [1, 2]
 
 
 # When a run stops
@@ -230,113 +145,6 @@ def test_the_loss_of_an_epoch_is_that_of_full_softmax(dataset: Dataset, tmp_path
         losses_M = F.cross_entropy(logits_MR, batch.target_rows_M - FIRST_ITEM_ROW, reduction="none")
         losses.append(float((losses_M * batch.weights_M).sum() / batch.weights_M.sum()))
     assert history(tmp_path / "run")[0]["train_loss_epoch"] == pytest.approx(np.mean(losses), abs=1e-5)
-
-
-# What a run refuses
-
-
-@pytest.mark.parametrize(
-    ("overrides", "resume", "message"),
-    [
-        ((), False, "already holds a run: pass --resume to continue it, or choose another --out"),
-        (("model.dim=16",), True, "model.dim was 32 and is now 16: a resumed run keeps its values"),
-        (("training.seed=1",), True, "training.seed was 0 and is now 1"),
-        (("split.rule=global_time",), True, "split.rule was 'leave_one_out' and is now 'global_time'"),
-    ],
-)
-def test_an_existing_run_is_refused(dataset: Dataset, own_run: Path, overrides: tuple[str, ...], resume: bool, message: str) -> None:
-    before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*")}
-    with pytest.raises(UserError, match=message):
-        train(dataset, own_run, *overrides, resume=resume)
-    assert {path: path.stat().st_mtime_ns for path in own_run.rglob("*")} == before
-    assert load_run(own_run).manifest.state == "complete"
-
-
-def test_another_dataset_is_refused(own_run: Path, tmp_path: Path) -> None:
-    other = planted_dataset(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match="was trained on another dataset"):
-        train(other, own_run, resume=True)
-    with pytest.raises(UserError, match="is not the data this run was trained on"):
-        load_run(own_run, other.path)
-
-
-def test_the_dataset_may_have_moved_but_must_be_there(own_run: Path, run: OpenRun, tmp_path: Path) -> None:
-    manifest = json.loads((own_run / "manifest.json").read_text())
-    manifest["dataset"] = str(tmp_path / "gone")
-    (own_run / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="gone: no such dataset"):
-        load_run(own_run)
-    shutil.copytree(run.dataset.path, tmp_path / "elsewhere")
-    assert load_run(own_run, tmp_path / "elsewhere").dataset.num_items == run.dataset.num_items
-
-
-def flip_last_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("name", "spoil", "message"),
-    [
-        (BEST, flip_last_byte, "best.ckpt: altered since it was written"),
-        (LAST, Path.unlink, "last.ckpt: missing from this run"),
-        (BEST, lambda path: path.write_bytes(b""), "best.ckpt: 0 bytes where the manifest says"),
-        ("manifest.json", Path.unlink, "is not a run: it has no manifest.json"),
-        ("manifest.json", lambda path: path.write_text("{"), "manifest.json: unreadable"),
-    ],
-)
-def test_a_spoilt_run_is_refused(own_run: Path, name: str, spoil: Callable[[Path], None], message: str) -> None:
-    spoil(own_run / name)
-    with pytest.raises(UserError, match=message):
-        load_run(own_run)
-
-
-def test_what_is_not_a_run_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: no such run"):
-        open_run(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="is a dataset, not a run"):
-        open_run(dataset.path)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("keep me")
-    for path in (tmp_path / "mine", tmp_path / "mine" / "letter.txt"):
-        with pytest.raises(UserError, match="exists and is not a run"):
-            train(dataset, path)
-    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
-
-
-def test_an_empty_directory_will_do(dataset: Dataset, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    assert train(dataset, tmp_path / "run", "training.max_epochs=1").epochs == 1
-
-
-def test_too_little_data_leaves_nothing_behind(tmp_path: Path) -> None:
-    short = dataset_of(tmp_path / "short", [[(2, 0), (3, 1)]] * 5, num_items=3)
-    with pytest.raises(UserError, match="no user of the 5 has both history and a validation event"):
-        train(short, tmp_path / "run")
-    barely = dataset_of(tmp_path / "barely", [[(2, 0), (3, 1), (4, 2)]] * 5, num_items=3)
-    with pytest.raises(UserError, match="0 windows of two or more training events"):
-        train(barely, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("model.dimm=3", "model.dimm: unknown key; did you mean dim?"),
-        ("model.num_heads=5", "num_heads = 5 does not divide dim = 32"),
-        ("model.distance_slopes=[1.0]", "distance_slopes has 1 values for num_heads = 2"),
-        ("loss.kind=hinge", "loss.kind: Input should be 'full', 'sampled' or 'gbce', got 'hinge'"),
-        ("training.validate_every_epochs=21", "validate_every_epochs = 21 is above max_epochs = 20"),
-        ("optimizer.learning_rate=nan", "optimizer.learning_rate"),
-        ("batches.token_budget=0", "batches.token_budget"),
-    ],
-)
-def test_impossible_configurations_are_refused(override: str, message: str) -> None:
-    with pytest.raises(UserError) as error:
-        small_recipe(override)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 # How a step is made

@@ -23,7 +23,7 @@ from tests.datasets import dataset_of, small_recipe
 from tests.histories import untimed
 from training.evaluation import OpenRun, load_run, read_evaluation
 from training.fit import train_in_process
-from training.ranker import Candidates, load_ranker, ranking_features, rerank, retrieve_candidates, train_ranker
+from training.ranker import Candidates, load_ranker, rerank, retrieve_candidates, train_ranker
 from training.statistics import item_statistics
 
 
@@ -65,7 +65,7 @@ def test_ranker_beats_retrieval_and_is_recorded(ranked_run: OpenRun) -> None:
     assert measured["ranker"]["ndcg@10"] > measured["model"]["ndcg@10"]
     recorded = read_evaluation(ranked_run.path)["test"]
     assert all(measured[scorer].items() <= recorded[scorer].items() for scorer in measured)
-    assert tuple(written["features"]) == ranking_features(ranked_run).names
+    assert tuple(written["features"]) == ranked_run.features.names
     assert {"affinity_50_genres", "value_year", "retrieval_score"} <= set(written["features"])
     booster = load_ranker(ranked_run.path)
     assert written["num_trees"] == booster.num_trees() <= 30
@@ -157,7 +157,7 @@ def test_a_user_who_has_seen_nearly_everything(tmp_path: Path) -> None:
     assert not candidates.features_QKF[~candidates.found_QK].any()
     assert np.isneginf(candidates.scores_QK[~candidates.found_QK]).all()
     train_ranker(opened)
-    rows_QK, scores_QK = rerank(load_ranker(opened.path), candidates)
+    rows_QK, scores_QK = rerank(load_ranker(opened.path).predict, candidates)
     assert set(rows_QK[0, :2]) == {10, 11}
     assert (rows_QK[~candidates.found_QK] == 0).all()
     assert np.isneginf(scores_QK[~candidates.found_QK]).all()
@@ -176,7 +176,7 @@ def test_rerank_orders_by_what_is_served(ranked_run: OpenRun) -> None:
     assert len(np.unique(booster.predict(features_QKF[0]))) == 4
     users = ranked_run.users("test").take(slice(0, 1))
     candidates = Candidates(users, np.array([[7, 5, 9, 3]]), np.array([[4.0, 3.0, 2.0, 1.0]], dtype=np.float32), features_QKF)
-    rows_QK, scores_QK = rerank(booster, candidates)
+    rows_QK, scores_QK = rerank(booster.predict, candidates)
     assert rows_QK.tolist() == [[5, 3, 7, 9]]
     assert scores_QK.tolist() == [[2.0, 2.0, 1.0, 1.0]]
     assert scores_QK.dtype == np.float32
@@ -187,4 +187,4 @@ def test_ranker_reads_as_plain_text(ranked_run: OpenRun) -> None:
     candidates = retrieve_candidates(ranked_run, ranked_run.users("test").take(slice(0, 5)))
     text = (ranked_run.path / "ranker" / "model.txt").read_text()
     scores = lightgbm.Booster(model_str=text).predict(candidates.features_QKF[0])
-    assert rerank(load_ranker(ranked_run.path), candidates)[1][0].tolist() == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+    assert rerank(load_ranker(ranked_run.path).predict, candidates)[1][0].tolist() == pytest.approx(sorted(scores, reverse=True), abs=1e-6)

@@ -9,7 +9,7 @@ from passerelle.dataset import Dataset
 from passerelle.features import DAY_MS
 from passerelle.splits import SplitConfig, make_split
 from tests.datasets import dataset_of
-from training.statistics import item_statistics
+from training.statistics import item_statistics, num_events
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,9 @@ def test_by_hand(tmp_path: Path) -> None:
         [(6, 1 * day), (3, 8 * day + 1)],
     ]
     dataset = dataset_of(tmp_path / "dataset", histories, num_items=6, weights=[1, 2, 50, 50, 4, 8, 50, 50, 16, 32])
-    statistics = item_statistics(dataset, make_split(dataset, SplitConfig()), recent_days=2)
+    split = make_split(dataset, SplitConfig())
+    statistics = item_statistics(dataset, split, recent_days=2)
     # training ends on day 10, so its last two days begin after day 8
-    assert statistics.num_events_R.tolist() == [0, 0, 3, 2, 0, 0, 1, 0]
+    assert num_events(dataset, split).tolist() == [0, 0, 3, 2, 0, 0, 1, 0]
     assert statistics.counts_R.tolist() == [0, 0, 1 + 4 + 8, 2 + 32, 0, 0, 16, 0]
     assert statistics.recent_counts_R.tolist() == [0, 0, 8, 2 + 32, 0, 0, 0, 0]

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
-from passerelle.splits import Split
+from passerelle.splits import Int64Array, Split
 from training.evaluation_batches import EvaluationBatch
-from training.windows import Windows, gather_ragged
+from training.windows import training_events
 
 Scorer = Callable[[EvaluationBatch], Tensor]
 """Float scores [B, R] of every item row for the users of a batch, in a tensor that the caller may overwrite."""
 
 Float64Array = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
 
 
 class Baseline(Protocol):
@@ -46,7 +45,7 @@ def hyper_parameters(baseline: Baseline) -> dict[str, Any]:
 
 def fitted_events(dataset: Dataset, split: Split) -> tuple[Int64Array, Int64Array]:
     """(item rows [T] of the training events, user after user, oldest first; offsets [U1] between users)."""
-    positions_T, offsets_U1 = gather_ragged(Windows(split.start_U, split.train_end_U))
+    positions_T, offsets_U1 = training_events(split)
     return dataset.item_rows_E[positions_T].astype(np.int64), offsets_U1
 
 

@@ -28,20 +28,16 @@ class Ease:
     the sum of the weights of the whole history for it. Solved in float64; repeated events count once.
 
     Args:
-        regularization: penalty on squared weights, in users; 200 to 1000 suits most catalogues.
+        regularization: penalty on squared weights (> 0), in users; 200 to 1000 suits most catalogues.
         max_items: largest catalogue that `fit` accepts: memory grows with its square, time with its cube.
 
     Raises:
-        UserError: `regularization` is not above 0; from `fit`: the catalogue is above `max_items`.
+        UserError: from `fit`: the catalogue is above `max_items`.
     """
 
     regularization: float = 500.0
     max_items: int = 30_000
     _weights_II: Float64Array | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.regularization <= 0:
-            raise UserError(f"baseline ease: regularization = {self.regularization}: write a number above 0")
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
         """Invert one [I, I] matrix."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from passerelle.dataset import Dataset
-from passerelle.errors import UserError
 from passerelle.splits import Split
 from training.baselines.base import history_matrix, user_item_matrix, with_special_rows
 from training.evaluation_batches import EvaluationBatch
@@ -29,13 +28,10 @@ class ImplicitAls:
 
     Args:
         factors: width of users and items.
-        regularization: penalty on squared factors.
-        confidence: weight of a seen item; an unseen one has 1.
+        regularization: penalty on squared factors (>= 0).
+        confidence: weight of a seen item (>= 1); an unseen one has 1.
         iterations: times both sides are solved.
         seed: of the first random factors.
-
-    Raises:
-        UserError: `factors`, `iterations` or `confidence` is below 1, or `regularization` below 0.
     """
 
     factors: int = 64
@@ -44,13 +40,6 @@ class ImplicitAls:
     iterations: int = 15
     seed: int = 0
     _model: "AlternatingLeastSquares | None" = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if min(self.factors, self.iterations, self.confidence) < 1 or self.regularization < 0:
-            raise UserError(
-                f"baseline ials: factors = {self.factors}, iterations = {self.iterations}, confidence = {self.confidence} and "
-                f"regularization = {self.regularization}: write 1 or more, and for regularization 0 or more"
-            )
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
         """Factorise with as many threads as torch has; the result does not depend on their number."""

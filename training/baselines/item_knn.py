@@ -11,7 +11,6 @@ import scipy.sparse as sparse
 from torch import Tensor
 
 from passerelle.dataset import Dataset
-from passerelle.errors import UserError
 from passerelle.splits import Split
 from training.baselines.base import Float64Array, history_matrix, order_shares, user_item_matrix, with_special_rows
 from training.evaluation_batches import EvaluationBatch
@@ -31,23 +30,14 @@ class ItemKnn:
     events count once. Users of equal sums get the more popular item first.
 
     Args:
-        num_neighbours: most items that one item of a history votes for.
-        shrinkage: in users; takes weight from similarities that rest on few of them (Bell and Koren, ICDM 2007).
-
-    Raises:
-        UserError: `num_neighbours` is below 1 or `shrinkage` below 0.
+        num_neighbours: most items that one item of a history votes for (> 0).
+        shrinkage: in users (>= 0); takes weight from similarities that rest on few of them (Bell and Koren, ICDM 2007).
     """
 
     num_neighbours: int = 100
     shrinkage: float = 10.0
     _similarity: sparse.csr_array | None = field(default=None, init=False, repr=False)
     _ties_I: Float64Array | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.num_neighbours < 1 or self.shrinkage < 0:
-            raise UserError(
-                f"baseline item_knn: num_neighbours = {self.num_neighbours} and shrinkage = {self.shrinkage}: write 1 and 0 or more"
-            )
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
         """Find neighbours [I, I] of all items, a chunk at a time: dense values never exceed 64 MB."""

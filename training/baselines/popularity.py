@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from passerelle.dataset import Dataset
-from passerelle.errors import UserError
 from passerelle.splits import Split
 from training.baselines.base import Scorer, order_shares
 from training.evaluation_batches import EvaluationBatch
@@ -46,18 +45,11 @@ class RecentPopularity:
     """By weighted training events in the last days before the end of training; ties, such as items without any, by those of all time.
 
     Args:
-        days: how far to look back from the newest training event of all users.
-
-    Raises:
-        UserError: `days` is below 1.
+        days: how far to look back (> 0) from the newest training event of all users.
     """
 
     days: int = 30
     _scorer: Scorer | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.days < 1:
-            raise UserError(f"baseline recent_popularity: days = {self.days}: write 1 or more")
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
         """Count events."""

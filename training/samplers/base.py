@@ -62,11 +62,6 @@ class CatalogueSampler(Sampler):
         return Negatives(rows_N, self.log_probability(rows_N))
 
 
-def sample_by_weight(weights_R: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """int64 [count] rows in proportion to float64 weights, by the inverse of their cumulative sum."""
-    return search(weights_R.cumsum(0), count, generator)
-
-
 def search(cumulative_R: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """int64 [count] rows in proportion to the steps of a float64 cumulative sum; a row without a step is never returned."""
     uniform_N = torch.rand(count, generator=generator, dtype=torch.float64).to(cumulative_R.device)

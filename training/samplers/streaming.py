@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from passerelle.ids import FIRST_ITEM_ROW
-from training.samplers.base import CatalogueSampler, Negatives, sample_by_weight
+from training.samplers.base import CatalogueSampler, Negatives, search
 from training.samplers.ranks import gather_rows
 
 
@@ -122,7 +122,7 @@ class StreamingSampler(CatalogueSampler):
         self.frequency = frequency
 
     def sample(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        return sample_by_weight(self.frequency.weights(), count, generator).to(device)
+        return search(self.frequency.weights().cumsum(0), count, generator).to(device)
 
     def log_probability(self, rows: Tensor) -> Tensor:
         return self.frequency.log_probability(rows)

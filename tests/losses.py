@@ -1,0 +1,70 @@
+"""Small problems for losses, and what every test of a loss compares.
+
+Shape legend: M positions, D width, R item rows, I items, N negatives.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from passerelle.ids import FIRST_ITEM_ROW
+from training.full_softmax import full_softmax
+from training.losses import sampled_softmax
+from training.samplers import Negatives
+
+NUM_ROWS, DIM = 42, 6
+NUM_ITEMS = NUM_ROWS - FIRST_ITEM_ROW
+
+
+@dataclass
+class Problem:
+    """Some positions with their targets, over a small catalogue."""
+
+    query_MD: Tensor
+    table_RD: Tensor
+    target_rows_M: Tensor
+    weights_M: Tensor
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.query_MD, self.table_RD, self.target_rows_M, self.weights_M
+
+    def double(self) -> "Problem":
+        query_MD, table_RD = (tensor.detach().double().requires_grad_() for tensor in (self.query_MD, self.table_RD))
+        return Problem(query_MD, table_RD, self.target_rows_M, self.weights_M.double())
+
+
+def problem(positions: int, seed: int = 0, num_rows: int = NUM_ROWS, scale: float = 1.0) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+    return Problem(
+        (scale * torch.randn(positions, DIM, generator=generator)).requires_grad_(),
+        torch.randn(num_rows, DIM, generator=generator, requires_grad=True),
+        torch.randint(FIRST_ITEM_ROW, num_rows, (positions,), generator=generator),
+        torch.rand(positions, generator=generator) + 0.5,
+    )
+
+
+def full(given: Problem, max_logits: int = 3 * NUM_ITEMS, temperature: float = 1.0) -> Tensor:
+    return full_softmax(*given.parts(), temperature=temperature, max_logits=max_logits)
+
+
+def gradients(loss: Tensor, given: Problem) -> tuple[Tensor, Tensor]:
+    query_MD, table_RD = torch.autograd.grad(loss, (given.query_MD, given.table_RD))
+    return query_MD, table_RD
+
+
+def assert_same(ours: Tensor, theirs: Tensor, given: Problem) -> None:
+    """Losses and gradients."""
+    tight = ours.dtype == torch.float64
+    torch.testing.assert_close(ours, theirs, atol=1e-12 if tight else 1e-4, rtol=1e-12 if tight else 1e-5)
+    for one, other in zip(gradients(ours, given), gradients(theirs, given), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12 if tight else 1e-5, rtol=1e-10 if tight else 1e-5)
+
+
+def negatives_of(rows: Tensor, probability: float = 1 / NUM_ITEMS) -> Negatives:
+    return Negatives(rows, torch.full(rows.shape, math.log(probability), dtype=torch.float64))
+
+
+def sampled(given: Problem, negatives: Negatives, temperature: float = 1.0, correction: bool = True) -> Tensor:
+    return sampled_softmax(*given.parts(), negatives, temperature=temperature, correction=correction)

@@ -1,0 +1,45 @@
+"""Small runs, and what they have written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from passerelle.dataset import Dataset
+from tests.datasets import small_recipe
+from training.config import RunConfig
+from training.fit import train_in_process
+from training.run import LAST, RunManifest
+
+SAMPLED = ("loss.kind=sampled", "loss.num_negatives=64")
+NOT_LEARNING = "optimizer.learning_rate=1e-12"
+
+
+def train(
+    dataset: Dataset, path: Path, *overrides: str, config: RunConfig | None = None, resume: bool = False, refit_of: Path | None = None
+) -> RunManifest:
+    """A whole run in this process, of the small recipe with some overrides or of another configuration."""
+    return train_in_process("bert4rec", dataset, config or small_recipe(*overrides), path, resume=resume, refit_of=refit_of)
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """Lines of `history.jsonl` without what a clock measured."""
+    lines = [json.loads(line) for line in (path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(line.pop("seconds") > 0 for line in lines)
+    return lines
+
+
+def checkpoint(path: Path, name: str = LAST) -> dict[str, Any]:
+    values: dict[str, Any] = torch.load(path / name, weights_only=True)
+    return values
+
+
+def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Weights and the optimizer's moments, bit by bit."""
+    assert all(torch.equal(ours["state_dict"][name], theirs["state_dict"][name]) for name in theirs["state_dict"])
+    our_moments, their_moments = (values["optimizer_states"][0]["state"] for values in (ours, theirs))
+    assert all(
+        torch.equal(our_moments[place][name], their_moments[place][name]) for place in their_moments for name in their_moments[place]
+    )
+    assert ours["lr_schedulers"] == theirs["lr_schedulers"]
