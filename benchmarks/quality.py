@@ -46,7 +46,7 @@ class Case:
 CASES = {
     "bert4rec": Case("ml-1m_sasrec", "bert4rec", published=0.1638),
     "sasrec": Case("ml-1m_sasrec", "sasrec", published=0.1902),
-    "sasrec_time": Case("ml-1m", "sasrec", ("model.time_bias=true",), published=0.2164),
+    "sasrec_time": Case("ml-1m", "sasrec", ("model.time_bias=true", "model.time_gap=true"), published=0.2164),
     "sasrec_without_time": Case("ml-1m", "sasrec"),
     "sasrec_beauty": Case("beauty", "sasrec", ("model.max_history=50", "model.dropout=0.5"), published=0.0531),
 }

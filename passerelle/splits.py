@@ -34,7 +34,7 @@ class SplitConfig(Config):
     """`file`: a table of `user_id`, `validation_events` and `test_events`: how many of a user's newest events are test, and how many
     before them validation (.csv, .parquet or .arrow)."""
     file_sha256: str | None = None
-    """`file`: digest the file must have. A run fills it in, so that it is measured on the split that it was trained with."""
+    """`file`: digest the file must have. Training fills it in, so that a run is measured on the split that it was trained with."""
     validation_start: datetime | None = None
     """`global_time`: first instant of validation; without it, the instant after `1 - validation_fraction - test_fraction` of the events."""
     test_start: datetime | None = None
@@ -60,7 +60,7 @@ class SplitConfig(Config):
             return self
         if not self.file.is_file():
             raise UserError(f"split.file = {str(self.file)!r}: there is no such file")
-        return self.model_copy(update={"file": self.file.resolve(), "file_sha256": sha256_of(self.file)})
+        return self.model_copy(update={"file": self.file.resolve(), "file_sha256": self.file_sha256 or sha256_of(self.file)})
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
         long_enough_U = end_U - start_U >= MIN_EVENTS_LEAVE_ONE_OUT
         split = Split(start_U, end_U - 2 * long_enough_U, end_U - long_enough_U, end_U)
     elif config.rule == "file":
-        pinned = config.pinned()
-        assert pinned.file is not None
-        if config.file_sha256 not in (None, pinned.file_sha256):
-            raise UserError(f"{pinned.file}: not the split that the run was trained with: its digest is another")
-        validation_U, test_U = held_out_counts(pinned.file, dataset)
+        file = config.pinned().file
+        assert file is not None
+        if config.file_sha256 not in (None, digest := sha256_of(file)):
+            raise UserError(f"{file}: not the split that the run was trained with: its digest is {digest}, not {config.file_sha256}")
+        validation_U, test_U = held_out_counts(file, dataset)
         split = Split(start_U, end_U - test_U - validation_U, end_U - test_U, end_U)
     else:
         validation_ms, test_ms = _cuts_ms(dataset.timestamps_ms_E, config)

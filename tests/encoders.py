@@ -84,6 +84,8 @@ VARIANTS = {
     "swiglu": ("model.feedforward=swiglu",),
     "gated": ("model.gated=true",),
     "time": ("model.time_bias=true",),
+    "gap": ("model.time_gap=true",),
+    "causal gap": ("objective.kind=causal", "model.time_gap=true"),
     "everything": (
         "objective.kind=causal",
         "model.positions=rotary",
@@ -92,5 +94,6 @@ VARIANTS = {
         "model.feedforward=swiglu",
         "model.gated=true",
         "model.time_bias=true",
+        "model.time_gap=true",
     ),
 }

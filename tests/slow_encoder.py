@@ -42,6 +42,15 @@ def slow_rotated(vector_K: Tensor, place: int) -> Tensor:
     return torch.tensor([number.real for number in turned] + [number.imag for number in turned])
 
 
+def slow_gap(encoder: SequenceEncoder, times: SlowTimes, place: int) -> Tensor:
+    """The vector for the time between what a place asks for and the item before that."""
+    assert encoder.time_gap is not None
+    before = place if encoder.causal else place - 1
+    if before < 0:
+        return torch.zeros(encoder.time_gap.table_ND.shape[1])
+    return encoder.time_gap.table_ND[slow_bucket(times.query[place] - times.key[before])]
+
+
 def slow_attention(block: Block, encoder: SequenceEncoder, inputs: list[Tensor], times: SlowTimes | None) -> list[Tensor]:
     """Every head of every position by itself."""
     attention, length, width = block.attention.layer, len(inputs), len(inputs[0])
@@ -64,9 +73,9 @@ def slow_attention(block: Block, encoder: SequenceEncoder, inputs: list[Tensor],
                 if encoder.angles_LK is not None:
                     turned = (slow_rotated(query_K, offset + place), slow_rotated(key_K, offset + other))
                 logit = float(turned[0] @ turned[1]) / math.sqrt(size) - slope * abs(place - other)
-                if block.time_bias is not None:
+                if attention.time_table_NH is not None:
                     assert times is not None
-                    logit += float(block.time_bias.table_NH[slow_bucket(times.query[place] - times.key[other]), head])
+                    logit += float(attention.time_table_NH[slow_bucket(times.query[place] - times.key[other]), head])
                 logits.append(logit)
             shares = [math.exp(logit - max(logits)) for logit in logits]
             values = [projected[other][2 * width + start : 2 * width + start + size] for other in seen]
@@ -99,6 +108,9 @@ def slow_encoder(encoder: SequenceEncoder, vectors: list[Tensor], times: SlowTim
     offset = encoder.max_length - len(vectors)
     if encoder.position is not None:
         vectors = [vector_D + encoder.position[offset + place] for place, vector_D in enumerate(vectors)]
+    if encoder.time_gap is not None:
+        assert times is not None
+        vectors = [vector_D + slow_gap(encoder, times, place) for place, vector_D in enumerate(vectors)]
     hidden = [slow_norm(vector_D, encoder.input_norm) for vector_D in vectors]
     for block in encoder.blocks:
         assert isinstance(block, Block) and isinstance(block.feedforward.layer, FeedForward)

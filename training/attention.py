@@ -55,7 +55,8 @@ class DenseAttention:
     def __call__(self, query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None) -> Tensor:
         bias_BHLL = self._bias_BHLL
         if table_NH is not None:
-            bias_BHLL = bias_BHLL + _TableLookup.apply(table_NH, self._buckets_BLL)
+            assert self._buckets_BLL is not None
+            bias_BHLL = bias_BHLL + time_bias(table_NH, self._buckets_BLL)
         return F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, attn_mask=bias_BHLL)
 
 
@@ -87,6 +88,12 @@ class FlexAttention:
 @functools.cache
 def _compiled_kernel() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
+
+
+def time_bias(table_NH: Tensor, buckets_BLL: Tensor) -> Tensor:
+    """[B, H, L, L] logits of each head for the time bucket of each query and key."""
+    bias_BHLL: Tensor = _TableLookup.apply(table_NH, buckets_BLL)
+    return bias_BHLL
 
 
 class _TableLookup(torch.autograd.Function):

@@ -218,11 +218,12 @@ def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> RunConfig
     """Read a recipe by its name or from a TOML file.
 
     Raises:
-        UserError: no such recipe or file, an unknown key, or a value out of range.
+        UserError: no such recipe or file, an unknown key, a value out of range, or no such split file.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = RECIPES / f"{name_or_path}.toml"
         if not path.is_file():
             raise UserError(f"recipe {name_or_path!r}: not one of {', '.join(recipe_names())}, nor a .toml file")
-    return load_config(RunConfig, path, overrides)
+    config = load_config(RunConfig, path, overrides)
+    return config.model_copy(update={"split": config.split.pinned()})

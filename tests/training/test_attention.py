@@ -1,0 +1,72 @@
+"""Both kernels of attention, and the gradient of the time bias.
+
+Shape legend: B sequences, L length, H heads, K width of a head, N time buckets.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from training.attention import DenseAttention, FlexAttention, Preferences, time_bias
+
+
+def test_the_gradient_of_the_time_table_counts_every_use() -> None:
+    ours_NH, plain_NH = (torch.zeros(128, 2).requires_grad_() for _ in range(2))
+    buckets_BLL = torch.randint(0, 128, (3, 4, 4), generator=torch.Generator().manual_seed(0))
+    weights_BHLL = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    (time_bias(ours_NH, buckets_BLL) * weights_BHLL).sum().backward()
+    (plain_NH[buckets_BLL].permute(0, 3, 1, 2) * weights_BHLL).sum().backward()
+    assert ours_NH.grad is not None and plain_NH.grad is not None
+    torch.testing.assert_close(ours_NH.grad, plain_NH.grad)
+
+
+@dataclass
+class Problem:
+    """Projected heads of padded sequences, and what they prefer."""
+
+    heads: tuple[Tensor, Tensor, Tensor]
+    table_NH: Tensor | None
+    preferences: Preferences
+
+
+def problem(*, causal: bool, timed: bool, device: str) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [37, 12, 1]
+    mask_BL = torch.stack([torch.arange(37) >= 37 - length for length in lengths])
+    query_BHLK, key_BHLK, value_BHLK = (torch.randn(3, 2, 37, 16, generator=generator).to(device) for _ in range(3))
+    buckets_BLL = torch.randint(0, 128, (3, 37, 37), generator=generator).to(device) if timed else None
+    table_NH = torch.randn(128, 2, generator=generator).to(device) if timed else None
+    slopes_H = torch.tensor([0.5, 0.03], device=device)
+    return Problem((query_BHLK, key_BHLK, value_BHLK), table_NH, Preferences(mask_BL.to(device), slopes_H, causal, buckets_BLL))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@torch.no_grad()
+def test_both_attention_kernels_mean_the_same(causal: bool, timed: bool, device: str) -> None:
+    posed = problem(causal=causal, timed=timed, device=device)
+    dense_BHLK = DenseAttention(posed.preferences)(*posed.heads, posed.table_NH)
+    flex_BHLK = FlexAttention(posed.preferences, kernel=flex_attention)(*posed.heads, posed.table_NH)
+    torch.testing.assert_close(flex_BHLK, dense_BHLK, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("timed", [False, True])
+def test_both_attention_kernels_learn_the_same(causal: bool, timed: bool) -> None:
+    posed = problem(causal=causal, timed=timed, device="cuda")
+    leaves = [*posed.heads, *([] if posed.table_NH is None else [posed.table_NH])]
+    gradients = []
+    for attention in (DenseAttention(posed.preferences), FlexAttention(posed.preferences)):
+        for leaf in leaves:
+            leaf.requires_grad_()
+            leaf.grad = None
+        (attention(*posed.heads, posed.table_NH) ** 2).sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for dense, flex in zip(*gradients, strict=True):
+        torch.testing.assert_close(flex, dense, atol=1e-3, rtol=1e-3)
