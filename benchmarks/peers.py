@@ -4,7 +4,7 @@
     .venv/bin/python -m benchmarks.peers --peer-python .venv-peers/bin/python --cases ml-1m-sampled --rounds 1
 
 Histories are cut to the newest `length` events first, so that both sides see the same tokens in an epoch. Timed is the first
-epoch of a fresh process, set-up and validation left out. RecTools runs with the batch size of its defaults, ours with its own.
+epoch of a fresh process, set-up and validation left out. A step has the same number of positions on both sides, padding included.
 """
 
 import json
@@ -25,7 +25,6 @@ from training.callbacks import HISTORY
 
 PEER = Path(__file__).with_name("peer_rectools.py")
 DATA = Path("artifacts/quality/data")
-OUR_TOKEN_BUDGET = 12_800
 DESCRIPTION = ("name", "event_types", "user_features", "item_features", "title", "config", "quality")
 
 
@@ -43,7 +42,7 @@ class Case:
     mask_probability: float = 0.15
     num_negatives: int = 256
     batch_size: int = 128
-    """RecTools' default."""
+    """RecTools' default; a step here has as many positions as one of those histories of full length."""
 
 
 CASES = {
@@ -81,7 +80,7 @@ def our_epoch_s(case: Case, dataset: Path, threads: int, folder: Path) -> float:
         "model.dropout": case.dropout,
         "objective.mask_probability": case.mask_probability,
         "loss.kind": case.loss,
-        "batches.token_budget": OUR_TOKEN_BUDGET,
+        "batches.token_budget": case.batch_size * case.length,
         "training.threads": threads,
         "training.max_epochs": 1,
         "training.include_validation": "true",
@@ -155,7 +154,7 @@ def main(peer_python: Path, cases: str, rounds: int, threads: int) -> None:
     )
     peer = json.loads(_run([str(peer_python), "-c", versions]))
     found = {name: _case(CASES[name], rounds, threads, peer_python) for name in names}
-    write_result("peers", started, {"peer": peer, "threads": threads, "our_token_budget": OUR_TOKEN_BUDGET, "cases": found})
+    write_result("peers", started, {"peer": peer, "threads": threads, "cases": found})
 
 
 if __name__ == "__main__":

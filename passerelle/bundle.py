@@ -6,6 +6,7 @@
                              query_timestamp_ms [batch, 1] int64 -> query [batch, D] float32
       ranker.onnx            features [batch, F] float32 -> score [batch, 1] float32
       item_vectors.npy       [num_items + FIRST_ITEM_ROW, D] float32; row = item_row; the special rows are zero
+      history_vectors.npy    the same of items in a history; only there if the model has others for them
       items.arrow            item_id, features, metadata; row i is item_row i + FIRST_ITEM_ROW
       popularity.arrow       count, recent_count; row = item_row, special rows included
       histories.arrow        user_id, item_rows and timestamps_ms (all of them, oldest first) of every known user
@@ -42,6 +43,7 @@ BUNDLE_FILES = (
     "histories.arrow",
     "reference.arrow",
 )
+HISTORY_VECTORS = "history_vectors.npy"
 
 
 class TensorSpec(Config):
@@ -98,6 +100,8 @@ class Bundle:
     path: Path
     manifest: BundleManifest
     vectors_RD: npt.NDArray[np.float32]
+    history_vectors_RD: npt.NDArray[np.float32]
+    """What the query encoder is given for items of a history: `vectors_RD` for most models."""
     items: pa.Table
     counts_R: npt.NDArray[np.float64]
     recent_counts_R: npt.NDArray[np.float64]
@@ -130,15 +134,14 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         raise UserError(
             f"{path}: items start at row {manifest.first_item_row}, here at {FIRST_ITEM_ROW}: make it anew with `{manifest.MADE_BY}`"
         )
-    vectors_RD = np.load(path / "item_vectors.npy", mmap_mode="r", allow_pickle=False)
-    expected = (manifest.num_items + FIRST_ITEM_ROW, manifest.dim)
-    if vectors_RD.shape != expected:
-        raise UserError(f"{path}/item_vectors.npy: shape {vectors_RD.shape}, the manifest says {expected}")
+    vectors_RD = _vectors(path / "item_vectors.npy", manifest)
+    history_vectors_RD = _vectors(path / HISTORY_VECTORS, manifest) if HISTORY_VECTORS in manifest.files else vectors_RD
     items, users, popularity = (read_table(path / f"{name}.arrow") for name in ("items", "histories", "popularity"))
     return Bundle(
         path=path,
         manifest=manifest,
         vectors_RD=vectors_RD,
+        history_vectors_RD=history_vectors_RD,
         items=items,
         counts_R=column(popularity, "count", np.float64),
         recent_counts_R=column(popularity, "recent_count", np.float64),
@@ -147,3 +150,11 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         histories=users.column("item_rows").combine_chunks(),
         history_timestamps_ms=users.column("timestamps_ms").combine_chunks(),
     )
+
+
+def _vectors(path: Path, manifest: BundleManifest) -> npt.NDArray[np.float32]:
+    vectors_RD: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    expected = (manifest.num_items + FIRST_ITEM_ROW, manifest.dim)
+    if vectors_RD.shape != expected:
+        raise UserError(f"{path}: shape {vectors_RD.shape}, the manifest says {expected}")
+    return vectors_RD

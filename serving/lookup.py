@@ -41,7 +41,7 @@ class EmbeddingLookup:
 
     def __init__(self, bundle: Bundle, inference: Inference, version: int) -> None:
         self._bundle = bundle
-        self._vectors_RD = np.asarray(bundle.vectors_RD)
+        self._vectors_RD = np.asarray(bundle.history_vectors_RD)
         self._inference = inference
         self._version = version
 

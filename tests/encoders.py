@@ -69,8 +69,9 @@ def histories_of(items: list[Tensor]) -> tuple[Histories, list[SlowTimes]]:
 
 def inputs_of(model: SequenceModel, histories: Histories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the exported network is given."""
-    items_BL = histories.items_BL
-    return model.item_vectors()[items_BL], items_BL != PADDING_ROW, histories.timestamps_ms_BL, histories.request_timestamp_ms_B1
+    items_BL, history_vectors_RD = histories.items_BL, model.history_vectors()
+    vectors_RD = model.item_vectors() if history_vectors_RD is None else history_vectors_RD
+    return vectors_RD[items_BL], items_BL != PADDING_ROW, histories.timestamps_ms_BL, histories.request_timestamp_ms_B1
 
 
 VARIANTS = {
@@ -84,6 +85,7 @@ VARIANTS = {
     "swiglu": ("model.feedforward=swiglu",),
     "gated": ("model.gated=true",),
     "time": ("model.time_bias=true",),
+    "separate table": ("model.output_table=separate",),
     "gap": ("model.time_gap=true",),
     "causal gap": ("objective.kind=causal", "model.time_gap=true"),
     "everything": (

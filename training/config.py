@@ -41,6 +41,8 @@ class ModelConfig(Config):
     """Width of the feed-forward layer, in multiples of `dim`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout of embeddings and both residual branches; attention weights have none, so that fused kernels apply."""
+    output_table: Literal["tied", "separate"] = "tied"
+    """`tied`: one vector for an item of the history and as an answer. `separate`: two, for twice the memory."""
     attention_kernel: Literal["dense", "flex"] = "dense"
     """`flex` (PyTorch's FlexAttention, compiled) holds no bias in memory; on a CUDA device only, elsewhere `dense` does the work.
     Not measured yet."""

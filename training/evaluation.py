@@ -90,6 +90,12 @@ class OpenRun:
         return self.model.item_vectors().numpy()
 
     @cached_property
+    def history_vectors_RD(self) -> npt.NDArray[np.float32]:
+        """Vectors of items in histories: the same for most models."""
+        vectors_RD = self.model.history_vectors()
+        return self.vectors_RD if vectors_RD is None else vectors_RD.numpy()
+
+    @cached_property
     def statistics(self) -> ItemStatistics:
         """Counts over training events, validation left out for a refit too: the ranker learns there."""
         return item_statistics(self.dataset, self.split, self.manifest.config.ranker.recent_days)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from passerelle.arrow import write_table
-from passerelle.bundle import BUNDLE_FILES, QUERY_ENCODER, RANKER, Bundle, BundleManifest, open_bundle
+from passerelle.bundle import BUNDLE_FILES, HISTORY_VECTORS, QUERY_ENCODER, RANKER, Bundle, BundleManifest, open_bundle
 from passerelle.errors import UserError
 from passerelle.files import new_directory, refuse_existing
 from passerelle.ids import PADDING_ROW, USER_ID
@@ -83,6 +83,8 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
 def _write_tables(run: OpenRun, scratch: Path) -> None:
     dataset = run.dataset
     np.save(scratch / "item_vectors.npy", run.vectors_RD, allow_pickle=False)
+    if run.history_vectors_RD is not run.vectors_RD:
+        np.save(scratch / HISTORY_VECTORS, run.history_vectors_RD, allow_pickle=False)
     write_table(scratch / "items.arrow", dataset.items)
     popularity = {"count": run.statistics.counts_R, "recent_count": run.statistics.recent_counts_R}
     write_table(scratch / "popularity.arrow", pa.table(popularity))
@@ -142,7 +144,7 @@ def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str,
     for histories, positions_B in reference.histories:
         rows_BL = histories.items_BL.numpy()
         inputs = {
-            "item_vectors": run.vectors_RD[rows_BL],
+            "item_vectors": run.history_vectors_RD[rows_BL],
             "mask": rows_BL > 0,
             "timestamps_ms": histories.timestamps_ms_BL.numpy(),
             "query_timestamp_ms": histories.request_timestamp_ms_B1.numpy(),
@@ -170,8 +172,9 @@ def _largest(difference: npt.NDArray[np.floating]) -> float:
 
 
 def _manifest(run: OpenRun, scratch: Path, parity: dict[str, Any]) -> BundleManifest:
-    common = provenance(BundleManifest, scratch, BUNDLE_FILES, LIBRARIES)
-    served = "".join(common["files"][name]["sha256"] for name in BUNDLE_FILES)
+    files = (*BUNDLE_FILES, *(name for name in [HISTORY_VECTORS] if (scratch / name).exists()))
+    common = provenance(BundleManifest, scratch, files, LIBRARIES)
+    served = "".join(common["files"][name]["sha256"] for name in files)
     config, dataset = run.manifest.config, run.dataset
     return BundleManifest.model_validate(
         {

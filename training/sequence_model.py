@@ -33,6 +33,7 @@ from training.samplers import make_sampler
 MONITOR = "validation_ndcg@10"
 MONITOR_K = 10
 FINAL_LEARNING_RATE_SHARE = 0.05
+TABLES = ("table_RD", "separate_table_RD")
 
 
 class SequenceModel(pl.LightningModule):
@@ -49,20 +50,26 @@ class SequenceModel(pl.LightningModule):
         self.config = config
         self.total_steps = total_steps
         generator = torch.Generator().manual_seed(config.training.seed)
-        table_RD = torch.empty(len(counts_R), config.model.dim)
-        nn.init.trunc_normal_(table_RD, std=config.model.dim**-0.5, generator=generator)
-        table_RD[PADDING_ROW] = 0.0
-        self.table_RD = nn.Parameter(table_RD)
+        self.table_RD = _table(len(counts_R), config.model.dim, generator)
         self.encoder = SequenceEncoder(config.model, generator, causal=config.objective.kind == "causal")
+        separate = config.model.output_table == "separate"
+        self.separate_table_RD = _table(len(counts_R), config.model.dim, generator) if separate else None
         self.sampler = make_sampler(config.loss, counts_R)
         self._train_loss = torch.zeros(2, dtype=torch.float64)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
 
+    @property
+    def output_table_RD(self) -> nn.Parameter:
+        """What queries are compared with."""
+        return self.table_RD if self.separate_table_RD is None else self.separate_table_RD
+
     def item_vectors(self) -> Tensor:
-        """float32 [R, D]; the special rows are zero."""
-        vectors_RD = self.table_RD.detach().clone()
-        vectors_RD[:FIRST_ITEM_ROW] = 0.0
-        return vectors_RD
+        """float32 [R, D] of items as answers; the special rows are zero."""
+        return _without_special_rows(self.output_table_RD)
+
+    def history_vectors(self) -> Tensor | None:
+        """float32 [R, D] of items in histories, where those are others."""
+        return None if self.separate_table_RD is None else _without_special_rows(self.table_RD)
 
     def query_encoder(self) -> QueryEncoder:
         """The part that is exported, sharing no memory with the table."""
@@ -82,7 +89,7 @@ class SequenceModel(pl.LightningModule):
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
         """float32 [B, R] inner products of each user's query and every row of the table, for the caller to overwrite."""
-        return (self.encode_histories(batch.histories) @ self.table_RD.T).float()
+        return (self.encode_histories(batch.histories) @ self.output_table_RD.T).float()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
@@ -119,7 +126,7 @@ class SequenceModel(pl.LightningModule):
 
     def _loss_sum(self, query_MD: Tensor, batch: Batch) -> Tensor:
         config = self.config.loss
-        given = (query_MD, self.table_RD, batch.target_rows_M, batch.weights_M)
+        given = (query_MD, self.output_table_RD, batch.target_rows_M, batch.weights_M)
         if config.kind == "full":
             return full_softmax(*given, temperature=config.temperature, max_logits=config.max_logits)
         negatives = self.sampler.draw(config.num_negatives, batch.target_rows_M, torch.Generator().manual_seed(batch.seed))
@@ -148,8 +155,8 @@ class SequenceModel(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config.optimizer
-        decayed = [p for name, p in self.named_parameters() if p.ndim > 1 and name != "table_RD"]
-        others = [p for name, p in self.named_parameters() if p.ndim <= 1 or name == "table_RD"]
+        decayed = [p for name, p in self.named_parameters() if p.ndim > 1 and name not in TABLES]
+        others = [p for name, p in self.named_parameters() if p.ndim <= 1 or name in TABLES]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_share)
@@ -164,3 +171,16 @@ class SequenceModel(pl.LightningModule):
         if decay_steps == 0 or into_decay <= 0:
             return 1.0
         return 1 - (1 - FINAL_LEARNING_RATE_SHARE) * min(1.0, into_decay / decay_steps)
+
+
+def _table(num_rows: int, dim: int, generator: torch.Generator) -> nn.Parameter:
+    table_RD = torch.empty(num_rows, dim)
+    nn.init.trunc_normal_(table_RD, std=dim**-0.5, generator=generator)
+    table_RD[PADDING_ROW] = 0.0
+    return nn.Parameter(table_RD)
+
+
+def _without_special_rows(table_RD: Tensor) -> Tensor:
+    vectors_RD = table_RD.detach().clone()
+    vectors_RD[:FIRST_ITEM_ROW] = 0.0
+    return vectors_RD

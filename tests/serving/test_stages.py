@@ -1,6 +1,7 @@
 """Each stage alone, with the networks on ONNX Runtime in this process."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,16 @@ def test_times_reach_the_encoder(bundle: Bundle) -> None:
     assert not np.allclose(query.query_D, look_up(bundle, history=[17, 27]).query_D, atol=1e-2)
     with pytest.raises(ValueError, match="history_timestamps_ms has 2 values for the 3 items of history"):
         RecommendRequest(history=(1, 2, 3), history_timestamps_ms=(1, 2))
+
+
+def test_histories_have_vectors_of_their_own_where_the_bundle_does(bundle: Bundle) -> None:
+    other = replace(bundle, history_vectors_RD=np.flip(bundle.vectors_RD, axis=1).copy())
+    times = [NOW_MS - 10**9, NOW_MS - 10**8]
+    inputs = encoder_inputs(other.history_vectors_RD[[3, 4]][None], np.array([times]), NOW_MS)
+    expected_BD = asyncio.run(OnnxInference(bundle).infer("query_encoder", 1, inputs))["query"]
+    query = look_up(other, history=[17, 27], history_timestamps_ms=times)
+    assert query.query_D is not None
+    np.testing.assert_allclose(query.query_D, expected_BD[0], atol=1e-5)
 
 
 def test_padding_changes_nothing(bundle: Bundle) -> None:

@@ -171,6 +171,18 @@ def test_items_of_a_model_without_special_rows() -> None:
     assert not vectors_RD[:FIRST_ITEM_ROW].any()
     assert torch.equal(vectors_RD[FIRST_ITEM_ROW:], model.table_RD.detach()[FIRST_ITEM_ROW:])
     assert model.table_RD[1].any(), "the copy was zeroed, not the table"
+    assert model.history_vectors() is None
+
+
+@torch.no_grad()
+def test_a_separate_table_gives_the_answers() -> None:
+    model = random_model("model.output_table=separate")
+    histories, _ = histories_of(random_items([5, 9]))
+    before_BD, answers_RD = model.encode_histories(histories), model.item_vectors()
+    assert model.separate_table_RD is not None and torch.equal(answers_RD[2:], model.separate_table_RD[2:])
+    model.separate_table_RD.zero_()
+    assert torch.equal(model.encode_histories(histories), before_BD), "histories are read from the other table"
+    assert not model.item_vectors().any() and model.history_vectors() is not None
 
 
 def test_the_same_seed_makes_the_same_weights() -> None:

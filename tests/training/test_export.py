@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from passerelle.bundle import BUNDLE_FILES, QUERY_ENCODER, RANKER, Bundle, open_bundle
+from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
 from passerelle.ids import FIRST_ITEM_ROW
@@ -80,6 +81,20 @@ def test_every_part_of_an_encoder_can_be_exported(variant: str, tmp_path: Path) 
         inputs = {given.name: tensor.numpy() for given, tensor in zip(encoder.get_inputs(), inputs_of(model, histories), strict=True)}
         (query_BD,) = encoder.run(["query"], inputs)
         np.testing.assert_allclose(query_BD, model.encode_histories(histories).numpy(), atol=2e-5, rtol=2e-5)
+
+
+def test_a_separate_output_table_makes_other_vectors_for_histories(dataset: Dataset, tmp_path: Path) -> None:
+    """The parity of the export covers both tables: with either in the other's place no score would be the same."""
+    config = small_recipe("model.output_table=separate", "training.max_epochs=2")
+    train_in_process("bert4rec", dataset, config, tmp_path / "run")
+    train_ranker(load_run(tmp_path / "run"))
+    run = load_run(tmp_path / "run")
+    bundle = export(run, tmp_path / "bundle")
+    opened = open_bundle(bundle.path)
+    assert np.array_equal(opened.vectors_RD, run.model.output_table_RD.detach().numpy() * (np.arange(dataset.num_rows) > 1)[:, None])
+    assert np.array_equal(opened.history_vectors_RD[FIRST_ITEM_ROW:], run.model.table_RD.detach().numpy()[FIRST_ITEM_ROW:])
+    assert not np.allclose(opened.vectors_RD, opened.history_vectors_RD, atol=1e-2)
+    assert bundle.manifest.parity["onnxruntime"]["identical_top_10"] == REFERENCE_USERS
 
 
 @pytest.mark.parametrize("rows", [1, 1000])
