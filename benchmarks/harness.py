@@ -34,8 +34,16 @@ def environment() -> dict[str, Any]:
         "cores": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average_1_min": psutil.getloadavg()[0],
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
     }
+
+
+def _version(name: str) -> str | None:
+    """None where it is not installed: training is also measured on machines without Ray or Triton."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -1,16 +1,17 @@
 """How good are the recipes? Leave-one-out, the whole catalogue ranked, seen items left out, by seeds, baselines in the same table.
 
     .venv/bin/python -m benchmarks.quality                            (train everything; a day on 2 cores)
-    .venv/bin/python -m benchmarks.quality --cases sasrec --seeds 0   (train one run and its refit)
+    .venv/bin/python -m benchmarks.quality --cases sasrec --seeds 0   (train one run)
     .venv/bin/python -m benchmarks.quality --collect                  (write the table of all runs that are complete)
 
 Runs are kept in artifacts/quality, continued where they were interrupted, and not made twice. Several processes may train
 different cases or seeds at once; none of them writes the result, so that a part of it never takes its place. Epochs are chosen on
-validation; the refit of a run is trained on train and validation for as many. Both are measured on test, and the table says which
-is which.
+validation; the refit of a run (`--refit`) is trained on train and validation for as many. Both are measured on test, and the table
+says which is which.
 """
 
-import time
+import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ import numpy as np
 
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
-from passerelle.manifest import MANIFEST_NAME, open_manifest
+from benchmarks.runs import is_complete, train_once
+from training.callbacks import HISTORY
 from training.config import RunConfig, load_recipe
 from training.evaluation import EvaluationSettings, evaluate_in_detail, load_run
-from training.fit import train_in_process
-from training.run import RunManifest, open_run, refit_config
+from training.run import open_run, refit_config
+from training.sequence_model import MONITOR
 
 FOLDER = Path("artifacts/quality")
+RECTOOLS_NDCG = 0.1618
 KS = (10, 20, 50, 100)
 MODEL_ALONE = EvaluationSettings(KS, baselines=())
 BASELINES = EvaluationSettings(KS, ("all",), fit_baselines_on="before_targets")
@@ -46,6 +49,8 @@ class Case:
 CASES = {
     "bert4rec": Case("ml-1m_sasrec", "bert4rec", published=0.1638),
     "sasrec": Case("ml-1m_sasrec", "sasrec", published=0.1902),
+    "sasrec_sampled": Case("ml-1m_sasrec", "sasrec", ("loss.kind=sampled",)),
+    "sasrec_mixed": Case("ml-1m_sasrec", "sasrec", ("loss.kind=sampled", "loss.sampler=mixed")),
     "sasrec_time": Case("ml-1m", "sasrec", ("model.time_bias=true", "model.time_gap=true"), published=0.2164),
     "sasrec_without_time": Case("ml-1m", "sasrec"),
     "sasrec_beauty": Case("beauty", "sasrec", ("model.max_history=50", "model.dropout=0.5"), published=0.0531),
@@ -56,8 +61,9 @@ CASES = {
 @click.option("--cases", default=",".join(CASES), show_default=True, help="Which to train, with commas between.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds to train, with commas between.")
 @click.option("--threads", type=int, help="CPU threads of a run; two runs of one thread each are faster than one after the other of two.")
+@click.option("--refit", is_flag=True, help="Train each once more, on train and validation.")
 @click.option("--collect", is_flag=True, help="Train nothing: measure all runs that are complete on test, and store one result file.")
-def main(cases: str, seeds: str, threads: int | None, collect: bool) -> None:
+def main(cases: str, seeds: str, threads: int | None, refit: bool, collect: bool) -> None:
     """Train what is missing, or write the table of what is there."""
     if collect:
         _collect()
@@ -67,27 +73,16 @@ def main(cases: str, seeds: str, threads: int | None, collect: bool) -> None:
         raise click.BadParameter(f"{', '.join(unknown)}: not among {', '.join(CASES)}")
     for seed in map(int, seeds.split(",")):
         for name in names:
-            _train(CASES[name], FOLDER / name / f"seed{seed}", seed, threads)
+            _train(CASES[name], FOLDER / name / f"seed{seed}", seed, threads, refit)
 
 
-def _train(case: Case, path: Path, seed: int, threads: int | None) -> None:
+def _train(case: Case, path: Path, seed: int, threads: int | None, refit: bool) -> None:
     """The run of a seed, and its refit."""
+    dataset = quality_dataset(case.data, FOLDER / "data")
     overrides = (*case.overrides, f"training.seed={seed}", *((f"training.threads={threads}",) if threads else ()))
-    _train_once(case, load_recipe(case.recipe, overrides), path, None)
-    _train_once(case, refit_config(open_run(path)), path.with_name(f"{path.name}-refit"), path)
-
-
-def _train_once(case: Case, config: RunConfig, path: Path, refit_of: Path | None) -> None:
-    if _is_complete(path):
-        return
-    begun_s = time.perf_counter()
-    dataset, resume = quality_dataset(case.data, FOLDER / "data"), (path / MANIFEST_NAME).exists()
-    manifest = train_in_process(case.recipe, dataset, config, path, resume=resume, refit_of=refit_of)
-    click.echo(f"{path}: {manifest.epochs} epochs, {manifest.validation}, {time.perf_counter() - begun_s:.0f} s", err=True)
-
-
-def _is_complete(path: Path) -> bool:
-    return (path / MANIFEST_NAME).exists() and open_manifest(path, RunManifest, verify=False).state == "complete"
+    train_once(case.recipe, dataset, load_recipe(case.recipe, overrides), path)
+    if refit:
+        train_once(case.recipe, dataset, refit_config(open_run(path)), path.with_name(f"{path.name}-refit"), refit_of=path)
 
 
 def _collect() -> None:
@@ -100,7 +95,7 @@ def _collect() -> None:
 
 def _runs(name: str) -> list[Path]:
     """The complete runs of a case."""
-    return [path for path in sorted((FOLDER / name).glob("seed*")) if _is_complete(path)]
+    return [path for path in sorted((FOLDER / name).glob("seed*")) if is_complete(path)]
 
 
 def _collected(name: str) -> dict[str, Any]:
@@ -113,7 +108,7 @@ def _collected(name: str) -> dict[str, Any]:
         manifest = run.manifest
         config = config or manifest.config
         found: dict[str, Any] = {"seed": manifest.config.training.seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
-        found |= {"git_commit": manifest.git_commit, "validation": manifest.validation, "test": test}
+        found |= {"git_commit": manifest.git_commit, "validation": manifest.validation, "test": test, **_times(path)}
         kinds["refit" if manifest.refit_of else "train"].append(found)
     if config is None:
         return {}
@@ -124,6 +119,14 @@ def _collected(name: str) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         **{kind: {"runs": runs, **_summary([run["test"] for run in runs])} for kind, runs in kinds.items() if runs},
     }
+
+
+def _times(path: Path) -> dict[str, Any]:
+    """Seconds of all epochs, validation included, and until one was as good on validation as RecTools' BERT4Rec is in print on test."""
+    epochs = [json.loads(line) for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
+    so_far_s = list(itertools.accumulate(epoch["seconds"] for epoch in epochs))
+    reached_s = [until_s for until_s, epoch in zip(so_far_s, epochs, strict=True) if epoch.get(MONITOR, 0.0) >= RECTOOLS_NDCG]
+    return {"seconds": so_far_s[-1], "seconds_until_rectools_ndcg": reached_s[0] if reached_s else None}
 
 
 def _summary(tests: list[dict[str, float]]) -> dict[str, dict[str, float]]:
