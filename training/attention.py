@@ -4,7 +4,7 @@ Two kernels with one meaning. `DenseAttention` adds a [B, H, L, L] bias to the l
 histories of like length, so little of it is padding. `FlexAttention` computes the same bias inside the kernel and skips
 blocks that nothing may see; it needs a CUDA device, for PyTorch has no backward pass of it elsewhere.
 
-Shape legend: B sequences, L padded length, H heads, K width of a head, N time buckets.
+Shape legend: B sequences, L padded length, P queries of each (L of them, or fewer), H heads, K width of a head, N time buckets.
 """
 
 import functools
@@ -33,9 +33,14 @@ class Preferences:
 
 
 class Attend(Protocol):
-    """Queries, keys and values [B, H, L, K] and a table [N, H] of logits for each time bucket to attended values [B, H, L, K]."""
+    """Queries [B, H, P, K], keys and values [B, H, L, K] and a table [N, H] of logits for each time bucket to attended values.
 
-    def __call__(self, query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None) -> Tensor: ...
+    `columns_BP` says which positions the queries are of; without it, of all.
+    """
+
+    def __call__(
+        self, query_BHPK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None, columns_BP: Tensor | None
+    ) -> Tensor: ...
 
 
 class DenseAttention:
@@ -52,12 +57,17 @@ class DenseAttention:
         self._bias_BHLL = torch.where(allowed_BLL[:, None], bias_HLL, float("-inf"))
         self._buckets_BLL = preferences.buckets_BLL
 
-    def __call__(self, query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None) -> Tensor:
-        bias_BHLL = self._bias_BHLL
+    def __call__(
+        self, query_BHPK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None, columns_BP: Tensor | None
+    ) -> Tensor:
+        bias_BHPL, buckets_BPL = self._bias_BHLL, self._buckets_BLL
+        if columns_BP is not None:
+            bias_BHPL = take(bias_BHPL.transpose(1, 2), columns_BP).transpose(1, 2)
+            buckets_BPL = None if buckets_BPL is None else take(buckets_BPL, columns_BP)
         if table_NH is not None:
-            assert self._buckets_BLL is not None
-            bias_BHLL = bias_BHLL + time_bias(table_NH, self._buckets_BLL)
-        return F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, attn_mask=bias_BHLL)
+            assert buckets_BPL is not None
+            bias_BHPL = bias_BHPL + time_bias(table_NH, buckets_BPL)
+        return F.scaled_dot_product_attention(query_BHPK, key_BHLK, value_BHLK, attn_mask=bias_BHPL)
 
 
 class FlexAttention:
@@ -66,23 +76,39 @@ class FlexAttention:
     def __init__(self, preferences: Preferences, kernel: Callable[..., Any] | None = None) -> None:
         self._preferences = preferences
         self._kernel = kernel or _compiled_kernel()
-        batch, length = preferences.mask_BL.shape
+        self._every_BL = torch.arange(preferences.mask_BL.shape[1], device=preferences.mask_BL.device).expand_as(preferences.mask_BL)
+        self._blocks = self._visible(self._every_BL)
+
+    def _visible(self, columns_BP: Tensor) -> Any:
+        mask_BL, causal = self._preferences.mask_BL, self._preferences.causal
 
         def allowed(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            seen = preferences.mask_BL[b, key] | (query == key)
-            return seen & (query >= key) if preferences.causal else seen
+            column = columns_BP[b, query]
+            seen = mask_BL[b, key] | (column == key)
+            return seen & (column >= key) if causal else seen
 
-        self._blocks = create_block_mask(allowed, batch, None, length, length, device=preferences.mask_BL.device)
+        return create_block_mask(allowed, len(mask_BL), None, columns_BP.shape[1], mask_BL.shape[1], device=mask_BL.device)
 
-    def __call__(self, query_BHLK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None) -> Tensor:
+    def __call__(
+        self, query_BHPK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None, columns_BP: Tensor | None
+    ) -> Tensor:
         slopes_H, buckets_BLL = self._preferences.slopes_H, self._preferences.buckets_BLL
+        asked_BP = self._every_BL if columns_BP is None else columns_BP
 
         def preferred(logit: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            logit = logit - slopes_H[h] * (query - key).abs()
-            return logit if table_NH is None or buckets_BLL is None else logit + table_NH[buckets_BLL[b, query, key], h]
+            column = asked_BP[b, query]
+            logit = logit - slopes_H[h] * (column - key).abs()
+            return logit if table_NH is None or buckets_BLL is None else logit + table_NH[buckets_BLL[b, column, key], h]
 
-        attended_BHLK: Tensor = self._kernel(query_BHLK, key_BHLK, value_BHLK, score_mod=preferred, block_mask=self._blocks)
-        return attended_BHLK
+        blocks = self._blocks if columns_BP is None else self._visible(columns_BP)
+        attended_BHPK: Tensor = self._kernel(query_BHPK, key_BHLK, value_BHLK, score_mod=preferred, block_mask=blocks)
+        return attended_BHPK
+
+
+def take(values_BL: Tensor, columns_BP: Tensor) -> Tensor:
+    """The values [B, P, ...] of some columns of [B, L, ...]."""
+    index = columns_BP.reshape(*columns_BP.shape, *[1] * (values_BL.ndim - 2)).expand(-1, -1, *values_BL.shape[2:])
+    return values_BL.gather(1, index)
 
 
 @functools.cache

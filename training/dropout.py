@@ -33,15 +33,16 @@ class Dropout:
         self._state_BL = _mixed(token_BL * self._golden + seed)
         self._calls = 0
 
-    def __call__(self, values_BLD: Tensor) -> Tensor:
-        """`values_BLD` with some elements zero and the others scaled."""
+    def __call__(self, values_BLD: Tensor, columns_BP: Tensor | None = None) -> Tensor:
+        """`values_BLD` with some elements zero and the others scaled; `columns_BP` says which tokens they are, if not all."""
         if self._threshold == 0:
             return values_BLD
+        state_BL = self._state_BL if columns_BP is None else self._state_BL.gather(1, columns_BP)
         width = values_BLD.shape[-1]
         words = -(-width // 4)
         number_W = torch.arange(self._calls * words, (self._calls + 1) * words, device=values_BLD.device)
         self._calls += 1
-        bits_BLD = _mixed(self._state_BL[..., None] + number_W * self._golden).view(torch.int16)[..., :width]
+        bits_BLD = _mixed(state_BL[..., None] + number_W * self._golden).view(torch.int16)[..., :width]
         kept_BLD = bits_BLD >= self._threshold - _LEVELS // 2
         return values_BLD * (kept_BLD.to(values_BLD.dtype) * self._scale)
 

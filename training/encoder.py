@@ -4,7 +4,7 @@ Sequences are aligned to the right: the newest item is always in the last column
 logits fall with distance by a slope of each head (as in ALiBi, here in both directions), without which a masked position
 spends its first epochs learning where its neighbours are (docs/decisions.md has the figures).
 
-Shape legend: B sequences, B1 = B + 1, L padded length, D width, H heads, K = D / H, T tokens.
+Shape legend: B sequences, B1 = B + 1, L padded length, P positions wanted of each, D width, H heads, K = D / H, T tokens.
 """
 
 from typing import NamedTuple
@@ -65,11 +65,19 @@ class SequenceEncoder(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, vectors_BLD: Tensor, mask_BL: Tensor, times: Times | None = None, dropout: Dropout | None = None) -> Tensor:
+    def forward(
+        self,
+        vectors_BLD: Tensor,
+        mask_BL: Tensor,
+        times: Times | None = None,
+        dropout: Dropout | None = None,
+        columns_BP: Tensor | None = None,
+    ) -> Tensor:
         """Contextual vectors [B, L, D] of right-aligned sequences; `mask_BL` is bool, False in the padding on the left.
 
         `dropout` is the noise of a training step; without it the result is exact. A row without any item gives numbers
-        without meaning, never NaN: its last column is attended to.
+        without meaning, never NaN: its last column is attended to. Where only the columns `columns_BP` are wanted, [B, P, D]:
+        the last block then does no work for the others, which is half of it all when two blocks are asked for one position.
         """
         length = vectors_BLD.shape[1]
         if self.position is not None:
@@ -82,10 +90,11 @@ class SequenceEncoder(nn.Module):
             hidden_BLD = dropout(hidden_BLD)
         attend = self._attend(mask_BL, times)
         angles_LK = None if self.angles_LK is None else self.angles_LK[self.max_length - length :]
-        for block in self.blocks:
-            hidden_BLD = block(hidden_BLD, attend, angles_LK, dropout)
-        queries_BLD: Tensor = self.head(self.output_norm(hidden_BLD))
-        return queries_BLD
+        for number, block in enumerate(self.blocks, start=1):
+            wanted_BP = columns_BP if number == len(self.blocks) else None
+            hidden_BLD = block(hidden_BLD, wanted_BP, attend, angles_LK, dropout)
+        queries_BPD: Tensor = self.head(self.output_norm(hidden_BLD))
+        return queries_BPD
 
     def _attend(self, mask_BL: Tensor, times: Times | None) -> Attend:
         buckets_BLL = None
@@ -120,8 +129,9 @@ class QueryEncoder(nn.Module):
             item_vectors = torch.cat([item_vectors, self.mask_vector_D.expand(item_vectors.shape[0], 1, -1)], dim=1)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         times = serving_times(timestamps_ms, query_timestamp_ms, causal=self.encoder.causal)
-        query_BLD: Tensor = self.encoder(item_vectors, mask, times)
-        return query_BLD[:, -1]
+        newest_B1 = torch.full_like(query_timestamp_ms, mask.shape[1] - 1)
+        query_B1D: Tensor = self.encoder(item_vectors, mask, times, columns_BP=newest_B1)
+        return query_B1D[:, 0]
 
 
 def serving_times(timestamps_ms_BL: Tensor, request_timestamp_ms_B1: Tensor, *, causal: bool) -> Times:
@@ -146,3 +156,15 @@ def pad_right_aligned(items_T: Tensor, offsets_B1: Tensor) -> tuple[Tensor, Tens
 def scatter(values_T: Tensor, row_T: Tensor, column_T: Tensor, like_BL: Tensor) -> Tensor:
     """A [B, L] tensor with the value of each token in its place, and 0 elsewhere."""
     return torch.zeros_like(like_BL, dtype=values_T.dtype).index_put_((row_T, column_T), values_T)
+
+
+def columns_of_rows(row_M: Tensor, column_M: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Places (row, column), sorted by row, as columns [B, P] of each row, repeating column 0 in rows with fewer than P.
+
+    Returns:
+        columns_BP int64, and where each place is among those of its row, int64 [M].
+    """
+    count_B = torch.bincount(row_M, minlength=num_rows)
+    place_M = torch.arange(len(row_M), device=row_M.device) - (count_B.cumsum(0) - count_B)[row_M]
+    columns_BP = torch.zeros(num_rows, int(count_B.max()), dtype=column_M.dtype, device=column_M.device)
+    return columns_BP.index_put_((row_M, place_M), column_M), place_M

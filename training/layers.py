@@ -1,15 +1,16 @@
 """The parts of a transformer block, and the choices a recipe has for each.
 
-Shape legend: B sequences, L padded length, D width, H heads, K = D / H, F feed-forward width, N time buckets.
+Shape legend: B sequences, L padded length, P positions wanted of each, D width, H heads, K = D / H, F feed-forward width, N time buckets.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.attention import Attend
+from training.attention import Attend, take
 from training.config import ModelConfig
 from training.dropout import Dropout
 
@@ -37,14 +38,25 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim)
         self.time_table_NH = nn.Parameter(torch.zeros(2 * NUM_TIME_BUCKETS, config.num_heads)) if config.time_bias else None
 
-    def forward(self, hidden_BLD: Tensor, attend: Attend, rotation_LK: Tensor | None) -> Tensor:
-        projected_BL3HK = self.query_key_value(hidden_BLD).unflatten(-1, (3, self.num_heads, -1))
-        query_BHLK, key_BHLK, value_BHLK = projected_BL3HK.permute(2, 0, 3, 1, 4).unbind(0)
-        if rotation_LK is not None:
-            query_BHLK, key_BHLK = rotate(query_BHLK, rotation_LK), rotate(key_BHLK, rotation_LK)
-        attended_BHLK = attend(query_BHLK, key_BHLK, value_BHLK, self.time_table_NH)
-        attended_BLD: Tensor = self.out(attended_BHLK.transpose(1, 2).flatten(-2))
-        return attended_BLD
+    def forward(self, hidden_BLD: Tensor, columns_BP: Tensor | None, attend: Attend, angles_LK: Tensor | None) -> Tensor:
+        """What the positions `columns_BP` find, [B, P, D]; all of them without it."""
+        if columns_BP is None:
+            query_key_value_BLF = self.query_key_value(hidden_BLD)
+            query_BPD, key_value_BLF = query_key_value_BLF.tensor_split([hidden_BLD.shape[-1]], dim=-1)
+        else:  # keys and values of all positions, queries of some
+            (query_DD, key_value_FD), (query_D, key_value_F) = (
+                parameter.tensor_split([hidden_BLD.shape[-1]]) for parameter in (self.query_key_value.weight, self.query_key_value.bias)
+            )
+            query_BPD = F.linear(take(hidden_BLD, columns_BP), query_DD, query_D)
+            key_value_BLF = F.linear(hidden_BLD, key_value_FD, key_value_F)
+        query_BHPK = query_BPD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key_BHLK, value_BHLK = key_value_BLF.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if angles_LK is not None:
+            key_BHLK = rotate(key_BHLK, angles_LK)
+            query_BHPK = rotate(query_BHPK, angles_LK if columns_BP is None else angles_LK[columns_BP][:, None])
+        attended_BHPK = attend(query_BHPK, key_BHLK, value_BHLK, self.time_table_NH, columns_BP)
+        attended_BPD: Tensor = self.out(attended_BHPK.transpose(1, 2).flatten(-2))
+        return attended_BPD
 
 
 class FeedForward(nn.Module):
@@ -82,13 +94,16 @@ class Residual(nn.Module):
         self.layer = layer
         self.gate = nn.Linear(config.dim, config.dim) if config.gated else None
 
-    def forward(self, hidden_BLD: Tensor, dropout: Dropout | None, *context: Any) -> Tensor:
-        inner_BLD = self.norm(hidden_BLD) if self.norm_first else hidden_BLD
-        update_BLD = self.layer(inner_BLD, *context)
+    def input(self, hidden_BLD: Tensor) -> Tensor:
+        """What the layer is to be given."""
+        return self.norm(hidden_BLD) if self.norm_first else hidden_BLD
+
+    def output(self, hidden_BPD: Tensor, input_BPD: Tensor, update_BPD: Tensor, noise: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Hidden states with what the layer made of its input."""
         if self.gate is not None:
-            update_BLD = update_BLD * torch.sigmoid(self.gate(inner_BLD))
-        out_BLD = hidden_BLD + (dropout(update_BLD) if dropout else update_BLD)
-        return out_BLD if self.norm_first else self.norm(out_BLD)
+            update_BPD = update_BPD * torch.sigmoid(self.gate(input_BPD))
+        out_BPD = hidden_BPD + (noise(update_BPD) if noise else update_BPD)
+        return out_BPD if self.norm_first else self.norm(out_BPD)
 
 
 class Block(nn.Module):
@@ -99,8 +114,17 @@ class Block(nn.Module):
         self.attention = Residual(config, Attention(config))
         self.feedforward = Residual(config, FeedForward(config))
 
-    def forward(self, hidden_BLD: Tensor, attend: Attend, rotation_LK: Tensor | None, dropout: Dropout | None) -> Tensor:
-        return self.feedforward(self.attention(hidden_BLD, dropout, attend, rotation_LK), dropout)
+    def forward(
+        self, hidden_BLD: Tensor, columns_BP: Tensor | None, attend: Attend, angles_LK: Tensor | None, dropout: Dropout | None
+    ) -> Tensor:
+        """[B, P, D] of the positions `columns_BP`, and no work for the others but to be attended to; [B, L, D] without it."""
+        noise = partial(dropout, columns_BP=columns_BP) if dropout else None
+        input_BLD = self.attention.input(hidden_BLD)
+        update_BPD = self.attention.layer(input_BLD, columns_BP, attend, angles_LK)
+        hidden_BPD, input_BPD = (values if columns_BP is None else take(values, columns_BP) for values in (hidden_BLD, input_BLD))
+        hidden_BPD = self.attention.output(hidden_BPD, input_BPD, update_BPD, noise)
+        input_BPD = self.feedforward.input(hidden_BPD)
+        return self.feedforward.output(hidden_BPD, input_BPD, self.feedforward.layer(input_BPD), noise)
 
 
 class TimeGap(nn.Module):

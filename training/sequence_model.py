@@ -23,7 +23,7 @@ from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW, PADDING_ROW
 from training.batches import Batch
 from training.config import RunConfig
 from training.dropout import Dropout
-from training.encoder import QueryEncoder, SequenceEncoder, Times, pad_right_aligned, scatter, serving_times
+from training.encoder import QueryEncoder, SequenceEncoder, Times, columns_of_rows, pad_right_aligned, scatter, serving_times
 from training.evaluation_batches import EvaluationBatch, Histories
 from training.full_softmax import full_softmax
 from training.losses import gbce, sampled_softmax
@@ -75,9 +75,11 @@ class SequenceModel(pl.LightningModule):
         """The part that is exported, sharing no memory with the table."""
         return QueryEncoder(self.encoder, self.table_RD[MASK_ROW]).eval()
 
-    def encode(self, items_BL: Tensor, times: Times | None = None, dropout: Dropout | None = None) -> Tensor:
-        """Contextual vectors [B, L, D] of right-aligned item rows."""
-        return self.encoder(F.embedding(items_BL, self.table_RD), items_BL != PADDING_ROW, times, dropout)
+    def encode(
+        self, items_BL: Tensor, times: Times | None = None, dropout: Dropout | None = None, columns_BP: Tensor | None = None
+    ) -> Tensor:
+        """Contextual vectors of right-aligned item rows: [B, P, D] of the columns `columns_BP`, or [B, L, D] of all."""
+        return self.encoder(F.embedding(items_BL, self.table_RD), items_BL != PADDING_ROW, times, dropout, columns_BP)
 
     def encode_histories(self, histories: Histories) -> Tensor:
         """Queries [B, D] for the item that follows each history, at the time of the request."""
@@ -85,7 +87,8 @@ class SequenceModel(pl.LightningModule):
         if not self.encoder.causal:
             items_BL = torch.cat([items_BL, torch.full_like(items_BL[:, :1], MASK_ROW)], dim=1)
         times = serving_times(histories.timestamps_ms_BL, histories.request_timestamp_ms_B1, causal=self.encoder.causal)
-        return self.encode(items_BL, times)[:, -1]
+        newest_B1 = torch.full_like(items_BL[:, :1], items_BL.shape[1] - 1)
+        return self.encode(items_BL, times, columns_BP=newest_B1)[:, 0]
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
         """float32 [B, R] inner products of each user's query and every row of the table, for the caller to overwrite."""
@@ -98,8 +101,12 @@ class SequenceModel(pl.LightningModule):
             times = Times(*(scatter(times_T, row_T, column_T, items_BL) for times_T in (batch.query_times_ms_T, batch.key_times_ms_T)))
         from_end_L = torch.arange(items_BL.shape[1], 0, -1, device=self.device)
         dropout = Dropout(self.config.model.dropout, batch.seed, batch.windows_B[:, None] * self.encoder.max_length + from_end_L)
-        hidden_BLD = self.encode(items_BL, times, dropout)
-        query_MD = hidden_BLD[row_T[batch.targets_M], column_T[batch.targets_M]]
+        row_M, column_M = row_T[batch.targets_M], column_T[batch.targets_M]
+        if self.encoder.causal:  # almost every position is a target
+            query_MD = self.encode(items_BL, times, dropout)[row_M, column_M]
+        else:
+            columns_BP, place_M = columns_of_rows(row_M, column_M, len(items_BL))
+            query_MD = self.encode(items_BL, times, dropout, columns_BP)[row_M, place_M]
         # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
         loss = self._loss_sum(query_MD, batch) / self._mean_over_ranks(batch.weights_M.sum())
         self._train_loss = self._train_loss.to(self.device)

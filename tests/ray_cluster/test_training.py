@@ -129,4 +129,6 @@ def test_killed_workers_are_replaced_and_training_goes_on(dataset: Dataset, tmp_
         assert curve(tmp_path / "run", name) == curve(tmp_path / "undisturbed", name)
     ours, undisturbed = (curve(tmp_path / name) for name in ("run", "undisturbed"))
     assert ours[:5] == pytest.approx(undisturbed[:5], abs=1e-6 if num_workers == 1 else 1e-4)
-    assert ours == pytest.approx(undisturbed, abs=1e-6 if num_workers == 1 else 2e-2)  # two sum in another order, and small differences grow
+    assert ours == pytest.approx(
+        undisturbed, abs=1e-6 if num_workers == 1 else 2e-2
+    )  # two sum in another order, and small differences grow

@@ -50,9 +50,16 @@ def problem(*, causal: bool, timed: bool, device: str) -> Problem:
 @torch.no_grad()
 def test_both_attention_kernels_mean_the_same(causal: bool, timed: bool, device: str) -> None:
     posed = problem(causal=causal, timed=timed, device=device)
-    dense_BHLK = DenseAttention(posed.preferences)(*posed.heads, posed.table_NH)
-    flex_BHLK = FlexAttention(posed.preferences, kernel=flex_attention)(*posed.heads, posed.table_NH)
+    dense_BHLK = DenseAttention(posed.preferences)(*posed.heads, posed.table_NH, None)
+    flex_BHLK = FlexAttention(posed.preferences, kernel=flex_attention)(*posed.heads, posed.table_NH, None)
     torch.testing.assert_close(flex_BHLK, dense_BHLK, atol=2e-5, rtol=2e-5)
+    query_BHLK, *others = posed.heads
+    columns_BP = torch.tensor([[36, 3], [36, 30], [36, 36]], device=device)
+    query_BHPK = torch.stack([query_BHLK[row][:, columns] for row, columns in enumerate(columns_BP.tolist())])
+    for attention in (DenseAttention(posed.preferences), FlexAttention(posed.preferences, kernel=flex_attention)):
+        some_BHPK = attention(query_BHPK, *others, posed.table_NH, columns_BP)
+        for row, columns in enumerate(columns_BP.tolist()):
+            torch.testing.assert_close(some_BHPK[row], dense_BHLK[row][:, columns], atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.gpu
@@ -66,7 +73,7 @@ def test_both_attention_kernels_learn_the_same(causal: bool, timed: bool) -> Non
         for leaf in leaves:
             leaf.requires_grad_()
             leaf.grad = None
-        (attention(*posed.heads, posed.table_NH) ** 2).sum().backward()
+        (attention(*posed.heads, posed.table_NH, None) ** 2).sum().backward()
         gradients.append([leaf.grad for leaf in leaves])
     for dense, flex in zip(*gradients, strict=True):
         torch.testing.assert_close(flex, dense, atol=1e-3, rtol=1e-3)

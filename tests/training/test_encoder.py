@@ -28,7 +28,8 @@ from tests.encoders import (
 )
 from tests.histories import untimed
 from tests.slow_encoder import slow_bucket, slow_encoder
-from training.encoder import Times, pad_right_aligned
+from training.dropout import Dropout
+from training.encoder import Times, columns_of_rows, pad_right_aligned
 from training.evaluation_batches import Histories
 from training.layers import time_buckets
 from training.sequence_model import SequenceModel
@@ -62,6 +63,25 @@ def test_query_is_what_the_slow_encoder_says_of_the_next_item(overrides: tuple[s
         else:
             slow_LD = slow_encoder(model.encoder, [*vectors, model.table_RD[1]], SlowTimes(with_request, with_request))
         torch.testing.assert_close(query_D, slow_LD[-1], atol=2e-5, rtol=2e-5)
+
+
+@torch.no_grad()
+@variants
+def test_some_positions_get_what_all_would(overrides: tuple[str, ...]) -> None:
+    """With the same noise of dropout."""
+    model = random_model(*overrides)
+    items = random_items([9, 5, 1])
+    items_BL, times_BL = padded(items), padded_times(random_times(items))
+    wanted_BL = (torch.rand(3, 9, generator=torch.Generator().manual_seed(1)) < 0.4) & (items_BL != PADDING_ROW)
+    wanted_BL[2, 8] = True
+    row_M, column_M = wanted_BL.nonzero(as_tuple=True)
+    columns_BP, place_M = columns_of_rows(row_M, column_M, 3)
+    assert columns_BP.shape[1] < 9 and torch.equal(columns_BP[row_M, place_M], column_M)
+    all_BLD, some_BPD = (
+        model.encode(items_BL, Times(times_BL, times_BL), Dropout(0.3, 7, torch.arange(27).view(3, 9)), columns)
+        for columns in (None, columns_BP)
+    )
+    torch.testing.assert_close(some_BPD[row_M, place_M], all_BLD[row_M, column_M], atol=2e-6, rtol=2e-6)
 
 
 @torch.no_grad()
