@@ -40,8 +40,6 @@ BLOCKS: dict[str, tuple[str, ...]] = {
     "time bias": ("model.time_bias=true",),
     "time gap": ("model.time_gap=true",),
     "time bias and gap": ("model.time_bias=true", "model.time_gap=true"),
-    "half the dropout": ("model.dropout=0.1",),
-    "history 100": ("model.max_history=100",),
 }
 LOSSES: dict[str, tuple[str, ...]] = {
     "sampled, 256 uniform": ("loss.kind=sampled",),
@@ -63,8 +61,23 @@ OBJECTIVE: dict[str, tuple[str, ...]] = {
     "the last alone in a third": ("objective.last_only_probability=0.33",),
 }
 VARIANTS = {
-    "sasrec": {"recipe": (), "learned positions": ("model.positions=learned",), **BLOCKS, **LOSSES},
-    "bert4rec": {"recipe": (), "no positions": ("model.positions=none",), **BLOCKS, **LOSSES, **OBJECTIVE},
+    "sasrec": {
+        "recipe": (),
+        "learned positions": ("model.positions=learned",),
+        "dropout 0.1": ("model.dropout=0.1",),
+        "history 100": ("model.max_history=100",),
+        **BLOCKS,
+        **LOSSES,
+    },
+    "bert4rec": {
+        "recipe": (),
+        "no positions": ("model.positions=none",),
+        "dropout 0.2": ("model.dropout=0.2",),
+        "history 200": ("model.max_history=200",),
+        **BLOCKS,
+        **LOSSES,
+        **OBJECTIVE,
+    },
 }
 
 

@@ -1,0 +1,72 @@
+"""The benchmarks of training measure what they say, on something tiny."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import recipe_ablation, softmax_memory
+from benchmarks.harness import apart
+from benchmarks.peers import newest_events
+from benchmarks.synthetic import synthetic_dataset
+from benchmarks.training_throughput import Variant, measure
+from passerelle.ids import FIRST_ITEM_ROW
+from tests.datasets import dataset_of
+from training.config import load_recipe
+
+
+def test_newest_events(tmp_path: Path) -> None:
+    histories = [[(2, 1), (3, 2), (4, 3)], [(5, 1)], [(6, 1), (2, 2)]]
+    dataset = dataset_of(tmp_path / "all", histories, num_items=5, weights=[1, 2, 3, 4, 5, 6])
+    newest = newest_events(dataset, 2, tmp_path / "newest")
+    assert newest.offsets_U1.tolist() == [0, 2, 3, 5]
+    assert newest.item_rows_E.tolist() == [3, 4, 5, 6, 2]
+    assert newest.timestamps_ms_E.tolist() == [2, 3, 1, 1, 2]
+    assert newest.weights_E.tolist() == [2, 3, 4, 5, 6]
+    assert newest.num_items == 5 and newest.num_users == 3
+
+
+def test_synthetic_histories(tmp_path: Path) -> None:
+    dataset = synthetic_dataset(tmp_path / "data", num_events=50_000, length=40, num_items=1000)
+    lengths_U = np.diff(dataset.offsets_U1)
+    assert 40_000 < len(dataset.item_rows_E) < 60_000
+    assert lengths_U.min() == 5 and lengths_U.max() == 41 and 15 < np.median(lengths_U) < 25
+    counts_I = np.bincount(dataset.item_rows_E, minlength=1002)[FIRST_ITEM_ROW:]
+    assert counts_I[0] / counts_I[9] == pytest.approx(np.log(2) / np.log(11 / 10), rel=0.2), "Zipf's law"
+
+
+@pytest.mark.parametrize(("recipe", "loss"), [("bert4rec", "sampled"), ("sasrec", "full")])
+def test_throughput_of_a_tiny_run(recipe: str, loss: str) -> None:
+    threads = torch.get_num_threads()
+    variant = Variant(recipe, loss, length=20, dim=16, num_items=200, precision="fp32", compiled=False, token_budget=400)
+    found = measure(variant, warmup=1, steps=3, profiled=True)
+    torch.set_num_threads(threads)
+    assert 0 <= found["padding_share"] < 0.5
+    assert found["step_ms"] > 0 and found["tokens_per_s"] > found["samples_per_s"] > 0
+    assert found["targets_per_s"] <= found["tokens_per_s"]
+    assert found["share_of_matmul_peak"] == pytest.approx(found["gflops_per_s"] / found["matmul_gflops_per_s"])
+    # of the matrices alone: two blocks of 12 D^2 weights each, six operations a weight, and twice that is more than all of it
+    assert found["flops_per_token"] > (0.5 if recipe == "bert4rec" else 1.0) * 6 * 2 * 12 * 16**2
+    assert sum(row["share"] for row in found["operations"]) <= 1 and found["operations"][0]["share"] >= found["operations"][1]["share"]
+
+
+def test_memory_of_the_softmax_is_that_of_its_own_process() -> None:
+    chunked, whole = (apart(softmax_memory.measure, kind, 20_000, 4_096) for kind in ("chunked", "whole"))
+    assert chunked["loss_per_position"] == pytest.approx(whole["loss_per_position"], rel=1e-5)
+    assert whole["peak_mib_above_table"] > 20_000 * 4_096 * 4 / 2**20 > 3 * chunked["peak_mib_above_table"]
+
+
+def test_a_child_that_fails_says_why() -> None:
+    assert "unknown_kind" in apart(_failing, "unknown_kind")["error"]
+
+
+def _failing(kind: str) -> dict[str, float]:
+    raise ValueError(kind)
+
+
+@pytest.mark.parametrize("recipe", recipe_ablation.VARIANTS)
+def test_every_variant_of_the_ablation_is_a_recipe_of_its_own(recipe: str) -> None:
+    variants = recipe_ablation.VARIANTS[recipe]
+    configs = {load_recipe(recipe, (*recipe_ablation.COMMON, *overrides)).model_dump_json() for overrides in variants.values()}
+    assert len(configs) == len(variants), "two variants are the same, or one is what the recipe has already"
