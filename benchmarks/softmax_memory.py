@@ -38,7 +38,7 @@ def measure(kind: str, num_items: int, num_positions: int) -> dict[str, Any]:
     return {
         "peak_mib_above_table": (peak_bytes() - before_bytes) / 2**20,
         "seconds": time.perf_counter() - begun_s,
-        "loss_per_position": float(loss) / num_positions,
+        "loss_per_position": float(loss.detach()) / num_positions,
     }
 
 
