@@ -1,9 +1,10 @@
-"""Write README.md's table of results anew from the newest result file, or check that it is current.
+"""Write README.md's tables of results anew from the newest result files, or check that they are current.
 
 .venv/bin/python docs/generate_results.py [--check]
 """
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,35 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
+def newest(theme: str) -> tuple[Path, dict[str, Any]]:
+    """The newest result file of a benchmark."""
+    path = sorted((ROOT / "benchmarks" / "results").glob(f"{theme}_*.json"), key=lambda path: path.stem.rpartition("_")[2])[-1]
+    return path, json.loads(path.read_text(encoding="utf-8"))
+
+
+def peers_rows() -> tuple[list[tuple[str, str]], Path]:
+    """Epoch times beside RecTools, and the file that they come from."""
+    path, result = newest("peers")
+    titles = {
+        "ml-1m-full": "An epoch of BERT4Rec, length 200, full softmax, seconds: RecTools {} / Passerelle",
+        "ml-1m-sampled": "The same with 256 sampled negatives",
+        "beauty-full": "The same on Amazon Beauty, length 50, full softmax",
+    }
+    rows = []
+    for name, title in titles.items():
+        theirs_s, ours_s = (statistics.median(result["cases"][name][side]) for side in ("rectools_epoch_s", "ours_epoch_s"))
+        rows.append((title.format(result["peer"]["rectools"]), f"{theirs_s:.0f} / {ours_s:.1f}"))
+    return rows, path
+
+
+def link(path: Path) -> str:
+    """To a file of the repository, in Markdown."""
+    return f"[{path.name}]({path.relative_to(ROOT)})"
+
+
 def table() -> str:
-    """The table, in Markdown, with the file that every figure in it comes from."""
-    path = sorted((ROOT / "benchmarks" / "results").glob("main_job_*.json"), key=lambda path: path.stem.rpartition("_")[2])[-1]
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """The table, in Markdown, with the files that every figure in it comes from."""
+    path, result = newest("main_job")
     machine, steps_s, offline = result["environment"], result["step_seconds"], result["offline"]
     worst = max(layer[name] for layer in result["parity"].values() for name in layer if name.startswith("max_"))
     rows = [
@@ -33,16 +59,18 @@ def table() -> str:
             f"{result['noop']['p50_ms']:.1f} / {result['noop']['p99_ms']:.1f}",
         ),
     ]
+    peers, peers_path = peers_rows()
     lines = [
         f"| MovieLens-1M, {machine['cores']} CPU cores, {machine['date'][:10]} | |",
         "|---|---:|",
-        *(f"| {name} | {value} |" for name, value in rows),
+        *(f"| {name} | {value} |" for name, value in [*rows, *peers]),
     ]
     return "\n".join(
         [
             *lines,
             "",
-            f"Every figure is from [{path.name}]({path.relative_to(ROOT)}); `.venv/bin/python -m benchmarks.main_job` makes it anew.",
+            f"Figures are from {link(path)} (`.venv/bin/python -m benchmarks.main_job`) and {link(peers_path)}",
+            "(`make bench-peers`: medians of runs in turns).",
         ]
     )
 
