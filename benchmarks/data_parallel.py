@@ -19,8 +19,9 @@ from ray_cluster.demo import EPOCHS
 from ray_cluster.training import train_on_ray
 from training.callbacks import HISTORY
 from training.config import load_recipe
-from training.evaluation import evaluate, load_run
+from training.evaluation import evaluate
 from training.fit import train_in_process
+from training.open_run import load_run
 from training.sequence_model import MONITOR
 
 PLACES: dict[str, int | None] = {"no_ray": None, "one_worker": 1, "two_workers": 2}

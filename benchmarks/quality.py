@@ -24,7 +24,8 @@ from benchmarks.harness import environment, write_result
 from benchmarks.runs import is_complete, train_once
 from training.callbacks import HISTORY
 from training.config import RunConfig, load_recipe
-from training.evaluation import EvaluationSettings, evaluate_in_detail, load_run
+from training.evaluation import EvaluationSettings, evaluate_in_detail
+from training.open_run import load_run
 from training.run import open_run, refit_config
 from training.sequence_model import MONITOR
 

@@ -10,17 +10,18 @@ from passerelle.ids import FIRST_ITEM_ROW
 
 MEDIAN_SHARE = 0.5
 SPREAD = 0.8
+SHORTEST = 5
 
 
 def synthetic_dataset(path: Path, *, num_events: int, length: int, num_items: int, seed: int = 0) -> Dataset:
-    """About `num_events` events in histories of 5 to `length` + 1.
+    """At least `num_events` events, and less than a history more, in histories of 5 to `length` + 1.
 
     Lengths are log-normal around half of `length`, so that some histories are short and many are cut, as in data of people.
     """
     rng = np.random.default_rng(seed)
-    mean = length * MEDIAN_SHARE * np.exp(SPREAD**2 / 2)
-    drawn_U = rng.lognormal(np.log(length * MEDIAN_SHARE), SPREAD, size=max(8, int(num_events / mean)))
-    lengths_U = np.clip(drawn_U, 5, length + 1).astype(np.int64)
+    drawn_U = rng.lognormal(np.log(length * MEDIAN_SHARE), SPREAD, size=num_events // SHORTEST + 1)
+    lengths_U = np.clip(drawn_U, SHORTEST, length + 1).astype(np.int64)
+    lengths_U = lengths_U[: np.searchsorted(lengths_U.cumsum(), num_events) + 1]
     total = int(lengths_U.sum())
     ranks_E = np.floor(np.exp(rng.random(total) * np.log(num_items + 1))).astype(np.int64)  # P(rank <= r) = log(r + 1) / log(n + 1)
     return write_dataset(

@@ -32,6 +32,7 @@ from training.run import plan_run, start_run
 COUNTED_STEPS = 3
 PROFILED_STEPS = 3
 PROFILE_ROWS = 15
+MOST_LOGGED_STEPS = 40  # Lightning warns of epochs shorter than the interval of the loss curve
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -151,7 +152,10 @@ def measure(variant: Variant, warmup: int, steps: int, profiled: bool) -> dict[s
     all_steps = warmup + steps + COUNTED_STEPS + PROFILED_STEPS + 2
     with tempfile.TemporaryDirectory() as folder:
         dataset = synthetic_dataset(
-            Path(folder) / "data", num_events=2 * all_steps * variant.token_budget, length=variant.length, num_items=variant.num_items
+            Path(folder) / "data",
+            num_events=max(2 * all_steps, MOST_LOGGED_STEPS) * variant.token_budget,
+            length=variant.length,
+            num_items=variant.num_items,
         )
         before_bytes = peak_bytes()
         run = Path(folder) / "run"

@@ -229,10 +229,18 @@ def imported_packages(paths: list[Path]) -> dict[str, set[str]]:
     return {name: {normal(package) for package in known.get(name, [name])} for name in names}
 
 
+PEER = ROOT / "benchmarks" / "peer_rectools.py"
+
+
+def test_a_peer_is_pinned_in_an_environment_of_its_own() -> None:
+    pins = {normal(name.partition("[")[0]) for name in read_pins(ROOT / "requirements", ["peers.txt"])}
+    assert "rectools" in set().union(*imported_packages([PEER]).values()) & pins
+
+
 def test_what_is_imported_is_pinned_and_what_is_pinned_is_used() -> None:
     base = {normal(name) for name in read_pins(ROOT / "requirements", ["base.txt"])}
     second_step = {normal(name) for name in read_pins(ROOT / "requirements", ["torchrec-cpu.txt"])}
-    imported = imported_packages(FILES)
+    imported = imported_packages([path for path in FILES if path != PEER])
     assert {name: packages for name, packages in imported.items() if not packages & (base | second_step)} == {}
     used = set().union(*imported.values())
     assert base - used == set(NOT_IMPORTED_BY_US)

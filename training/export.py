@@ -26,9 +26,10 @@ from passerelle.ids import PADDING_ROW, USER_ID
 from passerelle.manifest import provenance, write_manifest
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
-from training.evaluation import OpenRun, evaluate, read_evaluation
+from training.evaluation import evaluate, read_evaluation
 from training.evaluation_batches import EvaluationBatches, Histories, request_times_ms
 from training.onnx_files import describe, export_query_encoder, export_ranker
+from training.open_run import OpenRun
 from training.ranker import Candidates, load_ranker, rerank, retrieve_candidates
 
 if TYPE_CHECKING:

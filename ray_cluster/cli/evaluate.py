@@ -72,7 +72,8 @@ def command(run: Path, split: Literal["test", "validation"], dataset: Path | Non
       passerelle evaluate artifacts/run --baselines all --segments terciles --with-seen
       passerelle evaluate artifacts/run --json
     """
-    from training.evaluation import EvaluationSettings, evaluate_in_detail, load_run
+    from training.evaluation import EvaluationSettings, evaluate_in_detail
+    from training.open_run import load_run
 
     opened = load_run(run, dataset)
     with progress_bars() as progress:

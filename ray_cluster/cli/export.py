@@ -23,8 +23,8 @@ def command(run: Path, out: Path, dataset: Path | None, overwrite: bool, as_json
       passerelle export artifacts/run --out artifacts/bundle
       passerelle export artifacts/run --out artifacts/bundle --overwrite --json
     """
-    from training.evaluation import load_run
     from training.export import export
+    from training.open_run import load_run
 
     opened = load_run(run, dataset)
     with progress_bars() as progress:

@@ -23,7 +23,7 @@ def command(run: Path, dataset: Path | None, overwrite: bool, as_json: bool) -> 
       passerelle train-ranker artifacts/run
       passerelle train-ranker artifacts/run --overwrite --json
     """
-    from training.evaluation import load_run
+    from training.open_run import load_run
     from training.ranker import train_ranker
 
     opened = load_run(run, dataset)

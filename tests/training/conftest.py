@@ -11,9 +11,9 @@ from passerelle.bundle import Bundle
 from passerelle.dataset import Dataset
 from passerelle.splits import Split, make_split
 from tests.datasets import planted_dataset, small_recipe
-from training.evaluation import OpenRun, load_run
 from training.export import export
 from training.fit import train_in_process
+from training.open_run import OpenRun, load_run
 from training.ranker import train_ranker
 
 

@@ -19,10 +19,8 @@ from training.evaluation import (
     DETAILS,
     EVALUATION,
     EvaluationSettings,
-    OpenRun,
     evaluate,
     evaluate_in_detail,
-    load_run,
     rank_users,
     ranking_metrics,
     read_details,
@@ -30,6 +28,7 @@ from training.evaluation import (
     record_evaluation,
 )
 from training.measures import describe_catalogue
+from training.open_run import OpenRun, load_run
 
 
 @pytest.mark.parametrize("ks", [(0,), (-1, 10), (121,), (10, 1000)])

@@ -24,10 +24,11 @@ from tests.bundles import encoder_inputs
 from tests.datasets import Planted, planted_dataset, small_recipe
 from tests.encoders import VARIANTS, histories_of, inputs_of, random_items, random_model
 from tests.histories import untimed
-from training.evaluation import OpenRun, load_run, read_evaluation
+from training.evaluation import read_evaluation
 from training.export import REFERENCE_USERS, _reference, check_onnx, export
 from training.fit import train_in_process
 from training.onnx_files import export_query_encoder
+from training.open_run import OpenRun, load_run
 from training.ranker import load_ranker, train_ranker
 from training.statistics import item_statistics
 

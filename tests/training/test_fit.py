@@ -18,8 +18,9 @@ from tests.histories import untimed
 from tests.runs import NOT_LEARNING, SAMPLED, assert_same_state, checkpoint, history, train
 from training.batches import EpochBatches
 from training.callbacks import PROGRESS
-from training.evaluation import OpenRun, evaluate, load_run
+from training.evaluation import evaluate
 from training.fit import train_in_process
+from training.open_run import OpenRun, load_run
 from training.run import BEST, LAST
 from training.sequence_model import MONITOR, SequenceModel
 

@@ -20,8 +20,9 @@ from tests.datasets import dataset_of, small_recipe
 from tests.runs import NOT_LEARNING, SAMPLED, assert_same_state, checkpoint, history, train
 from training.batches import EpochBatches
 from training.config import RunConfig
-from training.evaluation import evaluate, load_run, read_details
+from training.evaluation import evaluate, read_details
 from training.fit import fit
+from training.open_run import load_run
 from training.ranker import train_ranker
 from training.run import BEST, LAST, open_run, plan_run, refit_config, start_run
 from training.sequence_model import MONITOR, SequenceModel

@@ -21,8 +21,9 @@ from passerelle.splits import EvaluationUsers
 from passerelle.topk import exact_topk
 from tests.datasets import dataset_of, small_recipe
 from tests.histories import untimed
-from training.evaluation import OpenRun, load_run, read_evaluation
+from training.evaluation import read_evaluation
 from training.fit import train_in_process
+from training.open_run import OpenRun, load_run
 from training.ranker import Candidates, load_ranker, rerank, retrieve_candidates, train_ranker
 from training.statistics import item_statistics
 

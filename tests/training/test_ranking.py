@@ -19,9 +19,10 @@ from tests.histories import untimed
 from training import evaluation_batches, measures
 from training.baselines.base import Scorer
 from training.baselines.popularity import order_scorer
-from training.evaluation import OpenRun, rank_users, ranking_metrics
+from training.evaluation import rank_users, ranking_metrics
 from training.evaluation_batches import EvaluationBatches
 from training.measures import batch_auc
+from training.open_run import OpenRun
 from training.ranking import rank_scores
 from training.statistics import item_statistics
 

@@ -11,7 +11,7 @@ from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from tests.datasets import dataset_of, planted_dataset, small_recipe
 from tests.runs import train
-from training.evaluation import OpenRun, load_run
+from training.open_run import OpenRun, load_run
 from training.run import BEST, LAST, open_run
 
 
