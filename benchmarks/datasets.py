@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,9 @@ from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.prepare.config import EventsConfig, PrepareConfig, SourceConfig, load_prepare_config
 from passerelle.prepare.pipeline import prepare
 from passerelle.prepare.sources import find_source, resolve_files
+from passerelle.splits import Int64Array
+
+FOLDER = Path("artifacts/quality/data")
 
 
 def _movielens_1m(*overrides: str) -> Callable[[Path], Dataset]:
@@ -42,18 +46,42 @@ def _beauty(path: Path) -> Dataset:
         rows = [np.array(line.split(), dtype=np.int64) for line in stream.read().decode().splitlines()]
     items_E = np.concatenate([row[1:] for row in rows])
     item_ids, positions_E = np.unique(items_E, return_inverse=True)
-    return write_dataset(
+    return bare_dataset(
         path,
+        BEAUTY.name,
+        event_type="review",
         item_rows_E=positions_E + FIRST_ITEM_ROW,
         timestamps_ms_E=np.concatenate([np.arange(1, len(row)) for row in rows]),
-        event_types_E=np.zeros(len(items_E), dtype=np.uint8),
-        weights_E=np.ones(len(items_E), dtype=np.float32),
-        offsets_U1=np.concatenate([[0], np.cumsum([len(row) - 1 for row in rows])]),
-        users=pa.table({"user_id": [int(row[0]) for row in rows]}),
+        lengths_U=np.array([len(row) - 1 for row in rows]),
+        user_ids=[int(row[0]) for row in rows],
+        item_ids=item_ids,
+    )
+
+
+def bare_dataset(
+    path: Path,
+    name: str,
+    *,
+    event_type: str,
+    item_rows_E: Int64Array,
+    timestamps_ms_E: Int64Array,
+    lengths_U: Int64Array,
+    user_ids: Any,
+    item_ids: Any,
+) -> Dataset:
+    """A dataset of events of one type and weight 1, sorted by user, then time; users and items have ids and nothing else."""
+    return write_dataset(
+        path,
+        item_rows_E=item_rows_E,
+        timestamps_ms_E=timestamps_ms_E,
+        event_types_E=np.zeros(len(item_rows_E), dtype=np.uint8),
+        weights_E=np.ones(len(item_rows_E), dtype=np.float32),
+        offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
+        users=pa.table({"user_id": user_ids}),
         items=pa.table({"item_id": item_ids}),
         description={
-            "name": BEAUTY.name,
-            "event_types": ("review",),
+            "name": name,
+            "event_types": (event_type,),
             "user_features": (),
             "item_features": (),
             "title": None,
@@ -71,7 +99,7 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
 """`ml-1m_sasrec`: the 3,416 items of the papers' file, with times. `ml-1m`: all 3,706. `beauty`: Amazon reviews, 5-core, without times."""
 
 
-def quality_dataset(name: str, folder: Path) -> Dataset:
-    """The data set, prepared into `folder` if it is not there yet."""
-    path = folder / name
+def quality_dataset(name: str) -> Dataset:
+    """The data set, prepared into `artifacts/quality/data` if it is not there yet."""
+    path = FOLDER / name
     return open_dataset(path) if path.exists() else DATASETS[name](path)

@@ -22,9 +22,9 @@ from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
 from passerelle.dataset import Dataset, write_dataset
 from training.callbacks import HISTORY
+from training.windows import Windows, gather_ragged
 
 PEER = Path(__file__).with_name("peer_rectools.py")
-DATA = Path("artifacts/quality/data")
 DESCRIPTION = ("name", "event_types", "user_features", "item_features", "title", "config", "quality")
 
 
@@ -54,16 +54,15 @@ CASES = {
 
 def newest_events(dataset: Dataset, length: int, path: Path) -> Dataset:
     """The dataset with the newest `length` events of each user."""
-    sizes_U = np.diff(dataset.offsets_U1)
-    from_end_E = np.repeat(dataset.offsets_U1[1:], sizes_U) - np.arange(dataset.offsets_U1[-1])
-    kept_E = from_end_E <= length
+    start_U, end_U = dataset.offsets_U1[:-1], dataset.offsets_U1[1:]
+    positions_E, offsets_U1 = gather_ragged(Windows(np.maximum(start_U, end_U - length), end_U))
     return write_dataset(
         path,
-        item_rows_E=dataset.item_rows_E[kept_E],
-        timestamps_ms_E=dataset.timestamps_ms_E[kept_E],
-        event_types_E=dataset.event_types_E[kept_E],
-        weights_E=dataset.weights_E[kept_E],
-        offsets_U1=np.concatenate([[0], np.cumsum(np.minimum(sizes_U, length))]),
+        item_rows_E=dataset.item_rows_E[positions_E],
+        timestamps_ms_E=dataset.timestamps_ms_E[positions_E],
+        event_types_E=dataset.event_types_E[positions_E],
+        weights_E=dataset.weights_E[positions_E],
+        offsets_U1=offsets_U1,
         users=dataset.users,
         items=dataset.items,
         description=dataset.manifest.model_dump(include={*DESCRIPTION}),
@@ -107,13 +106,12 @@ def _run(command: list[str]) -> str:
 
 def _prepared(case: Case, folder: Path) -> tuple[Path, Path, int]:
     """The data for us and for the peer, and how many events of it are trained on: all but each user's last, kept for the test."""
-    dataset = newest_events(quality_dataset(case.data, DATA), case.length + 1, folder / "dataset")
-    user_E = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets_U1))
-    trained_E = np.ones(len(user_E), dtype=np.bool_)
-    trained_E[dataset.offsets_U1[1:] - 1] = False
+    dataset = newest_events(quality_dataset(case.data), case.length + 1, folder / "dataset")
+    positions_E, offsets_U1 = gather_ragged(Windows(dataset.offsets_U1[:-1], dataset.offsets_U1[1:] - 1))
+    user_E = np.repeat(np.arange(dataset.num_users), np.diff(offsets_U1))
     events = folder / "events.npz"
-    np.savez(events, user=user_E[trained_E], item=dataset.item_rows_E[trained_E], timestamp_ms=dataset.timestamps_ms_E[trained_E])
-    return dataset.path, events, int(trained_E.sum())
+    np.savez(events, user=user_E, item=dataset.item_rows_E[positions_E], timestamp_ms=dataset.timestamps_ms_E[positions_E])
+    return dataset.path, events, len(positions_E)
 
 
 def _case(case: Case, rounds: int, threads: int, peer_python: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def main(cases: str, seeds: str, threads: int | None, refit: bool, collect: bool
 
 def _train(case: Case, path: Path, seed: int, threads: int | None, refit: bool) -> None:
     """The run of a seed, and its refit."""
-    dataset = quality_dataset(case.data, FOLDER / "data")
+    dataset = quality_dataset(case.data)
     overrides = (*case.overrides, f"training.seed={seed}", *((f"training.threads={threads}",) if threads else ()))
     train_once(case.recipe, dataset, load_recipe(case.recipe, overrides), path)
     if refit:

@@ -21,7 +21,7 @@ from training.config import load_recipe
 from training.run import RunManifest
 from training.sequence_model import MONITOR
 
-FOLDER, DATA = Path("artifacts/ablation"), Path("artifacts/quality/data")
+FOLDER = Path("artifacts/ablation")
 EPOCHS = 8
 COMMON = (f"training.max_epochs={EPOCHS}", "optimizer.decay_fraction=0.5", "model.num_blocks=2")
 
@@ -95,7 +95,7 @@ def main(recipe: str, only: str | None, threads: int | None, collect: bool) -> N
     names = list(variants) if only is None else only.split(";")
     if unknown := sorted(set(names) - set(variants)):
         raise click.BadParameter(f"{'; '.join(unknown)}: not among {'; '.join(variants)}")
-    dataset = quality_dataset("ml-1m_sasrec", DATA)
+    dataset = quality_dataset("ml-1m_sasrec")
     for name in names:
         overrides = (*COMMON, *variants[name], *((f"training.threads={threads}",) if threads else ()))
         train_once(recipe, dataset, load_recipe(recipe, overrides), _folder(recipe, name))

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from passerelle.dataset import Dataset, write_dataset
+from benchmarks.datasets import bare_dataset
+from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
 
 MEDIAN_SHARE = 0.5
@@ -24,22 +24,13 @@ def synthetic_dataset(path: Path, *, num_events: int, length: int, num_items: in
     lengths_U = lengths_U[: np.searchsorted(lengths_U.cumsum(), num_events) + 1]
     total = int(lengths_U.sum())
     ranks_E = np.floor(np.exp(rng.random(total) * np.log(num_items + 1))).astype(np.int64)  # P(rank <= r) = log(r + 1) / log(n + 1)
-    return write_dataset(
+    return bare_dataset(
         path,
+        f"synthetic-{num_items}x{length}",
+        event_type="event",
         item_rows_E=np.minimum(ranks_E, num_items) - 1 + FIRST_ITEM_ROW,
         timestamps_ms_E=np.arange(1, total + 1, dtype=np.int64) * 60_000,
-        event_types_E=np.zeros(total, dtype=np.uint8),
-        weights_E=np.ones(total, dtype=np.float32),
-        offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
-        users=pa.table({"user_id": np.arange(len(lengths_U))}),
-        items=pa.table({"item_id": np.arange(num_items)}),
-        description={
-            "name": f"synthetic-{num_items}x{length}",
-            "event_types": ("event",),
-            "user_features": (),
-            "item_features": (),
-            "title": None,
-            "config": {},
-            "quality": {},
-        },
+        lengths_U=lengths_U,
+        user_ids=np.arange(len(lengths_U)),
+        item_ids=np.arange(num_items),
     )

@@ -1,4 +1,4 @@
-"""Write README.md's tables of results anew from the newest result files, or check that they are current.
+"""Write README.md's table of results anew from the newest result files, or check that it is current.
 
 .venv/bin/python docs/generate_results.py [--check]
 """

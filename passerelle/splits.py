@@ -54,13 +54,16 @@ class SplitConfig(Config):
         """The same, with where its file is and what is in it.
 
         Raises:
-            UserError: there is no such file.
+            UserError: there is no such file, or it holds something else than this split was pinned to.
         """
         if self.file is None:
             return self
         if not self.file.is_file():
             raise UserError(f"split.file = {str(self.file)!r}: there is no such file")
-        return self.model_copy(update={"file": self.file.resolve(), "file_sha256": self.file_sha256 or sha256_of(self.file)})
+        digest = sha256_of(self.file)
+        if self.file_sha256 not in (None, digest):
+            raise UserError(f"{self.file}: not the split that the run was trained with: its digest is {digest}, not {self.file_sha256}")
+        return self.model_copy(update={"file": self.file.resolve(), "file_sha256": digest})
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,6 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
     elif config.rule == "file":
         file = config.pinned().file
         assert file is not None
-        if config.file_sha256 not in (None, digest := sha256_of(file)):
-            raise UserError(f"{file}: not the split that the run was trained with: its digest is {digest}, not {config.file_sha256}")
         validation_U, test_U = held_out_counts(file, dataset)
         split = Split(start_U, end_U - test_U - validation_U, end_U - test_U, end_U)
     else:
