@@ -77,6 +77,8 @@ def inputs_of(model: SequenceModel, histories: Histories) -> tuple[Tensor, Tenso
 VARIANTS = {
     "bert4rec": (),
     "four heads": ("model.num_heads=4", "model.distance_slopes=[1.0, 0.3, 0.1, 0.0]"),
+    "one way and the other": ("model.head_directions=['past','future']",),
+    "both ways and one": ("model.head_directions=['both','past']",),
     "sasrec": ("objective.kind=causal",),
     "rotary": ("model.positions=rotary",),
     "no positions": ("model.positions=none",),

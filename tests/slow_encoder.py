@@ -5,7 +5,7 @@ Shape legend: L length, D width, H heads, K = D / H, F width of the feed-forward
 
 import cmath
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,13 @@ def slow_gap(encoder: SequenceEncoder, times: SlowTimes, place: int) -> Tensor:
     return encoder.time_gap.table_ND[slow_bucket(times.query[place] - times.key[before])]
 
 
-def slow_attention(block: Block, encoder: SequenceEncoder, inputs: list[Tensor], times: SlowTimes | None) -> list[Tensor]:
+def slow_attention(
+    block: Block, encoder: SequenceEncoder, inputs: list[Tensor], times: SlowTimes | None, hidden: Collection[int]
+) -> list[Tensor]:
     """Every head of every position by itself."""
     attention, length, width = block.attention.layer, len(inputs), len(inputs[0])
     assert isinstance(attention, Attention)
-    slopes = encoder.slopes_H.tolist()
+    slopes, directions = encoder.slopes_H.tolist(), encoder.direction_H.tolist()
     size = width // len(slopes)
     projected = [slow_linear(attention.query_key_value, vector_D) for vector_D in inputs]
     offset = encoder.max_length - length
@@ -65,7 +67,8 @@ def slow_attention(block: Block, encoder: SequenceEncoder, inputs: list[Tensor],
         for head, slope in enumerate(slopes):
             start = head * size
             query_K = projected[place][start : start + size]
-            seen = range(place + 1) if encoder.causal else range(length)
+            sides = {1: range(place + 1), 0: range(length), -1: range(place, length)}
+            seen = [other for other in sides[directions[head]] if other == place or other not in hidden]
             logits = []
             for other in seen:
                 key_K = projected[other][width + start : width + start + size]
@@ -103,20 +106,20 @@ def slow_residual(residual: Residual, hidden: list[Tensor], layer: Callable[[lis
     return output if residual.norm_first else [slow_norm(vector_D, residual.norm) for vector_D in output]
 
 
-def slow_encoder(encoder: SequenceEncoder, vectors: list[Tensor], times: SlowTimes | None = None) -> Tensor:
-    """[L, D] of one sequence without padding; position 0 from the end is the last row of the position table."""
+def slow_encoder(encoder: SequenceEncoder, vectors: list[Tensor], times: SlowTimes | None = None, hidden: Collection[int] = ()) -> Tensor:
+    """[L, D] of one sequence without padding, some places hidden; position 0 from the end is the last row of the position table."""
     offset = encoder.max_length - len(vectors)
     if encoder.position is not None:
         vectors = [vector_D + encoder.position[offset + place] for place, vector_D in enumerate(vectors)]
     if encoder.time_gap is not None:
         assert times is not None
         vectors = [vector_D + slow_gap(encoder, times, place) for place, vector_D in enumerate(vectors)]
-    hidden = [slow_norm(vector_D, encoder.input_norm) for vector_D in vectors]
+    states = [slow_norm(vector_D, encoder.input_norm) for vector_D in vectors]
     for block in encoder.blocks:
         assert isinstance(block, Block) and isinstance(block.feedforward.layer, FeedForward)
         feedforward = block.feedforward.layer
-        hidden = slow_residual(block.attention, hidden, lambda inputs, block=block: slow_attention(block, encoder, inputs, times))
-        hidden = slow_residual(
-            block.feedforward, hidden, lambda inputs, layer=feedforward: [slow_feedforward(layer, vector_D) for vector_D in inputs]
+        states = slow_residual(block.attention, states, lambda inputs, block=block: slow_attention(block, encoder, inputs, times, hidden))
+        states = slow_residual(
+            block.feedforward, states, lambda inputs, layer=feedforward: [slow_feedforward(layer, vector_D) for vector_D in inputs]
         )
-    return torch.stack([slow_linear(encoder.head, slow_norm(vector_D, encoder.output_norm)) for vector_D in hidden])
+    return torch.stack([slow_linear(encoder.head, slow_norm(vector_D, encoder.output_norm)) for vector_D in states])

@@ -22,12 +22,12 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 class Preferences:
     """What the positions of some padded sequences may attend to, and how much their logits fall."""
 
-    mask_BL: Tensor
-    """bool; False in the padding, which nothing but itself attends to (so that no row is without a key)."""
+    visible_BL: Tensor
+    """bool; False in the padding and where the item is hidden, which nothing but itself attends to (so that no row is without a key)."""
     slopes_H: Tensor
     """float32; what a head's logits lose with each item of distance."""
-    causal: bool
-    """Whether a position sees itself and older ones only."""
+    direction_H: Tensor
+    """int64; a head sees each position itself and, where 1, older ones only, where -1, newer ones only, where 0, all."""
     buckets_BLL: Tensor | None
     """int64 time bucket of each query and key, for encoders whose heads prefer some."""
 
@@ -47,13 +47,12 @@ class DenseAttention:
     """With the whole bias in memory."""
 
     def __init__(self, preferences: Preferences) -> None:
-        mask_BL, slopes_H = preferences.mask_BL, preferences.slopes_H
-        position_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+        visible_BL, slopes_H, direction_H = preferences.visible_BL, preferences.slopes_H, preferences.direction_H
+        position_L = torch.arange(visible_BL.shape[1], device=visible_BL.device)
         distance_LL = position_L[:, None] - position_L[None, :]
-        allowed_BLL = mask_BL[:, None, :] | (distance_LL == 0)
-        if preferences.causal:
-            allowed_BLL = allowed_BLL & (distance_LL >= 0)
+        allowed_BLL = visible_BL[:, None, :] | (distance_LL == 0)
         bias_HLL = -slopes_H[:, None, None] * distance_LL.abs()
+        bias_HLL = torch.where(direction_H[:, None, None] * distance_LL >= 0, bias_HLL, float("-inf"))
         self._bias_BHLL = torch.where(allowed_BLL[:, None], bias_HLL, float("-inf"))
         self._buckets_BLL = preferences.buckets_BLL
 
@@ -76,18 +75,20 @@ class FlexAttention:
     def __init__(self, preferences: Preferences, kernel: Callable[..., Any] | None = None) -> None:
         self._preferences = preferences
         self._kernel = kernel or _compiled_kernel()
-        self._every_BL = torch.arange(preferences.mask_BL.shape[1], device=preferences.mask_BL.device).expand_as(preferences.mask_BL)
+        visible_BL = preferences.visible_BL
+        self._every_BL = torch.arange(visible_BL.shape[1], device=visible_BL.device).expand_as(visible_BL)
         self._blocks = self._visible(self._every_BL)
 
     def _visible(self, columns_BP: Tensor) -> Any:
-        mask_BL, causal = self._preferences.mask_BL, self._preferences.causal
+        visible_BL, direction_H = self._preferences.visible_BL, self._preferences.direction_H
 
-        def allowed(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        def allowed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             column = columns_BP[b, query]
-            seen = mask_BL[b, key] | (column == key)
-            return seen & (column >= key) if causal else seen
+            seen = visible_BL[b, key] | (column == key)
+            return seen & (direction_H[h] * (column - key) >= 0)
 
-        return create_block_mask(allowed, len(mask_BL), None, columns_BP.shape[1], mask_BL.shape[1], device=mask_BL.device)
+        num_keys, device = visible_BL.shape[1], visible_BL.device
+        return create_block_mask(allowed, len(visible_BL), len(direction_H), columns_BP.shape[1], num_keys, device=device)
 
     def __call__(
         self, query_BHPK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None, columns_BP: Tensor | None

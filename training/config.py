@@ -23,6 +23,8 @@ class ModelConfig(Config):
     """Attention heads; divides `dim`."""
     distance_slopes: tuple[float, ...] = (0.5, 0.03)
     """One a head: how much attention logits fall with each item of distance; 0 for no preference."""
+    head_directions: tuple[Literal["past", "both", "future"], ...] = ()
+    """One a head: the side of a position it attends to, beside the position itself; `both` everywhere if absent."""
     positions: Literal["learned", "rotary", "none"] = "learned"
     """`learned`: a vector for each position, counted from the newest item. `rotary`: queries and keys are turned by their position."""
     time_bias: bool = False
@@ -55,6 +57,8 @@ class ModelConfig(Config):
             raise ValueError(f"num_heads = {self.num_heads} does not divide dim = {self.dim}")
         if len(self.distance_slopes) != self.num_heads:
             raise ValueError(f"distance_slopes has {len(self.distance_slopes)} values for num_heads = {self.num_heads}")
+        if self.head_directions and len(self.head_directions) != self.num_heads:
+            raise ValueError(f"head_directions has {len(self.head_directions)} values for num_heads = {self.num_heads}")
         if self.positions == "rotary" and self.dim // self.num_heads % 2:
             raise ValueError(f"positions = 'rotary' needs heads of even width: dim / num_heads = {self.dim // self.num_heads}")
         return self
@@ -209,6 +213,12 @@ class RunConfig(Config):
     training: TrainingConfig = TrainingConfig()
     split: SplitConfig = SplitConfig()
     ranker: RankerConfig = RankerConfig()
+
+    @model_validator(mode="after")
+    def _has_no_idle_direction(self) -> "RunConfig":
+        if self.objective.kind == "causal" and self.model.head_directions:
+            raise ValueError("model.head_directions has no effect with objective.kind = 'causal', whose heads all look to the past")
+        return self
 
 
 def recipe_names() -> list[str]:

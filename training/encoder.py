@@ -17,6 +17,8 @@ from training.config import ModelConfig
 from training.dropout import Dropout
 from training.layers import Block, TimeGap, norm, rotary_angles, time_buckets
 
+DIRECTIONS = {"past": 1, "both": 0, "future": -1}
+
 
 class Times(NamedTuple):
     """When the events of padded sequences happened, in milliseconds; what stands in the padding has no effect."""
@@ -46,6 +48,9 @@ class SequenceEncoder(nn.Module):
         self.flex = config.attention_kernel == "flex"
         self.slopes_H: Tensor
         self.register_buffer("slopes_H", torch.tensor(config.distance_slopes), persistent=False)
+        self.direction_H: Tensor
+        directions = ["past"] * config.num_heads if causal else config.head_directions or ["both"] * config.num_heads
+        self.register_buffer("direction_H", torch.tensor([DIRECTIONS[direction] for direction in directions]), persistent=False)
         self.position = nn.Parameter(torch.empty(self.max_length, config.dim)) if config.positions == "learned" else None
         self.angles_LK: Tensor | None
         self.register_buffer(
@@ -60,8 +65,9 @@ class SequenceEncoder(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("time_table_NH"):
                 continue
-            if parameter.ndim > 1:
-                nn.init.trunc_normal_(parameter, std=0.02, generator=generator)
+            if parameter.ndim > 1:  # what a layer puts out is as large as what it is given; tables of positions and gaps are added to items
+                std = parameter.shape[1] ** -0.5 if name.endswith(".weight") else 0.02
+                nn.init.trunc_normal_(parameter, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -69,12 +75,15 @@ class SequenceEncoder(nn.Module):
         self,
         vectors_BLD: Tensor,
         mask_BL: Tensor,
+        hidden_BL: Tensor | None = None,
         times: Times | None = None,
         dropout: Dropout | None = None,
         columns_BP: Tensor | None = None,
     ) -> Tensor:
         """Contextual vectors [B, L, D] of right-aligned sequences; `mask_BL` is bool, False in the padding on the left.
 
+        Where `hidden_BL` (bool) is true, the item is to be told from the others: no other position attends to it, so that what
+        surrounds a hidden item in training are items, as when serving.
         `dropout` is the noise of a training step; without it the result is exact. A row without any item gives numbers
         without meaning, never NaN: its last column is attended to. Where only the columns `columns_BP` are wanted, [B, P, D]:
         the last block then does no work for the others, which is half of it all when two blocks are asked for one position.
@@ -88,7 +97,7 @@ class SequenceEncoder(nn.Module):
         hidden_BLD = self.input_norm(vectors_BLD)
         if dropout:
             hidden_BLD = dropout(hidden_BLD)
-        attend = self._attend(mask_BL, times)
+        attend = self._attend(mask_BL if hidden_BL is None else mask_BL & ~hidden_BL, times)
         angles_LK = None if self.angles_LK is None else self.angles_LK[self.max_length - length :]
         for number, block in enumerate(self.blocks, start=1):
             wanted_BP = columns_BP if number == len(self.blocks) else None
@@ -96,13 +105,13 @@ class SequenceEncoder(nn.Module):
         queries_BPD: Tensor = self.head(self.output_norm(hidden_BLD))
         return queries_BPD
 
-    def _attend(self, mask_BL: Tensor, times: Times | None) -> Attend:
+    def _attend(self, visible_BL: Tensor, times: Times | None) -> Attend:
         buckets_BLL = None
         if self.time_bias:
             assert times is not None
             buckets_BLL = time_buckets(times.query_BL[:, :, None] - times.key_BL[:, None, :])
-        preferences = Preferences(mask_BL, self.slopes_H, self.causal, buckets_BLL)
-        return FlexAttention(preferences) if self.flex and mask_BL.device.type == "cuda" else DenseAttention(preferences)
+        preferences = Preferences(visible_BL, self.slopes_H, self.direction_H, buckets_BLL)
+        return FlexAttention(preferences) if self.flex and visible_BL.device.type == "cuda" else DenseAttention(preferences)
 
 
 class QueryEncoder(nn.Module):
@@ -130,7 +139,8 @@ class QueryEncoder(nn.Module):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         times = serving_times(timestamps_ms, query_timestamp_ms, causal=self.encoder.causal)
         newest_B1 = torch.full_like(query_timestamp_ms, mask.shape[1] - 1)
-        query_B1D: Tensor = self.encoder(item_vectors, mask, times, columns_BP=newest_B1)
+        hidden_BL = None if self.encoder.causal else torch.arange(mask.shape[1], device=mask.device).expand_as(mask) == newest_B1
+        query_B1D: Tensor = self.encoder(item_vectors, mask, hidden_BL, times, columns_BP=newest_B1)
         return query_B1D[:, 0]
 
 

@@ -1,6 +1,7 @@
 """Write and describe ONNX files; the only file that imports onnx."""
 
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ OPSET = 18
 ML_OPSET = 3
 IR_VERSION = 8
 _ML = "ai.onnx.ml"
+LIGHTGBM_ZERO = 1.0000000180025095e-35
+"""LightGBM's smallest number, 1e-35 in float32: it never splits between it and its negative, and reads what is not above as zero."""
 
 
 def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
@@ -85,7 +88,7 @@ def _tree_attributes(booster: "lightgbm.Booster") -> dict[str, Any]:
                 leaves.append((tree, name, node["leaf_value"]))
                 continue
             assert (node["decision_type"], node["missing_type"]) == ("<=", "None"), "features are numbers, and never missing"
-            nodes.append((tree, name, "BRANCH_LEQ", node["split_feature"], node["threshold"], named, named + 1))
+            nodes.append((tree, name, "BRANCH_LEQ", node["split_feature"], _threshold(node["threshold"]), named, named + 1))
             waiting += [(named, node["left_child"]), (named + 1, node["right_child"])]
             named += 2
     columns = ("treeids", "nodeids", "modes", "featureids", "values", "truenodeids", "falsenodeids")
@@ -94,6 +97,11 @@ def _tree_attributes(booster: "lightgbm.Booster") -> dict[str, Any]:
     attributes["target_treeids"], attributes["target_nodeids"], weights = (list(values) for values in zip(*leaves, strict=True))
     attributes["target_weights_as_tensor"] = onnx.numpy_helper.from_array(np.array(weights, dtype=np.float64))
     return {**attributes, "target_ids": [0] * len(leaves), "n_targets": 1}
+
+
+def _threshold(value: float) -> float:
+    """LightGBM reads features as small as its bounds around zero as zero, which is above the lower one: so must these be here."""
+    return math.nextafter(value, -math.inf) if value == -LIGHTGBM_ZERO else value
 
 
 def describe(path: Path) -> NetworkSpec:

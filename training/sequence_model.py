@@ -79,7 +79,8 @@ class SequenceModel(pl.LightningModule):
         self, items_BL: Tensor, times: Times | None = None, dropout: Dropout | None = None, columns_BP: Tensor | None = None
     ) -> Tensor:
         """Contextual vectors of right-aligned item rows: [B, P, D] of the columns `columns_BP`, or [B, L, D] of all."""
-        return self.encoder(F.embedding(items_BL, self.table_RD), items_BL != PADDING_ROW, times, dropout, columns_BP)
+        vectors_BLD = F.embedding(items_BL, self.table_RD)
+        return self.encoder(vectors_BLD, items_BL != PADDING_ROW, items_BL == MASK_ROW, times, dropout, columns_BP)
 
     def encode_histories(self, histories: Histories) -> Tensor:
         """Queries [B, D] for the item that follows each history, at the time of the request."""

@@ -32,24 +32,26 @@ class Problem:
     preferences: Preferences
 
 
-def problem(*, causal: bool, timed: bool, device: str) -> Problem:
+def problem(*, directions: list[int], timed: bool, device: str) -> Problem:
     generator = torch.Generator().manual_seed(0)
     lengths = [37, 12, 1]
-    mask_BL = torch.stack([torch.arange(37) >= 37 - length for length in lengths])
+    visible_BL = torch.stack([torch.arange(37) >= 37 - length for length in lengths])
+    visible_BL[0, 20:23] = False
     query_BHLK, key_BHLK, value_BHLK = (torch.randn(3, 2, 37, 16, generator=generator).to(device) for _ in range(3))
     buckets_BLL = torch.randint(0, 128, (3, 37, 37), generator=generator).to(device) if timed else None
     table_NH = torch.randn(128, 2, generator=generator).to(device) if timed else None
     slopes_H = torch.tensor([0.5, 0.03], device=device)
-    return Problem((query_BHLK, key_BHLK, value_BHLK), table_NH, Preferences(mask_BL.to(device), slopes_H, causal, buckets_BLL))
+    preferences = Preferences(visible_BL.to(device), slopes_H, torch.tensor(directions, device=device), buckets_BLL)
+    return Problem((query_BHLK, key_BHLK, value_BHLK), table_NH, preferences)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("directions", [[0, 0], [1, 1], [1, -1]])
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @torch.no_grad()
-def test_both_attention_kernels_mean_the_same(causal: bool, timed: bool, device: str) -> None:
-    posed = problem(causal=causal, timed=timed, device=device)
+def test_both_attention_kernels_mean_the_same(directions: list[int], timed: bool, device: str) -> None:
+    posed = problem(directions=directions, timed=timed, device=device)
     dense_BHLK = DenseAttention(posed.preferences)(*posed.heads, posed.table_NH, None)
     flex_BHLK = FlexAttention(posed.preferences, kernel=flex_attention)(*posed.heads, posed.table_NH, None)
     torch.testing.assert_close(flex_BHLK, dense_BHLK, atol=2e-5, rtol=2e-5)
@@ -63,10 +65,10 @@ def test_both_attention_kernels_mean_the_same(causal: bool, timed: bool, device:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("directions", [[0, 0], [1, 1], [1, -1]])
 @pytest.mark.parametrize("timed", [False, True])
-def test_both_attention_kernels_learn_the_same(causal: bool, timed: bool) -> None:
-    posed = problem(causal=causal, timed=timed, device="cuda")
+def test_both_attention_kernels_learn_the_same(directions: list[int], timed: bool) -> None:
+    posed = problem(directions=directions, timed=timed, device="cuda")
     leaves = [*posed.heads, *([] if posed.table_NH is None else [posed.table_NH])]
     gradients = []
     for attention in (DenseAttention(posed.preferences), FlexAttention(posed.preferences)):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
+from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW, PADDING_ROW
 from tests.datasets import small_recipe
 from tests.encoders import (
     NUM_ROWS,
@@ -42,11 +42,14 @@ variants = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.
 def test_encoder_equals_the_slow_one(overrides: tuple[str, ...]) -> None:
     model = random_model(*overrides)
     items = random_items([1, 3, 9, 7])
+    hidden = [[0], [1], [2, 3, 8], []]
+    for items_L, places in zip(items, hidden, strict=True):
+        items_L[places] = MASK_ROW
     keys, queries = random_times(items), random_times(items, seed=1)
     encoded_BLD = model.encode(padded(items), Times(padded_times(queries), padded_times(keys)))
-    for place, items_L in enumerate(items):
-        slow_LD = slow_encoder(model.encoder, list(model.table_RD[items_L]), SlowTimes(queries[place], keys[place]))
-        torch.testing.assert_close(encoded_BLD[place, -len(items_L) :], slow_LD, atol=2e-5, rtol=2e-5)
+    for row, items_L in enumerate(items):
+        slow_LD = slow_encoder(model.encoder, list(model.table_RD[items_L]), SlowTimes(queries[row], keys[row]), hidden[row])
+        torch.testing.assert_close(encoded_BLD[row, -len(items_L) :], slow_LD, atol=2e-5, rtol=2e-5)
 
 
 @torch.no_grad()
@@ -61,7 +64,8 @@ def test_query_is_what_the_slow_encoder_says_of_the_next_item(overrides: tuple[s
         if model.encoder.causal:
             slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request[1:], with_request[:-1]))
         else:
-            slow_LD = slow_encoder(model.encoder, [*vectors, model.table_RD[1]], SlowTimes(with_request, with_request))
+            vectors.append(model.table_RD[MASK_ROW])
+            slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request, with_request), hidden=[len(items_L)])
         torch.testing.assert_close(query_D, slow_LD[-1], atol=2e-5, rtol=2e-5)
 
 
@@ -110,6 +114,32 @@ def test_a_causal_position_sees_nothing_newer(positions: str) -> None:
     assert not torch.allclose(before_BLD[0, 5:], after_BLD[0, 5:], atol=1e-2)
     shorter_BLD = model.encode(items_BL[:, :6], Times(times_BL[:, :6], times_BL[:, :6]))
     torch.testing.assert_close(shorter_BLD, before_BLD[:, :6], atol=2e-5, rtol=2e-5)
+
+
+@torch.no_grad()
+def test_an_item_among_hidden_ones_is_as_if_they_were_not_there() -> None:
+    """Training and serving show a position the same thing: items, and never a mask."""
+    model = random_model()
+    items_L = random_items([9])[0]
+    items_L[[2, 5, 6]] = MASK_ROW
+    before_BLD = model.encode(items_L[None])
+    model.table_RD[MASK_ROW] *= -1
+    after_BLD = model.encode(items_L[None])
+    shown_L = items_L != MASK_ROW
+    assert torch.equal(before_BLD[0, shown_L], after_BLD[0, shown_L])
+    assert not torch.allclose(before_BLD[0, ~shown_L], after_BLD[0, ~shown_L], atol=1e-2)
+
+
+@torch.no_grad()
+def test_heads_look_where_they_are_told_to() -> None:
+    """Two blocks that see the future alone tell a position nothing of what came before it, and the other way round."""
+    items_BL = random_items([9])[0][None]
+    changed_BL = items_BL.clone()
+    changed_BL[0, 4] = FIRST_ITEM_ROW + (items_BL[0, 4] - FIRST_ITEM_ROW + 1) % (NUM_ROWS - FIRST_ITEM_ROW)
+    for direction, blind in (("past", slice(0, 4)), ("future", slice(5, 9))):
+        model = random_model(f"model.head_directions=['{direction}','{direction}']")
+        moved_L = (model.encode(items_BL) - model.encode(changed_BL)).abs().amax(-1)[0]
+        assert not moved_L[blind].any() and moved_L.count_nonzero() == 5
 
 
 @torch.no_grad()
@@ -174,7 +204,7 @@ def test_an_empty_history_gives_finite_numbers(length: int) -> None:
     empty_BL = torch.full((2, length), PADDING_ROW)
     query_BD = model.encode_histories(untimed(empty_BL))
     assert torch.isfinite(query_BD).all()
-    torch.testing.assert_close(query_BD[0], slow_encoder(model.encoder, [model.table_RD[1]])[-1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(query_BD[0], slow_encoder(model.encoder, [model.table_RD[MASK_ROW]])[-1], atol=1e-5, rtol=1e-5)
     assert torch.isfinite(model.encode(empty_BL)).all()
 
 

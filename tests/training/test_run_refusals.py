@@ -108,6 +108,7 @@ def test_too_little_data_leaves_nothing_behind(tmp_path: Path) -> None:
         ("model.dimm=3", "model.dimm: unknown key; did you mean dim?"),
         ("model.num_heads=5", "num_heads = 5 does not divide dim = 32"),
         ("model.distance_slopes=[1.0]", "distance_slopes has 1 values for num_heads = 2"),
+        ("model.head_directions=['past']", "head_directions has 1 values for num_heads = 2"),
         ("loss.kind=hinge", "loss.kind: Input should be 'full', 'sampled' or 'gbce', got 'hinge'"),
         ("training.validate_every_epochs=21", "validate_every_epochs = 21 is above the 20 epochs to train"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate"),
@@ -119,6 +120,11 @@ def test_impossible_configurations_are_refused(override: str, message: str) -> N
         small_recipe(override)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_head_directions_of_a_causal_encoder_are_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.head_directions has no effect with objective\.kind = 'causal'"):
+        small_recipe("objective.kind=causal", "model.head_directions=['both','past']")
 
 
 def test_a_run_that_would_never_validate_is_refused() -> None:
