@@ -76,6 +76,8 @@ def our_epoch_s(case: Case, dataset: Path, threads: int, folder: Path) -> float:
         "model.dim": case.dim,
         "model.num_blocks": case.num_blocks,
         "model.num_heads": case.num_heads,
+        "model.distance_slopes": [0.5, 0.03],
+        "model.head_directions": [],
         "model.dropout": case.dropout,
         "objective.mask_probability": case.mask_probability,
         "loss.kind": case.loss,

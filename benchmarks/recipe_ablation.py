@@ -24,12 +24,11 @@ from training.sequence_model import MONITOR
 FOLDER = Path("artifacts/ablation")
 EPOCHS = 8
 COMMON = (f"training.max_epochs={EPOCHS}", "optimizer.decay_fraction=0.5", "model.num_blocks=2")
+BOTH_WAYS = "model.head_directions=[]"
 
 BLOCKS: dict[str, tuple[str, ...]] = {
     "four blocks": ("model.num_blocks=4",),
     "width 128": ("model.dim=128",),
-    "four heads": ("model.num_heads=4", "model.distance_slopes=[1.0, 0.3, 0.1, 0.0]"),
-    "no distance slopes": ("model.distance_slopes=[0.0, 0.0]",),
     "rotary positions": ("model.positions=rotary",),
     "post-norm": ("model.norm_first=false",),
     "rms norm": ("model.norm=rms",),
@@ -66,6 +65,8 @@ VARIANTS = {
         "learned positions": ("model.positions=learned",),
         "dropout 0.1": ("model.dropout=0.1",),
         "history 100": ("model.max_history=100",),
+        "four heads": ("model.num_heads=4", "model.distance_slopes=[1.0, 0.3, 0.1, 0.0]"),
+        "no distance slopes": ("model.distance_slopes=[0.0, 0.0]",),
         **BLOCKS,
         **LOSSES,
     },
@@ -73,7 +74,10 @@ VARIANTS = {
         "recipe": (),
         "no positions": ("model.positions=none",),
         "dropout 0.2": ("model.dropout=0.2",),
-        "history 200": ("model.max_history=200",),
+        "history 100": ("model.max_history=100",),
+        "heads that look both ways": (BOTH_WAYS,),
+        "two heads that look both ways": ("model.num_heads=2", "model.distance_slopes=[0.5, 0.03]", BOTH_WAYS),
+        "no distance slopes": ("model.distance_slopes=[0.0, 0.0, 0.0, 0.0]",),
         **BLOCKS,
         **LOSSES,
         **OBJECTIVE,

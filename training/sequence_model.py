@@ -33,6 +33,8 @@ from training.samplers import make_sampler
 MONITOR = "validation_ndcg@10"
 MONITOR_K = 10
 FINAL_LEARNING_RATE_SHARE = 0.05
+TABLE_STD = 0.02
+"""Small beside Adam's steps, so that an item with few events loses its first, random vector (docs/decisions.md has the figures)."""
 TABLES = ("table_RD", "separate_table_RD")
 
 
@@ -183,7 +185,7 @@ class SequenceModel(pl.LightningModule):
 
 def _table(num_rows: int, dim: int, generator: torch.Generator) -> nn.Parameter:
     table_RD = torch.empty(num_rows, dim)
-    nn.init.trunc_normal_(table_RD, std=dim**-0.5, generator=generator)
+    nn.init.trunc_normal_(table_RD, std=TABLE_STD, generator=generator)
     table_RD[PADDING_ROW] = 0.0
     return nn.Parameter(table_RD)
 
