@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import recipe_ablation, softmax_memory
-from benchmarks.harness import apart
+from benchmarks.harness import apart, peak_bytes
 from benchmarks.peers import newest_events
 from benchmarks.synthetic import synthetic_dataset
 from benchmarks.training_throughput import Variant, measure
@@ -55,6 +55,15 @@ def test_memory_of_the_softmax_is_that_of_its_own_process() -> None:
     chunked, whole = (apart(softmax_memory.measure, kind, 20_000, 8_192) for kind in ("chunked", "whole"))
     assert chunked["loss_per_position"] == pytest.approx(whole["loss_per_position"], rel=1e-5)
     assert whole["peak_mib_above_table"] > 20_000 * 8_192 * 4 / 2**20 > 3 * chunked["peak_mib_above_table"]
+
+
+def peak() -> dict[str, int]:
+    return {"bytes": peak_bytes()}
+
+
+def test_a_child_does_not_count_what_its_parent_holds() -> None:
+    held = np.ones(2**27)
+    assert apart(peak)["bytes"] < held.nbytes < peak_bytes()
 
 
 def test_a_child_that_fails_says_why() -> None:
