@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from passerelle import metrics
+from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW, PADDING_ROW
 from training.batches import Batch
 from training.config import RunConfig
@@ -119,8 +120,12 @@ class SequenceModel(pl.LightningModule):
         return loss
 
     def mean_train_loss(self) -> Tensor:
-        """Mean over the steps of the epoch so far, those before a restart included; every rank must ask."""
-        total, steps = self._mean_over_ranks(self._train_loss)
+        """Mean over the steps of the epoch so far, those before a restart included; every rank must ask.
+
+        Raises:
+            UserError: training has diverged.
+        """
+        total, steps = self._loss_so_far()
         return (total / steps).float()
 
     def on_train_epoch_end(self) -> None:
@@ -129,10 +134,20 @@ class SequenceModel(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Within an epoch, what its loss has added up to: on average, for every rank will go on from it."""
-        checkpoint["train_loss"] = self._mean_over_ranks(self._train_loss)
+        checkpoint["train_loss"] = self._loss_so_far()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._train_loss = checkpoint["train_loss"].clone()
+
+    def _loss_so_far(self) -> Tensor:
+        """Total and steps, on average over ranks; asked for before anything is kept of an epoch, so that no checkpoint holds NaN."""
+        so_far = self._mean_over_ranks(self._train_loss)
+        if not so_far.isfinite().all():
+            tried = self.config.optimizer.learning_rate
+            raise UserError(
+                f"epoch {self.current_epoch + 1}: the training loss is {so_far[0]:g}: try optimizer.learning_rate below {tried:g}"
+            )
+        return so_far
 
     def _loss_sum(self, query_MD: Tensor, batch: Batch) -> Tensor:
         config = self.config.loss

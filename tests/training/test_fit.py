@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from passerelle.dataset import Dataset
+from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import SplitConfig, make_split
 from tests.datasets import Planted, dataset_of, planted_dataset, small_recipe
@@ -189,3 +190,12 @@ def test_the_split_is_that_of_the_recipe(dataset: Dataset, tmp_path: Path) -> No
     opened = load_run(tmp_path / "run")
     assert opened.manifest.config.split == SplitConfig(rule="global_time")
     assert len(opened.users("validation")) < dataset.num_users
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_run_that_diverges_says_so_and_keeps_no_nan(dataset: Dataset, tmp_path: Path, every: int) -> None:
+    with pytest.raises(UserError, match=r"epoch 1: the training loss is (nan|inf): try optimizer\.learning_rate below 1e\+30"):
+        train(dataset, tmp_path / "run", "optimizer.learning_rate=1e30", f"training.checkpoint_every_steps={every}")
+    for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert all(tensor.isfinite().all() for tensor in weights.values()), path
