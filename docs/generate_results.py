@@ -35,6 +35,29 @@ def peers_rows() -> tuple[list[tuple[str, str]], Path]:
     return rows, path
 
 
+def quality_rows() -> tuple[list[tuple[str, str]], Path]:
+    """NDCG@10 beside popularity and the best in print, mean and standard deviation over seeds, and the file that they come from."""
+    path, result = newest("quality")
+    titles = {
+        "bert4rec": ("BERT4Rec, MovieLens-1M, 3,416 items", "train"),
+        "sasrec": ("SASRec, the same", "train"),
+        "sasrec_time": ("SASRec with time, MovieLens-1M, 3,706 items", "train"),
+        "sasrec_beauty": ("SASRec, Amazon Beauty, refit on train and validation", "refit"),
+    }
+    rows = []
+    for name, (title, kind) in titles.items():
+        if name not in result["cases"]:
+            continue
+        case = result["cases"][name]
+        found, popularity = case[kind], result["baselines"][case["data"]]["popularity"]
+        mean, deviation = (found.get(statistic, {}).get("ndcg@10") for statistic in ("mean", "standard_deviation"))
+        ours = f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+        seeds = "1 seed" if len(found["runs"]) == 1 else f"{len(found['runs'])} seeds"
+        values = f"{popularity['ndcg@10']:.4f} / {case['published_ndcg@10']:.4f} / {ours}"
+        rows.append((f"Test NDCG@10, {title}: popularity / best in print / Passerelle, {seeds}", values))
+    return rows, path
+
+
 def link(path: Path) -> str:
     """To a file of the repository, in Markdown."""
     return f"[{path.name}]({path.relative_to(ROOT)})"
@@ -59,17 +82,19 @@ def table() -> str:
             f"{result['noop']['p50_ms']:.1f} / {result['noop']['p99_ms']:.1f}",
         ),
     ]
+    quality, quality_path = quality_rows()
     peers, peers_path = peers_rows()
     lines = [
         f"| MovieLens-1M, {machine['cores']} CPU cores, {machine['date'][:10]} | |",
         "|---|---:|",
-        *(f"| {name} | {value} |" for name, value in [*rows, *peers]),
+        *(f"| {name} | {value} |" for name, value in [*rows, *quality, *peers]),
     ]
     return "\n".join(
         [
             *lines,
             "",
-            f"Figures are from {link(path)} (`.venv/bin/python -m benchmarks.main_job`) and {link(peers_path)}",
+            f"Figures are from {link(path)} (`.venv/bin/python -m benchmarks.main_job`), {link(quality_path)}",
+            f"(`.venv/bin/python -m benchmarks.quality`: leave-one-out, whole catalogue, seen items left out) and {link(peers_path)}",
             "(`make bench-peers`: medians of runs in turns).",
         ]
     )
