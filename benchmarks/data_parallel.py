@@ -15,7 +15,7 @@ import click
 
 from benchmarks.harness import environment, write_result
 from passerelle.dataset import open_dataset
-from ray_cluster.demo import EPOCHS
+from ray_cluster.demo import EPOCHS, MODEL
 from ray_cluster.training import train_on_ray
 from training.callbacks import HISTORY
 from training.config import load_recipe
@@ -34,7 +34,7 @@ def main(dataset: Path, epochs: int) -> None:
     """Train everywhere, compare loss curves and test NDCG@10, and store one result file."""
     started = environment()
     opened = open_dataset(dataset)
-    config = load_recipe("bert4rec", (f"training.max_epochs={epochs}",))
+    config = load_recipe("bert4rec", (*MODEL, f"training.max_epochs={epochs}"))
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, num_workers in PLACES.items():

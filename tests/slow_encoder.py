@@ -57,7 +57,8 @@ def slow_attention(
     """Every head of every position by itself."""
     attention, length, width = block.attention.layer, len(inputs), len(inputs[0])
     assert isinstance(attention, Attention)
-    slopes, directions = encoder.slopes_H.tolist(), encoder.direction_H.tolist()
+    slopes = encoder.slopes_H.tolist()
+    directions = encoder.direction_H.expand(len(slopes)).tolist()
     size = width // len(slopes)
     projected = [slow_linear(attention.query_key_value, vector_D) for vector_D in inputs]
     offset = encoder.max_length - length

@@ -27,7 +27,7 @@ class Preferences:
     slopes_H: Tensor
     """float32; what a head's logits lose with each item of distance."""
     direction_H: Tensor
-    """int64; a head sees each position itself and, where 1, older ones only, where -1, newer ones only, where 0, all."""
+    """int64, one a head or one for all; positions see themselves and, where 1, older ones only, where -1, newer ones only, where 0, all."""
     buckets_BLL: Tensor | None
     """int64 time bucket of each query and key, for encoders whose heads prefer some."""
 

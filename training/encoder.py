@@ -49,7 +49,7 @@ class SequenceEncoder(nn.Module):
         self.slopes_H: Tensor
         self.register_buffer("slopes_H", torch.tensor(config.distance_slopes), persistent=False)
         self.direction_H: Tensor
-        directions = ["past"] * config.num_heads if causal else config.head_directions or ["both"] * config.num_heads
+        directions = ["past"] if causal else config.head_directions or ["both"]
         self.register_buffer("direction_H", torch.tensor([DIRECTIONS[direction] for direction in directions]), persistent=False)
         self.position = nn.Parameter(torch.empty(self.max_length, config.dim)) if config.positions == "learned" else None
         self.angles_LK: Tensor | None
@@ -134,13 +134,15 @@ class QueryEncoder(nn.Module):
             timestamps_ms: int64 [batch, length], when each item happened; an encoder without time options does not look.
             query_timestamp_ms: int64 [batch, 1], the time of the request; likewise.
         """
+        hidden = None
         if self.mask_vector_D is not None:
             item_vectors = torch.cat([item_vectors, self.mask_vector_D.expand(item_vectors.shape[0], 1, -1)], dim=1)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            newest = torch.ones_like(mask[:, :1])
+            hidden = torch.cat([torch.zeros_like(mask), newest], dim=1)
+            mask = torch.cat([mask, newest], dim=1)
         times = serving_times(timestamps_ms, query_timestamp_ms, causal=self.encoder.causal)
         newest_B1 = torch.full_like(query_timestamp_ms, mask.shape[1] - 1)
-        hidden_BL = None if self.encoder.causal else torch.arange(mask.shape[1], device=mask.device).expand_as(mask) == newest_B1
-        query_B1D: Tensor = self.encoder(item_vectors, mask, hidden_BL, times, columns_BP=newest_B1)
+        query_B1D: Tensor = self.encoder(item_vectors, mask, hidden, times, columns_BP=newest_B1)
         return query_B1D[:, 0]
 
 

@@ -140,7 +140,7 @@ class SequenceModel(pl.LightningModule):
         self._train_loss = checkpoint["train_loss"].clone()
 
     def _loss_so_far(self) -> Tensor:
-        """Total and steps, on average over ranks; asked for before anything is kept of an epoch, so that no checkpoint holds NaN."""
+        """Total and steps, on average over ranks; asked for before anything is kept of an epoch, so that nothing is after NaN."""
         so_far = self._mean_over_ranks(self._train_loss)
         if not so_far.isfinite().all():
             tried = self.config.optimizer.learning_rate
