@@ -32,7 +32,7 @@ test-slow: setup  ## Tests that take more than half a minute each
 test-gpu: setup  ## Tests that need a CUDA device
 	@$(pytest) -m gpu
 
-bench-peers: setup  ## Epoch times beside RecTools, which gets an environment of its own; half an hour on a quiet machine
+bench-peers: setup  ## Epoch times beside RecTools, which gets an environment of its own; an hour on a quiet machine
 	@test -e .venv-peers/installed || { $(bin)/python -m venv --clear .venv-peers && .venv-peers/bin/pip install --quiet --requirement requirements/peers.txt && touch .venv-peers/installed; }
 	@exec $(bin)/python -m benchmarks.peers --peer-python .venv-peers/bin/python
 
@@ -40,14 +40,16 @@ check: setup  ## Format, lint, types, import directions, and whether generated d
 	@$(bin)/ruff format --check --quiet . || { echo "check: run .venv/bin/ruff format"; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
-	@$(bin)/mypy --no-error-summary docs/generate_cli.py
+	@$(bin)/mypy --no-error-summary docs/generate_cli.py docs/generate_configuration.py
 	@report=$$($(bin)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
 	@$(bin)/python docs/generate_cli.py --check
+	@$(bin)/python docs/generate_configuration.py --check
 	@$(bin)/python docs/generate_results.py --check
 	@echo "check: all clean"
 
-docs: setup  ## Write docs/cli.md and the README's results anew
+docs: setup  ## Write docs/cli.md, docs/configuration.md and the README's results anew
 	@$(bin)/python docs/generate_cli.py
+	@$(bin)/python docs/generate_configuration.py
 	@$(bin)/python docs/generate_results.py
 
 clean:  ## Remove artifacts, published model versions and caches; .venv stays

@@ -14,7 +14,7 @@ from passerelle.errors import UserError
 class Config(BaseModel):
     """Base of every configuration and manifest section: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 C = TypeVar("C", bound=Config)

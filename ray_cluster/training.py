@@ -30,7 +30,7 @@ MAX_WORKER_FAILURES = 2
 
 
 def _worker(job: dict[str, Any]) -> None:
-    """What each Ray Train worker runs; after a failure Ray starts it again and it continues from the last epoch."""
+    """What each Ray Train worker runs; after a failure Ray starts it again and it continues from the last checkpoint."""
     run_path = Path(job["run_path"])
     context = ray.train.get_context()
     fit(
@@ -39,6 +39,7 @@ def _worker(job: dict[str, Any]) -> None:
         run_path,
         resume=job["resume"] or (run_path / LAST).exists(),
         num_workers=context.get_world_size(),
+        workers_here=context.get_local_world_size(),
         strategy=RayDDPStrategy(),
         plugins=[RayLightningEnvironment()],
         prepare=prepare_trainer,
@@ -56,7 +57,7 @@ def train_on_ray(
     address: str | None = None,
     refit_of: Path | None = None,
 ) -> RunManifest:
-    """A whole run on Ray Train, one process a worker; each uses a GPU where there is one.
+    """A whole run on Ray Train, one process a worker; each has a GPU where the cluster has any and torch is built for them.
 
     Args:
         num_workers: data-parallel workers; every step's batch is shared among them.
@@ -67,7 +68,6 @@ def train_on_ray(
         UserError: the run may not be created or continued; the cluster has too few CPUs; or a worker failed for good.
     """
     manifest = plan_run(run_path, recipe, dataset, config, resume=resume, num_workers=num_workers, refit_of=refit_of)
-    use_gpu = torch.cuda.is_available()
     job = {
         "dataset_path": str(dataset.path.resolve()),
         "run_path": str(run_path.resolve()),
@@ -75,6 +75,7 @@ def train_on_ray(
         "resume": resume,
     }
     with tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results, _cluster(address):
+        use_gpu = torch.backends.cuda.is_built() and "GPU" in ray.cluster_resources()  # this machine may be the one without
         _check_room(num_workers, use_gpu=use_gpu)
         start_run(run_path, manifest)
         trainer = TorchTrainer(

@@ -1,5 +1,7 @@
 """The documents tell the truth: their examples run, their figures are those of result files, their paths exist."""
 
+import contextlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -14,11 +16,14 @@ import pyarrow.parquet
 import pytest
 
 from passerelle.dataset import open_dataset
+from passerelle.errors import UserError
 from passerelle.prepare import load_prepare_config, prepare
 from ray_cluster.cli.main import VERBS, passerelle
+from training.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def commands(text: str) -> list[list[str]]:
@@ -31,11 +36,24 @@ def test_the_readme_has_commands() -> None:
     assert {arguments[0] for arguments in commands(README)} >= set(VERBS) - {"inspect", "doctor"}
 
 
-@pytest.mark.parametrize("arguments", commands(README), ids=" ".join)
-def test_readme_commands_are_understood(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [*commands(README), *commands(TRAINING)], ids=" ".join)
+def test_commands_are_understood(arguments: list[str]) -> None:
     verb = passerelle.get_command(click.Context(passerelle), arguments[0])
     assert verb is not None
     verb.make_context(arguments[0], arguments[1:])
+
+
+@pytest.mark.parametrize("arguments", [line for line in commands(TRAINING) if "--set" in line], ids=" ".join)
+def test_settings_of_the_guide_are_accepted_and_change_the_recipe(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "split.csv").write_text("user_id,validation_events,test_events\n17,2,1\n", encoding="utf-8")
+    overrides = tuple(value for flag, value in itertools.pairwise(arguments) if flag == "--set")
+    config = load_recipe(arguments[1], overrides)
+    for left_out in overrides:
+        with contextlib.suppress(UserError):  # settings that only go together
+            assert load_recipe(arguments[1], tuple(override for override in overrides if override != left_out)) != config, left_out
 
 
 def test_the_readme_description_of_own_logs_prepares(tmp_path: Path) -> None:
@@ -74,7 +92,18 @@ def test_the_tour_names_every_file_of_the_packages() -> None:
     assert named - files == set(), "files that the tour names and that do not exist"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/decisions.md", "model_repository/README.md"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/design.md",
+        "docs/decisions.md",
+        "docs/training.md",
+        "docs/configuration.md",
+        "model_repository/README.md",
+    ],
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8"))

@@ -142,9 +142,11 @@ class OptimizerConfig(Config):
     """AdamW with a linear warm-up, a constant stretch and a linear decay."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Between warm-up and decay."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decay of matrices; vectors, norms and the item table are not decayed."""
     warmup_steps: int = Field(default=100, ge=0)
+    """Steps over which the learning rate grows from nothing."""
     decay_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps of `training.max_epochs`, at their end, over which the learning rate falls to a twentieth."""
     gradient_clip_norm: float = Field(default=5.0, gt=0)
@@ -155,9 +157,11 @@ class TrainingConfig(Config):
     """How long, and with what means."""
 
     max_epochs: int = Field(default=200, gt=0)
+    """Times that every history is gone through, at most."""
     patience: int = Field(default=10, gt=0)
     """Validations without a better NDCG@10 before training stops."""
     validate_every_epochs: int = Field(default=1, gt=0)
+    """Epochs between two validations, each of which ranks the whole catalogue for every user."""
     include_validation: bool = False
     """Train on validation events as well; then nothing is validated and the last weights are kept. `train --refit` sets it."""
     stop_after_epochs: int | None = Field(default=None, gt=0)
@@ -167,8 +171,9 @@ class TrainingConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Seeds weights, batches, masks, negatives and dropout, each from a generator of its own."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """`bf16-mixed` is for GPUs. Not measured yet."""
     threads: int | None = Field(default=None, gt=0)
-    """CPU threads of each worker; without it, the machine's cores over the workers on it."""
+    """CPU threads of each worker; without it, the cores of its machine over the workers there."""
     log_every_steps: int = Field(default=20, gt=0)
     """Steps between two points of the TensorBoard loss curve."""
 
@@ -194,8 +199,11 @@ class RankerConfig(Config):
     recent_days: int = Field(default=30, gt=0)
     """Days before the end of training that `log_recent_count` looks back."""
     num_trees: int = Field(default=200, gt=0)
+    """Trees at most."""
     num_leaves: int = Field(default=31, gt=1)
+    """Leaves of a tree at most."""
     learning_rate: float = Field(default=0.05, gt=0)
+    """Share of each tree's answer that is added."""
     min_leaf_events: int = Field(default=50, gt=0)
     """Fewest training rows in a leaf."""
     holdout_fraction: float = Field(default=0.2, gt=0, lt=1)

@@ -30,6 +30,7 @@ def fit(
     *,
     resume: bool = False,
     num_workers: int = 1,
+    workers_here: int = 1,
     strategy: Any = "auto",
     plugins: Sequence[Any] = (),
     callbacks: Sequence[pl.Callback] = (),
@@ -41,13 +42,14 @@ def fit(
 
     Args:
         num_workers: ranks in all; each takes its share of every step.
+        workers_here: those of this machine, among which its cores are shared.
         strategy, plugins, callbacks, prepare: what a cluster launcher adds to the Lightning trainer.
 
     Raises:
         UserError: the split leaves a part empty.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // num_workers))
+    torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // workers_here))
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning 2.6 with torch 2.13
     users = evaluation_users(make_split(dataset, config.split), "validation")

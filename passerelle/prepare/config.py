@@ -76,6 +76,7 @@ class Condition(Config):
     """Keep a row only where this holds; a missing value never does, except under `is_null`."""
 
     column: str
+    """Column to look at."""
     operator: Literal[">", ">=", "<", "<=", "==", "!=", "in", "matches", "not_matches", "is_null", "not_null"]
     """`matches` searches for a regular expression (RE2)."""
     value: float | str | tuple[str, ...] | None = None
@@ -180,9 +181,11 @@ class EntityConfig(TableConfig):
     """Table of items or of users, one row each; without files, features come from the events."""
 
     files: tuple[str, ...] = ()
+    """As for events; absent, every feature comes from the events."""
     id: str | None = None
     """Column of the id."""
     features: dict[str, FeatureConfig] = Field(default_factory=dict)
+    """What to keep of them, by name."""
 
     @model_validator(mode="after")
     def _entity_options(self) -> Self:
@@ -205,7 +208,9 @@ class FiltersConfig(Config):
     first_event_per_pair: bool = False
     """Keep only the first event of a (user, item) pair."""
     min_item_events: int = Field(default=1, ge=1)
+    """Drop items with fewer events."""
     min_user_events: int = Field(default=1, ge=1)
+    """Drop users with fewer events."""
     iterate: bool = True
     """Repeat the minimum counts until both hold (k-core); otherwise items once, then users once."""
 
@@ -238,14 +243,20 @@ class PrepareConfig(Config):
     title: str | None = None
     """Item feature shown to people."""
     item_id_type: IdType
+    """Type of the item ids, in the files, in requests and in answers."""
     user_id_type: IdType
+    """Type of the user ids."""
     on_bad_rows: Literal["error", "drop"] = "error"
     """A row that cannot be understood stops everything, or is dropped and counted (a feature's bad value becomes missing)."""
     source: SourceConfig | None = None
     events: tuple[EventsConfig, ...]
+    """One or more groups of files, each with columns of its own."""
     items: EntityConfig = EntityConfig()
+    """Table of items."""
     users: EntityConfig = EntityConfig()
+    """Table of users."""
     filters: FiltersConfig = FiltersConfig()
+    """Which events stay."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:

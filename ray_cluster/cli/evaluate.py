@@ -54,7 +54,7 @@ def _names(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     "--segments",
     callback=_segments,
     metavar="EDGES",
-    help="Measure users by length of history too: terciles, or the first length of every further group, such as 20,100.",
+    help="Measure users by length of history too: terciles, or where groups begin: 20,100 is below 20, 20 to 99, and from 100.",
 )
 @click.option("--dataset", type=click.Path(path_type=Path), help="Where the dataset is now, if it has moved since training.")
 @json_option

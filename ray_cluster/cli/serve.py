@@ -15,7 +15,13 @@ from ray_cluster.cli.console import repository_option, stderr
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every interface.")
 @click.option("--topology", type=click.Choice(["fused", "staged"]), default="fused", show_default=True, help="One replica, or one a stage.")
-@click.option("--triton", default="embedded", show_default=True, metavar="embedded|HOST:PORT", help="Gives gRPC; started here if embedded.")
+@click.option(
+    "--triton",
+    default="embedded",
+    show_default=True,
+    metavar="embedded|HOST:PORT",
+    help="Where Triton listens for gRPC; `embedded` starts one here.",
+)
 @repository_option
 def command(bundle: Path, port: int, host: str, topology: str, triton: str, repository: Path) -> None:
     """Serve a published BUNDLE over HTTP until Ctrl-C or SIGTERM, then stop every process that was started.

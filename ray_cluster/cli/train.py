@@ -15,7 +15,7 @@ from ray_cluster.cli.console import json_option, print_json, progress_bars, set_
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Data-parallel Ray Train workers.")
 @click.option("--no-ray", is_flag=True, help="Train in this process, without Ray.")
 @click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster (`auto`, `ray://HOST:10001`); without it, Ray starts here.")
-@click.option("--resume", is_flag=True, help="Continue the run from its last epoch.")
+@click.option("--resume", is_flag=True, help="Continue the run from its last checkpoint; give the same recipe, dataset and --set.")
 @click.option("--refit", type=click.Path(path_type=Path), metavar="RUN", help="Train RUN's recipe again, on train and validation.")
 @set_option
 @json_option
@@ -31,10 +31,11 @@ def command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train RECIPE (a name such as bert4rec, or a TOML file) on a prepared dataset.
+    """Train RECIPE (bert4rec, sasrec, or a TOML file) on a prepared dataset.
 
     Training stops after `training.max_epochs`, or when validation NDCG@10 has not grown for `training.patience` validations;
-    the best weights are kept. Watch it with `tensorboard --logdir RUN/tensorboard`.
+    the best weights are kept. Watch it with `tensorboard --logdir RUN/tensorboard`. Every setting is in docs/configuration.md, and
+    docs/training.md says how to use them.
 
     With --refit RUN instead of RECIPE, what RUN was trained with is trained anew on train and validation events together, for the
     epochs that RUN's validation chose: the model to serve, once the choices are made. Its test figures are said to be a refit's.
@@ -42,7 +43,7 @@ def command(
     \b
     Examples:
       passerelle train bert4rec --dataset artifacts/dataset --out artifacts/run
-      passerelle train bert4rec --dataset artifacts/dataset --out artifacts/run --workers 2
+      passerelle train sasrec --dataset artifacts/dataset --out artifacts/run --set loss.kind=sampled --workers 2
       passerelle train bert4rec --dataset artifacts/dataset --out artifacts/run --no-ray --set training.max_epochs=5
       passerelle train bert4rec --dataset artifacts/dataset --out artifacts/run --resume
       passerelle train --refit artifacts/run --out artifacts/refit
