@@ -2,7 +2,8 @@
 
 Two kernels with one meaning. `DenseAttention` adds a [B, H, L, L] bias to the logits of PyTorch's fused kernels: batches hold
 histories of like length, so little of it is padding. `FlexAttention` computes the same bias inside the kernel and skips
-blocks that nothing may see; it needs a CUDA device, for PyTorch has no backward pass of it elsewhere.
+blocks that nothing may see, for which a bool mask of each pair is made once a batch; it needs a CUDA device, for PyTorch has
+no backward pass of it elsewhere.
 
 Shape legend: B sequences, L padded length, P queries of each (L of them, or fewer), H heads, K width of a head, N time buckets.
 """
@@ -81,11 +82,13 @@ class FlexAttention:
 
     def _visible(self, columns_BP: Tensor) -> Any:
         visible_BL, direction_H = self._preferences.visible_BL, self._preferences.direction_H
+        shared = len(direction_H) == 1  # the kernel asks for every head, though one block mask serves all
 
         def allowed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             column = columns_BP[b, query]
             seen = visible_BL[b, key] | (column == key)
-            return seen & (direction_H[h] * (column - key) >= 0)
+            direction = direction_H[0] if shared else direction_H[h]
+            return seen & (direction * (column - key) >= 0)
 
         num_keys, device = visible_BL.shape[1], visible_BL.device
         return create_block_mask(allowed, len(visible_BL), len(direction_H), columns_BP.shape[1], num_keys, device=device)

@@ -46,8 +46,8 @@ class ModelConfig(Config):
     output_table: Literal["tied", "separate"] = "tied"
     """`tied`: one vector for an item of the history and as an answer. `separate`: two, for twice the memory."""
     attention_kernel: Literal["dense", "flex"] = "dense"
-    """`flex` (PyTorch's FlexAttention, compiled) holds no bias in memory; on a CUDA device only, elsewhere `dense` does the work.
-    Not measured yet."""
+    """`flex` (PyTorch's FlexAttention, compiled) computes the bias of distance and time where it is used; on a CUDA device only,
+    elsewhere `dense` does the work. Not measured yet."""
     max_history: int = Field(default=200, ge=2)
     """Longest history, in items, the encoder looks at; older items are ignored."""
 

@@ -46,7 +46,7 @@ def problem(*, directions: list[int], timed: bool, device: str) -> Problem:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("directions", [[0, 0], [1, 1], [1, -1]])
+@pytest.mark.parametrize("directions", [[0], [1], [0, 0], [1, 1], [1, -1]])
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @torch.no_grad()
@@ -65,7 +65,7 @@ def test_both_attention_kernels_mean_the_same(directions: list[int], timed: bool
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("directions", [[0, 0], [1, 1], [1, -1]])
+@pytest.mark.parametrize("directions", [[0], [1], [0, 0], [1, 1], [1, -1]])
 @pytest.mark.parametrize("timed", [False, True])
 def test_both_attention_kernels_learn_the_same(directions: list[int], timed: bool) -> None:
     posed = problem(directions=directions, timed=timed, device="cuda")
