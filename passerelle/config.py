@@ -20,6 +20,22 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
+def refuse_idle(config: Config, readers: dict[str, tuple[bool, str]]) -> None:
+    """For validators: an option that the others leave without effect keeps its default.
+
+    Args:
+        readers: option -> whether anything reads it, and what would have to hold.
+
+    Raises:
+        ValueError: one was set in vain.
+    """
+    for name, (is_read, needed) in readers.items():
+        value = getattr(config, name)
+        if not is_read and value != type(config).model_fields[name].default:
+            shown = value if isinstance(value, bool | int | float) else str(value)
+            raise ValueError(f"{name} = {shown!r} has no effect without {needed}")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file.
 

@@ -30,19 +30,24 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step; a reader sees the old file or the new one."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write; it takes the place of `path` when the block ends well. A reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield beside
+        _flush(beside)
         beside.replace(path)
         _flush(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` (`new_file`)."""
+    with new_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

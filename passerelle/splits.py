@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from passerelle.config import Config
+from passerelle.config import Config, refuse_idle
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.files import sha256_of
@@ -48,6 +48,22 @@ class SplitConfig(Config):
     def _file_and_rule_agree(self) -> "SplitConfig":
         if (self.rule == "file") != (self.file is not None):
             raise ValueError(f"rule = {self.rule!r} and file = {str(self.file)!r}: rule = 'file' needs a file, and only it has one")
+        return self
+
+    @model_validator(mode="after")
+    def _has_no_idle_option(self) -> "SplitConfig":
+        dated = self.rule == "global_time"
+        dates = (self.validation_start, self.test_start)
+        refuse_idle(
+            self,
+            {
+                "file_sha256": (self.file is not None, "file"),
+                "validation_start": (dated, "rule = 'global_time'"),
+                "test_start": (dated, "rule = 'global_time'"),
+                "validation_fraction": (dated and self.validation_start is None, "rule = 'global_time', validation_start left out"),
+                "test_fraction": (dated and None in dates, "rule = 'global_time', one of the dates left out"),
+            },
+        )
         return self
 
     def pinned(self) -> "SplitConfig":

@@ -52,7 +52,9 @@ def small_recipe(*overrides: str) -> "RunConfig":
     """The recipe of `SMALL_RECIPE` with some more `section.key=value`."""
     from training.config import RunConfig  # here, because tests of the contract make datasets too
 
-    return validate(RunConfig, apply_overrides({}, [*SMALL_RECIPE, *overrides]), "small recipe")
+    causal = "objective.kind=causal" in overrides
+    settings = [setting for setting in SMALL_RECIPE if not (causal and setting.startswith("objective.mask"))]
+    return validate(RunConfig, apply_overrides({}, [*settings, *overrides]), "small recipe")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 
 from passerelle.dataset import Dataset
@@ -14,6 +15,17 @@ from training.run import LAST, RunManifest
 
 SAMPLED = ("loss.kind=sampled", "loss.num_negatives=64")
 NOT_LEARNING = "optimizer.learning_rate=1e-12"
+
+
+class Stop(pl.Callback):
+    """Fails in the middle of an epoch."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self._where = (epoch - 1, batch)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == self._where:
+            raise RuntimeError("the power went")
 
 
 def train(

@@ -1,4 +1,8 @@
-"""What a run writes while it trains: checkpoints, `progress.json` for whoever is watching, `history.jsonl` for good."""
+"""What a run writes while it trains: checkpoints, `progress.json` for whoever is watching, `history.jsonl` for good.
+
+A run may be killed at any moment, and its directory may be on another file system than where temporary files are: whatever is needed
+to go on is written beside and renamed.
+"""
 
 import json
 import time
@@ -6,14 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from passerelle.files import write_text
+from passerelle.files import new_file, write_text
 from training.sequence_model import MONITOR, SequenceModel
 
 PROGRESS = "progress.json"
 HISTORY = "history.jsonl"
 _PROGRESS_INTERVAL_S = 1.0
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """A checkpoint is the old one or the new one, wherever it is; Lightning copies it from where temporary files are."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with new_file(Path(path)) as beside:
+            torch.save(checkpoint, beside)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -66,18 +80,19 @@ class RunJournal(pl.Callback):
     def __init__(self, run_path: Path) -> None:
         self._run_path = run_path
         self._written_s = self._epoch_started_s = 0.0
+        self._earlier_s = 0.0
         self._validation: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop lines of epochs after the checkpoint that training continues from."""
-        self._epoch_started_s = time.monotonic()
+        self._epoch_started_s = time.monotonic() - self._earlier_s  # an epoch that is continued is not started again
         history = self._run_path / HISTORY
         if trainer.is_global_zero and history.exists():
             lines = [line for line in history.read_text().splitlines() if json.loads(line)["epoch"] <= trainer.current_epoch]
             write_text(history, "".join(f"{line}\n" for line in lines))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch_started_s = time.monotonic()
+        self._epoch_started_s = time.monotonic() - self._earlier_s
         self._validation = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -94,6 +109,8 @@ class RunJournal(pl.Callback):
         """Runs after validation, so the line holds both, where the epoch has one."""
         assert isinstance(pl_module, SequenceModel)
         loss = float(pl_module.mean_train_loss())
+        seconds = time.monotonic() - self._epoch_started_s
+        self._epoch_started_s = self._earlier_s = 0.0
         if not trainer.is_global_zero:
             return
         line = {
@@ -101,7 +118,15 @@ class RunJournal(pl.Callback):
             "step": trainer.global_step,
             "train_loss_epoch": loss,
             **self._validation,
-            "seconds": round(time.monotonic() - self._epoch_started_s, 3),
+            "seconds": round(seconds, 3),
         }
-        with (self._run_path / HISTORY).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        history = self._run_path / HISTORY
+        before = history.read_text(encoding="utf-8") if history.exists() else ""
+        write_text(history, f"{before}{json.dumps(line)}\n")
+
+    def state_dict(self) -> dict[str, float]:
+        """Seconds of the epoch so far, those before an earlier interruption included."""
+        return {"seconds": time.monotonic() - self._epoch_started_s if self._epoch_started_s else 0.0}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._earlier_s = state_dict["seconds"]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from passerelle.config import Config, load_config
+from passerelle.config import Config, load_config, refuse_idle
 from passerelle.errors import UserError
 from passerelle.splits import SplitConfig
 
@@ -74,6 +74,12 @@ class ObjectiveConfig(Config):
     last_only_probability: float = Field(default=0.1, ge=0, le=1)
     """`masked`: chance of a window to have its last item alone masked, as it is when serving."""
 
+    @model_validator(mode="after")
+    def _has_no_idle_option(self) -> "ObjectiveConfig":
+        masked = (self.kind == "masked", "objective.kind = 'masked'")
+        refuse_idle(self, {"mask_probability": masked, "last_only_probability": masked})
+        return self
+
 
 class LossConfig(Config):
     """How the target is told from the rest of the catalogue. An option that the others leave without effect is an error."""
@@ -99,7 +105,7 @@ class LossConfig(Config):
     in_batch_share: float = Field(default=0.5, gt=0, lt=1)
     """`mixed`: share of the negatives that are targets of the step; the rest are uniform."""
     in_batch_frequency: Literal["counts", "streaming"] = "counts"
-    """`in_batch`, `mixed`: how often an item is a target, for the correction: by training events, or estimated while training."""
+    """`in_batch`, `mixed`: how often an item is a target, for the correction: counted before training, or estimated while it runs."""
     streaming_rate: float = Field(default=0.01, gt=0, lt=1)
     """`streaming` sampler or frequency: weight of the newest gap between two appearances of an item; about 1 over it are remembered."""
     gather_negatives: bool = True
@@ -109,7 +115,7 @@ class LossConfig(Config):
     def _has_no_idle_option(self) -> "LossConfig":
         sampled = self.kind == "sampled"
         in_batch = self.sampler in ("in_batch", "mixed")
-        users = {
+        readers = {
             "max_logits": (self.kind == "full", "loss.kind = 'full'"),
             "num_negatives": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
             "gbce_calibration": (self.kind == "gbce", "loss.kind = 'gbce'"),
@@ -124,10 +130,7 @@ class LossConfig(Config):
             ),
             "gather_negatives": (in_batch, "loss.sampler = 'in_batch' or 'mixed'"),
         }
-        for name, (used, needed) in users.items():
-            value = getattr(self, name)
-            if not used and value != type(self).model_fields[name].default:
-                raise ValueError(f"{name} = {value!r} has no effect without {needed}")
+        refuse_idle(self, readers)
         return self
 
 

@@ -24,16 +24,16 @@ from passerelle.errors import UserError
 from passerelle.files import write_text
 from passerelle.progress import Progress, silent
 from passerelle.segments import Segment, length_segments
-from passerelle.splits import EvaluationUsers, Int64Array, Part, Split
+from passerelle.splits import EvaluationUsers, Int64Array, Part
 from training.baselines import make_baselines
 from training.baselines.base import Scorer, hyper_parameters
-from training.evaluation_batches import EvaluationBatches
+from training.evaluation_batches import EvaluationBatches, relevant_items
 from training.measures import Measures, batch_auc, by_segment, confidence, describe_catalogue, measure
 from training.open_run import OpenRun
 from training.ranking import rank_scores
-from training.windows import Windows, gather_ragged, with_validation
+from training.run import DETAILS, EVALUATION
+from training.windows import with_validation
 
-EVALUATION, DETAILS = "evaluation.json", "evaluation_details.json"
 DEFAULT_KS = (10, 20, 50, 100)
 EVALUATION_TOKEN_BUDGET = 25_600
 
@@ -49,7 +49,7 @@ class EvaluationSettings:
     baselines: tuple[str, ...] = ("popularity",)
     """Names from `training.baselines.BASELINES`, or `all`."""
     fit_baselines_on: FitOn = "train"
-    """What baselines learn from, histories at the time of ranking being the same for all. `train`: the training events, like the model.
+    """What baselines learn from, histories at the time of ranking being the same for all. `train`: what the model was trained on.
     `before_targets`: all events before the evaluated part, so that for the test part validation events are learnt from too, as
     published tables of baselines often do; for the validation part the two are the same."""
     with_seen: bool = False
@@ -116,12 +116,6 @@ def rank_users(
     return rows_QK, scores_QK
 
 
-def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[Int64Array, Int64Array]:
-    """(targets of all users one after the other, offsets [Q1] between users)."""
-    positions_G, offsets_Q1 = gather_ragged(Windows(users.history_end_Q, users.target_end_Q))
-    return dataset.item_rows_E[positions_G].astype(np.int64), offsets_Q1
-
-
 def ranking_metrics(dataset: Dataset, users: EvaluationUsers, rows_QK: Int64Array, ks: tuple[int, ...]) -> dict[str, float]:
     """Every metric at every k of given rankings."""
     relevant_G, offsets_Q1 = relevant_items(dataset, users)
@@ -148,7 +142,8 @@ def evaluate_in_detail(
     catalogue = describe_catalogue(run.dataset, run.split, users, run.vectors_RD)
     relevant_G, offsets_Q1 = relevant_items(run.dataset, users)
     # All are fitted before anything is ranked, so that one that cannot be is refused at once.
-    fitting = _fitting_split(run.split, part, settings.fit_baselines_on)
+    fitted_on: FitOn = "before_targets" if run.manifest.config.training.include_validation else settings.fit_baselines_on
+    fitting = with_validation(run.split) if fitted_on == "before_targets" and part == "test" else run.split
     for done, baseline in enumerate(baselines.values()):
         progress("fitting baselines", done, len(baselines))
         baseline.fit(run.dataset, fitting)
@@ -175,7 +170,7 @@ def evaluate_in_detail(
         measures = measured(name, scorer, exclude_seen=True)
         # The same draws for each scorer: an interval does not depend on what else was asked for.
         details = confidence(measures, model, np.random.default_rng(run.manifest.config.training.seed))
-        details["fitted_on"] = settings.fit_baselines_on if name in baselines else run.manifest.trained_on
+        details["fitted_on"] = fitted_on if name in baselines else run.manifest.trained_on
         details["diversity_of"] = catalogue.diversity_of
         if name in baselines:
             details["hyper_parameters"] = hyper_parameters(baselines[name])
@@ -205,11 +200,6 @@ def _segments(users: EvaluationUsers, settings: EvaluationSettings) -> list[Segm
         return []
     lengths_Q = users.history_end_Q - users.history_start_Q
     return length_segments(lengths_Q, None if settings.segments == "terciles" else settings.segments)
-
-
-def _fitting_split(split: Split, part: Part, fit_on: FitOn) -> Split:
-    """A split whose training events are those that baselines may learn from."""
-    return with_validation(split) if fit_on == "before_targets" and part == "test" else split
 
 
 def record_evaluation(run_path: Path, part: Part, results: dict[str, dict[str, float]], forget: Collection[str] = ()) -> None:

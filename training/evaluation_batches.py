@@ -1,6 +1,8 @@
 """Batches of histories to be continued, with what is relevant and what must not be ranked.
 
-Shape legend: B users of a batch, B1 = B + 1, L padded length, Q users in all, G relevant items, S seen items of all users of the batch.
+Shape legend: B users of a batch, B1 = B + 1, L padded length, Q users in all, Q1 = Q + 1, G relevant items, S seen items of all
+users of the batch.
+of the batch.
 """
 
 from collections.abc import Iterator
@@ -41,6 +43,7 @@ class EvaluationBatch:
     seen_item_S: Tensor
     """int64 item row of each item of the whole history."""
     relevant_rows_G: Int64Array
+    """int64 item rows, of each user without repetition (`relevant_items`)."""
     relevant_offsets_B1: Int64Array
     positions_B: Int64Array
     """Position of each user in the `EvaluationUsers` the batches were made from."""
@@ -53,6 +56,14 @@ class EvaluationBatch:
 def request_times_ms(dataset: Dataset, users: EvaluationUsers) -> Int64Array:
     """The time [Q] at which each user asks: that of the first target; without a target, that of the last event itself."""
     return np.asarray(dataset.timestamps_ms_E[np.minimum(users.history_end_Q, users.target_end_Q - 1)])
+
+
+def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[Int64Array, Int64Array]:
+    """(distinct item rows of each user's targets, one user after the other; offsets [Q1] between users)."""
+    positions_G, offsets_Q1 = gather_ragged(Windows(users.history_end_Q, users.target_end_Q))
+    user_G = np.repeat(np.arange(len(users)), np.diff(offsets_Q1))
+    user_G, rows_G = np.divmod(np.unique(user_G * dataset.num_rows + dataset.item_rows_E[positions_G]), dataset.num_rows)
+    return rows_G, np.searchsorted(user_G, np.arange(len(users) + 1))
 
 
 class EvaluationBatches:
@@ -79,7 +90,7 @@ class EvaluationBatches:
         start_B = np.maximum(users.history_start_Q, users.history_end_Q - self._max_history)
         history_T, history_offsets_B1 = gather_ragged(Windows(start_B, users.history_end_Q))
         seen_S, seen_offsets_B1 = gather_ragged(Windows(users.history_start_Q, users.history_end_Q))
-        relevant_G, relevant_offsets_B1 = gather_ragged(Windows(users.history_end_Q, users.target_end_Q))
+        relevant_rows_G, relevant_offsets_B1 = relevant_items(self._dataset, users)
         items_T = torch.from_numpy(rows_E[history_T].astype(np.int64))
         items_BL, row_T, column_T = pad_right_aligned(items_T, torch.from_numpy(history_offsets_B1))
         return EvaluationBatch(
@@ -90,7 +101,7 @@ class EvaluationBatches:
             ),
             seen_row_S=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(seen_offsets_B1))),
             seen_item_S=torch.from_numpy(rows_E[seen_S].astype(np.int64)),
-            relevant_rows_G=rows_E[relevant_G].astype(np.int64),
+            relevant_rows_G=relevant_rows_G,
             relevant_offsets_B1=relevant_offsets_B1,
             positions_B=positions_B,
         )

@@ -14,12 +14,12 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from passerelle.dataset import Dataset
 from passerelle.splits import evaluation_users, make_split
 from training.batches import EpochBatches
-from training.callbacks import BestCheckpoint, LastCheckpoint, Patience, RunJournal
+from training.callbacks import BestCheckpoint, LastCheckpoint, Patience, RunJournal, WholeCheckpoints
 from training.config import RunConfig
 from training.data import SequenceData
 from training.run import LAST, RunManifest, finish_run, plan_run, start_run
 from training.sequence_model import SequenceModel
-from training.statistics import num_events
+from training.statistics import num_events, num_targets
 from training.windows import training_split
 
 
@@ -55,8 +55,9 @@ def fit(
     users = evaluation_users(make_split(dataset, config.split), "validation")
     split = training_split(dataset, config)
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
-    counts_R = torch.from_numpy(num_events(dataset, split)).double()
-    model = SequenceModel(config, counts_R, total_steps=steps_per_epoch * config.training.max_epochs)
+    of_targets = config.loss.sampler in ("in_batch", "mixed")
+    counts_R = num_targets(dataset, split, config) if of_targets else num_events(dataset, split)
+    model = SequenceModel(config, torch.from_numpy(counts_R).double(), total_steps=steps_per_epoch * config.training.max_epochs)
     checkpoints = run_path / "checkpoints"
     choice: list[pl.Callback] = (
         [] if config.training.include_validation else [Patience(config.training.patience), BestCheckpoint(checkpoints)]
@@ -72,7 +73,7 @@ def fit(
         accelerator="auto",
         devices="auto" if num_workers > 1 or strategy != "auto" else 1,
         strategy=strategy,
-        plugins=list(plugins),
+        plugins=[WholeCheckpoints(), *plugins],
         callbacks=[*callbacks, *ours],  # last.ckpt comes last: it holds the state of the others
         logger=TensorBoardLogger(run_path, name="tensorboard", version=""),
         reload_dataloaders_every_n_epochs=1,

@@ -56,6 +56,20 @@ def next_items(offsets_B1: Int64Array) -> Question:
     return Question(event_T, tokens_before_B1, np.zeros(len(event_T), dtype=np.bool_), event_T + 1, token_M, event_T + 1)
 
 
+def expected_targets(offsets_B1: Int64Array, config: ObjectiveConfig) -> npt.NDArray[np.float64]:
+    """How often each event [E] of some windows is a right answer in an epoch, on average."""
+    lengths_B = np.diff(offsets_B1)
+    last_B, first_B = offsets_B1[1:] - 1, offsets_B1[:-1]
+    if config.kind == "causal":
+        expected_E = np.ones(offsets_B1[-1])
+        expected_E[first_B] = 0.0
+        return expected_E
+    mask, last_only = config.mask_probability, config.last_only_probability
+    expected_E = np.full(offsets_B1[-1], (1 - last_only) * mask)
+    expected_E[last_B] = last_only + (1 - last_only) * (mask + (1 - mask) ** lengths_B)
+    return expected_E
+
+
 def select_windows(question: Question, mine_B: Int64Array) -> Question:
     """The part of a question that concerns some windows, in the given order."""
     token_T, offsets_B1 = gather_ragged(Windows(question.offsets_B1[mine_B], question.offsets_B1[mine_B + 1]))

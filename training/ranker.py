@@ -22,11 +22,11 @@ from passerelle.files import new_directory, write_text
 from passerelle.ids import PADDING_ROW
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
-from training.evaluation import rank_users, ranking_metrics, record_evaluation, relevant_items
-from training.evaluation_batches import request_times_ms
+from training.evaluation import rank_users, ranking_metrics, record_evaluation
+from training.evaluation_batches import relevant_items, request_times_ms
 from training.open_run import OpenRun, load_run
+from training.run import RANKER
 
-RANKER = "ranker"
 EVALUATED_KS = (10, 20, 50)
 
 Predictor = Callable[[npt.NDArray[np.float32]], npt.ArrayLike]

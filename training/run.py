@@ -9,6 +9,7 @@ run/
   evaluation.json      written by `passerelle evaluate`: plain numbers; intervals, segments and how baselines were fitted are in
                        evaluation_details.json
   ranker/              written by `passerelle train-ranker`
+  split.*              the user's split file, where the recipe has one
 """
 
 import json
@@ -20,6 +21,7 @@ import torch
 
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
+from passerelle.files import new_file
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
 from training.batches import EpochBatches
 from training.callbacks import HISTORY
@@ -30,6 +32,8 @@ from training.windows import training_split
 LIBRARIES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 BEST = "checkpoints/best.ckpt"
 LAST = "checkpoints/last.ckpt"
+RANKER = "ranker"
+EVALUATION, DETAILS = "evaluation.json", "evaluation_details.json"
 
 
 class RunManifest(Manifest):
@@ -52,6 +56,9 @@ class RunManifest(Manifest):
     """Validation metrics of `best.ckpt`; none when it was trained on validation events too."""
     refit_of: str | None = None
     """Where the run was whose validation chose the number of epochs, where `config.training.include_validation` holds."""
+
+    sealed_best: str | None = None
+    """While a complete run is trained on: digest of the `best.ckpt` that its ranker and evaluations are of."""
 
     @property
     def trained_on(self) -> str:
@@ -88,7 +95,8 @@ def plan_run(
             raise UserError(f"{path} already holds a run: pass --resume to continue it, or choose another --out")
         manifest = open_manifest(path, RunManifest, verify=False)
         _check_same(manifest, dataset, config, path)
-        return manifest.updated(config=config.model_dump(), state="training")
+        sealed = manifest.files[BEST].sha256 if BEST in manifest.files else manifest.sealed_best
+        return manifest.updated(config=config.model_dump(), state="training", files={}, sealed_best=sealed)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not a run: choose another --out")
     common = provenance(RunManifest, path, (), LIBRARIES)
@@ -101,7 +109,14 @@ def plan_run(
 def start_run(path: Path, manifest: RunManifest) -> None:
     """Create the run directory, or mark it as in training again."""
     path.mkdir(parents=True, exist_ok=True)
+    if given := manifest.config.split.file:
+        with new_file(_split_copy(path, given)) as beside:
+            shutil.copyfile(given, beside)
     write_manifest(path, manifest)
+
+
+def _split_copy(path: Path, given: Path) -> Path:
+    return path / f"split{given.suffix}"
 
 
 def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path: Path) -> None:
@@ -111,7 +126,8 @@ def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path
     may_change = ("max_epochs", "patience", "threads", "log_every_steps")
     for section in now:
         for key, value in now[section].items():
-            if value != before[section][key] and not (section == "training" and key in may_change):
+            moved = key == "file" and now[section]["file_sha256"] == before[section]["file_sha256"]
+            if value != before[section][key] and not moved and not (section == "training" and key in may_change):
                 raise UserError(
                     f"{path}: {section}.{key} was {before[section][key]!r} and is now {value!r}: a resumed run keeps its values"
                 )
@@ -120,7 +136,7 @@ def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path
 def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
     """Record that training ended: epochs trained, the best one with its metrics, checksums of the checkpoints.
 
-    Where nothing was validated, the last weights are the best.
+    Where nothing was validated, the last weights are the best. What was made from earlier weights is removed: a ranker, evaluations.
     """
     if manifest.config.training.include_validation:
         shutil.copy(path / LAST, path / f"{BEST}.part")
@@ -129,13 +145,13 @@ def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
     history = [json.loads(line) for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
     best = next(line for line in history if line["epoch"] == best_epoch)
     validation = {} if manifest.config.training.include_validation else {MONITOR: best[MONITOR]}
-    manifest = manifest.updated(
-        state="complete",
-        epochs=epochs_trained,
-        best_epoch=best_epoch,
-        validation=validation,
-        files=provenance(RunManifest, path, (BEST, LAST), LIBRARIES)["files"],
-    )
+    files = provenance(RunManifest, path, (BEST, LAST), LIBRARIES)["files"]
+    if manifest.sealed_best not in (None, files[BEST]["sha256"]):
+        shutil.rmtree(path / RANKER, ignore_errors=True)
+        for name in (EVALUATION, DETAILS):
+            (path / name).unlink(missing_ok=True)
+    reached = {"epochs": epochs_trained, "best_epoch": best_epoch, "validation": validation}
+    manifest = manifest.updated(state="complete", files=files, sealed_best=None, **reached)
     write_manifest(path, manifest)
     return manifest
 
@@ -149,6 +165,9 @@ def open_run(path: Path) -> RunManifest:
     manifest = open_manifest(path, RunManifest)
     if manifest.state != "complete":
         raise UserError(f"{path}: training has not ended: continue it with `passerelle train --resume`")
+    if (given := manifest.config.split.file) and (kept := _split_copy(path, given)).is_file():
+        split = manifest.config.split.model_copy(update={"file": kept})
+        return manifest.model_copy(update={"config": manifest.config.model_copy(update={"split": split})})
     return manifest
 
 

@@ -44,7 +44,7 @@ class SequenceModel(pl.LightningModule):
 
     Args:
         config: the resolved recipe.
-        counts_R: float64 training events of each item row; samplers draw from them.
+        counts_R: float64 counts of each item row for the sampler (`make_sampler`).
         total_steps: steps in `max_epochs`, for the learning-rate schedule.
     """
 

@@ -1,6 +1,6 @@
 """Counts of items over the events that training may see.
 
-Shape legend: E events, T training events, R item rows (special rows included).
+Shape legend: E events, T training events, B1 windows + 1, R item rows (special rows included).
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ import numpy.typing as npt
 from passerelle.dataset import Dataset
 from passerelle.features import DAY_MS
 from passerelle.splits import Int64Array, Split
-from training.windows import training_events
+from training.config import RunConfig
+from training.objectives import expected_targets
+from training.windows import gather_ragged, training_events, training_windows
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,11 @@ def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemSta
 def num_events(dataset: Dataset, split: Split) -> Int64Array:
     """Training events [R] of each item, each counting one."""
     return np.bincount(dataset.item_rows_E[training_events(split)[0]], minlength=dataset.num_rows)
+
+
+def num_targets(dataset: Dataset, split: Split, config: RunConfig) -> npt.NDArray[np.float64]:
+    """How often each item [R] is a right answer in an epoch, on average: fewer than its events, and not in proportion to them."""
+    positions_E, offsets_B1 = gather_ragged(training_windows(split, config.model.max_history + 1))
+    return np.bincount(
+        dataset.item_rows_E[positions_E], weights=expected_targets(offsets_B1, config.objective), minlength=dataset.num_rows
+    ).astype(np.float64)

@@ -156,10 +156,8 @@ def test_splits_equal_a_slow_one(rule: str, seed: int, make_dataset: MakeDataset
     generator = np.random.default_rng(seed)
     times = [sorted(generator.integers(0, 12, generator.integers(1, 6)).tolist()) for _ in range(8)] + [[1, 6, 10], [4, 5, 9]]
     dataset = make_dataset([[(2, time) for time in history] for history in times])
-    starts = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (5, 9))
-    split = make_split(
-        dataset, validate(SplitConfig, dict(zip(("rule", "validation_start", "test_start"), (rule, *starts), strict=True)), "split")
-    )
+    dates = {name: datetime.fromtimestamp(ms / 1000, UTC) for name, ms in (("validation_start", 5), ("test_start", 9))}
+    split = make_split(dataset, validate(SplitConfig, {"rule": rule, **(dates if rule == "global_time" else {})}, "split"))
 
     def cut(history: list[int]) -> tuple[list[int], list[int], list[int]]:
         if rule == "leave_one_out":

@@ -16,8 +16,6 @@ from passerelle.splits import Split, SplitConfig, evaluation_users, make_split
 from tests.datasets import dataset_of
 from training.baselines.markov import Markov
 from training.evaluation import (
-    DETAILS,
-    EVALUATION,
     EvaluationSettings,
     evaluate,
     evaluate_in_detail,
@@ -29,6 +27,7 @@ from training.evaluation import (
 )
 from training.measures import describe_catalogue
 from training.open_run import OpenRun, load_run
+from training.run import DETAILS, EVALUATION
 
 
 @pytest.mark.parametrize("ks", [(0,), (-1, 10), (121,), (10, 1000)])

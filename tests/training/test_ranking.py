@@ -4,6 +4,7 @@ Shape legend: U users of a dataset, Q users of a part, B users of a batch, R ite
 """
 
 import math
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ def history_of(dataset: Dataset, users: EvaluationUsers, place: int) -> list[int
 
 
 def targets_of(dataset: Dataset, users: EvaluationUsers, place: int) -> list[int]:
-    return [int(row) for row in dataset.item_rows_E[users.history_end_Q[place] : users.target_end_Q[place]]]
+    """Each once: an item that is bought twice can be found but once."""
+    return sorted({int(row) for row in dataset.item_rows_E[users.history_end_Q[place] : users.target_end_Q[place]]})
 
 
 def slow_ranking(scores_R: npt.NDArray[np.floating], seen: list[int], k: int) -> list[int]:
@@ -90,6 +92,19 @@ def test_ranking_and_metrics_equal_the_slow_ones(dataset: Dataset, rule: SplitCo
     assert ranking_metrics(dataset, users, rows_QK, (k,)) == pytest.approx({name: np.mean([row[name] for row in slow]) for name in slow[0]})
     several = max(len(targets_of(dataset, users, place)) for place in range(len(users)))
     assert (several > 1) == (rule.rule == "global_time")
+
+
+def test_a_repeated_target_is_one_answer(tmp_path: Path) -> None:
+    """Whoever ranks the two items of the three last events first is perfect."""
+    dataset = dataset_of(tmp_path / "dataset", [[(2, 0), (3, 1), (5, 10), (4, 11), (5, 12)], [(2, 0), (3, 2), (4, 10)]], num_items=6)
+    fractions = {"validation_start": datetime(1970, 1, 1, 0, 0, 0, 1000), "test_start": datetime(1970, 1, 1, 0, 0, 0, 10000)}
+    users = evaluation_users(make_split(dataset, SplitConfig(rule="global_time", **fractions)), "test")
+    found = ranking_metrics(dataset, users, np.array([[5, 4, 6], [4, 6, 7]]), (2, 3))
+    perfect = {f"{name}@{k}": 1.0 for name in ("recall", "hit_rate", "ndcg", "mrr", "map") for k in (2, 3)}
+    assert found == pytest.approx({**perfect, "precision@2": 0.75, "precision@3": 0.5})
+    (batch,) = EvaluationBatches(dataset, users, max_history=5, token_budget=100)
+    assert batch.num_relevant_B.tolist() == [2, 1]
+    assert batch.relevant_rows_G.tolist() == [4, 5, 4]
 
 
 def test_model_ranks_as_one_user_at_a_time_does(run: OpenRun) -> None:

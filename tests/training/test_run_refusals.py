@@ -1,6 +1,7 @@
 """What a run refuses: directories, datasets, spoilt files, too little data, and impossible configurations."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,3 +134,31 @@ def test_a_run_that_would_never_validate_is_refused() -> None:
         small_recipe("training.stop_after_epochs=1", "training.validate_every_epochs=2")
     training = small_recipe("training.include_validation=true", "training.validate_every_epochs=21").training
     assert training.num_epochs == 20
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("split.test_start=2020-01-01", "test_start = '2020-01-01 00:00:00' has no effect without rule = 'global_time'"),
+        ("split.test_fraction=0.1", "test_fraction = 0.1 has no effect without rule = 'global_time'"),
+        ("split.file_sha256=abc", "file_sha256 = 'abc' has no effect without file"),
+    ],
+)
+def test_an_idle_option_of_the_split_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        small_recipe(setting)
+
+
+def test_a_fraction_beside_a_date_is_refused() -> None:
+    dated = ("split.rule=global_time", "split.validation_start=2020-01-01")
+    assert small_recipe(*dated, "split.test_fraction=0.1").split.test_fraction == 0.1
+    with pytest.raises(UserError, match=r"validation_fraction = 0\.1 has no effect"):
+        small_recipe(*dated, "split.validation_fraction=0.1")
+    with pytest.raises(UserError, match=r"test_fraction = 0\.1 has no effect"):
+        small_recipe(*dated, "split.test_start=2021-01-01", "split.test_fraction=0.1")
+
+
+@pytest.mark.parametrize("name", ["mask_probability", "last_only_probability"])
+def test_masking_next_items_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{name} = 0.7 has no effect without objective.kind = 'masked'")):
+        small_recipe("objective.kind=causal", f"objective.{name}=0.7")

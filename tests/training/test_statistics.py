@@ -1,15 +1,20 @@
-"""Item counts over training events, weighted, and over the last days of training."""
+"""Item counts over training events, weighted, over the last days of training, and as targets."""
 
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from passerelle.dataset import Dataset
 from passerelle.features import DAY_MS
-from passerelle.splits import SplitConfig, make_split
-from tests.datasets import dataset_of
-from training.statistics import item_statistics, num_events
+from passerelle.splits import Split, SplitConfig, make_split
+from tests.datasets import dataset_of, small_recipe
+from training.batches import EpochBatches
+from training.config import RunConfig
+from training.statistics import item_statistics, num_events, num_targets
+
+FloatArray = npt.NDArray[np.float64]
 
 
 @pytest.mark.parametrize(
@@ -48,3 +53,28 @@ def test_by_hand(tmp_path: Path) -> None:
     assert num_events(dataset, split).tolist() == [0, 0, 3, 2, 0, 0, 1, 0]
     assert statistics.counts_R.tolist() == [0, 0, 1 + 4 + 8, 2 + 32, 0, 0, 16, 0]
     assert statistics.recent_counts_R.tolist() == [0, 0, 8, 2 + 32, 0, 0, 0, 0]
+
+
+def drawn_targets(dataset: Dataset, split: Split, config: RunConfig, epochs: int) -> FloatArray:
+    """Mean over epochs of how often each item row is a target."""
+    batches = (batch for epoch in range(epochs) for batch in EpochBatches(dataset, split, config, epoch=epoch))
+    rows = np.concatenate([batch.target_rows_M.numpy() for batch in batches])
+    return np.bincount(rows, minlength=dataset.num_rows) / epochs
+
+
+def test_next_items_are_as_often_targets_as_counted(dataset: Dataset, split: Split) -> None:
+    config = small_recipe("objective.kind=causal")
+    counted_R = num_targets(dataset, split, config)
+    assert counted_R.tolist() == drawn_targets(dataset, split, config, epochs=1).tolist()
+    assert (counted_R < num_events(dataset, split)).any(), "the first event of a window is no target"
+
+
+@pytest.mark.parametrize("mask_probability", [0.1, 0.5])
+def test_masked_items_are_as_often_targets_as_counted(dataset: Dataset, split: Split, mask_probability: float) -> None:
+    """Shares of all targets differ from those of counting events by far more than from the drawn ones."""
+    config = small_recipe(f"objective.mask_probability={mask_probability}", "objective.last_only_probability=0.4")
+    counted_R, drawn_R = num_targets(dataset, split, config), drawn_targets(dataset, split, config, epochs=300)
+    spread_R = np.sqrt(np.maximum(counted_R, 1e-9) / 300)  # of a sum of Bernoulli draws, at most
+    assert (np.abs(drawn_R - counted_R) <= 5 * spread_R).all()
+    events_R = num_events(dataset, split) * (counted_R.sum() / num_events(dataset, split).sum())
+    assert (np.abs(drawn_R - events_R) > 5 * spread_R).any()

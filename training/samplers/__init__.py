@@ -28,7 +28,8 @@ def make_sampler(config: LossConfig, counts_R: Tensor) -> Sampler:
     """The sampler that a recipe asks for.
 
     Args:
-        counts_R: float64 training events of each item row, special rows included (and ignored).
+        counts_R: float64 training events of each item row, special rows included (and ignored); where targets are negatives, how often
+            it is a target.
     """
     num_rows = len(counts_R)
     match config.sampler:

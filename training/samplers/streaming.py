@@ -30,10 +30,10 @@ class Frequency(nn.Module, ABC):
 
 
 class CountedFrequency(Frequency):
-    """Shares of the training events; a row without events is never a target and has log-probability -inf.
+    """Shares of counts; a row without any is never a target and has log-probability -inf.
 
     Args:
-        counts_R: training events of each item row, of all that targets are taken from.
+        counts_R: how often each item row is a target.
     """
 
     learns = False
