@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import platform
 import queue
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 
 from passerelle.files import write_text
 from passerelle.manifest import git_commit
@@ -31,6 +33,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": psutil.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average_1_min": psutil.getloadavg()[0],
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
@@ -97,7 +100,8 @@ def write_result(theme: str, started: dict[str, Any], values: dict[str, Any]) ->
         values: what was measured.
     """
     record = {"theme": theme, "environment": started, **values}
-    path = RESULTS / f"{theme}_cpu{started['cores']}_{started['date'][:10]}.json"
+    hardware = re.sub(r"\W+", "-", started["gpu"].lower()) if started["gpu"] else f"cpu{started['cores']}"
+    path = RESULTS / f"{theme}_{hardware}_{started['date'][:10]}.json"
     write_text(path, json.dumps(record, indent=2) + "\n")
     print(json.dumps(record))
     return path

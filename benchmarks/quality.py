@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
-from benchmarks.runs import is_complete, train_once
+from benchmarks.runs import check_settings, is_complete, train_once
 from training.callbacks import HISTORY
 from training.config import RunConfig, load_recipe
 from training.evaluation import EvaluationSettings, evaluate_in_detail
@@ -45,6 +45,11 @@ class Case:
     overrides: tuple[str, ...] = ()
     published: float | None = None
     """Best NDCG@10 in print for this data and kind of model, where there is one."""
+
+    def config(self, seed: int, threads: int | None = None) -> RunConfig:
+        """The resolved recipe of one run."""
+        overrides = (*self.overrides, f"training.seed={seed}", *((f"training.threads={threads}",) if threads else ()))
+        return load_recipe(self.recipe, overrides)
 
 
 SHORT_HISTORIES = (
@@ -90,8 +95,7 @@ def main(cases: str, seeds: str, threads: int | None, refit: bool, collect: bool
 def _train(case: Case, path: Path, seed: int, threads: int | None, refit: bool) -> None:
     """The run of a seed, and its refit."""
     dataset = quality_dataset(case.data)
-    overrides = (*case.overrides, f"training.seed={seed}", *((f"training.threads={threads}",) if threads else ()))
-    train_once(case.recipe, dataset, load_recipe(case.recipe, overrides), path)
+    train_once(case.recipe, dataset, case.config(seed, threads), path)
     if refit:
         train_once(case.recipe, dataset, refit_config(open_run(path)), path.with_name(f"{path.name}-refit"), refit_of=path)
 
@@ -111,23 +115,23 @@ def _runs(name: str) -> list[Path]:
 
 def _collected(name: str) -> dict[str, Any]:
     """Figures of every complete run of a case, and their mean and standard deviation, apart for refits."""
-    kinds: dict[str, list[dict[str, Any]]] = {"train": [], "refit": []}
-    config: RunConfig | None = None
+    case, kinds = CASES[name], dict[str, list[dict[str, Any]]](train=[], refit=[])
     for path in _runs(name):
         run = load_run(path)
         test = evaluate_in_detail(run, "test", MODEL_ALONE).metrics["model"]
         manifest = run.manifest
-        config = config or manifest.config
-        found: dict[str, Any] = {"seed": manifest.config.training.seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
+        seed = manifest.config.training.seed
+        if not manifest.refit_of:
+            check_settings(path, case.config(seed))
+        found: dict[str, Any] = {"seed": seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
         found |= {"git_commit": manifest.git_commit, "validation": manifest.validation, "test": test, **_times(path)}
         kinds["refit" if manifest.refit_of else "train"].append(found)
-    if config is None:
+    if not any(kinds.values()):
         return {}
-    case = CASES[name]
     return {
         "data": case.data,
         "published_ndcg@10": case.published,
-        "config": config.model_dump(mode="json"),
+        "config": case.config(0).model_dump(mode="json"),
         **{kind: {"runs": runs, **_summary([run["test"] for run in runs])} for kind, runs in kinds.items() if runs},
     }
 

@@ -16,11 +16,9 @@ import click
 
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
-from benchmarks.runs import is_complete, train_once
-from passerelle.manifest import open_manifest
-from training.config import load_recipe
-from training.run import RunManifest
-from training.sequence_model import MONITOR
+from benchmarks.runs import check_settings, is_complete, train_once
+from training.config import RunConfig, load_recipe
+from training.run import open_run
 
 FOLDER = Path("artifacts/ablation")
 EPOCHS = 5
@@ -101,8 +99,11 @@ def main(recipe: str, only: str | None, threads: int | None, collect: bool) -> N
         raise click.BadParameter(f"{'; '.join(unknown)}: not among {'; '.join(variants)}")
     dataset = quality_dataset("ml-1m_sasrec")
     for name in names:
-        overrides = (*COMMON, *variants[name], *((f"training.threads={threads}",) if threads else ()))
-        train_once(recipe, dataset, load_recipe(recipe, overrides), _folder(recipe, name))
+        train_once(recipe, dataset, _config(recipe, name, threads), _folder(recipe, name))
+
+
+def _config(recipe: str, name: str, threads: int | None = None) -> RunConfig:
+    return load_recipe(recipe, (*COMMON, *VARIANTS[recipe][name], *((f"training.threads={threads}",) if threads else ())))
 
 
 def _folder(recipe: str, name: str) -> Path:
@@ -113,11 +114,14 @@ def _collect() -> None:
     started = environment()
     tables: dict[str, Any] = {}
     for recipe, variants in VARIANTS.items():
-        found = {name: open_manifest(path, RunManifest, verify=False) for name in variants if is_complete(path := _folder(recipe, name))}
-        tables[recipe] = {
-            name: {"overrides": variants[name], "best_epoch": manifest.best_epoch, MONITOR: manifest.validation[MONITOR]}
-            for name, manifest in found.items()
-        }
+        tables[recipe] = {}
+        for name in variants:
+            path = _folder(recipe, name)
+            if is_complete(path):
+                check_settings(path, _config(recipe, name))
+                manifest = open_run(path)
+                reached = {"git_commit": manifest.git_commit, "best_epoch": manifest.best_epoch, **manifest.validation}
+                tables[recipe][name] = {"overrides": variants[name], **reached}
     write_result("recipe_ablation", started, {"dataset": "ml-1m_sasrec", "epochs": EPOCHS, "common": COMMON, "recipes": tables})
 
 

@@ -9,7 +9,7 @@ from passerelle.dataset import Dataset
 from passerelle.manifest import MANIFEST_NAME, open_manifest
 from training.config import RunConfig
 from training.fit import train_in_process
-from training.run import RunManifest
+from training.run import RunManifest, open_run
 
 
 def is_complete(path: Path) -> bool:
@@ -17,9 +17,26 @@ def is_complete(path: Path) -> bool:
     return (path / MANIFEST_NAME).exists() and open_manifest(path, RunManifest, verify=False).state == "complete"
 
 
+def check_settings(path: Path, config: RunConfig) -> None:
+    """Refuse a complete run of other settings, which would stand in a table under the name of these.
+
+    Raises:
+        click.ClickException: naming what differs.
+    """
+    theirs, ours = (each.model_dump(exclude={"training": {"threads"}}) for each in (open_run(path).config, config))
+    differing = [f"{section}.{key}" for section in ours for key in ours[section] if theirs[section][key] != ours[section][key]]
+    if differing:
+        raise click.ClickException(f"{path} was trained with another {', '.join(differing)}: remove it, and it is trained anew")
+
+
 def train_once(recipe: str, dataset: Dataset, config: RunConfig, path: Path, *, refit_of: Path | None = None) -> None:
-    """Train, or go on training, unless that is done."""
+    """Train, or go on training, unless that is done.
+
+    Raises:
+        click.ClickException: it was done with other settings.
+    """
     if is_complete(path):
+        check_settings(path, config)
         return
     begun_s = time.perf_counter()
     manifest = train_in_process(recipe, dataset, config, path, resume=(path / MANIFEST_NAME).exists(), refit_of=refit_of)

@@ -1,20 +1,40 @@
 """The benchmarks of training measure what they say, on something tiny."""
 
+import json
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import recipe_ablation, softmax_memory
+from benchmarks import harness, recipe_ablation, softmax_memory
 from benchmarks.harness import apart, peak_bytes
 from benchmarks.peers import newest_events
+from benchmarks.runs import train_once
 from benchmarks.synthetic import synthetic_dataset
 from benchmarks.training_throughput import Variant, flop_counter, measure
 from passerelle.ids import FIRST_ITEM_ROW
-from tests.datasets import dataset_of
+from tests.datasets import dataset_of, planted_dataset, small_recipe
 from training.config import load_recipe
+
+
+def test_a_complete_run_of_other_settings_is_refused(tmp_path: Path) -> None:
+    """As where a recipe has changed since; but for threads, which change nothing."""
+    dataset = planted_dataset(tmp_path / "dataset")
+    train_once("bert4rec", dataset, small_recipe("training.max_epochs=1"), tmp_path / "run")
+    train_once("bert4rec", dataset, small_recipe("training.max_epochs=1", "training.threads=2"), tmp_path / "run")
+    with pytest.raises(click.ClickException, match=r"was trained with another model\.dropout, training\.max_epochs: remove it"):
+        train_once("bert4rec", dataset, small_recipe("training.max_epochs=2", "model.dropout=0.3"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("gpu", "name"), [(None, "theme_cpu2_2026-01-02.json"), ("NVIDIA H200", "theme_nvidia-h200_2026-01-02.json")])
+def test_results_are_named_by_machine(gpu: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    started = {**harness.environment(), "gpu": gpu, "cores": 2, "date": "2026-01-02T03:04:05"}
+    assert harness.write_result("theme", started, {"value": 1}) == tmp_path / name
+    assert json.loads((tmp_path / name).read_text())["value"] == 1
 
 
 def test_newest_events(tmp_path: Path) -> None:
