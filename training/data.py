@@ -8,6 +8,7 @@ from typing import TypeVar
 import pytorch_lightning as pl
 
 from passerelle.dataset import Dataset
+from passerelle.errors import UserError
 from passerelle.splits import EvaluationUsers, Split
 from training.batches import Batch, EpochBatches
 from training.config import RunConfig
@@ -31,11 +32,21 @@ class EpochLoader:
 
     def state_dict(self) -> dict[str, int]:
         """Steps whose weights a checkpoint made after a step holds; how many batches were prefetched does not matter."""
-        return {"epoch": self._epoch, "steps": self._trainer.fit_loop.epoch_loop.batch_progress.current.ready}
+        steps = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return {"epoch": self._epoch, "steps": steps, "steps_per_epoch": len(self)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where the checkpoint was made; one made at an epoch's end says nothing of the next."""
+        """Go on where the checkpoint was made; one made at an epoch's end says nothing of the next.
+
+        Raises:
+            UserError: it was made within an epoch of other batches: those of very few windows depend on the number of workers.
+        """
         if state_dict["epoch"] == self._epoch:
+            if state_dict["steps_per_epoch"] != len(self):
+                raise UserError(
+                    f"epoch {self._epoch + 1} was begun in {state_dict['steps_per_epoch']} steps and has {len(self)} with this number of "
+                    "workers: resume with as many as it had"
+                )
             self._batches.first_step = state_dict["steps"]
 
 

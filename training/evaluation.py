@@ -25,7 +25,7 @@ from passerelle.files import write_text
 from passerelle.progress import Progress, silent
 from passerelle.segments import Segment, length_segments
 from passerelle.splits import EvaluationUsers, Int64Array, Part
-from training.baselines import make_baselines
+from training.baselines import RECENT_DAYS, make_baselines
 from training.baselines.base import Scorer, hyper_parameters
 from training.evaluation_batches import EvaluationBatches, relevant_items
 from training.measures import Measures, batch_auc, by_segment, confidence, describe_catalogue, measure
@@ -52,6 +52,8 @@ class EvaluationSettings:
     """What baselines learn from, histories at the time of ranking being the same for all. `train`: what the model was trained on.
     `before_targets`: all events before the evaluated part, so that for the test part validation events are learnt from too, as
     published tables of baselines often do; for the validation part the two are the same."""
+    recent_days: int = RECENT_DAYS
+    """How far the baseline `recent_popularity` looks back."""
     with_seen: bool = False
     """Measure everything a second time with seen items left in the ranking."""
     segments: tuple[int, ...] | Literal["terciles"] | None = None
@@ -136,7 +138,7 @@ def evaluate_in_detail(
         UserError: a k is below 1 or above the number of items, a baseline is not known or cannot be fitted, or segments do not rise.
     """
     ks = _cut_offs(settings.ks, run.dataset.num_items)
-    baselines = make_baselines(settings.baselines)
+    baselines = make_baselines(settings.baselines, settings.recent_days)
     users = run.users(part)
     segments = _segments(users, settings)
     catalogue = describe_catalogue(run.dataset, run.split, users, run.vectors_RD)
@@ -181,8 +183,13 @@ def evaluate_in_detail(
         evaluation.metrics[name], evaluation.details[name] = measures.plain(), details
         model = model or measures
     before = read_details(run.path).get(part, {})
-    refitted = {name for name, details in evaluation.details.items() if before.get(name, details)["fitted_on"] != details["fitted_on"]}
-    record_evaluation(run.path, part, evaluation.metrics, forget=refitted)
+    fitting_of = ("fitted_on", "hyper_parameters")
+    changed = {
+        name
+        for name, details in evaluation.details.items()
+        if any(before.get(name, details).get(key) != details.get(key) for key in fitting_of)
+    }
+    record_evaluation(run.path, part, evaluation.metrics, forget=changed)
     _record_details(run.path, part, evaluation.details)
     return evaluation
 
@@ -206,7 +213,7 @@ def record_evaluation(run_path: Path, part: Part, results: dict[str, dict[str, f
     """Merge results into the run's `evaluation.json`, by part, scorer and metric.
 
     Args:
-        forget: scorers whose earlier numbers are dropped first, because they were fitted on other events.
+        forget: scorers whose earlier numbers are dropped first, because they were fitted otherwise.
     """
     recorded = read_evaluation(run_path)
     measured = recorded.setdefault(part, {})

@@ -49,6 +49,9 @@ def _names(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     show_default=True,
     help="What baselines learn from: what the model did, or all events before the part (for test: validation events too).",
 )
+@click.option(
+    "--recent-days", type=click.IntRange(min=1), default=30, show_default=True, help="How far the baseline recent_popularity looks back."
+)
 @click.option("--with-seen", is_flag=True, help="Measure a second time with seen items left in the ranking.")
 @click.option(
     "--segments",
@@ -70,6 +73,7 @@ def command(run: Path, split: Literal["test", "validation"], dataset: Path | Non
       passerelle evaluate artifacts/run
       passerelle evaluate artifacts/run --split validation --k 10
       passerelle evaluate artifacts/run --baselines all --segments terciles --with-seen
+      passerelle evaluate artifacts/run --baselines popularity,recent_popularity --recent-days 7
       passerelle evaluate artifacts/run --json
     """
     from training.evaluation import EvaluationSettings, evaluate_in_detail

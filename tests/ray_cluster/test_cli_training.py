@@ -212,11 +212,24 @@ def test_evaluate_refuses_impossible_cut_offs(cli: Cli, trained: Path, ks: str, 
 
 
 def test_all_that_can_be_evaluated(cli: Cli, own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ("--k", "10", "--baselines", "all", "--fit-baselines-on", "before_targets", "--segments", "8,14", "--with-seen")
+    more = (
+        "--k",
+        "10",
+        "--baselines",
+        "all",
+        "--fit-baselines-on",
+        "before_targets",
+        "--segments",
+        "8,14",
+        "--with-seen",
+        "--recent-days",
+        "7",
+    )
     report = parsed(cli("evaluate", own_run, *more, "--json"))
     baselines = ["popularity", "recent_popularity", "markov", "item_knn", "ease", "ials"]
     assert list(report) == ["run", "split", "users", "model", *baselines, "details"]
     assert [report["details"][name]["fitted_on"] for name in baselines] == ["before_targets"] * 6
+    assert report["details"]["recent_popularity"]["hyper_parameters"] == {"days": 7}
     assert report["details"]["ease"]["hyper_parameters"] == {"regularization": 500.0, "max_items": 30_000}
     monkeypatch.setattr(console.stdout, "width", 160)
     status, out, _ = cli("evaluate", own_run, *more)

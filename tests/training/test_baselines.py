@@ -273,5 +273,7 @@ def test_chosen_by_name() -> None:
     assert list(make_baselines(("popularity", "all"))) == list(BASELINES)
     with pytest.raises(UserError, match="baseline 'top': not one of popularity, recent_popularity, markov, item_knn, ease, ials, nor all"):
         make_baselines(("popularity", "top"))
+    with pytest.raises(UserError, match="--recent-days 7 has no effect without the baseline recent_popularity"):
+        make_baselines(("popularity",), recent_days=7)
     assert hyper_parameters(ItemKnn(shrinkage=2.0)) == {"num_neighbours": 100, "shrinkage": 2.0}
     assert hyper_parameters(Popularity()) == {}

@@ -6,10 +6,13 @@ Shape legend: E events, U users, W windows, T tokens, M targets, B1 windows of a
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, pairwise
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import pytorch_lightning as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +23,7 @@ from passerelle.splits import Split, SplitConfig, make_split
 from tests.datasets import small_recipe
 from training.batches import Batch, EpochBatches, group_by_budget
 from training.config import RunConfig
+from training.data import EpochLoader
 from training.windows import gather_ragged, training_windows
 
 Window = tuple[tuple[int, ...], tuple[int, ...]]
@@ -246,3 +250,18 @@ def test_rows_beyond_float32_survive(dataset: Dataset, split: Split) -> None:
         row - first for batch in EpochBatches(numbered(dataset, first), split, small_recipe(), epoch=0) for row in batch.items_T.tolist()
     ]
     assert sorted(item for item in [*items, *(row - first for row in rows)] if item >= 0) == sorted(expected)
+
+
+def test_an_epoch_is_not_continued_with_other_batches(dataset: Dataset, split: Split) -> None:
+    """Steps of two windows are merged for three workers, and their numbers mean others."""
+    config = small_recipe("batches.token_budget=26")
+    trainer = cast(pl.Trainer, SimpleNamespace(current_epoch=1))
+    alone, shared = (EpochLoader(EpochBatches(dataset, split, config, epoch=1, world_size=size), trainer) for size in (1, 3))
+    assert len(shared) < len(alone)
+    begun = {"epoch": 1, "steps": 5, "steps_per_epoch": len(alone)}
+    alone.load_state_dict(begun)
+    assert len(list(alone)) == len(alone) - 5
+    with pytest.raises(UserError, match=f"epoch 2 was begun in {len(alone)} steps and has {len(shared)} with this number of workers"):
+        shared.load_state_dict(begun)
+    shared.load_state_dict({**begun, "epoch": 0})
+    assert len(list(shared)) == len(shared)

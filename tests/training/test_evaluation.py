@@ -131,6 +131,14 @@ def test_what_baselines_are_fitted_on(own_run: Path) -> None:
     assert validation[0] == validation[1]
 
 
+def test_figures_of_other_days_do_not_stay_behind(own_run: Path) -> None:
+    opened, settings = load_run(own_run), EvaluationSettings((5, 10), ("recent_popularity",))
+    long = evaluate_in_detail(opened, "test", settings).metrics["recent_popularity"]
+    short = evaluate_in_detail(opened, "test", replace(settings, ks=(10,), recent_days=2)).metrics["recent_popularity"]
+    assert short["ndcg@10"] != long["ndcg@10"]
+    assert read_evaluation(own_run)["test"]["recent_popularity"] == short
+
+
 def test_diversity_needs_no_categories(tmp_path: Path, dataset: Dataset, split: Split) -> None:
     users = evaluation_users(split, "test")
     vectors_RD = np.ones((dataset.num_rows, 3), dtype=np.float32)

@@ -94,7 +94,12 @@ def test_resuming_a_run_that_never_ended_an_epoch(dataset: Dataset, tmp_path: Pa
     assert [line["epoch"] for line in history(path)] == [1, 2]
 
 
-@pytest.mark.parametrize("overrides", [(), ("objective.kind=causal", "model.time_bias=true")], ids=["bert4rec", "sasrec"])
+LEARNING_SAMPLER = ("loss.kind=sampled", "loss.sampler=mixed", "loss.in_batch_frequency=streaming", "loss.num_negatives=64")
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), ("objective.kind=causal", "model.time_bias=true"), LEARNING_SAMPLER], ids=["bert4rec", "sasrec", "learning_sampler"]
+)
 def test_killed_at_many_steps_ends_as_undisturbed(dataset: Dataset, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     """Before the first checkpoint, right after one, between two, at an epoch's last step, and twice in one epoch; bit by bit."""
     config = small_recipe(*SMALL_STEPS, *overrides)

@@ -245,7 +245,7 @@ def test_weights_weigh(kind: str) -> None:
     assert loss([4.0, 0.0, 1.0], [0, 1, 2]) != pytest.approx(loss([2.0, 0.0, 1.0], [0, 1, 2]), rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["sampled", "gbce"])
+@pytest.mark.parametrize("kind", ["full", "sampled", "gbce"])
 def test_rows_beyond_float32_are_told_apart(kind: str) -> None:
     """Two neighbours that are one number in float32: the target and a negative, which is no hit."""
     first, second = BEYOND_FLOAT32 - 1, BEYOND_FLOAT32
@@ -255,6 +255,7 @@ def test_rows_beyond_float32_are_told_apart(kind: str) -> None:
     negatives = negatives_of(torch.tensor([second, first]), 0.5)
     num_items = second + 2 - FIRST_ITEM_ROW
     expected = {
+        "full": math.log(math.exp(2) + math.exp(-1) + num_items - 2) - 2,
         "sampled": math.log(math.exp(2) + math.exp(-1)) - 2,
         "gbce": (gbce_power(2, num_items, 0.75) * math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 3,
     }

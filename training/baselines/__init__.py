@@ -6,6 +6,7 @@ RecSys 2019, is why they are here.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from passerelle.errors import UserError
 from training.baselines.base import Baseline
@@ -26,13 +27,24 @@ BASELINES: dict[str, Callable[[], Baseline]] = {
 """Name -> a baseline with its default hyper-parameters, cheapest first."""
 
 
-def make_baselines(names: tuple[str, ...]) -> dict[str, Baseline]:
+RECENT_DAYS = RecentPopularity.days
+
+
+def make_baselines(names: tuple[str, ...], recent_days: int = RECENT_DAYS) -> dict[str, Baseline]:
     """Baselines by name, not yet fitted, in the given order; `all` stands for every one.
 
+    Args:
+        recent_days: how far `recent_popularity` looks back.
+
     Raises:
-        UserError: a name is not known.
+        UserError: a name is not known, or what `recent_days` is for is not among them.
     """
     if unknown := [name for name in names if name not in (*BASELINES, "all")]:
         raise UserError(f"baseline {unknown[0]!r}: not one of {', '.join(BASELINES)}, nor all")
     chosen = tuple(BASELINES) if "all" in names else names
-    return {name: BASELINES[name]() for name in chosen}
+    if recent_days != RECENT_DAYS and "recent_popularity" not in chosen:
+        raise UserError(f"--recent-days {recent_days} has no effect without the baseline recent_popularity")
+    made = {name: BASELINES[name]() for name in chosen}
+    return {
+        name: replace(baseline, days=recent_days) if isinstance(baseline, RecentPopularity) else baseline for name, baseline in made.items()
+    }
