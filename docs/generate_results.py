@@ -1,4 +1,4 @@
-"""Write README.md's table of results anew from the newest result files, or check that it is current.
+"""Write README.md's two tables of results anew from the newest result files, or check that they are current.
 
 .venv/bin/python docs/generate_results.py [--check]
 """
@@ -11,7 +11,20 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+Row = tuple[str, str, str]
+"""What was measured, what stands beside it, and the figure of ours."""
+
+CASES = {
+    "bert4rec": ("BERT4Rec, MovieLens-1M, 3,416 items", "train"),
+    "sasrec": ("SASRec, the same data", "train"),
+    "sasrec_time": ("SASRec with time, MovieLens-1M, all 3,706 items", "train"),
+    "sasrec_beauty": ("SASRec for short histories, Amazon Beauty, trained once more on validation too", "refit"),
+}
+PEERS = {
+    "ml-1m-full": "BERT4Rec, length 200, full softmax",
+    "ml-1m-sampled": "the same, 256 sampled negatives",
+    "beauty-full": "Amazon Beauty, length 50, full softmax",
+}
 
 
 def newest(theme: str) -> tuple[Path, dict[str, Any]]:
@@ -20,41 +33,33 @@ def newest(theme: str) -> tuple[Path, dict[str, Any]]:
     return path, json.loads(path.read_text(encoding="utf-8"))
 
 
-def peers_rows() -> tuple[list[tuple[str, str]], Path]:
-    """Epoch times beside RecTools, and the file that they come from."""
-    path, result = newest("peers")
-    titles = {
-        "ml-1m-full": "An epoch of BERT4Rec, length 200, full softmax, seconds: RecTools {} / Passerelle",
-        "ml-1m-sampled": "The same with 256 sampled negatives",
-        "beauty-full": "The same on Amazon Beauty, length 50, full softmax",
-    }
+def quality_rows() -> tuple[list[Row], Path]:
+    """NDCG@10 beside the best in print, the best baseline and popularity; mean and standard deviation over seeds."""
+    path, result = newest("quality")
     rows = []
-    for name, title in titles.items():
-        theirs_s, ours_s = (statistics.median(result["cases"][name][side]) for side in ("rectools_epoch_s", "ours_epoch_s"))
-        rows.append((title.format(result["peer"]["rectools"]), f"{theirs_s:.0f} / {ours_s:.1f}"))
+    for name, (title, kind) in CASES.items():
+        case = result["cases"].get(name, {})
+        if kind not in case:
+            continue
+        baselines = {baseline: values["ndcg@10"] for baseline, values in result["baselines"][case["data"]].items()}
+        best = max(baselines, key=lambda baseline: baselines[baseline])
+        beside = f"published {case['published_ndcg@10']:.4f}, best baseline ({best}) {baselines[best]:.4f}, popularity {baselines['popularity']:.4f}"
+        mean, deviation = (case[kind].get(statistic, {}).get("ndcg@10") for statistic in ("mean", "standard_deviation"))
+        ours = f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+        seeds = len(case[kind]["runs"])
+        rows.append((f"Test NDCG@10, {title}", beside, f"{ours} ({seeds} seed{'s' if seeds > 1 else ''})"))
     return rows, path
 
 
-def quality_rows() -> tuple[list[tuple[str, str]], Path]:
-    """NDCG@10 beside popularity and the best in print, mean and standard deviation over seeds, and the file that they come from."""
-    path, result = newest("quality")
-    titles = {
-        "bert4rec": ("BERT4Rec, MovieLens-1M, 3,416 items", "train"),
-        "sasrec": ("SASRec, the same", "train"),
-        "sasrec_time": ("SASRec with time, MovieLens-1M, 3,706 items", "train"),
-        "sasrec_beauty": ("SASRec, Amazon Beauty, refit on train and validation", "refit"),
-    }
-    rows = []
-    for name, (title, kind) in titles.items():
-        if name not in result["cases"]:
-            continue
+def peers_rows() -> tuple[list[Row], Path]:
+    """Epoch times beside RecTools, medians of runs in turns, with the smallest and largest ratio of a turn."""
+    path, result = newest("peers")
+    peer, rows = result["peer"]["rectools"], []
+    for name, title in PEERS.items():
         case = result["cases"][name]
-        found, popularity = case[kind], result["baselines"][case["data"]]["popularity"]
-        mean, deviation = (found.get(statistic, {}).get("ndcg@10") for statistic in ("mean", "standard_deviation"))
-        ours = f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
-        seeds = "1 seed" if len(found["runs"]) == 1 else f"{len(found['runs'])} seeds"
-        values = f"{popularity['ndcg@10']:.4f} / {case['published_ndcg@10']:.4f} / {ours}"
-        rows.append((f"Test NDCG@10, {title}: popularity / best in print / Passerelle, {seeds}", values))
+        theirs_s, ours_s = (statistics.median(case[side]) for side in ("rectools_epoch_s", "ours_epoch_s"))
+        ratios = f"{min(case['ratios']):.0f} to {max(case['ratios']):.0f} times"
+        rows.append((f"An epoch, {title}, {case['num_blocks']} blocks", f"RecTools {peer} {theirs_s:.0f} s", f"{ours_s:.1f} s, {ratios}"))
     return rows, path
 
 
@@ -63,49 +68,61 @@ def link(path: Path) -> str:
     return f"[{path.name}]({path.relative_to(ROOT)})"
 
 
-def table() -> str:
-    """The table, in Markdown, with the files that every figure in it comes from."""
-    path, result = newest("main_job")
-    machine, steps_s, offline = result["environment"], result["step_seconds"], result["offline"]
-    worst = max(layer[name] for layer in result["parity"].values() for name in layer if name.startswith("max_"))
-    rows = [
-        ("`prepare`: 1,000,209 ratings to a dataset, seconds", f"{steps_s['prepare']:.1f}"),
-        (f"`train`: {result['training']['epochs']} epochs of BERT4Rec on local Ray, seconds", f"{steps_s['train']:.0f}"),
-        ("Test NDCG@10, full catalogue: popularity", f"{offline['popularity']['ndcg@10']:.4f}"),
-        ("Test NDCG@10: BERT4Rec", f"{offline['model']['ndcg@10']:.4f}"),
-        ("Test NDCG@10: BERT4Rec and ranker", f"{offline['ranker']['ndcg@10']:.4f}"),
-        ("Largest score difference from torch and LightGBM: ONNX Runtime, Triton, HTTP", f"{worst:.0e}"),
-        ("`serve`: ready after, seconds", f"{result['ready_seconds']:.1f}"),
-        ("One request over HTTP, p50 / p99, ms", f"{result['recommend']['p50_ms']:.1f} / {result['recommend']['p99_ms']:.1f}"),
-        (
-            "A Ray Serve deployment that does nothing, behind Serve's proxy, same run, p50 / p99, ms",
-            f"{result['noop']['p50_ms']:.1f} / {result['noop']['p99_ms']:.1f}",
-        ),
-    ]
+def lines_of(rows: list[Row], title: str) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {title} | Beside it | Passerelle |", "|---|---|---:|", *(f"| {name} | {beside} | {ours} |" for name, beside, ours in rows)]
+
+
+def results() -> str:
+    """What the first screen shows, with the files that every figure in it comes from."""
+    path, job = newest("main_job")
     quality, quality_path = quality_rows()
     peers, peers_path = peers_rows()
-    lines = [
-        f"| MovieLens-1M, {machine['cores']} CPU cores, {machine['date'][:10]} | |",
-        "|---|---:|",
-        *(f"| {name} | {value} |" for name, value in [*rows, *quality, *peers]),
+    noop, recommend = job["noop"], job["recommend"]
+    served: list[Row] = [
+        (
+            "A request: lookup, retrieval, ranking over HTTP, p50 / p99",
+            f"a Ray Serve deployment that does nothing {noop['p50_ms']:.1f} / {noop['p99_ms']:.1f} ms",
+            f"{recommend['p50_ms']:.1f} / {recommend['p99_ms']:.1f} ms",
+        )
     ]
+    machine = job["environment"]
     return "\n".join(
         [
-            *lines,
+            *lines_of([*quality, *peers, *served], f"{machine['cores']} CPU cores, {machine['date'][:10]}"),
             "",
-            f"Figures are from {link(path)} (`.venv/bin/python -m benchmarks.main_job`), {link(quality_path)}",
-            f"(`.venv/bin/python -m benchmarks.quality`: leave-one-out, whole catalogue, seen items left out) and {link(peers_path)}",
-            "(`make bench-peers`: medians of runs in turns).",
+            f"From {link(quality_path)} (leave-one-out, whole catalogue, seen items left out; `benchmarks/quality.py` says where the",
+            f"published figures are from), {link(peers_path)} (`make bench-peers`: in turns on the same machine)",
+            f"and {link(path)}.",
         ]
     )
 
 
+def demo() -> str:
+    """What the demo's steps take and reach."""
+    path, result = newest("main_job")
+    steps_s, offline = result["step_seconds"], result["offline"]
+    worst = max(layer[name] for layer in result["parity"].values() for name in layer if name.startswith("max_"))
+    rows: list[Row] = [
+        ("`prepare`: 1,000,209 ratings to a dataset", "", f"{steps_s['prepare']:.1f} s"),
+        (f"`train`: {result['training']['epochs']} epochs of a small BERT4Rec on local Ray", "", f"{steps_s['train']:.0f} s"),
+        ("Test NDCG@10, that model", f"popularity {offline['popularity']['ndcg@10']:.4f}", f"{offline['model']['ndcg@10']:.4f}"),
+        ("Test NDCG@10, with the ranker", "", f"{offline['ranker']['ndcg@10']:.4f}"),
+        ("Largest difference of a score: ONNX Runtime, Triton, HTTP", "torch and LightGBM", f"{worst:.0e}"),
+        ("`serve`: ready after", "", f"{result['ready_seconds']:.1f} s"),
+    ]
+    return "\n".join([*lines_of(rows, "The demo, MovieLens-1M"), "", f"From {link(path)} (`.venv/bin/python -m benchmarks.main_job`)."])
+
+
 def main() -> None:
-    """Rewrite the part of the README between the markers; with `--check`, fail where that would change it."""
+    """Rewrite the parts of the README between the markers; with `--check`, fail where that would change it."""
     text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    current = f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    current = text
+    for name, table in {"results": results(), "demo": demo()}.items():
+        before, begin, rest = current.partition(f"<!-- {name}:begin -->\n")
+        _, end, after = rest.partition(f"<!-- {name}:end -->")
+        assert begin and end, f"README.md has no place for {name}"
+        current = f"{before}{begin}{table}\n{end}{after}"
     if "--check" in sys.argv[1:]:
         if current != text:
             sys.exit("README.md: its results are not those of the newest result file: run `make docs`")
