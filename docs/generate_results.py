@@ -43,7 +43,8 @@ def quality_rows() -> tuple[list[Row], Path]:
             continue
         baselines = {baseline: values["ndcg@10"] for baseline, values in result["baselines"][case["data"]].items()}
         best = max(baselines, key=lambda baseline: baselines[baseline])
-        beside = f"published {case['published_ndcg@10']:.4f}, best baseline ({best}) {baselines[best]:.4f}, popularity {baselines['popularity']:.4f}"
+        simple = f"best baseline ({best}) {baselines[best]:.4f}, popularity {baselines['popularity']:.4f}"
+        beside = f"published {case['published_ndcg@10']:.4f}, {simple}"
         mean, deviation = (case[kind].get(statistic, {}).get("ndcg@10") for statistic in ("mean", "standard_deviation"))
         ours = f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
         seeds = len(case[kind]["runs"])
