@@ -41,11 +41,22 @@ class Command:
 
     def alive(self) -> list[str]:
         """Names of the processes that are left, the command itself included."""
+        return [process.info["name"] for process in self._left()]
+
+    def kill_all(self) -> None:
+        """SIGKILL to the command and to all that it has started, wherever they are."""
+        while left := self._left():
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            self.process.poll()
+
+    def _left(self) -> list[psutil.Process]:
         found = []
-        for process in psutil.process_iter():
+        for process in psutil.process_iter(["name"]):
             with contextlib.suppress(psutil.Error, OSError):
                 if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.name())
+                    found.append(process)
         return found
 
     def end(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:

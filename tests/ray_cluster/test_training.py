@@ -19,7 +19,8 @@ from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray
 from ray_cluster.training import train_on_ray
-from tests.datasets import planted_dataset, small_recipe
+from tests.datasets import SMALL_RECIPE, planted_dataset, small_recipe
+from tests.processes import run, running
 from training.fit import train_in_process
 from training.run import LAST, RunManifest
 from training.sequence_model import MONITOR
@@ -132,3 +133,36 @@ def test_killed_workers_are_replaced_and_training_goes_on(dataset: Dataset, tmp_
     assert ours == pytest.approx(
         undisturbed, abs=1e-6 if num_workers == 1 else 2e-2
     )  # two sum in another order, and small differences grow
+
+
+@pytest.mark.slow
+def test_a_job_of_two_workers_that_is_killed_whole_is_resumed(dataset: Dataset, tmp_path: Path) -> None:
+    """Launcher, Ray and workers at once, in the middle of an epoch; the batches are those of an undisturbed run."""
+    settings = ("training.max_epochs=12", "training.patience=12", "training.checkpoint_every_steps=1")
+    sets = [part for setting in (*SMALL_RECIPE, *settings) for part in ("--set", setting)]
+    (tmp_path / "plain.toml").write_text("")
+    command = (
+        "train",
+        str(tmp_path / "plain.toml"),
+        "--dataset",
+        str(dataset.path),
+        "--out",
+        str(tmp_path / "run"),
+        "--workers",
+        "2",
+        *sets,
+    )
+    with running(*command) as job:
+        deadline = time.monotonic() + 120
+        while not ((tmp_path / "run" / "history.jsonl").exists() and len(history(tmp_path / "run")) >= 2):
+            assert job.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        job.kill_all()
+    assert 2 <= len(history(tmp_path / "run")) < 12, "it had ended: the test would pass in vain"
+    status, _, errors = run(*command, "--resume")
+    assert status == 0, errors
+    train_in_process("bert4rec", dataset, small_recipe(*settings), tmp_path / "undisturbed")
+    for name in ("epoch", "step"):
+        assert curve(tmp_path / "run", name) == curve(tmp_path / "undisturbed", name)
+    assert curve(tmp_path / "run")[:5] == pytest.approx(curve(tmp_path / "undisturbed")[:5], abs=1e-4)
+    assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "undisturbed"), abs=2e-2)
