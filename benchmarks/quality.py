@@ -127,8 +127,7 @@ def _collected(name: str) -> dict[str, Any]:
         test = evaluate_in_detail(run, "test", MODEL_ALONE).metrics["model"]
         manifest = run.manifest
         seed = manifest.config.training.seed
-        if not manifest.refit_of:
-            check_settings(path, case.config(seed))
+        check_settings(path, refit_config(open_run(Path(manifest.refit_of))) if manifest.refit_of else case.config(seed))
         found: dict[str, Any] = {"seed": seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
         found |= {"git_commit": manifest.git_commit, "validation": manifest.validation, "test": test, **_times(path)}
         kinds["refit" if manifest.refit_of else "train"].append(found)

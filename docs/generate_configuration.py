@@ -22,10 +22,10 @@ INTRODUCTION = """\
 Written by `make docs` from the docstrings of `training/config.py`, `passerelle/splits.py` and `passerelle/prepare/config.py`: edit
 those, not this file.
 
-Every setting stands in a TOML file and may be given anew with `--set section.key=value`, as often as needed. The value is TOML
-(`--set model.dim=128`, `--set "model.distance_slopes=[0.5, 0.03]"`), and a bare word is a text (`--set loss.kind=sampled`). An
-unknown key, a value out of range and an option that the others leave without effect are errors. How to use them is in
-[training.md](training.md).
+Every setting stands in a TOML file, and those of a section may be given anew with `--set section.key=value`, as often as needed. The
+value is TOML (`--set model.dim=128`, `--set "model.distance_slopes=[0.5, 0.03]"`), and a bare word is a text
+(`--set loss.kind=sampled`). An unknown key and a value out of range are errors, and so is an option of `[objective]`, `[loss]` or
+`[split]` that the others leave without effect. How to use them is in [training.md](training.md).
 
 ## A recipe
 

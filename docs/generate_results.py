@@ -28,8 +28,8 @@ PEERS = {
 
 
 def newest(theme: str) -> tuple[Path, dict[str, Any]]:
-    """The newest result file of a benchmark."""
-    path = sorted((ROOT / "benchmarks" / "results").glob(f"{theme}_*.json"), key=lambda path: path.stem.rpartition("_")[2])[-1]
+    """The newest result file of a benchmark on a CPU."""
+    path = sorted((ROOT / "benchmarks" / "results").glob(f"{theme}_cpu*.json"), key=lambda path: path.stem.rpartition("_")[2])[-1]
     return path, json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
 
 from passerelle.errors import UserError
 
@@ -20,8 +20,11 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def refuse_idle(config: Config, readers: dict[str, tuple[bool, str]]) -> None:
-    """For validators: an option that the others leave without effect keeps its default.
+_GIVEN = "given"
+
+
+def refuse_idle(config: Config, info: ValidationInfo, readers: dict[str, tuple[bool, str]]) -> None:
+    """For validators: an option that the others leave without effect keeps its default, where a user gives it (`validate`).
 
     Args:
         readers: option -> whether anything reads it, and what would have to hold.
@@ -29,6 +32,8 @@ def refuse_idle(config: Config, readers: dict[str, tuple[bool, str]]) -> None:
     Raises:
         ValueError: one was set in vain.
     """
+    if not (info.context or {}).get(_GIVEN):
+        return
     for name, (is_read, needed) in readers.items():
         value = getattr(config, name)
         if not is_read and value != type(config).model_fields[name].default:
@@ -84,14 +89,17 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     return result
 
 
-def validate(model: type[C], values: Any, where: str) -> C:
+def validate(model: type[C], values: Any, where: str, *, given: bool = False) -> C:
     """Build `model` from plain values, turning pydantic's report into one line.
+
+    Args:
+        given: by a user, and not recorded by us, perhaps in an older version: options without effect are refused.
 
     Raises:
         UserError: naming `where`, the key, what is wrong with it, and the nearest known key.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context={_GIVEN: given})
     except ValidationError as failure:
         raise UserError(f"{where}: {_one_line(model, failure)}") from None
 
@@ -135,4 +143,4 @@ def load_config(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     Raises:
         UserError: see `read_toml`, `apply_overrides` and `validate`.
     """
-    return validate(model, apply_overrides(read_toml(path), overrides), str(path))
+    return validate(model, apply_overrides(read_toml(path), overrides), str(path), given=True)

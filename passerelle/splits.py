@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from passerelle.config import Config, refuse_idle
 from passerelle.dataset import Dataset
@@ -51,11 +51,12 @@ class SplitConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _has_no_idle_option(self) -> "SplitConfig":
+    def _has_no_idle_option(self, info: ValidationInfo) -> "SplitConfig":
         dated = self.rule == "global_time"
         dates = (self.validation_start, self.test_start)
         refuse_idle(
             self,
+            info,
             {
                 "file_sha256": (self.file is not None, "file"),
                 "validation_start": (dated, "rule = 'global_time'"),

@@ -24,7 +24,7 @@ from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray, own_signals, users_mistake
 from training.config import RunConfig as Recipe
 from training.fit import fit
-from training.run import LAST, RunManifest, finish_run, plan_run, start_run
+from training.run import LAST, RunManifest, finish_run, plan_run, start_run, with_own_split
 
 MAX_WORKER_FAILURES = 2
 
@@ -68,16 +68,16 @@ def train_on_ray(
         UserError: the run may not be created or continued; the cluster has too few CPUs; or a worker failed for good.
     """
     manifest = plan_run(run_path, recipe, dataset, config, resume=resume, num_workers=num_workers, refit_of=refit_of)
-    job = {
-        "dataset_path": str(dataset.path.resolve()),
-        "run_path": str(run_path.resolve()),
-        "config": config.model_dump(mode="json"),
-        "resume": resume,
-    }
     with tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results, _cluster(address):
         use_gpu = torch.backends.cuda.is_built() and "GPU" in ray.cluster_resources()  # this machine may be the one without
         _check_room(num_workers, use_gpu=use_gpu)
         start_run(run_path, manifest)
+        job = {
+            "dataset_path": str(dataset.path.resolve()),
+            "run_path": str(run_path.resolve()),
+            "config": with_own_split(run_path, config).model_dump(mode="json"),
+            "resume": resume,
+        }
         trainer = TorchTrainer(
             _worker,
             train_loop_config=job,

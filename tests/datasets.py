@@ -54,7 +54,7 @@ def small_recipe(*overrides: str) -> "RunConfig":
 
     causal = "objective.kind=causal" in overrides
     settings = [setting for setting in SMALL_RECIPE if not (causal and setting.startswith("objective.mask"))]
-    return validate(RunConfig, apply_overrides({}, [*settings, *overrides]), "small recipe")
+    return validate(RunConfig, apply_overrides({}, [*settings, *overrides]), "small recipe", given=True)
 
 
 @dataclass(frozen=True)

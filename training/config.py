@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from passerelle.config import Config, load_config, refuse_idle
 from passerelle.errors import UserError
@@ -75,9 +75,9 @@ class ObjectiveConfig(Config):
     """`masked`: chance of a window to have its last item alone masked, as it is when serving."""
 
     @model_validator(mode="after")
-    def _has_no_idle_option(self) -> "ObjectiveConfig":
+    def _has_no_idle_option(self, info: ValidationInfo) -> "ObjectiveConfig":
         masked = (self.kind == "masked", "objective.kind = 'masked'")
-        refuse_idle(self, {"mask_probability": masked, "last_only_probability": masked})
+        refuse_idle(self, info, {"mask_probability": masked, "last_only_probability": masked})
         return self
 
 
@@ -112,7 +112,7 @@ class LossConfig(Config):
     """`in_batch`, `mixed`: the targets of all workers are negatives on each, as they would be with one worker."""
 
     @model_validator(mode="after")
-    def _has_no_idle_option(self) -> "LossConfig":
+    def _has_no_idle_option(self, info: ValidationInfo) -> "LossConfig":
         sampled = self.kind == "sampled"
         in_batch = self.sampler in ("in_batch", "mixed")
         readers = {
@@ -130,7 +130,7 @@ class LossConfig(Config):
             ),
             "gather_negatives": (in_batch, "loss.sampler = 'in_batch' or 'mixed'"),
         }
-        refuse_idle(self, readers)
+        refuse_idle(self, info, readers)
         return self
 
 

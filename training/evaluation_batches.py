@@ -2,7 +2,6 @@
 
 Shape legend: B users of a batch, B1 = B + 1, L padded length, Q users in all, Q1 = Q + 1, G relevant items, S seen items of all
 users of the batch.
-of the batch.
 """
 
 from collections.abc import Iterator

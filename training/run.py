@@ -109,6 +109,8 @@ def plan_run(
 def start_run(path: Path, manifest: RunManifest) -> None:
     """Create the run directory, or mark it as in training again."""
     path.mkdir(parents=True, exist_ok=True)
+    for unfinished in (path / BEST).parent.glob(".*.ckpt.*"):  # of a run that was killed while it wrote a checkpoint
+        unfinished.unlink()
     if given := manifest.config.split.file:
         with new_file(_split_copy(path, given)) as beside:
             shutil.copyfile(given, beside)
@@ -116,7 +118,14 @@ def start_run(path: Path, manifest: RunManifest) -> None:
 
 
 def _split_copy(path: Path, given: Path) -> Path:
-    return path / f"split{given.suffix}"
+    return path.resolve() / f"split{given.suffix}"
+
+
+def with_own_split(path: Path, config: RunConfig) -> RunConfig:
+    """The configuration of a run that is on disk, with the run's copy of its split file in the place of the user's."""
+    if config.split.file is None or not (kept := _split_copy(path, config.split.file)).is_file():
+        return config
+    return config.model_copy(update={"split": config.split.model_copy(update={"file": kept})})
 
 
 def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path: Path) -> None:
@@ -126,7 +135,7 @@ def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path
     may_change = ("max_epochs", "patience", "threads", "log_every_steps")
     for section in now:
         for key, value in now[section].items():
-            moved = key == "file" and now[section]["file_sha256"] == before[section]["file_sha256"]
+            moved = key == "file" and now[section]["file_sha256"] == before[section]["file_sha256"] is not None
             if value != before[section][key] and not moved and not (section == "training" and key in may_change):
                 raise UserError(
                     f"{path}: {section}.{key} was {before[section][key]!r} and is now {value!r}: a resumed run keeps its values"
@@ -165,10 +174,7 @@ def open_run(path: Path) -> RunManifest:
     manifest = open_manifest(path, RunManifest)
     if manifest.state != "complete":
         raise UserError(f"{path}: training has not ended: continue it with `passerelle train --resume`")
-    if (given := manifest.config.split.file) and (kept := _split_copy(path, given)).is_file():
-        split = manifest.config.split.model_copy(update={"file": kept})
-        return manifest.model_copy(update={"config": manifest.config.model_copy(update={"split": split})})
-    return manifest
+    return manifest.model_copy(update={"config": with_own_split(path, manifest.config)})
 
 
 def open_run_dataset(manifest: RunManifest, path: Path | None = None) -> Dataset:

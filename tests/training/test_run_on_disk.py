@@ -1,5 +1,6 @@
 """What a run holds stays whole and true: checkpoints, the clock of an epoch, its split, and what was made from its weights."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import torch
 
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
+from passerelle.manifest import MANIFEST_NAME
 from passerelle.splits import Split, make_split
 from tests.datasets import small_recipe
 from tests.runs import NOT_LEARNING, Stop, assert_same_state, checkpoint, history, train
@@ -65,7 +67,9 @@ def test_killed_while_a_checkpoint_is_written(dataset: Dataset, tmp_path: Path) 
     for save in (1, 2, 3, 4):
         path = tmp_path / f"killed{save}"
         assert train_and_die_while_saving(dataset, path, save) == signal.SIGKILL
+        assert [each for each in (path / "checkpoints").iterdir() if each.name.startswith(".")], "it was killed at another time"
         train(dataset, path, *QUICK, resume=True)
+        assert sorted(each.name for each in (path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
         assert history(path) == history(tmp_path / "alone")
         assert_same_state(checkpoint(path), checkpoint(tmp_path / "alone"))
 
@@ -129,6 +133,16 @@ def test_what_is_of_the_same_weights_stays(dataset: Dataset, tmp_path: Path) -> 
     assert (again.epochs, again.best_epoch) == (2, 1)
     assert read_evaluation(tmp_path / "run") == before != {}
     assert (tmp_path / "run" / RANKER).is_dir()
+
+
+def test_a_manifest_with_an_idle_option_still_opens(dataset: Dataset, tmp_path: Path) -> None:
+    """What a user may not write today an older version may have recorded."""
+    train(dataset, tmp_path / "run", "objective.kind=causal", "training.max_epochs=1")
+    manifest = tmp_path / "run" / MANIFEST_NAME
+    values = json.loads(manifest.read_text())
+    values["config"]["objective"]["mask_probability"] = 0.7
+    manifest.write_text(json.dumps(values))
+    assert open_run(tmp_path / "run").config.objective.mask_probability == 0.7
 
 
 def splits(dataset: Dataset, path: Path) -> Split:

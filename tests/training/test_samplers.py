@@ -231,7 +231,7 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
 )
 def test_idle_and_impossible_options_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as refused:
-        validate(LossConfig, values, "loss")
+        validate(LossConfig, values, "loss", given=True)
     assert message in str(refused.value)
 
 
