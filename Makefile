@@ -40,7 +40,7 @@ check: setup  ## Format, lint, types, import directions, and whether generated d
 	@$(bin)/ruff format --check --quiet . || { echo "check: run .venv/bin/ruff format"; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy --no-error-summary
-	@$(bin)/mypy --no-error-summary docs/generate_cli.py docs/generate_configuration.py
+	@MYPYPATH=docs $(bin)/mypy --no-error-summary docs/*.py
 	@report=$$($(bin)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
 	@$(bin)/python docs/generate_cli.py --check
 	@$(bin)/python docs/generate_configuration.py --check

@@ -27,9 +27,9 @@ import numpy as np
 
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
-from benchmarks.runs import check_settings, is_complete, train_once
+from benchmarks.runs import check_settings, is_complete, recipe_with, train_once
 from training.callbacks import HISTORY
-from training.config import RunConfig, load_recipe
+from training.config import RunConfig
 from training.evaluation import EvaluationSettings, evaluate_in_detail
 from training.open_run import load_run
 from training.run import open_run, refit_config
@@ -54,8 +54,7 @@ class Case:
 
     def config(self, seed: int, threads: int | None = None) -> RunConfig:
         """The resolved recipe of one run."""
-        overrides = (*self.overrides, f"training.seed={seed}", *((f"training.threads={threads}",) if threads else ()))
-        return load_recipe(self.recipe, overrides)
+        return recipe_with(self.recipe, (*self.overrides, f"training.seed={seed}"), threads)
 
 
 SHORT_HISTORIES = (
@@ -124,10 +123,11 @@ def _collected(name: str) -> dict[str, Any]:
     case, kinds = CASES[name], dict[str, list[dict[str, Any]]](train=[], refit=[])
     for path in _runs(name):
         run = load_run(path)
-        test = evaluate_in_detail(run, "test", MODEL_ALONE).metrics["model"]
         manifest = run.manifest
         seed = manifest.config.training.seed
-        check_settings(path, refit_config(open_run(Path(manifest.refit_of))) if manifest.refit_of else case.config(seed))
+        expected = refit_config(open_run(Path(manifest.refit_of))) if manifest.refit_of else case.config(seed)
+        check_settings(path, manifest.config, expected)
+        test = evaluate_in_detail(run, "test", MODEL_ALONE).metrics["model"]
         found: dict[str, Any] = {"seed": seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
         found |= {"git_commit": manifest.git_commit, "validation": manifest.validation, "test": test, **_times(path)}
         kinds["refit" if manifest.refit_of else "train"].append(found)

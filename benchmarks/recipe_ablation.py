@@ -16,8 +16,8 @@ import click
 
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
-from benchmarks.runs import check_settings, is_complete, train_once
-from training.config import RunConfig, load_recipe
+from benchmarks.runs import check_settings, is_complete, recipe_with, train_once
+from training.config import RunConfig
 from training.run import open_run
 
 FOLDER = Path("artifacts/ablation")
@@ -103,7 +103,7 @@ def main(recipe: str, only: str | None, threads: int | None, collect: bool) -> N
 
 
 def _config(recipe: str, name: str, threads: int | None = None) -> RunConfig:
-    return load_recipe(recipe, (*COMMON, *VARIANTS[recipe][name], *((f"training.threads={threads}",) if threads else ())))
+    return recipe_with(recipe, (*COMMON, *VARIANTS[recipe][name]), threads)
 
 
 def _folder(recipe: str, name: str) -> Path:
@@ -118,8 +118,8 @@ def _collect() -> None:
         for name in variants:
             path = _folder(recipe, name)
             if is_complete(path):
-                check_settings(path, _config(recipe, name))
                 manifest = open_run(path)
+                check_settings(path, manifest.config, _config(recipe, name))
                 reached = {"git_commit": manifest.git_commit, "best_epoch": manifest.best_epoch, **manifest.validation}
                 tables[recipe][name] = {"overrides": variants[name], **reached}
     write_result("recipe_ablation", started, {"dataset": "ml-1m_sasrec", "epochs": EPOCHS, "common": COMMON, "recipes": tables})

@@ -7,7 +7,7 @@ import click
 
 from passerelle.dataset import Dataset
 from passerelle.manifest import MANIFEST_NAME, open_manifest
-from training.config import RunConfig
+from training.config import RunConfig, load_recipe
 from training.fit import train_in_process
 from training.run import RunManifest, open_run
 
@@ -17,15 +17,18 @@ def is_complete(path: Path) -> bool:
     return (path / MANIFEST_NAME).exists() and open_manifest(path, RunManifest, verify=False).state == "complete"
 
 
-def check_settings(path: Path, config: RunConfig) -> None:
-    """Refuse a complete run of other settings, which would stand in a table under the name of these.
+def recipe_with(recipe: str, overrides: tuple[str, ...], threads: int | None = None) -> RunConfig:
+    """The resolved recipe of a run, perhaps on some CPU threads."""
+    return load_recipe(recipe, (*overrides, *((f"training.threads={threads}",) if threads else ())))
+
+
+def check_settings(path: Path, trained: RunConfig, config: RunConfig) -> None:
+    """Refuse a run that was trained with other settings, but for threads: it would stand in a table under the name of these.
 
     Raises:
         click.ClickException: naming what differs.
     """
-    theirs, ours = (each.model_dump(exclude={"training": {"threads"}}) for each in (open_run(path).config, config))
-    differing = [f"{section}.{key}" for section in ours for key in ours[section] if theirs[section][key] != ours[section][key]]
-    if differing:
+    if differing := [name for name in config.differences(trained) if name != "training.threads"]:
         raise click.ClickException(f"{path} was trained with another {', '.join(differing)}: remove it, and it is trained anew")
 
 
@@ -36,7 +39,7 @@ def train_once(recipe: str, dataset: Dataset, config: RunConfig, path: Path, *, 
         click.ClickException: it was done with other settings.
     """
     if is_complete(path):
-        check_settings(path, config)
+        check_settings(path, open_run(path).config, config)
         return
     begun_s = time.perf_counter()
     manifest = train_in_process(recipe, dataset, config, path, resume=(path / MANIFEST_NAME).exists(), refit_of=refit_of)

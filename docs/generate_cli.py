@@ -4,13 +4,12 @@ python docs/generate_cli.py          # or: make docs
 python docs/generate_cli.py --check  # exit status 1 when the file is not what would be written
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from pages import write_or_check
 
-from passerelle.files import write_text
 from ray_cluster.cli.main import VERBS, passerelle
 
 TARGET = Path(__file__).parent / "cli.md"
@@ -39,13 +38,5 @@ def reference() -> str:
     return INTRODUCTION + "".join(f"\n## {title}\n```text\n{text.rstrip()}\n```\n" for title, text in sections())
 
 
-def main() -> None:
-    """Write the page, or with `--check` say whether it is current."""
-    if sys.argv[1:] != ["--check"]:
-        write_text(TARGET, reference())
-    elif not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != reference():
-        sys.exit("docs/cli.md is not current: run make docs")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(TARGET, reference())

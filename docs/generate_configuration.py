@@ -5,13 +5,13 @@ python docs/generate_configuration.py --check  # exit status 1 when the file is 
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pages import write_or_check
+
 from passerelle.config import Config
-from passerelle.files import write_text
 from passerelle.prepare.config import Condition, EntityConfig, EventsConfig, FeatureConfig, FiltersConfig, PrepareConfig
 from training.config import RunConfig, load_recipe, recipe_names
 
@@ -111,13 +111,5 @@ def page() -> str:
     return "".join(parts)
 
 
-def main() -> None:
-    """Write the page, or with `--check` say whether it is current."""
-    if sys.argv[1:] != ["--check"]:
-        write_text(TARGET, page())
-    elif not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != page():
-        sys.exit("docs/configuration.md is not current: run make docs")
-
-
 if __name__ == "__main__":
-    main()
+    write_or_check(TARGET, page())

@@ -5,9 +5,10 @@
 
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
+
+from pages import write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -123,18 +124,13 @@ def demo() -> str:
 
 def main() -> None:
     """Rewrite the parts of the README between the markers; with `--check`, fail where that would change it."""
-    text = README.read_text(encoding="utf-8")
-    current = text
+    current = README.read_text(encoding="utf-8")
     for name, table in {"results": results(), "demo": demo()}.items():
         before, begin, rest = current.partition(f"<!-- {name}:begin -->\n")
         _, end, after = rest.partition(f"<!-- {name}:end -->")
         assert begin and end, f"README.md has no place for {name}"
         current = f"{before}{begin}{table}\n{end}{after}"
-    if "--check" in sys.argv[1:]:
-        if current != text:
-            sys.exit("README.md: its results are not those of the newest result file: run `make docs`")
-    else:
-        README.write_text(current, encoding="utf-8")
+    write_or_check(README, current)
 
 
 if __name__ == "__main__":

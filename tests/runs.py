@@ -1,17 +1,19 @@
 """Small runs, and what they have written."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
 from passerelle.dataset import Dataset
 from tests.datasets import small_recipe
 from training.config import RunConfig
-from training.fit import train_in_process
-from training.run import LAST, RunManifest
+from training.fit import fit, train_in_process
+from training.run import LAST, RunManifest, plan_run, start_run
 
 SAMPLED = ("loss.kind=sampled", "loss.num_negatives=64")
 NOT_LEARNING = "optimizer.learning_rate=1e-12"
@@ -33,6 +35,26 @@ def train(
 ) -> RunManifest:
     """A whole run in this process, of the small recipe with some overrides or of another configuration."""
     return train_in_process("bert4rec", dataset, config or small_recipe(*overrides), path, resume=resume, refit_of=refit_of)
+
+
+def train_and_die(dataset: Dataset, path: Path, config: RunConfig, killer: pl.Callback) -> int:
+    """The signal that a process of its own died of; it continues the run where there is one."""
+    child = os.fork()
+    if child == 0:
+        try:
+            start_run(path, plan_run(path, "bert4rec", dataset, config, resume=path.exists()))
+            fit(dataset, config, path, resume=(path / LAST).exists(), callbacks=[killer])
+        finally:
+            os._exit(1)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+def with_split_file(dataset: Dataset, file: Path, counts: str, *overrides: str) -> RunConfig:
+    """The small recipe with a split file for the first hundred users, each with the same `validation,test` counts."""
+    users = dataset.user_ids().ids(np.arange(100) + dataset.user_ids().first_row)
+    file.write_text("user_id,validation_events,test_events\n" + "".join(f"{user},{counts}\n" for user in users))
+    config = small_recipe("split.rule=file", f"split.file={file}", *overrides)
+    return config.model_copy(update={"split": config.split.pinned()})
 
 
 def history(path: Path) -> list[dict[str, Any]]:

@@ -79,20 +79,20 @@ class RunJournal(pl.Callback):
 
     def __init__(self, run_path: Path) -> None:
         self._run_path = run_path
-        self._written_s = self._epoch_started_s = 0.0
-        self._earlier_s = 0.0
+        self._written_s = 0.0
+        self._epoch_started_s: float | None = None
         self._validation: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop lines of epochs after the checkpoint that training continues from."""
-        self._epoch_started_s = time.monotonic() - self._earlier_s  # an epoch that is continued is not started again
         history = self._run_path / HISTORY
         if trainer.is_global_zero and history.exists():
             lines = [line for line in history.read_text().splitlines() if json.loads(line)["epoch"] <= trainer.current_epoch]
             write_text(history, "".join(f"{line}\n" for line in lines))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch_started_s = time.monotonic() - self._earlier_s
+        if self._epoch_started_s is None:  # else it is one that is continued
+            self._epoch_started_s = time.monotonic()
         self._validation = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -109,8 +109,8 @@ class RunJournal(pl.Callback):
         """Runs after validation, so the line holds both, where the epoch has one."""
         assert isinstance(pl_module, SequenceModel)
         loss = float(pl_module.mean_train_loss())
-        seconds = time.monotonic() - self._epoch_started_s
-        self._epoch_started_s = self._earlier_s = 0.0
+        seconds = self.state_dict()["seconds"]
+        self._epoch_started_s = None
         if not trainer.is_global_zero:
             return
         line = {
@@ -126,7 +126,7 @@ class RunJournal(pl.Callback):
 
     def state_dict(self) -> dict[str, float]:
         """Seconds of the epoch so far, those before an earlier interruption included."""
-        return {"seconds": time.monotonic() - self._epoch_started_s if self._epoch_started_s else 0.0}
+        return {"seconds": 0.0 if self._epoch_started_s is None else time.monotonic() - self._epoch_started_s}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self._earlier_s = state_dict["seconds"]
+        self._epoch_started_s = time.monotonic() - state_dict["seconds"] if state_dict["seconds"] else None

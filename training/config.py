@@ -1,7 +1,7 @@
 """The configuration of a training run: a TOML recipe (`training/recipes/*.toml`) plus `--set section.key=value`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -111,10 +111,15 @@ class LossConfig(Config):
     gather_negatives: bool = True
     """`in_batch`, `mixed`: the targets of all workers are negatives on each, as they would be with one worker."""
 
+    @property
+    def negatives_are_targets(self) -> bool:
+        """Whether some negatives are targets of the step."""
+        return self.sampler in ("in_batch", "mixed")
+
     @model_validator(mode="after")
     def _has_no_idle_option(self, info: ValidationInfo) -> "LossConfig":
         sampled = self.kind == "sampled"
-        in_batch = self.sampler in ("in_batch", "mixed")
+        in_batch = self.negatives_are_targets
         readers = {
             "max_logits": (self.kind == "full", "loss.kind = 'full'"),
             "num_negatives": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
@@ -230,6 +235,16 @@ class RunConfig(Config):
         if self.objective.kind == "causal" and self.model.head_directions:
             raise ValueError("model.head_directions has no effect with objective.kind = 'causal', whose heads all look to the past")
         return self
+
+    def differences(self, other: "RunConfig") -> dict[str, tuple[Any, Any]]:
+        """`section.key` -> (value here, value there) of every setting that is not the same."""
+        ours, theirs = self.model_dump(), other.model_dump()
+        return {
+            f"{section}.{key}": (value, theirs[section][key])
+            for section, values in ours.items()
+            for key, value in values.items()
+            if value != theirs[section][key]
+        }
 
 
 def recipe_names() -> list[str]:

@@ -183,15 +183,15 @@ def evaluate_in_detail(
         evaluation.metrics[name], evaluation.details[name] = measures.plain(), details
         model = model or measures
     before = read_details(run.path).get(part, {})
-    fitting_of = ("fitted_on", "hyper_parameters")
-    changed = {
-        name
-        for name, details in evaluation.details.items()
-        if any(before.get(name, details).get(key) != details.get(key) for key in fitting_of)
-    }
+    changed = {name for name, details in evaluation.details.items() if _fitting(before.get(name, details)) != _fitting(details)}
     record_evaluation(run.path, part, evaluation.metrics, forget=changed)
     _record_details(run.path, part, evaluation.details)
     return evaluation
+
+
+def _fitting(details: dict[str, Any]) -> tuple[Any, ...]:
+    """What a scorer's numbers depend on, beside the part."""
+    return details["fitted_on"], details.get("hyper_parameters")
 
 
 def _cut_offs(ks: tuple[int, ...] | None, num_items: int) -> tuple[int, ...]:

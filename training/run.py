@@ -131,15 +131,12 @@ def with_own_split(path: Path, config: RunConfig) -> RunConfig:
 def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path: Path) -> None:
     if manifest.dataset_fingerprint != dataset.fingerprint():
         raise UserError(f"{path} was trained on another dataset ({manifest.dataset}): it cannot be resumed on {dataset.path}")
-    before, now = manifest.config.model_dump(), config.model_dump()
-    may_change = ("max_epochs", "patience", "threads", "log_every_steps")
-    for section in now:
-        for key, value in now[section].items():
-            moved = key == "file" and now[section]["file_sha256"] == before[section]["file_sha256"] is not None
-            if value != before[section][key] and not moved and not (section == "training" and key in may_change):
-                raise UserError(
-                    f"{path}: {section}.{key} was {before[section][key]!r} and is now {value!r}: a resumed run keeps its values"
-                )
+    may_change = {f"training.{key}" for key in ("max_epochs", "patience", "threads", "log_every_steps")}
+    if config.split.file_sha256 == manifest.config.split.file_sha256 is not None:  # the same file, which may be elsewhere
+        may_change.add("split.file")
+    for name, (now, before) in config.differences(manifest.config).items():
+        if name not in may_change:
+            raise UserError(f"{path}: {name} was {before!r} and is now {now!r}: a resumed run keeps its values")
 
 
 def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
@@ -148,8 +145,8 @@ def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
     Where nothing was validated, the last weights are the best. What was made from earlier weights is removed: a ranker, evaluations.
     """
     if manifest.config.training.include_validation:
-        shutil.copy(path / LAST, path / f"{BEST}.part")
-        (path / f"{BEST}.part").replace(path / BEST)
+        with new_file(path / BEST) as beside:
+            shutil.copyfile(path / LAST, beside)
     epochs_trained, best_epoch = (_read_checkpoint(path / name)["epoch"] + 1 for name in (LAST, BEST))
     history = [json.loads(line) for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
     best = next(line for line in history if line["epoch"] == best_epoch)

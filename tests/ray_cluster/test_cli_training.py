@@ -212,19 +212,8 @@ def test_evaluate_refuses_impossible_cut_offs(cli: Cli, trained: Path, ks: str, 
 
 
 def test_all_that_can_be_evaluated(cli: Cli, own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = (
-        "--k",
-        "10",
-        "--baselines",
-        "all",
-        "--fit-baselines-on",
-        "before_targets",
-        "--segments",
-        "8,14",
-        "--with-seen",
-        "--recent-days",
-        "7",
-    )
+    fitted = ("--baselines", "all", "--fit-baselines-on", "before_targets", "--recent-days", "7")
+    more = (*fitted, "--k", "10", "--segments", "8,14", "--with-seen")
     report = parsed(cli("evaluate", own_run, *more, "--json"))
     baselines = ["popularity", "recent_popularity", "markov", "item_knn", "ease", "ials"]
     assert list(report) == ["run", "split", "users", "model", *baselines, "details"]

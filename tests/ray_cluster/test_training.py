@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import ray
@@ -22,6 +21,7 @@ from ray_cluster.local_ray import local_ray
 from ray_cluster.training import train_on_ray
 from tests.datasets import SMALL_RECIPE, planted_dataset, small_recipe
 from tests.processes import run, running
+from tests.runs import with_split_file
 from training.fit import train_in_process
 from training.run import LAST, RunManifest, open_run, refit_config
 from training.sequence_model import MONITOR
@@ -74,11 +74,8 @@ def test_two_workers_train_as_one(dataset: Dataset, tmp_path: Path) -> None:
 
 def test_a_refit_on_ray_has_the_split_of_its_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a relative path, while workers are elsewhere; the user's file is gone."""
-    users = dataset.user_ids().ids(np.arange(100) + dataset.user_ids().first_row)
     file = tmp_path / "given.csv"
-    file.write_text("user_id,validation_events,test_events\n" + "".join(f"{user},1,1\n" for user in users))
-    config = small_recipe("split.rule=file", f"split.file={file}", "training.max_epochs=1")
-    config = config.model_copy(update={"split": config.split.pinned()})
+    config = with_split_file(dataset, file, "1,1", "training.max_epochs=1")
     train_in_process("bert4rec", dataset, config, tmp_path / "run")
     file.unlink()
     monkeypatch.chdir(tmp_path)

@@ -17,9 +17,8 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import make_split
 from tests.datasets import dataset_of, small_recipe
-from tests.runs import NOT_LEARNING, SAMPLED, Stop, assert_same_state, checkpoint, history, train
+from tests.runs import NOT_LEARNING, SAMPLED, Stop, assert_same_state, checkpoint, history, train, train_and_die
 from training.batches import EpochBatches
-from training.config import RunConfig
 from training.evaluation import evaluate, read_details
 from training.fit import fit
 from training.open_run import load_run
@@ -40,18 +39,6 @@ class Killer(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self._step:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def train_and_die(dataset: Dataset, path: Path, config: RunConfig, step: int) -> int:
-    """The signal that a process of its own died of; it continues the run where there is one."""
-    child = os.fork()
-    if child == 0:
-        try:
-            start_run(path, plan_run(path, "bert4rec", dataset, config, resume=path.exists()))
-            fit(dataset, config, path, resume=(path / LAST).exists(), callbacks=[Killer(step)])
-        finally:
-            os._exit(1)
-    return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("overrides", [(), SAMPLED, ("training.validate_every_epochs=2",)], ids=["full", "sampled", "validated_every_2"])
@@ -107,7 +94,7 @@ def test_killed_at_many_steps_ends_as_undisturbed(dataset: Dataset, tmp_path: Pa
     assert steps >= 8
     train(dataset, tmp_path / "alone", config=config)
     for step in (1, 2, 5, steps, steps + 3, steps + 4, 2 * steps + 1, 3 * steps - 1):
-        assert train_and_die(dataset, tmp_path / "killed", config, step) == signal.SIGKILL
+        assert train_and_die(dataset, tmp_path / "killed", config, Killer(step)) == signal.SIGKILL
     manifest = train(dataset, tmp_path / "killed", config=config, resume=True)
     assert manifest.epochs == EPOCHS
     assert history(tmp_path / "killed") == history(tmp_path / "alone")

@@ -97,8 +97,8 @@ def test_ranking_and_metrics_equal_the_slow_ones(dataset: Dataset, rule: SplitCo
 def test_a_repeated_target_is_one_answer(tmp_path: Path) -> None:
     """Whoever ranks the two items of the three last events first is perfect."""
     dataset = dataset_of(tmp_path / "dataset", [[(2, 0), (3, 1), (5, 10), (4, 11), (5, 12)], [(2, 0), (3, 2), (4, 10)]], num_items=6)
-    fractions = {"validation_start": datetime(1970, 1, 1, 0, 0, 0, 1000), "test_start": datetime(1970, 1, 1, 0, 0, 0, 10000)}
-    users = evaluation_users(make_split(dataset, SplitConfig(rule="global_time", **fractions)), "test")
+    dates = {"validation_start": datetime(1970, 1, 1, 0, 0, 0, 1000), "test_start": datetime(1970, 1, 1, 0, 0, 0, 10000)}
+    users = evaluation_users(make_split(dataset, SplitConfig(rule="global_time", **dates)), "test")
     found = ranking_metrics(dataset, users, np.array([[5, 4, 6], [4, 6, 7]]), (2, 3))
     perfect = {f"{name}@{k}": 1.0 for name in ("recall", "hit_rate", "ndcg", "mrr", "map") for k in (2, 3)}
     assert found == pytest.approx({**perfect, "precision@2": 0.75, "precision@3": 0.5})

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from passerelle.dataset import Dataset
@@ -16,7 +16,7 @@ from passerelle.errors import UserError
 from passerelle.manifest import MANIFEST_NAME
 from passerelle.splits import Split, make_split
 from tests.datasets import small_recipe
-from tests.runs import NOT_LEARNING, Stop, assert_same_state, checkpoint, history, train
+from tests.runs import NOT_LEARNING, Stop, assert_same_state, checkpoint, history, train, train_and_die, with_split_file
 from training.callbacks import HISTORY, WholeCheckpoints
 from training.evaluation import evaluate, read_evaluation
 from training.export import export
@@ -29,36 +29,27 @@ QUICK = ("training.max_epochs=2",)
 
 
 def seconds(path: Path) -> list[float]:
-    lines = (path / HISTORY).read_text(encoding="utf-8").splitlines()
-    return [float(line.rpartition('"seconds": ')[2].rstrip("}")) for line in lines]
+    return [json.loads(line)["seconds"] for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
 
 
-def train_and_die_while_saving(dataset: Dataset, path: Path, save: int) -> int:
-    """The signal that a process of its own died of, in the middle of writing its `save`-th checkpoint."""
-    child = os.fork()
-    if child == 0:
-        try:
-            _die_while_saving(save)
-            config = small_recipe(*QUICK)
-            start_run(path, plan_run(path, "bert4rec", dataset, config, resume=path.exists()))
-            fit(dataset, config, path, resume=(path / LAST).exists())
-        finally:
-            os._exit(1)
-    return os.WTERMSIG(os.waitpid(child, 0)[1])
+class KillerWhileSaving(pl.Callback):
+    """Kills the process in the middle of writing its `save`-th checkpoint; only for a process of its own."""
 
+    def __init__(self, save: int) -> None:
+        self._save = save
 
-def _die_while_saving(save: int) -> None:
-    whole, begun = torch.save, 0
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        whole, begun = torch.save, 0
 
-    def half(values: Any, path: Path, **options: Any) -> None:
-        nonlocal begun
-        begun += 1
-        whole(values, path, **options)
-        if begun == save:
-            os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+        def half(values: Any, path: Path, **options: Any) -> None:
+            nonlocal begun
+            begun += 1
+            whole(values, path, **options)
+            if begun == self._save:
+                os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    torch.save = half
+        torch.save = half
 
 
 def test_killed_while_a_checkpoint_is_written(dataset: Dataset, tmp_path: Path) -> None:
@@ -66,7 +57,7 @@ def test_killed_while_a_checkpoint_is_written(dataset: Dataset, tmp_path: Path) 
     train(dataset, tmp_path / "alone", *QUICK)
     for save in (1, 2, 3, 4):
         path = tmp_path / f"killed{save}"
-        assert train_and_die_while_saving(dataset, path, save) == signal.SIGKILL
+        assert train_and_die(dataset, path, small_recipe(*QUICK), KillerWhileSaving(save)) == signal.SIGKILL
         assert [each for each in (path / "checkpoints").iterdir() if each.name.startswith(".")], "it was killed at another time"
         train(dataset, path, *QUICK, resume=True)
         assert sorted(each.name for each in (path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -152,11 +143,7 @@ def splits(dataset: Dataset, path: Path) -> Split:
 def test_a_run_keeps_its_split(dataset: Dataset, tmp_path: Path) -> None:
     """The user's file may go, come back elsewhere, but not change; a refit has the same."""
     file, run = tmp_path / "given.csv", tmp_path / "run"
-    users = dataset.user_ids().ids(np.arange(0, 200, 2) + dataset.user_ids().first_row)
-    file.write_text("user_id,validation_events,test_events\n" + "".join(f"{user},1,2\n" for user in users))
-    settings = ("split.rule=file", f"split.file={file}")
-    pinned = small_recipe(*settings, *QUICK)
-    pinned = pinned.model_copy(update={"split": pinned.split.pinned()})
+    pinned = with_split_file(dataset, file, "1,2", *QUICK)
     chosen = train(dataset, run, config=pinned)
     expected = make_split(dataset, pinned.split)
     shutil.move(file, tmp_path / "elsewhere.csv")
