@@ -1,6 +1,6 @@
 """Small problems for losses, and what every test of a loss compares.
 
-Shape legend: M positions, D width, R item rows, I items, N negatives.
+Shape legend: M positions, D width, R item rows, I items, S draws, N negatives of each.
 """
 
 import math
@@ -63,7 +63,9 @@ def assert_same(ours: Tensor, theirs: Tensor, given: Problem) -> None:
 
 
 def negatives_of(rows: Tensor, probability: float = 1 / NUM_ITEMS) -> Negatives:
-    return Negatives(rows, torch.full(rows.shape, math.log(probability), dtype=torch.float64))
+    """Of one draw, or of several."""
+    rows_SN = rows if rows.ndim == 2 else rows[None]
+    return Negatives(rows_SN, torch.full(rows_SN.shape, math.log(probability), dtype=torch.float64))
 
 
 def sampled(given: Problem, negatives: Negatives, temperature: float = 1.0, correction: bool = True) -> Tensor:

@@ -92,7 +92,10 @@ class LossConfig(Config):
     max_logits: int | None = Field(default=None, gt=0)
     """`full`: logits (positions times items) held at once, 4 bytes each, but those of 64 positions at least; chosen by device if absent."""
     num_negatives: int = Field(default=256, gt=0)
-    """`sampled`, `gbce`: negatives of a step, shared by its positions. With the sampler `in_batch`, at most."""
+    """`sampled`, `gbce`: negatives of each position. With the sampler `in_batch`, at most."""
+    num_draws: int = Field(default=64, gt=0)
+    """`sampled`, `gbce`: draws of a step, each of `num_negatives`; its positions take them in turn. More of them make steps less
+    noisy, and look up more rows of the table; 1 shares the same negatives among all positions."""
     gbce_calibration: float = Field(default=0.75, ge=0, le=1)
     """`gbce`: 0 is plain binary cross entropy, too sure of itself; 1 makes the probabilities those of all items as negatives."""
     log_q_correction: bool = True
@@ -123,6 +126,7 @@ class LossConfig(Config):
         readers = {
             "max_logits": (self.kind == "full", "loss.kind = 'full'"),
             "num_negatives": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
+            "num_draws": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
             "gbce_calibration": (self.kind == "gbce", "loss.kind = 'gbce'"),
             "log_q_correction": (sampled, "loss.kind = 'sampled'"),
             "sampler": (sampled, "loss.kind = 'sampled'"),

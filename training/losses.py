@@ -2,7 +2,8 @@
 
 Each returns the weighted *sum* over positions, so that ranks with different numbers of positions add up to the right mean.
 
-Shape legend: M target positions, D width, R item rows (special rows included), N negatives.
+Shape legend: M target positions, D width, R item rows (special rows included), S draws, N negatives of each, T turns: as many
+positions as take the same draw.
 """
 
 import math
@@ -25,7 +26,7 @@ def sampled_softmax(
     temperature: float = 1.0,
     correction: bool = True,
 ) -> Tensor:
-    """Weighted sum of the sampled softmax with negatives shared by all positions.
+    """Weighted sum of the sampled softmax with shared negatives.
 
     The target stands with its own logit: it is there with probability one. Each negative's logit is lowered by
     log(N q), its expected number of appearances, so that the sum over negatives estimates the softmax denominator without
@@ -43,13 +44,15 @@ def sampled_softmax(
         temperature: > 0; logits are divided by it before they are corrected.
         correction: false leaves the logits of negatives as they are, and a loss biased against what is drawn often.
     """
-    target_logit_M, negative_logit_MN = _logits(query_MD, table_RD, target_rows_M, negatives.rows_N, temperature)
+    target_logit_ST, negative_logit_STN, is_target_STN, weights_ST = _in_turn(
+        query_MD, table_RD, target_rows_M, weights_M, negatives, temperature
+    )
     if correction:
-        expected_times_N = negatives.log_probability_N + math.log(max(1, len(negatives)))
-        negative_logit_MN = negative_logit_MN - expected_times_N.to(table_RD.dtype)
-    negative_logit_MN = negative_logit_MN.masked_fill(negatives.rows_N == target_rows_M[:, None], float("-inf"))
-    denominator_M = torch.logsumexp(torch.cat([target_logit_M[:, None], negative_logit_MN], dim=1), dim=1)
-    return ((denominator_M - target_logit_M) * weights_M).sum()
+        expected_times_SN = negatives.log_probability_SN + math.log(max(1, negatives.rows_SN.shape[1]))
+        negative_logit_STN = negative_logit_STN - expected_times_SN.to(table_RD.dtype)[:, None]
+    negative_logit_STN = negative_logit_STN.masked_fill(is_target_STN, float("-inf"))
+    denominator_ST = torch.logsumexp(torch.cat([target_logit_ST[:, :, None], negative_logit_STN], dim=2), dim=2)
+    return ((denominator_ST - target_logit_ST) * weights_ST).sum()
 
 
 def gbce(
@@ -62,7 +65,7 @@ def gbce(
     calibration: float,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Weighted sum of generalised binary cross entropy, with uniform negatives shared by all positions.
+    """Weighted sum of generalised binary cross entropy, with shared uniform negatives.
 
     Petrov and Macdonald, 2023, "gSASRec: Reducing overconfidence in sequential recommendation trained with negative sampling":
     (-beta log sigmoid(target) - sum of log(1 - sigmoid(negative))) / (N + 1). With -log sigmoid(x) = softplus(-x) and
@@ -76,11 +79,13 @@ def gbce(
         query_MD, table_RD, target_rows_M, weights_M, negatives: as for `sampled_softmax`; log-probabilities are not used.
     """
     num_items = len(table_RD) - FIRST_ITEM_ROW
-    target_logit_M, negative_logit_MN = _logits(query_MD, table_RD, target_rows_M, negatives.rows_N, temperature)
-    power = gbce_power(len(negatives), num_items, calibration)
-    hits_MN = negatives.rows_N == target_rows_M[:, None]
-    negative_loss_M = F.softplus(negative_logit_MN).masked_fill(hits_MN, 0.0).sum(1)
-    return ((power * F.softplus(-target_logit_M) + negative_loss_M) * weights_M).sum() / (len(negatives) + 1)
+    num_negatives = negatives.rows_SN.shape[1]
+    target_logit_ST, negative_logit_STN, is_target_STN, weights_ST = _in_turn(
+        query_MD, table_RD, target_rows_M, weights_M, negatives, temperature
+    )
+    power = gbce_power(num_negatives, num_items, calibration)
+    negative_loss_ST = F.softplus(negative_logit_STN).masked_fill(is_target_STN, 0.0).sum(2)
+    return ((power * F.softplus(-target_logit_ST) + negative_loss_ST) * weights_ST).sum() / (num_negatives + 1)
 
 
 def gbce_power(num_negatives: int, num_items: int, calibration: float) -> float:
@@ -93,9 +98,22 @@ def gbce_power(num_negatives: int, num_items: int, calibration: float) -> float:
     return 1.0 + calibration * (alpha - 1.0)
 
 
-def _logits(
-    query_MD: Tensor, table_RD: Tensor, target_rows_M: Tensor, negative_rows_N: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Of the target, [M], and of each negative, [M, N]; in the dtype of the table, though a matrix product may round to less."""
-    query_MD = query_MD.to(table_RD.dtype) / temperature
-    return (query_MD * table_RD[target_rows_M]).sum(-1), (query_MD @ table_RD[negative_rows_N].T).to(table_RD.dtype)
+def _in_turn(
+    query_MD: Tensor, table_RD: Tensor, target_rows_M: Tensor, weights_M: Tensor, negatives: Negatives, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each draw and the positions whose turn it is: logits of targets and of negatives, which negatives are the target, weights.
+
+    Positions are filled up to whole turns with such as weigh nothing. Logits are in the dtype of the table, though a matrix product
+    may round to less.
+    """
+    num_draws = len(negatives.rows_SN)
+
+    def in_turn(values: Tensor) -> Tensor:
+        padding = [0, 0] * (values.ndim - 1) + [0, -len(values) % num_draws]
+        return F.pad(values, padding).unflatten(0, (-1, num_draws)).transpose(0, 1)
+
+    query_STD, target_rows_ST = in_turn(query_MD.to(table_RD.dtype) / temperature), in_turn(target_rows_M)
+    target_logit_ST = (query_STD * F.embedding(target_rows_ST, table_RD)).sum(-1)
+    negative_STN = query_STD @ F.embedding(negatives.rows_SN, table_RD).transpose(1, 2)
+    is_target_STN = negatives.rows_SN[:, None] == target_rows_ST[:, :, None]
+    return target_logit_ST, negative_STN.to(table_RD.dtype), is_target_STN, in_turn(weights_M)

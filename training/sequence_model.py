@@ -154,7 +154,8 @@ class SequenceModel(pl.LightningModule):
         given = (query_MD, self.output_table_RD, batch.target_rows_M, batch.weights_M)
         if config.kind == "full":
             return full_softmax(*given, temperature=config.temperature, max_logits=config.max_logits)
-        negatives = self.sampler.draw(config.num_negatives, batch.target_rows_M, torch.Generator().manual_seed(batch.seed))
+        generator = torch.Generator().manual_seed(batch.seed)
+        negatives = self.sampler.draw(config.num_draws, config.num_negatives, batch.target_rows_M, generator)
         if config.kind == "gbce":
             return gbce(*given, negatives, calibration=config.gbce_calibration, temperature=config.temperature)
         return sampled_softmax(*given, negatives, temperature=config.temperature, correction=config.log_q_correction)

@@ -23,6 +23,7 @@ from training.evaluation import evaluate
 from training.fit import train_in_process
 from training.open_run import OpenRun, load_run
 from training.run import BEST, LAST
+from training.samplers import UniformSampler
 from training.sequence_model import MONITOR, SequenceModel
 
 # What a run learns
@@ -42,6 +43,14 @@ def test_full_softmax_learns_the_order(own_run: Path) -> None:
 def test_sampled_softmax_learns_the_order(dataset: Dataset, tmp_path: Path, sampler: str) -> None:
     train(dataset, tmp_path / "run", *SAMPLED, f"loss.sampler={sampler}")
     assert beats_popularity(load_run(tmp_path / "run"), times=2)
+
+
+def test_draws_of_a_step_are_as_many_as_asked(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = UniformSampler.draw
+    monkeypatch.setattr(UniformSampler, "draw", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    train(dataset, tmp_path / "run", *SAMPLED, "loss.num_draws=3", "training.max_epochs=1")
+    assert drawn and {tuple(negatives.rows_SN.shape) for negatives in drawn} == {(3, 64)}
 
 
 def test_string_ids_and_a_global_cut(tmp_path: Path) -> None:

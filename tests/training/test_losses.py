@@ -136,32 +136,34 @@ def generalised(given: Problem, negatives: Negatives, calibration: float, temper
     return gbce(*given.parts(), negatives, calibration=calibration, temperature=temperature)
 
 
-def naive_gbce(given: Problem, rows: list[int], calibration: float, temperature: float = 1.0) -> Tensor:
-    """As in the paper: the sigmoid of the target to the power beta."""
-    alpha = len(rows) / (len(given.table_RD) - FIRST_ITEM_ROW - 1)
+def naive_gbce(given: Problem, draws: list[list[int]], calibration: float, temperature: float = 1.0) -> Tensor:
+    """As in the paper: the sigmoid of the target to the power beta. Positions take the draws in turn."""
+    num_negatives = len(draws[0])
+    alpha = num_negatives / (len(given.table_RD) - FIRST_ITEM_ROW - 1)
     beta = alpha * ((1 - 1 / alpha) * calibration + 1 / alpha)
     total = torch.zeros((), dtype=given.table_RD.dtype)
-    for query_D, target, weight in zip(given.query_MD, given.target_rows_M.tolist(), given.weights_M, strict=True):
+    for place, (query_D, target, weight) in enumerate(zip(given.query_MD, given.target_rows_M.tolist(), given.weights_M, strict=True)):
         of_position = torch.log(torch.sigmoid(query_D @ given.table_RD[target] / temperature) ** beta)
-        for row in rows:
+        for row in draws[place % len(draws)]:
             if row != target:
                 of_position = of_position + torch.log(1 - torch.sigmoid(query_D @ given.table_RD[row] / temperature))
-        total = total - weight * of_position / (len(rows) + 1)
+        total = total - weight * of_position / (num_negatives + 1)
     return total
 
 
 @pytest.mark.parametrize("positions", [1, 5])
 @pytest.mark.parametrize("num_negatives", [1, 2, 39, 100])
+@pytest.mark.parametrize("num_draws", [1, 3])
 @pytest.mark.parametrize("calibration", [0.0, 0.3, 1.0])
-def test_gbce_is_the_written_out_one(positions: int, num_negatives: int, calibration: float) -> None:
+def test_gbce_is_the_written_out_one(positions: int, num_negatives: int, num_draws: int, calibration: float) -> None:
     """In float64 exactly, in float32 as far as that goes."""
     given = problem(positions)
-    rows_N = torch.randint(FIRST_ITEM_ROW, NUM_ROWS, (num_negatives,), generator=torch.Generator().manual_seed(0))
-    rows_N[0] = given.target_rows_M[0]  # an accidental hit
+    rows_SN = torch.randint(FIRST_ITEM_ROW, NUM_ROWS, (num_draws, num_negatives), generator=torch.Generator().manual_seed(0))
+    rows_SN[0, 0] = given.target_rows_M[0]  # an accidental hit
     for one in (given, given.double()):
         for temperature in (1.0, 0.7):
-            theirs = naive_gbce(one, rows_N.tolist(), calibration, temperature)
-            assert_same(generalised(one, negatives_of(rows_N), calibration, temperature), theirs, one)
+            theirs = naive_gbce(one, rows_SN.tolist(), calibration, temperature)
+            assert_same(generalised(one, negatives_of(rows_SN), calibration, temperature), theirs, one)
 
 
 def test_gbce_without_calibration_is_binary_cross_entropy() -> None:
@@ -235,7 +237,7 @@ def loss_of(kind: str, given: Problem, negatives: Negatives) -> Tensor:
 def test_weights_weigh(kind: str) -> None:
     """A position of weight 2 counts as two of weight 1, one of weight 0 not at all."""
     given = problem(3)
-    negatives = Negatives(torch.tensor([5, 9, 30]), torch.tensor([0.1, 0.3, 0.02], dtype=torch.float64).log())
+    negatives = Negatives(torch.tensor([[5, 9, 30]]), torch.tensor([[0.1, 0.3, 0.02]], dtype=torch.float64).log())
 
     def loss(weights: list[float], places: list[int]) -> float:
         part = Problem(given.query_MD[places], given.table_RD, given.target_rows_M[places], torch.tensor(weights))

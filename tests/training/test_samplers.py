@@ -1,10 +1,11 @@
 """Samplers draw what they say they draw.
 
-Shape legend: R item rows (special rows included), I items, M positions, N draws.
+Shape legend: R item rows (special rows included), I items, M positions, S draws, N negatives of each.
 """
 
 import math
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 import torch
@@ -32,15 +33,16 @@ def test_draws_are_items_and_have_a_probability(name: str, counts_of_items: list
     num_rows = FIRST_ITEM_ROW + len(counts_of_items)
     targets = data.draw(st.lists(st.integers(FIRST_ITEM_ROW, num_rows - 1), max_size=30))
     target_rows_M = torch.tensor(targets, dtype=torch.int64)
-    drawn = [make(name, counts_of_items).draw(count, target_rows_M, seeded(seed)) for _ in range(2)]
-    assert torch.equal(drawn[0].rows_N, drawn[1].rows_N)
-    assert torch.equal(drawn[0].log_probability_N, drawn[1].log_probability_N)
-    expected = min(count, len(targets)) if name.startswith("in batch") else count
-    assert (drawn[0].rows_N.dtype, drawn[0].rows_N.shape) == (torch.int64, (expected,))
-    assert (drawn[0].log_probability_N.dtype, drawn[0].log_probability_N.shape) == (torch.float64, (expected,))
-    assert all(FIRST_ITEM_ROW <= row < num_rows for row in drawn[0].rows_N.tolist())
-    assert torch.isfinite(drawn[0].log_probability_N).all()
-    assert (drawn[0].log_probability_N <= 1e-9).all()
+    num_draws = data.draw(st.integers(1, 4))
+    drawn = [make(name, counts_of_items).draw(num_draws, count, target_rows_M, seeded(seed)) for _ in range(2)]
+    assert torch.equal(drawn[0].rows_SN, drawn[1].rows_SN)
+    assert torch.equal(drawn[0].log_probability_SN, drawn[1].log_probability_SN)
+    expected = (num_draws, min(count, len(targets)) if name.startswith("in batch") else count)
+    assert (drawn[0].rows_SN.dtype, drawn[0].rows_SN.shape) == (torch.int64, expected)
+    assert (drawn[0].log_probability_SN.dtype, drawn[0].log_probability_SN.shape) == (torch.float64, expected)
+    assert all(FIRST_ITEM_ROW <= row < num_rows for row in drawn[0].rows_SN.flatten().tolist())
+    assert torch.isfinite(drawn[0].log_probability_SN).all()
+    assert (drawn[0].log_probability_SN <= 1e-9).all()
 
 
 @given(name=st.sampled_from(CATALOGUE), counts_of_items=counts)
@@ -49,21 +51,21 @@ def test_probabilities_of_items_sum_to_one(name: str, counts_of_items: list[int]
     for _ in range(3):
         probability_I = sampler.log_probability(all_rows(len(counts_of_items))).exp()
         assert float(probability_I.sum()) == pytest.approx(1.0, abs=1e-12)
-        sampler.draw(3, all_rows(len(counts_of_items))[:5], seeded(0))
+        sampler.draw(1, 3, all_rows(len(counts_of_items))[:5], seeded(0))
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_one_item_is_certain(name: str) -> None:
     sampler = make(name, [3])
-    negatives = sampler.draw(4, torch.full((1000,), FIRST_ITEM_ROW), seeded(0))
-    assert negatives.rows_N.tolist() == [FIRST_ITEM_ROW] * 4
-    assert negatives.log_probability_N.tolist() == pytest.approx([0.0] * 4, abs=1.1e-3)  # in the batch, 1 - 1 / 1000
+    negatives = sampler.draw(1, 4, torch.full((1000,), FIRST_ITEM_ROW), seeded(0))
+    assert negatives.rows_SN[0].tolist() == [FIRST_ITEM_ROW] * 4
+    assert negatives.log_probability_SN[0].tolist() == pytest.approx([0.0] * 4, abs=1.1e-3)  # in the batch, 1 - 1 / 1000
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_draws_do_not_touch_the_global_generator(name: str) -> None:
     state = torch.random.get_rng_state()
-    make(name, [1, 2, 3]).draw(2, torch.tensor([2, 3, 4]), seeded(0))
+    make(name, [1, 2, 3]).draw(2, 2, torch.tensor([2, 3, 4]), seeded(0))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -100,10 +102,10 @@ def test_log_uniform_by_hand() -> None:
 def test_in_batch_by_hand() -> None:
     """Four targets: a row that is a fifth of all events comes to a position of another row with probability 1/5 * 3/4."""
     targets = torch.tensor([3, 2, 3, 4])
-    negatives = make("in batch", [2, 3, 5]).draw(9, targets, seeded(0))
-    assert sorted(negatives.rows_N.tolist()) == [2, 3, 3, 4], "all of them, with repetitions"
+    negatives = make("in batch", [2, 3, 5]).draw(1, 9, targets, seeded(0))
+    assert sorted(negatives.rows_SN[0].tolist()) == [2, 3, 3, 4], "all of them, with repetitions"
     expected = {2: 0.2 * 0.75, 3: 0.3 * 0.75, 4: 0.5 * 0.75}
-    for row, log_probability in zip(negatives.rows_N.tolist(), negatives.log_probability_N.tolist(), strict=True):
+    for row, log_probability in zip(negatives.rows_SN[0].tolist(), negatives.log_probability_SN[0].tolist(), strict=True):
         assert math.exp(log_probability) == pytest.approx(expected[row])
 
 
@@ -111,26 +113,28 @@ def test_in_batch_by_hand() -> None:
 def test_mixed_by_hand(count: int, in_batch: int) -> None:
     """Half from five targets, as far as they go (round(0.5) = 0); the last item has never been counted."""
     targets = torch.tensor([2, 2, 3, 3, 3])
-    negatives = make("mixed", [2, 3, 5, 0]).draw(count, targets, seeded(1))
-    assert set(negatives.rows_N[:in_batch].tolist()) <= {2, 3}
+    negatives = make("mixed", [2, 3, 5, 0]).draw(1, count, targets, seeded(1))
+    assert set(negatives.rows_SN[0, :in_batch].tolist()) <= {2, 3}
     share = in_batch / count
     expected = {row: share * frequency * 0.8 + (1 - share) / 4 for row, frequency in zip((2, 3, 4, 5), (0.2, 0.3, 0.5, 0.0), strict=True)}
-    for row, log_probability in zip(negatives.rows_N.tolist(), negatives.log_probability_N.tolist(), strict=True):
+    for row, log_probability in zip(negatives.rows_SN[0].tolist(), negatives.log_probability_SN[0].tolist(), strict=True):
         assert math.exp(log_probability) == pytest.approx(expected[row])
 
 
 def test_taking_some_of_the_batch_takes_each_position_alike() -> None:
-    """Three of six targets, without taking a position twice."""
+    """Three of six targets, without taking a position twice in a draw; draws take anew."""
     sampler = make("in batch", [1] * 6)
-    rows = [sampler.draw(3, all_rows(6), seeded(seed)).rows_N.tolist() for seed in range(2000)]
+    rows = list(chain(*(sampler.draw(2, 3, all_rows(6), seeded(seed)).rows_SN.tolist() for seed in range(1000))))
     assert all(len(set(taken)) == 3 for taken in rows)
+    together = sum(set(one) == set(other) for one, other in zip(rows[::2], rows[1::2], strict=True))
+    assert 20 < together < 85, "one in twenty, by chance"
     times = [sum(row in taken for taken in rows) for row in range(2, 8)]
     assert all(abs(number - 1000) < 4 * 500**0.5 for number in times)
 
 
 def test_an_uncounted_target_is_found_out() -> None:
     with pytest.raises(AssertionError, match="counts know nothing"):
-        make("in batch", [1, 0]).draw(5, torch.tensor([2, 3]), seeded(0))
+        make("in batch", [1, 0]).draw(1, 5, torch.tensor([2, 3]), seeded(0))
 
 
 # Frequencies are the probabilities
@@ -169,9 +173,9 @@ def test_frequencies_are_the_probabilities(name: str) -> None:
     for _ in range(steps):
         others = torch.multinomial(frequency_I, POOL - 1, replacement=True, generator=generator) + FIRST_ITEM_ROW
         probability_I = torch.tensor(oracle(name, sampler), dtype=torch.float64)
-        negatives = sampler.draw(count, torch.cat([torch.tensor([FIRST_ITEM_ROW]), others]), generator)
-        torch.testing.assert_close(negatives.log_probability_N.exp(), probability_I[negatives.rows_N - FIRST_ITEM_ROW])
-        observed_I += torch.bincount(negatives.rows_N - FIRST_ITEM_ROW, minlength=len(FREQUENCIES))
+        negatives = sampler.draw(1, count, torch.cat([torch.tensor([FIRST_ITEM_ROW]), others]), generator)
+        torch.testing.assert_close(negatives.log_probability_SN.exp(), probability_I[negatives.rows_SN - FIRST_ITEM_ROW])
+        observed_I += torch.bincount(negatives.rows_SN[0] - FIRST_ITEM_ROW, minlength=len(FREQUENCIES))
         expected_I += count * probability_I
     first = 0 if isinstance(sampler, CatalogueSampler) else 1  # the own target is there anyway, and left out by the loss
     chi_square = float(((observed_I - expected_I) ** 2 / expected_I)[first:].sum())
@@ -195,7 +199,7 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
     if isinstance(made, StreamingSampler):
         for _ in range(3):
             made.frequency.observe(targets.repeat(10**4))
-    rows = made.draw(4000, targets, seeded(0)).rows_N
+    rows = made.draw(1, 4000, targets, seeded(0)).rows_SN[0]
     if sampler == "uniform":
         assert int((rows % 2).sum()) == pytest.approx(2000, abs=4 * 1000**0.5)
         return
@@ -211,6 +215,7 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
     ("values", "message"),
     [
         ({"num_negatives": 8}, "num_negatives = 8 has no effect without loss.kind = 'sampled' or 'gbce'"),
+        ({"num_draws": 8}, "num_draws = 8 has no effect without loss.kind = 'sampled' or 'gbce'"),
         ({"kind": "sampled", "max_logits": 8}, "max_logits = 8 has no effect without loss.kind = 'full'"),
         ({"sampler": "mixed"}, "sampler = 'mixed' has no effect without loss.kind = 'sampled'"),
         ({"kind": "gbce", "sampler": "popularity"}, "sampler = 'popularity' has no effect without loss.kind = 'sampled'"),

@@ -1,6 +1,6 @@
 """Frequencies that are estimated while training, and samplers of several ranks.
 
-Shape legend: R item rows (special rows included), I items, M positions, N draws.
+Shape legend: R item rows (special rows included), I items, M positions, S draws, N negatives of each.
 """
 
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def test_streaming_draws_before_it_looks() -> None:
     """The first step is drawn from the uniform start, whatever its targets are; the second is not."""
     sampler = make("streaming", [0] * 10)
     targets = torch.full((10_000,), 5)
-    shares = [float((sampler.draw(1000, targets, seeded(3)).rows_N == 5).double().mean()) for _ in range(2)]
+    shares = [float((sampler.draw(1, 1000, targets, seeded(3)).rows_SN == 5).double().mean()) for _ in range(2)]
     assert shares[0] == pytest.approx(0.1, abs=0.04)
     assert shares[1] > 0.9
 
@@ -108,7 +108,7 @@ def test_a_restored_sampler_goes_on(name: str) -> None:
     steps = [torch.randint(FIRST_ITEM_ROW, FIRST_ITEM_ROW + 9, (20,), generator=generator) for _ in range(12)]
 
     def draws(sampler: Sampler, steps: list[Tensor]) -> list[Negatives]:
-        return [sampler.draw(6, targets, seeded(place)) for place, targets in enumerate(steps)]
+        return [sampler.draw(2, 6, targets, seeded(place)) for place, targets in enumerate(steps)]
 
     whole, first, second = make(name, [0] * 9), make(name, [0] * 9), make(name, [0] * 9)
     expected = draws(whole, steps[:6]) and draws(whole, steps[6:])
@@ -116,9 +116,9 @@ def test_a_restored_sampler_goes_on(name: str) -> None:
     fresh = draws(make(name, [0] * 9), steps[6:])
     second.load_state_dict(first.state_dict())
     for ours, theirs in zip(draws(second, steps[6:]), expected, strict=True):
-        assert torch.equal(ours.rows_N, theirs.rows_N)
-        assert torch.equal(ours.log_probability_N, theirs.log_probability_N)
-    assert not torch.equal(fresh[0].log_probability_N, expected[0].log_probability_N), "the state matters"
+        assert torch.equal(ours.rows_SN, theirs.rows_SN)
+        assert torch.equal(ours.log_probability_SN, theirs.log_probability_SN)
+    assert not torch.equal(fresh[0].log_probability_SN, expected[0].log_probability_SN), "the state matters"
 
 
 def test_only_what_is_learnt_is_in_the_checkpoint() -> None:
@@ -130,10 +130,10 @@ def test_only_what_is_learnt_is_in_the_checkpoint() -> None:
 def test_in_batch_shows_the_step_to_its_frequency_after_asking() -> None:
     frequency = StreamingFrequency(FIRST_ITEM_ROW + 4, 0.01)
     sampler = InBatchSampler(frequency, gather=True)
-    negatives = sampler.draw(9, torch.tensor([2, 2, 2, 3]), seeded(0))
-    assert negatives.log_probability_N.exp().tolist() == pytest.approx([0.25 * 0.75] * 4)
+    negatives = sampler.draw(1, 9, torch.tensor([2, 2, 2, 3]), seeded(0))
+    assert negatives.log_probability_SN[0].exp().tolist() == pytest.approx([0.25 * 0.75] * 4)
     assert frequency.log_probability(torch.tensor([2])).exp().tolist() == pytest.approx([3 / 6])
-    MixedSampler(frequency, FIRST_ITEM_ROW + 4, 0.5, gather=True).draw(9, torch.tensor([3]), seeded(0))
+    MixedSampler(frequency, FIRST_ITEM_ROW + 4, 0.5, gather=True).draw(1, 9, torch.tensor([3]), seeded(0))
     assert int(frequency.seen_R[3]) == 2
 
 
@@ -163,8 +163,8 @@ def draw_steps(rank: int | None, gather: bool = True) -> Drawn:
         drawn[name] = []
         for step, shares in enumerate(SHARES):
             mine = list(chain(*shares)) if rank is None else shares[rank]
-            negatives = sampler.draw(4, torch.tensor(mine, dtype=torch.int64), seeded(step))
-            drawn[name] += [negatives.rows_N, negatives.log_probability_N]
+            negatives = sampler.draw(3, 4, torch.tensor(mine, dtype=torch.int64), seeded(step))
+            drawn[name] += [negatives.rows_SN, negatives.log_probability_SN]
         drawn[name] += list(sampler.state_dict().values())
     return drawn
 
@@ -187,7 +187,7 @@ def test_two_ranks_draw_what_one_would(tmp_path_factory: pytest.TempPathFactory)
             for ours, theirs in zip(together[name], expected, strict=True):
                 assert torch.equal(ours, theirs), name
         for shares, rows in zip(SHARES, apart["in batch"][::2], strict=False):
-            assert sorted(rows.tolist()) == sorted(shares[rank]), "its own, when they are not gathered"
+            assert [sorted(row) for row in rows.tolist()] == [sorted(shares[rank])] * 3, "its own, when they are not gathered"
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(apart["streaming"], alone["streaming"], strict=True))
         state = len(StreamingFrequency(3, 0.1).state_dict())
         assert all(

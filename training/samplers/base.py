@@ -1,6 +1,6 @@
 """What a sampler of shared negatives is.
 
-Shape legend: M target positions of this rank, N negatives.
+Shape legend: M target positions of this rank, S draws, N negatives of each.
 """
 
 from abc import ABC, abstractmethod
@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Negatives:
-    """Negatives of one step, shared by all its positions."""
+    """Negatives of one step: its positions take the draws in turn, the first the first, the one after the last the first again.
 
-    rows_N: Tensor
+    One draw for all would be as good on average, but what its few items happen to be would push all queries the same way. In turn,
+    and not a draw for each stretch of positions, because those of one history ask for like items.
+    """
+
+    rows_SN: Tensor
     """int64 item rows, with repetitions; never a special row."""
-    log_probability_N: Tensor
-    """float64 log-probability that one draw gives this row to a position whose target is another one.
+    log_probability_SN: Tensor
+    """float64 log-probability of the row to be what is drawn, for a position whose target is another one.
 
     Float64, because what is summed over a catalogue has to come to one; losses cast their logits after the correction.
     """
-
-    def __len__(self) -> int:
-        return len(self.rows_N)
 
 
 class Sampler(nn.Module, ABC):
@@ -34,13 +35,14 @@ class Sampler(nn.Module, ABC):
     """
 
     @abstractmethod
-    def draw(self, count: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
         """Negatives on the device of the targets.
 
-        Every rank calls it at each step, with a generator in the same state.
+        Every rank calls it once at each step, with a generator in the same state.
 
         Args:
-            count: how many to draw (> 0); a sampler that says so may return fewer.
+            num_draws: how many times to draw (> 0), independently of each other.
+            num_negatives: how many each time (> 0); a sampler that says so may return fewer.
             target_rows_M: int64 targets of this rank's positions; may be empty.
             generator: a CPU generator, so that the draws are the same on any device.
         """
@@ -57,9 +59,9 @@ class CatalogueSampler(Sampler):
     def log_probability(self, rows: Tensor) -> Tensor:
         """float64 log-probability that one draw gives each of these item rows; the shape of `rows`."""
 
-    def draw(self, count: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        rows_N = self.sample(count, generator, target_rows_M.device)
-        return Negatives(rows_N, self.log_probability(rows_N))
+    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+        rows_SN = self.sample(num_draws * num_negatives, generator, target_rows_M.device).view(num_draws, num_negatives)
+        return Negatives(rows_SN, self.log_probability(rows_SN))
 
 
 def search(cumulative_R: Tensor, count: int, generator: torch.Generator) -> Tensor:

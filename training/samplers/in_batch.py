@@ -1,7 +1,7 @@
 """Negatives that are the targets of the step itself, alone or mixed with uniform ones.
 
-Shape legend: M target positions of this rank, G positions whose targets are in the pool, S negatives taken from the pool,
-N negatives.
+Shape legend: M target positions of this rank, G positions whose targets are in the pool, S draws, N negatives of each, C of them
+from the pool.
 """
 
 import math
@@ -17,7 +17,7 @@ from training.samplers.streaming import Frequency
 
 
 class InBatchSampler(Sampler):
-    """Targets of the step, each as often as it is there, at most `count` of them, without replacement.
+    """Targets of the step, each as often as it is there; a draw takes at most `num_negatives` of them, without replacement.
 
     Targets of different positions are draws from the frequency q of targets. Repetitions are kept: a target that is there twice is
     two draws, and the correction by q is that of draws. One of the G targets of the pool is the position's own, which its loss
@@ -34,20 +34,21 @@ class InBatchSampler(Sampler):
         self.frequency = frequency
         self._gather = gather
 
-    def draw(self, count: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        pool_G, rows_S = self._take(count, target_rows_M, generator)
-        frequency_S = self.frequency.log_probability(rows_S)
-        assert not frequency_S.isneginf().any(), "a target of which the counts know nothing"
-        log_probability_S = frequency_S + _log_share_of_others(len(pool_G))
+    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+        pool_G, rows_SC = self._take(num_draws, num_negatives, target_rows_M, generator)
+        frequency_SC = self.frequency.log_probability(rows_SC)
+        assert not frequency_SC.isneginf().any(), "a target of which the counts know nothing"
+        log_probability_SC = frequency_SC + _log_share_of_others(len(pool_G))
         self._observe(target_rows_M, pool_G)
-        return Negatives(rows_S, log_probability_S)
+        return Negatives(rows_SC, log_probability_SC)
 
-    def _take(self, count: int, target_rows_M: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The pool, and `count` of it."""
+    def _take(self, num_draws: int, count: int, target_rows_M: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The pool, and for each draw `count` of it, or all."""
         pool_G = gather_rows(target_rows_M) if self._gather else target_rows_M
         if len(pool_G) <= count:
-            return pool_G, pool_G
-        return pool_G, pool_G[torch.randperm(len(pool_G), generator=generator)[:count].to(pool_G.device)]
+            return pool_G, pool_G.expand(num_draws, -1)
+        places_SC = torch.stack([torch.randperm(len(pool_G), generator=generator)[:count] for _ in range(num_draws)])
+        return pool_G, pool_G[places_SC.to(pool_G.device)]
 
     def _observe(self, target_rows_M: Tensor, pool_G: Tensor) -> None:
         if self.frequency.learns:
@@ -57,14 +58,14 @@ class InBatchSampler(Sampler):
 class MixedSampler(InBatchSampler):
     """A share from the targets of the step, the rest uniform from the catalogue.
 
-    Numbers are fixed (S in-batch, N - S uniform), and each draw is reported with the probability of the mixture, wherever it came
-    from: S / N q (1 - 1 / G) + (1 - S / N) / I. This is Veach and Guibas' balance heuristic (1995, "Optimally combining sampling
+    Numbers are fixed (C in-batch, N - C uniform), and each negative is reported with the probability of the mixture, wherever it came
+    from: C / N q (1 - 1 / G) + (1 - C / N) / I. This is Veach and Guibas' balance heuristic (1995, "Optimally combining sampling
     techniques for Monte Carlo rendering"), unbiased as the mixture itself and of less variance. Items that are never targets get
     gradients, too (Yang et al., 2020, "Mixed negative sampling for learning two-tower neural networks in recommendations").
 
     Args:
         num_rows: item rows, special rows included.
-        in_batch_share: S / N, rounded to whole negatives; fewer where the step has fewer targets.
+        in_batch_share: C / N, rounded to whole negatives; fewer where the step has fewer targets.
     """
 
     def __init__(self, frequency: Frequency, num_rows: int, in_batch_share: float, *, gather: bool) -> None:
@@ -73,14 +74,16 @@ class MixedSampler(InBatchSampler):
         self._num_items = num_rows - FIRST_ITEM_ROW
         self._in_batch_share = in_batch_share
 
-    def draw(self, count: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        pool_G, rows_S = self._take(round(count * self._in_batch_share), target_rows_M, generator)
-        num_uniform = count - len(rows_S)
-        rows_N = torch.cat([rows_S, self._uniform.sample(num_uniform, generator, rows_S.device)])
-        in_batch_N = self.frequency.log_probability(rows_N) + _log_share_of_others(len(pool_G)) + _log(len(rows_S) / count)
-        uniform_N = self._uniform.log_probability(rows_N) + _log(num_uniform / count)
+    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+        pool_G, rows_SC = self._take(num_draws, round(num_negatives * self._in_batch_share), target_rows_M, generator)
+        num_uniform = num_negatives - rows_SC.shape[1]
+        uniform_rows = self._uniform.sample(num_draws * num_uniform, generator, rows_SC.device).view(num_draws, num_uniform)
+        rows_SN = torch.cat([rows_SC, uniform_rows], dim=1)
+        in_batch_share, uniform_share = rows_SC.shape[1] / num_negatives, num_uniform / num_negatives
+        in_batch_SN = self.frequency.log_probability(rows_SN) + _log_share_of_others(len(pool_G)) + _log(in_batch_share)
+        uniform_SN = self._uniform.log_probability(rows_SN) + _log(uniform_share)
         self._observe(target_rows_M, pool_G)
-        return Negatives(rows_N, torch.logaddexp(in_batch_N, uniform_N))
+        return Negatives(rows_SN, torch.logaddexp(in_batch_SN, uniform_SN))
 
 
 def _log_share_of_others(pool_size: int) -> float:

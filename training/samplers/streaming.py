@@ -127,7 +127,7 @@ class StreamingSampler(CatalogueSampler):
     def log_probability(self, rows: Tensor) -> Tensor:
         return self.frequency.log_probability(rows)
 
-    def draw(self, count: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        negatives = super().draw(count, target_rows_M, generator)
+    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+        negatives = super().draw(num_draws, num_negatives, target_rows_M, generator)
         self.frequency.observe(gather_rows(target_rows_M))
         return negatives
