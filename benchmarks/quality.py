@@ -70,7 +70,8 @@ SHORT_HISTORIES = (
 CASES = {
     "bert4rec": Case("ml-1m_sasrec", "bert4rec", published=0.1638),
     "sasrec": Case("ml-1m_sasrec", "sasrec", published=0.1902),
-    "sasrec_sampled": Case("ml-1m_sasrec", "sasrec", ("loss.kind=sampled",)),
+    "sasrec_sampled": Case("ml-1m_sasrec", "sasrec", ("loss.kind=sampled", "loss.sampler=popularity", "loss.popularity_exponent=0.75")),
+    "sasrec_uniform": Case("ml-1m_sasrec", "sasrec", ("loss.kind=sampled",)),
     "sasrec_mixed": Case("ml-1m_sasrec", "sasrec", ("loss.kind=sampled", "loss.sampler=mixed")),
     "sasrec_time": Case("ml-1m", "sasrec", ("model.time_bias=true", "model.time_gap=true"), published=0.2164),
     "sasrec_without_time": Case("ml-1m", "sasrec"),

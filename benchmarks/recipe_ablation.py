@@ -41,9 +41,13 @@ BLOCKS: dict[str, tuple[str, ...]] = {
 }
 LOSSES: dict[str, tuple[str, ...]] = {
     "sampled, 256 uniform": ("loss.kind=sampled",),
+    "sampled, 256 uniform, target uncorrected": ("loss.kind=sampled", "loss.correct_target=false"),
+    "sampled, 256 uniform, one draw a step": ("loss.kind=sampled", "loss.num_draws=1"),
     "sampled, 1024 uniform": ("loss.kind=sampled", "loss.num_negatives=1024"),
     "sampled, 256 log-uniform": ("loss.kind=sampled", "loss.sampler=log_uniform"),
     "sampled, 256 by popularity": ("loss.kind=sampled", "loss.sampler=popularity"),
+    "sampled, 256 by popularity ^ 0.75": ("loss.kind=sampled", "loss.sampler=popularity", "loss.popularity_exponent=0.75"),
+    "sampled, 256 by popularity, target uncorrected": ("loss.kind=sampled", "loss.sampler=popularity", "loss.correct_target=false"),
     "sampled, 256 by popularity, uncorrected": ("loss.kind=sampled", "loss.sampler=popularity", "loss.log_q_correction=false"),
     "sampled, 256 by streaming popularity": ("loss.kind=sampled", "loss.sampler=streaming"),
     "sampled, 256 in-batch": ("loss.kind=sampled", "loss.sampler=in_batch"),

@@ -4,7 +4,7 @@ Shape legend: M positions, D width, R item rows, I items, S draws, N negatives o
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -62,11 +62,23 @@ def assert_same(ours: Tensor, theirs: Tensor, given: Problem) -> None:
         torch.testing.assert_close(one, other, atol=1e-12 if tight else 1e-5, rtol=1e-10 if tight else 1e-5)
 
 
-def negatives_of(rows: Tensor, probability: float = 1 / NUM_ITEMS) -> Negatives:
-    """Of one draw, or of several."""
+def negatives_of(rows: Tensor, positions: int, probability: float = 1 / NUM_ITEMS) -> Negatives:
+    """Of one draw, or of several, for so many positions; each row and each target with the same probability."""
     rows_SN = rows if rows.ndim == 2 else rows[None]
-    return Negatives(rows_SN, torch.full(rows_SN.shape, math.log(probability), dtype=torch.float64))
+    log_probability = torch.tensor(math.log(probability), dtype=torch.float64)
+    return Negatives(rows_SN, log_probability.expand(rows_SN.shape), log_probability.expand(positions))
 
 
-def sampled(given: Problem, negatives: Negatives, temperature: float = 1.0, correction: bool = True) -> Tensor:
-    return sampled_softmax(*given.parts(), negatives, temperature=temperature, correction=correction)
+@dataclass(frozen=True)
+class Correction:
+    """Of which logits."""
+
+    correction: bool = True
+    correct_target: bool = True
+
+
+ALL, NEGATIVES, NONE = Correction(), Correction(correct_target=False), Correction(correction=False)
+
+
+def sampled(given: Problem, negatives: Negatives, temperature: float = 1.0, correction: Correction = ALL) -> Tensor:
+    return sampled_softmax(*given.parts(), negatives, temperature=temperature, **asdict(correction))

@@ -99,7 +99,10 @@ class LossConfig(Config):
     gbce_calibration: float = Field(default=0.75, ge=0, le=1)
     """`gbce`: 0 is plain binary cross entropy, too sure of itself; 1 makes the probabilities those of all items as negatives."""
     log_q_correction: bool = True
-    """`sampled`: correct negatives by how often they are drawn; without it what is learnt is biased by the sampler."""
+    """`sampled`: correct logits by how often their items are drawn; without it what is learnt is biased by the sampler."""
+    correct_target: bool = True
+    """`sampled`: let the target stand in the denominator for its part among the negatives, too, so that what is learnt is right for
+    few negatives as well; without it they bias it."""
     sampler: Literal["uniform", "log_uniform", "popularity", "streaming", "in_batch", "mixed"] = "uniform"
     """`sampled`: what negatives are drawn from. `log_uniform`: Zipf's law over ranks by training events. `popularity`: the counts of
     training events. `streaming`: frequencies estimated while training. `in_batch`: the step's own targets. `mixed`: those and uniform."""
@@ -129,6 +132,7 @@ class LossConfig(Config):
             "num_draws": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
             "gbce_calibration": (self.kind == "gbce", "loss.kind = 'gbce'"),
             "log_q_correction": (sampled, "loss.kind = 'sampled'"),
+            "correct_target": (sampled and self.log_q_correction, "loss.log_q_correction with loss.kind = 'sampled'"),
             "sampler": (sampled, "loss.kind = 'sampled'"),
             "popularity_exponent": (self.sampler == "popularity", "loss.sampler = 'popularity'"),
             "in_batch_share": (self.sampler == "mixed", "loss.sampler = 'mixed'"),

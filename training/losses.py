@@ -25,13 +25,22 @@ def sampled_softmax(
     *,
     temperature: float = 1.0,
     correction: bool = True,
+    correct_target: bool = True,
 ) -> Tensor:
     """Weighted sum of the sampled softmax with shared negatives.
 
-    The target stands with its own logit: it is there with probability one. Each negative's logit is lowered by
-    log(N q), its expected number of appearances, so that the sum over negatives estimates the softmax denominator without
-    bias (Bengio and Senecal, 2008, "Adaptive importance sampling to accelerate training of a neural probabilistic language
-    model"; for the target, Yi et al. are corrected as in Khrylchenko et al., 2025, "Correcting the logQ correction").
+    Of a target and N negatives with log-probabilities log q, it is -log of the target's share of the denominator, in which a negative
+    stands exp(logit) / (N q): an item is expected N q times, so that the sum over negatives estimates that over the catalogue without
+    bias (Bengio and Senecal, 2008, "Adaptive importance sampling to accelerate training of a neural probabilistic language model").
+
+    How much of the target stands there decides what few negatives teach. Once, for it is there with probability one (Khrylchenko et
+    al., 2025, "Correcting the logQ correction"), is right when they are many, but the share of an estimated sum is biased by one
+    over N. With 1 / (N q), as for every other item (the logQ correction of Yi et al., 2019), which of the N + 1 is the target is
+    what is learnt, and the truth is the best answer for any N (Ma and Collins, 2018, "Noise contrastive estimation and negative
+    sampling for conditional models: consistency and statistical efficiency") as long as negatives that are the target stay: left
+    out, none of it remains when N is large. So, with `correct_target`, it stands there 1 + 1 / (N q) times, its own part and, in place
+    of those negatives, as many as are expected: close to the truth for few and for many.
+
     A negative equal to a position's target is left out of that position's denominator; a position that all are left out of
     has no loss.
 
@@ -40,19 +49,24 @@ def sampled_softmax(
         table_RD: item vectors, special rows included.
         target_rows_M: int64.
         weights_M: of each position; may be 0.
-        negatives: their log-probabilities are used if `correction` is true.
+        negatives: their log-probabilities are used if there is a correction.
         temperature: > 0; logits are divided by it before they are corrected.
-        correction: false leaves the logits of negatives as they are, and a loss biased against what is drawn often.
+        correction: false leaves all logits as they are, and a loss biased against what is drawn often.
+        correct_target: true lets the target stand 1 + 1 / (N q) times in the denominator, false once.
     """
-    target_logit_ST, negative_logit_STN, is_target_STN, weights_ST = _in_turn(
-        query_MD, table_RD, target_rows_M, weights_M, negatives, temperature
-    )
+    num_draws, num_negatives = negatives.rows_SN.shape
+    target_logit_ST, negative_logit_STN, is_target_STN = _logits(query_MD, table_RD, target_rows_M, negatives, temperature)
+    in_denominator_ST = target_logit_ST
     if correction:
-        expected_times_SN = negatives.log_probability_SN + math.log(max(1, negatives.rows_SN.shape[1]))
+        log_num_negatives = math.log(max(1, num_negatives))
+        expected_times_SN = negatives.log_probability_SN + log_num_negatives
         negative_logit_STN = negative_logit_STN - expected_times_SN.to(table_RD.dtype)[:, None]
+        if correct_target:
+            more_M = torch.log1p(torch.exp(-(negatives.target_log_probability_M + log_num_negatives)))
+            in_denominator_ST = target_logit_ST + _in_turn(more_M.to(table_RD.dtype), num_draws)
     negative_logit_STN = negative_logit_STN.masked_fill(is_target_STN, float("-inf"))
-    denominator_ST = torch.logsumexp(torch.cat([target_logit_ST[:, :, None], negative_logit_STN], dim=2), dim=2)
-    return ((denominator_ST - target_logit_ST) * weights_ST).sum()
+    denominator_ST = torch.logsumexp(torch.cat([in_denominator_ST[:, :, None], negative_logit_STN], dim=2), dim=2)
+    return ((denominator_ST - in_denominator_ST) * _in_turn(weights_M, num_draws)).sum()
 
 
 def gbce(
@@ -79,13 +93,11 @@ def gbce(
         query_MD, table_RD, target_rows_M, weights_M, negatives: as for `sampled_softmax`; log-probabilities are not used.
     """
     num_items = len(table_RD) - FIRST_ITEM_ROW
-    num_negatives = negatives.rows_SN.shape[1]
-    target_logit_ST, negative_logit_STN, is_target_STN, weights_ST = _in_turn(
-        query_MD, table_RD, target_rows_M, weights_M, negatives, temperature
-    )
+    num_draws, num_negatives = negatives.rows_SN.shape
+    target_logit_ST, negative_logit_STN, is_target_STN = _logits(query_MD, table_RD, target_rows_M, negatives, temperature)
     power = gbce_power(num_negatives, num_items, calibration)
     negative_loss_ST = F.softplus(negative_logit_STN).masked_fill(is_target_STN, 0.0).sum(2)
-    return ((power * F.softplus(-target_logit_ST) + negative_loss_ST) * weights_ST).sum() / (num_negatives + 1)
+    return ((power * F.softplus(-target_logit_ST) + negative_loss_ST) * _in_turn(weights_M, num_draws)).sum() / (num_negatives + 1)
 
 
 def gbce_power(num_negatives: int, num_items: int, calibration: float) -> float:
@@ -98,22 +110,23 @@ def gbce_power(num_negatives: int, num_items: int, calibration: float) -> float:
     return 1.0 + calibration * (alpha - 1.0)
 
 
-def _in_turn(
-    query_MD: Tensor, table_RD: Tensor, target_rows_M: Tensor, weights_M: Tensor, negatives: Negatives, temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For each draw and the positions whose turn it is: logits of targets and of negatives, which negatives are the target, weights.
+def _logits(
+    query_MD: Tensor, table_RD: Tensor, target_rows_M: Tensor, negatives: Negatives, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each draw and the positions whose turn it is: logits of targets, [S, T], and of negatives, [S, T, N], and which of these
+    are the target.
 
-    Positions are filled up to whole turns with such as weigh nothing. Logits are in the dtype of the table, though a matrix product
-    may round to less.
+    In the dtype of the table, though a matrix product may round to less.
     """
     num_draws = len(negatives.rows_SN)
-
-    def in_turn(values: Tensor) -> Tensor:
-        padding = [0, 0] * (values.ndim - 1) + [0, -len(values) % num_draws]
-        return F.pad(values, padding).unflatten(0, (-1, num_draws)).transpose(0, 1)
-
-    query_STD, target_rows_ST = in_turn(query_MD.to(table_RD.dtype) / temperature), in_turn(target_rows_M)
+    query_STD, target_rows_ST = (_in_turn(values, num_draws) for values in (query_MD.to(table_RD.dtype) / temperature, target_rows_M))
     target_logit_ST = (query_STD * F.embedding(target_rows_ST, table_RD)).sum(-1)
-    negative_STN = query_STD @ F.embedding(negatives.rows_SN, table_RD).transpose(1, 2)
+    negative_logit_STN = query_STD @ F.embedding(negatives.rows_SN, table_RD).transpose(1, 2)
     is_target_STN = negatives.rows_SN[:, None] == target_rows_ST[:, :, None]
-    return target_logit_ST, negative_STN.to(table_RD.dtype), is_target_STN, in_turn(weights_M)
+    return target_logit_ST, negative_logit_STN.to(table_RD.dtype), is_target_STN
+
+
+def _in_turn(values: Tensor, num_draws: int) -> Tensor:
+    """Of each draw and each position that takes it, [S, T, ...]; zeros fill the last turn."""
+    padding = [0, 0] * (values.ndim - 1) + [0, -len(values) % num_draws]
+    return F.pad(values, padding).unflatten(0, (-1, num_draws)).transpose(0, 1)

@@ -158,7 +158,13 @@ class SequenceModel(pl.LightningModule):
         negatives = self.sampler.draw(config.num_draws, config.num_negatives, batch.target_rows_M, generator)
         if config.kind == "gbce":
             return gbce(*given, negatives, calibration=config.gbce_calibration, temperature=config.temperature)
-        return sampled_softmax(*given, negatives, temperature=config.temperature, correction=config.log_q_correction)
+        return sampled_softmax(
+            *given,
+            negatives,
+            temperature=config.temperature,
+            correction=config.log_q_correction,
+            correct_target=config.correct_target,
+        )
 
     def _mean_over_ranks(self, values: Tensor) -> Tensor:
         """A copy on the model's device, the same on every rank; every rank must ask."""

@@ -163,7 +163,7 @@ def test_gbce_is_the_written_out_one(positions: int, num_negatives: int, num_dra
     for one in (given, given.double()):
         for temperature in (1.0, 0.7):
             theirs = naive_gbce(one, rows_SN.tolist(), calibration, temperature)
-            assert_same(generalised(one, negatives_of(rows_SN), calibration, temperature), theirs, one)
+            assert_same(generalised(one, negatives_of(rows_SN, positions), calibration, temperature), theirs, one)
 
 
 def test_gbce_without_calibration_is_binary_cross_entropy() -> None:
@@ -175,7 +175,7 @@ def test_gbce_without_calibration_is_binary_cross_entropy() -> None:
     labels_ML = torch.zeros_like(logits_ML)
     labels_ML[:, 0] = 1.0
     theirs = (F.binary_cross_entropy_with_logits(logits_ML, labels_ML, reduction="none").mean(1) * given.weights_M).sum()
-    assert_same(generalised(given, negatives_of(rows_N), 0.0), theirs, given)
+    assert_same(generalised(given, negatives_of(rows_N, 4), 0.0), theirs, given)
 
 
 @given_values(st.integers(1, 1000), st.integers(2, 10**9), st.floats(0, 1))
@@ -209,7 +209,7 @@ def test_gbce_is_stable(scale: float) -> None:
     """Sigmoids of +-200 round to 0 and 1 in float32, and their logarithms would be infinite or lost; the loss is as in float64."""
     table_RD = torch.tensor([[0.0], [0.0], [1.0], [-1.0], [0.5]])
     given = Problem(torch.tensor([[scale]], requires_grad=True), table_RD.requires_grad_(), torch.tensor([2]), torch.ones(1))
-    negatives = negatives_of(torch.tensor([3, 4, 4]))
+    negatives = negatives_of(torch.tensor([3, 4, 4]), 1)
     loss = generalised(given, negatives, 0.75)
     torch.testing.assert_close(loss.double(), generalised(given.double(), negatives, 0.75), rtol=1e-6, atol=1e-6)
     assert float(loss.detach()) == pytest.approx(50.0 if scale > 0 else (200 * gbce_power(3, 3, 0.75) + 200) / 4)
@@ -219,7 +219,7 @@ def test_gbce_is_stable(scale: float) -> None:
 def test_gbce_of_one_item_asks_only_for_it() -> None:
     """Every negative is a hit."""
     given = problem(2, num_rows=FIRST_ITEM_ROW + 1)
-    loss = generalised(given, negatives_of(torch.full((3,), FIRST_ITEM_ROW)), 0.0)
+    loss = generalised(given, negatives_of(torch.full((3,), FIRST_ITEM_ROW), 2), 0.0)
     logits_M = given.query_MD @ given.table_RD[FIRST_ITEM_ROW]
     torch.testing.assert_close(loss, (F.softplus(-logits_M) * given.weights_M).sum() / 4)
 
@@ -237,9 +237,10 @@ def loss_of(kind: str, given: Problem, negatives: Negatives) -> Tensor:
 def test_weights_weigh(kind: str) -> None:
     """A position of weight 2 counts as two of weight 1, one of weight 0 not at all."""
     given = problem(3)
-    negatives = Negatives(torch.tensor([[5, 9, 30]]), torch.tensor([[0.1, 0.3, 0.02]], dtype=torch.float64).log())
+    of_negatives, of_targets = (torch.tensor(values, dtype=torch.float64).log() for values in ([[0.1, 0.3, 0.02]], [0.2, 0.05, 0.4]))
 
     def loss(weights: list[float], places: list[int]) -> float:
+        negatives = Negatives(torch.tensor([[5, 9, 30]]), of_negatives, of_targets[places])
         part = Problem(given.query_MD[places], given.table_RD, given.target_rows_M[places], torch.tensor(weights))
         return float(loss_of(kind, part, negatives).detach())
 
@@ -254,11 +255,11 @@ def test_rows_beyond_float32_are_told_apart(kind: str) -> None:
     table_RD = torch.zeros(second + 2, 1)
     table_RD[first], table_RD[second] = 2.0, -1.0
     given = Problem(torch.ones(1, 1), table_RD, torch.tensor([first]), torch.ones(1))
-    negatives = negatives_of(torch.tensor([second, first]), 0.5)
+    negatives = negatives_of(torch.tensor([second, first]), 1, 0.5)
     num_items = second + 2 - FIRST_ITEM_ROW
     expected = {
         "full": math.log(math.exp(2) + math.exp(-1) + num_items - 2) - 2,
-        "sampled": math.log(math.exp(2) + math.exp(-1)) - 2,
+        "sampled": math.log1p(math.exp(-3) / 2),  # the target twice: its own part, and 1 / (2 * 0.5)
         "gbce": (gbce_power(2, num_items, 0.75) * math.log1p(math.exp(-2)) + math.log1p(math.exp(-1))) / 3,
     }
     assert float(loss_of(kind, given, negatives)) == pytest.approx(expected[kind], rel=1e-5)

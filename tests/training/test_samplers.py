@@ -43,6 +43,11 @@ def test_draws_are_items_and_have_a_probability(name: str, counts_of_items: list
     assert all(FIRST_ITEM_ROW <= row < num_rows for row in drawn[0].rows_SN.flatten().tolist())
     assert torch.isfinite(drawn[0].log_probability_SN).all()
     assert (drawn[0].log_probability_SN <= 1e-9).all()
+    assert torch.equal(drawn[0].target_log_probability_M, drawn[1].target_log_probability_M)
+    of_row = dict(zip(drawn[0].rows_SN.flatten().tolist(), drawn[0].log_probability_SN.flatten().tolist(), strict=True))
+    assert drawn[0].target_log_probability_M.dtype == torch.float64
+    for row, log_probability in zip(targets, drawn[0].target_log_probability_M.tolist(), strict=True):
+        assert log_probability == of_row.get(row, log_probability) <= 1e-9, "the same for a target as for a negative"
 
 
 @given(name=st.sampled_from(CATALOGUE), counts_of_items=counts)
@@ -220,6 +225,10 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
         ({"sampler": "mixed"}, "sampler = 'mixed' has no effect without loss.kind = 'sampled'"),
         ({"kind": "gbce", "sampler": "popularity"}, "sampler = 'popularity' has no effect without loss.kind = 'sampled'"),
         ({"kind": "gbce", "log_q_correction": False}, "log_q_correction = False has no effect"),
+        (
+            {"kind": "sampled", "log_q_correction": False, "correct_target": False},
+            "correct_target = False has no effect without loss.log_q",
+        ),
         ({"kind": "sampled", "gbce_calibration": 0.5}, "gbce_calibration = 0.5 has no effect without loss.kind = 'gbce'"),
         ({"kind": "sampled", "popularity_exponent": 0.5}, "popularity_exponent = 0.5 has no effect without loss.sampler = 'popularity'"),
         ({"kind": "sampled", "sampler": "in_batch", "in_batch_share": 0.1}, "in_batch_share = 0.1 has no effect without"),

@@ -25,6 +25,8 @@ class Negatives:
 
     Float64, because what is summed over a catalogue has to come to one; losses cast their logits after the correction.
     """
+    target_log_probability_M: Tensor
+    """float64 log-probability of each position's target to be drawn for another position."""
 
 
 class Sampler(nn.Module, ABC):
@@ -61,7 +63,7 @@ class CatalogueSampler(Sampler):
 
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
         rows_SN = self.sample(num_draws * num_negatives, generator, target_rows_M.device).view(num_draws, num_negatives)
-        return Negatives(rows_SN, self.log_probability(rows_SN))
+        return Negatives(rows_SN, self.log_probability(rows_SN), self.log_probability(target_rows_M))
 
 
 def search(cumulative_R: Tensor, count: int, generator: torch.Generator) -> Tensor:

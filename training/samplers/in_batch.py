@@ -35,12 +35,12 @@ class InBatchSampler(Sampler):
         self._gather = gather
 
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        pool_G, rows_SC = self._take(num_draws, num_negatives, target_rows_M, generator)
-        frequency_SC = self.frequency.log_probability(rows_SC)
-        assert not frequency_SC.isneginf().any(), "a target of which the counts know nothing"
-        log_probability_SC = frequency_SC + _log_share_of_others(len(pool_G))
+        pool_G, rows_SN = self._take(num_draws, num_negatives, target_rows_M, generator)
+        others = _log_share_of_others(len(pool_G))
+        negatives = Negatives(rows_SN, *(self.frequency.log_probability(rows) + others for rows in (rows_SN, target_rows_M)))
+        assert negatives.log_probability_SN.isfinite().all(), "a target of which the counts know nothing"
         self._observe(target_rows_M, pool_G)
-        return Negatives(rows_SC, log_probability_SC)
+        return negatives
 
     def _take(self, num_draws: int, count: int, target_rows_M: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The pool, and for each draw `count` of it, or all."""
@@ -79,11 +79,15 @@ class MixedSampler(InBatchSampler):
         num_uniform = num_negatives - rows_SC.shape[1]
         uniform_rows = self._uniform.sample(num_draws * num_uniform, generator, rows_SC.device).view(num_draws, num_uniform)
         rows_SN = torch.cat([rows_SC, uniform_rows], dim=1)
-        in_batch_share, uniform_share = rows_SC.shape[1] / num_negatives, num_uniform / num_negatives
-        in_batch_SN = self.frequency.log_probability(rows_SN) + _log_share_of_others(len(pool_G)) + _log(in_batch_share)
-        uniform_SN = self._uniform.log_probability(rows_SN) + _log(uniform_share)
+        in_batch = _log_share_of_others(len(pool_G)) + _log(rows_SC.shape[1] / num_negatives)
+
+        def log_probability(rows: Tensor) -> Tensor:
+            uniform = self._uniform.log_probability(rows) + _log(num_uniform / num_negatives)
+            return torch.logaddexp(self.frequency.log_probability(rows) + in_batch, uniform)
+
+        negatives = Negatives(rows_SN, log_probability(rows_SN), log_probability(target_rows_M))
         self._observe(target_rows_M, pool_G)
-        return Negatives(rows_SN, torch.logaddexp(in_batch_SN, uniform_SN))
+        return negatives
 
 
 def _log_share_of_others(pool_size: int) -> float:
