@@ -119,8 +119,8 @@ def test_a_negative_is_a_hit_for_its_own_position_only() -> None:
 def estimates(name: str, num_negatives: int, draws: int, correction: Correction) -> tuple[Tensor, Tensor]:
     """Errors of the estimated denominator of one position: [S], and of its gradient with respect to the table, [S, R, D].
 
-    With the target's own logit, loss = log(denominator) - logit of the target. The loss itself is unbiased in the limit only, as the logarithm of an estimate;
-    the denominator and its gradient are for any number of negatives.
+    Where the target stands once, loss = log(denominator) - logit of the target. The loss itself is unbiased in the limit only, as the
+    logarithm of an estimate; the denominator and its gradient are for any number of negatives.
     """
     given = problem(1, scale=0.3).double()
     given.weights_M = torch.ones(1, dtype=torch.float64)
