@@ -12,10 +12,11 @@ from passerelle.bundle import Bundle
 from passerelle.dataset import Dataset
 from ray_cluster.cli.main import main
 from serving.ports import free_ports
-from tests.datasets import planted_dataset
+from tests.datasets import SMALL_RECIPE, planted_dataset
 from tests.processes import run, running
 
 Cli = Callable[..., tuple[int, str, str]]
+SMALL = [argument for override in SMALL_RECIPE for argument in ("--set", override)]
 
 
 def call_main(*arguments: str | Path) -> int:
@@ -25,6 +26,25 @@ def call_main(*arguments: str | Path) -> int:
         with pytest.raises(SystemExit) as stop:
             main()
     return int(stop.value.code or 0)
+
+
+def parsed(answer: tuple[int, str, str]) -> dict[str, Any]:
+    """The one JSON object on stdout of a verb that ended well."""
+    status, out, err = answer
+    assert status == 0, err
+    assert out.count("\n") == 1
+    values: dict[str, Any] = json.loads(out)
+    return values
+
+
+def mistake(answer: tuple[int, str, str], status: int = 1) -> str:
+    """The message of a verb that failed as it should: status, nothing on stdout, and for a mistake in the input one line."""
+    assert answer[:2] == (status, "")
+    assert "Traceback" not in answer[2]
+    if status == 1:
+        assert answer[2].startswith("passerelle: ")
+        assert answer[2].count("\n") == 1
+    return answer[2]
 
 
 @pytest.fixture

@@ -3,24 +3,17 @@
 import json
 import re
 import shutil
-import signal
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from passerelle.bundle import open_bundle
 from passerelle.dataset import Dataset
 from ray_cluster.cli import console
-from tests.datasets import SMALL_RECIPE
 from tests.files import flip_byte
-from tests.processes import Command, running
-from tests.ray_cluster.conftest import Cli, call_main
+from tests.ray_cluster.conftest import SMALL, Cli, call_main, mistake, parsed
 
-SMALL = [argument for override in SMALL_RECIPE for argument in ("--set", override)]
 SHORT = [*SMALL, "--set", "training.max_epochs=3"]
-ENDLESS = ["--set", "training.max_epochs=100000", "--set", "training.patience=100000"]
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +27,6 @@ def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-def parsed(answer: tuple[int, str, str]) -> dict[str, Any]:
-    """The one JSON object on stdout of a verb that ended well."""
-    status, out, err = answer
-    assert status == 0, err
-    assert out.count("\n") == 1
-    values: dict[str, Any] = json.loads(out)
-    return values
-
-
-def mistake(answer: tuple[int, str, str], status: int = 1) -> str:
-    """The message of a verb that failed as it should: status, nothing on stdout, and for a mistake in the input one line."""
-    assert answer[:2] == (status, "")
-    assert "Traceback" not in answer[2]
-    if status == 1:
-        assert answer[2].startswith("passerelle: ")
-        assert answer[2].count("\n") == 1
-    return answer[2]
 
 
 def test_from_dataset_to_bundle(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
@@ -277,35 +251,3 @@ def test_an_altered_checkpoint(cli: Cli, own_run: Path) -> None:
     checkpoint = own_run / "checkpoints" / "best.ckpt"
     flip_byte(checkpoint, checkpoint.stat().st_size // 2)
     assert "best.ckpt: altered since it was written" in mistake(cli("evaluate", own_run))
-
-
-def interrupt(command: Command, number: signal.Signals, run: Path) -> None:
-    """Send a signal once the run has a checkpoint: the command must say one word and end with 130."""
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "last.ckpt").exists() and command.process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    command.process.send_signal(number)
-    out, err = command.process.communicate(timeout=60)
-    assert (command.process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1] == "passerelle: interrupted"
-    assert "Traceback" not in err
-
-
-def test_ctrl_c_while_training_leaves_a_run_that_can_go_on(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    arguments = ["train", "bert4rec", "--dataset", str(dataset.path), "--out", str(run), "--no-ray", "--json", *SMALL]
-    with running(*arguments, *ENDLESS) as command:
-        interrupt(command, signal.SIGINT, run)
-    assert "training has not ended: continue it with `passerelle train --resume`" in mistake(cli("evaluate", run))
-    done = len((run / "history.jsonl").read_text().splitlines())
-    more = ["--resume", "--set", f"training.max_epochs={done + 2}", "--set", "training.patience=100000"]
-    assert parsed(cli(*arguments, *more))["epochs"] == done + 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_while_training_on_ray_leaves_nothing_running(dataset: Dataset, tmp_path: Path, number: signal.Signals) -> None:
-    run = tmp_path / "run"
-    with running("train", "bert4rec", "--dataset", str(dataset.path), "--out", str(run), *SMALL, *ENDLESS) as command:
-        interrupt(command, number, run)
-        assert not command.left_after(10)

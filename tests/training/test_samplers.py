@@ -137,9 +137,12 @@ def test_taking_some_of_the_batch_takes_each_position_alike() -> None:
     assert all(abs(number - 1000) < 4 * 500**0.5 for number in times)
 
 
-def test_an_uncounted_target_is_found_out() -> None:
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [1, 5])
+def test_an_uncounted_target_is_found_out(count: int, seed: int) -> None:
+    """Also when it is not drawn itself."""
     with pytest.raises(AssertionError, match="counts know nothing"):
-        make("in batch", [1, 0]).draw(1, 5, torch.tensor([2, 3]), seeded(0))
+        make("in batch", [1, 0]).draw(1, count, torch.tensor([2, 3]), seeded(seed))
 
 
 # Frequencies are the probabilities

@@ -38,7 +38,8 @@ class InBatchSampler(Sampler):
         pool_G, rows_SN = self._take(num_draws, num_negatives, target_rows_M, generator)
         others = _log_share_of_others(len(pool_G))
         negatives = Negatives(rows_SN, *(self.frequency.log_probability(rows) + others for rows in (rows_SN, target_rows_M)))
-        assert negatives.log_probability_SN.isfinite().all(), "a target of which the counts know nothing"
+        known = negatives.log_probability_SN.isfinite().all() and negatives.target_log_probability_M.isfinite().all()
+        assert known, "a target of which the counts know nothing"
         self._observe(target_rows_M, pool_G)
         return negatives
 
