@@ -6,6 +6,7 @@ Shape legend: M positions, D width, R item rows, I items, S draws, N negatives o
 import math
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from passerelle.ids import FIRST_ITEM_ROW
 from training.full_softmax import full_softmax
 from training.losses import sampled_softmax
 from training.samplers import Negatives
+from training.turns import Turns, take_turns
 
 NUM_ROWS, DIM = 42, 6
 NUM_ITEMS = NUM_ROWS - FIRST_ITEM_ROW
@@ -66,7 +68,12 @@ def negatives_of(rows: Tensor, positions: int, probability: float = 1 / NUM_ITEM
     """Of one draw, or of several, for so many positions; each row and each target with the same probability."""
     rows_SN = rows if rows.ndim == 2 else rows[None]
     log_probability = torch.tensor(math.log(probability), dtype=torch.float64)
-    return Negatives(rows_SN, log_probability.expand(rows_SN.shape), log_probability.expand(positions))
+    return Negatives(rows_SN, log_probability.expand(rows_SN.shape), log_probability.expand(positions), independent=True)
+
+
+def turns_of(given: Problem, negatives: Negatives) -> Turns:
+    """Of a step that has these positions and no others."""
+    return take_turns(np.arange(len(given.query_MD)), len(negatives.rows_SN))
 
 
 @dataclass(frozen=True)
@@ -81,4 +88,4 @@ ALL, NEGATIVES, NONE = Correction(), Correction(correct_target=False), Correctio
 
 
 def sampled(given: Problem, negatives: Negatives, temperature: float = 1.0, correction: Correction = ALL) -> Tensor:
-    return sampled_softmax(*given.parts(), negatives, temperature=temperature, **asdict(correction))
+    return sampled_softmax(*given.parts(), negatives, turns_of(given, negatives), temperature=temperature, **asdict(correction))

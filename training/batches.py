@@ -19,7 +19,8 @@ from passerelle.ids import MASK_ROW
 from passerelle.splits import Int64Array, Split
 from training.config import RunConfig
 from training.objectives import masked_items, next_items, select_windows
-from training.windows import gather_ragged, groups_within_budget, training_windows
+from training.turns import Turns, take_turns
+from training.windows import Windows, gather_ragged, groups_within_budget, training_windows
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Batch:
     """int64 item rows that are the right answers."""
     weights_M: Tensor
     """float32 weight of each target's event."""
+    turns: Turns
+    """Which targets take which draw of negatives."""
     seed: int
     """Seeds what the step draws beside the batch (negatives, dropout); the same on every rank."""
 
@@ -67,6 +70,7 @@ class EpochBatches:
     def __init__(self, dataset: Dataset, split: Split, config: RunConfig, *, epoch: int, rank: int = 0, world_size: int = 1) -> None:
         self._dataset = dataset
         self._objective = config.objective
+        self._num_draws = config.loss.num_draws
         self._seed = (config.training.seed, epoch)
         self._rank, self._world_size = rank, world_size
         self.first_step = 0
@@ -98,7 +102,12 @@ class EpochBatches:
         positions_E, offsets_B1 = gather_ragged(windows)
         masked = self._objective.kind == "masked"
         question = masked_items(offsets_B1, self._objective, generator) if masked else next_items(offsets_B1)
-        mine_B = np.argsort(-windows.lengths_W, kind="stable")[self._rank :: self._world_size]
+        longest_first = np.argsort(-windows.lengths_W, kind="stable")
+        end_W = np.cumsum(question.targets_per_window()[longest_first])
+        numbers_W = Windows(np.concatenate([[0], end_W[:-1]]), end_W)
+        mine = slice(self._rank, None, self._world_size)
+        numbers_M, _ = gather_ragged(Windows(numbers_W.start_W[mine], numbers_W.end_W[mine]))
+        mine_B = longest_first[mine]
         question = select_windows(question, mine_B)
         rows_E = self._dataset.item_rows_E[positions_E].astype(np.int64)
         times_ms_E = self._dataset.timestamps_ms_E[positions_E]
@@ -111,5 +120,6 @@ class EpochBatches:
             targets_M=torch.from_numpy(question.token_M),
             target_rows_M=torch.from_numpy(rows_E[question.answer_M]),
             weights_M=torch.from_numpy(self._dataset.weights_E[positions_E[question.answer_M]]),
+            turns=take_turns(numbers_M, self._num_draws),
             seed=int(generator.integers(2**62)),
         )

@@ -95,14 +95,14 @@ class LossConfig(Config):
     """`sampled`, `gbce`: negatives of each position. With the sampler `in_batch`, at most."""
     num_draws: int = Field(default=64, gt=0)
     """`sampled`, `gbce`: draws of a step, each of `num_negatives`; its positions take them in turn. More of them make steps less
-    noisy, and look up more rows of the table; 1 shares the same negatives among all positions."""
+    noisy, and look up more rows of the table (`num_draws` x `num_negatives` x `dim` x 4 bytes, and as much for gradients); 1 shares the
+    same negatives among all positions."""
     gbce_calibration: float = Field(default=0.75, ge=0, le=1)
     """`gbce`: 0 is plain binary cross entropy, too sure of itself; 1 makes the probabilities those of all items as negatives."""
     log_q_correction: bool = True
     """`sampled`: correct logits by how often their items are drawn; without it what is learnt is biased by the sampler."""
     correct_target: bool = True
-    """`sampled`: let the target stand in the denominator for its part among the negatives, too, so that what is learnt is right for
-    few negatives as well; without it they bias it."""
+    """`sampled`: correct the target as well, so that what is learnt is right for few negatives, too; without it few of them bias it."""
     sampler: Literal["uniform", "log_uniform", "popularity", "streaming", "in_batch", "mixed"] = "uniform"
     """`sampled`: what negatives are drawn from. `log_uniform`: Zipf's law over ranks by training events. `popularity`: the counts of
     training events. `streaming`: frequencies estimated while training. `in_batch`: the step's own targets. `mixed`: those and uniform."""

@@ -2,11 +2,12 @@
 
 Each returns the weighted *sum* over positions, so that ranks with different numbers of positions add up to the right mean.
 
-Shape legend: M target positions, D width, R item rows (special rows included), S draws, N negatives of each, T turns: as many
-positions as take the same draw.
+Shape legend: M target positions, D width, R item rows (special rows included), S draws, N negatives of each, T positions that take
+the same draw, filled up with such as weigh nothing.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from passerelle.ids import FIRST_ITEM_ROW
 from training.samplers import Negatives
+from training.turns import Turns, one_turn
 
 
 def sampled_softmax(
@@ -22,6 +24,7 @@ def sampled_softmax(
     target_rows_M: Tensor,
     weights_M: Tensor,
     negatives: Negatives,
+    turns: Turns,
     *,
     temperature: float = 1.0,
     correction: bool = True,
@@ -29,20 +32,19 @@ def sampled_softmax(
 ) -> Tensor:
     """Weighted sum of the sampled softmax with shared negatives.
 
-    Of a target and N negatives with log-probabilities log q, it is -log of the target's share of the denominator, in which a negative
-    stands exp(logit) / (N q): an item is expected N q times, so that the sum over negatives estimates that over the catalogue without
+    Of a target and N negatives with probabilities q, it is -log of the target's share of a denominator in which each other item
+    stands exp(logit) / (N q): it is expected among the negatives N q times, so that their sum estimates that over the catalogue without
     bias (Bengio and Senecal, 2008, "Adaptive importance sampling to accelerate training of a neural probabilistic language model").
 
-    How much of the target stands there decides what few negatives teach. Once, for it is there with probability one (Khrylchenko et
-    al., 2025, "Correcting the logQ correction"), is right when they are many, but the share of an estimated sum is biased by one
-    over N. With 1 / (N q), as for every other item (the logQ correction of Yi et al., 2019), which of the N + 1 is the target is
-    what is learnt, and the truth is the best answer for any N (Ma and Collins, 2018, "Noise contrastive estimation and negative
-    sampling for conditional models: consistency and statistical efficiency") as long as negatives that are the target stay: left
-    out, none of it remains when N is large. So, with `correct_target`, it stands there 1 + 1 / (N q) times, its own part and, in place
-    of those negatives, as many as are expected: close to the truth for few and for many.
+    How often the target stands there decides what few negatives teach. Once, for it is there with probability one (Khrylchenko et
+    al., 2025, "Correcting the logQ correction"), leaves the logarithm of the estimate with a bias in the order of 1 / N. With
+    `correct_target` it stands there (1 + K) / (N q) times, K being how many negatives are the target: as every other item. Which of
+    the N + 1 is the target is then what is learnt, and the best answer to that is the probability of each item up to a factor, for
+    any N (Ma and Collins, 2018, "Noise contrastive estimation and negative sampling for conditional models: consistency and
+    statistical efficiency"; without K, which has to be there if N is large, the logQ correction of Yi et al., 2019). Where negatives
+    are targets of the step, and the own one may be among them, K is what is expected: N q. Both tend to the full softmax as N grows.
 
-    A negative equal to a position's target is left out of that position's denominator; a position that all are left out of
-    has no loss.
+    A negative equal to a position's target is no negative of that position, and a position that all are left out of has no loss.
 
     Args:
         query_MD: one query for each target; logits are computed with in the dtype of the table.
@@ -50,23 +52,24 @@ def sampled_softmax(
         target_rows_M: int64.
         weights_M: of each position; may be 0.
         negatives: their log-probabilities are used if there is a correction.
+        turns: which position takes which draw of them, if there is more than one.
         temperature: > 0; logits are divided by it before they are corrected.
         correction: false leaves all logits as they are, and a loss biased against what is drawn often.
-        correct_target: true lets the target stand 1 + 1 / (N q) times in the denominator, false once.
+        correct_target: true lets the target stand (1 + K) / (N q) times in the denominator, false once.
     """
-    num_draws, num_negatives = negatives.rows_SN.shape
-    target_logit_ST, negative_logit_STN, is_target_STN = _logits(query_MD, table_RD, target_rows_M, negatives, temperature)
-    in_denominator_ST = target_logit_ST
+    logits = _logits(query_MD, table_RD, target_rows_M, weights_M, negatives, turns, temperature)
+    negative_STN, target_ST = logits.negative_STN, logits.target_ST
     if correction:
-        log_num_negatives = math.log(max(1, num_negatives))
-        expected_times_SN = negatives.log_probability_SN + log_num_negatives
-        negative_logit_STN = negative_logit_STN - expected_times_SN.to(table_RD.dtype)[:, None]
+        log_num_negatives = math.log(max(1, negatives.rows_SN.shape[1]))
+        expected_times_SN = (negatives.log_probability_SN + log_num_negatives)[logits.turns.draws_S]
+        negative_STN = negative_STN - expected_times_SN.to(table_RD.dtype)[:, None]
         if correct_target:
-            more_M = torch.log1p(torch.exp(-(negatives.target_log_probability_M + log_num_negatives)))
-            in_denominator_ST = target_logit_ST + _in_turn(more_M.to(table_RD.dtype), num_draws)
-    negative_logit_STN = negative_logit_STN.masked_fill(is_target_STN, float("-inf"))
-    denominator_ST = torch.logsumexp(torch.cat([in_denominator_ST[:, :, None], negative_logit_STN], dim=2), dim=2)
-    return ((denominator_ST - in_denominator_ST) * _in_turn(weights_M, num_draws)).sum()
+            expected_times_ST = _by_draw(negatives.target_log_probability_M + log_num_negatives, logits.turns)
+            hits_ST = logits.is_target_STN.sum(2, dtype=torch.float64) if negatives.independent else expected_times_ST.exp()
+            target_ST = target_ST + (torch.log1p(hits_ST) - expected_times_ST).to(table_RD.dtype)
+    negative_STN = negative_STN.masked_fill(logits.is_target_STN, float("-inf"))
+    denominator_ST = torch.logsumexp(torch.cat([target_ST[:, :, None], negative_STN], dim=2), dim=2)
+    return ((denominator_ST - target_ST) * logits.weights_ST).sum()
 
 
 def gbce(
@@ -75,6 +78,7 @@ def gbce(
     target_rows_M: Tensor,
     weights_M: Tensor,
     negatives: Negatives,
+    turns: Turns,
     *,
     calibration: float,
     temperature: float = 1.0,
@@ -90,14 +94,14 @@ def gbce(
     Args:
         calibration: t in [0, 1]: see `gbce_power`.
         temperature: > 0; logits are divided by it.
-        query_MD, table_RD, target_rows_M, weights_M, negatives: as for `sampled_softmax`; log-probabilities are not used.
+        query_MD, table_RD, target_rows_M, weights_M, negatives, turns: as for `sampled_softmax`; log-probabilities are not used.
     """
     num_items = len(table_RD) - FIRST_ITEM_ROW
-    num_draws, num_negatives = negatives.rows_SN.shape
-    target_logit_ST, negative_logit_STN, is_target_STN = _logits(query_MD, table_RD, target_rows_M, negatives, temperature)
+    num_negatives = negatives.rows_SN.shape[1]
+    logits = _logits(query_MD, table_RD, target_rows_M, weights_M, negatives, turns, temperature)
     power = gbce_power(num_negatives, num_items, calibration)
-    negative_loss_ST = F.softplus(negative_logit_STN).masked_fill(is_target_STN, 0.0).sum(2)
-    return ((power * F.softplus(-target_logit_ST) + negative_loss_ST) * _in_turn(weights_M, num_draws)).sum() / (num_negatives + 1)
+    negative_loss_ST = F.softplus(logits.negative_STN).masked_fill(logits.is_target_STN, 0.0).sum(2)
+    return ((power * F.softplus(-logits.target_ST) + negative_loss_ST) * logits.weights_ST).sum() / (num_negatives + 1)
 
 
 def gbce_power(num_negatives: int, num_items: int, calibration: float) -> float:
@@ -110,23 +114,44 @@ def gbce_power(num_negatives: int, num_items: int, calibration: float) -> float:
     return 1.0 + calibration * (alpha - 1.0)
 
 
+@dataclass(frozen=True)
+class _Logits:
+    """Of targets and negatives, by draw."""
+
+    target_ST: Tensor
+    negative_STN: Tensor
+    is_target_STN: Tensor
+    """Which negatives are the target of the position."""
+    weights_ST: Tensor
+    turns: Turns
+
+
 def _logits(
-    query_MD: Tensor, table_RD: Tensor, target_rows_M: Tensor, negatives: Negatives, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each draw and the positions whose turn it is: logits of targets, [S, T], and of negatives, [S, T, N], and which of these
-    are the target.
+    query_MD: Tensor,
+    table_RD: Tensor,
+    target_rows_M: Tensor,
+    weights_M: Tensor,
+    negatives: Negatives,
+    turns: Turns,
+    temperature: float,
+) -> _Logits:
+    """In the dtype of the table, though a matrix product may round to less."""
+    if len(negatives.rows_SN) == 1:
+        turns = one_turn(len(query_MD), query_MD.device)
+    rows_SN = negatives.rows_SN[turns.draws_S]
+    query_STD = _by_draw(query_MD.to(table_RD.dtype) / temperature, turns)
+    target_rows_ST = _by_draw(target_rows_M, turns)
+    negative_STN = query_STD @ F.embedding(rows_SN, table_RD).transpose(1, 2)
+    return _Logits(
+        target_ST=(query_STD * F.embedding(target_rows_ST, table_RD)).sum(-1),
+        negative_STN=negative_STN.to(table_RD.dtype),
+        is_target_STN=rows_SN[:, None] == target_rows_ST[:, :, None],
+        weights_ST=_by_draw(weights_M, turns),
+        turns=turns,
+    )
 
-    In the dtype of the table, though a matrix product may round to less.
-    """
-    num_draws = len(negatives.rows_SN)
-    query_STD, target_rows_ST = (_in_turn(values, num_draws) for values in (query_MD.to(table_RD.dtype) / temperature, target_rows_M))
-    target_logit_ST = (query_STD * F.embedding(target_rows_ST, table_RD)).sum(-1)
-    negative_logit_STN = query_STD @ F.embedding(negatives.rows_SN, table_RD).transpose(1, 2)
-    is_target_STN = negatives.rows_SN[:, None] == target_rows_ST[:, :, None]
-    return target_logit_ST, negative_logit_STN.to(table_RD.dtype), is_target_STN
 
-
-def _in_turn(values: Tensor, num_draws: int) -> Tensor:
-    """Of each draw and each position that takes it, [S, T, ...]; zeros fill the last turn."""
-    padding = [0, 0] * (values.ndim - 1) + [0, -len(values) % num_draws]
-    return F.pad(values, padding).unflatten(0, (-1, num_draws)).transpose(0, 1)
+def _by_draw(values: Tensor, turns: Turns) -> Tensor:
+    """[S, T, ...] of values [M, ...]; zero where a draw has no more positions."""
+    with_none = torch.cat([values, values.new_zeros(1, *values.shape[1:])])
+    return with_none.index_select(0, turns.positions_ST.flatten()).unflatten(0, turns.positions_ST.shape)

@@ -32,6 +32,10 @@ class Question:
     answer_M: Int64Array
     """The event whose item is the right answer."""
 
+    def targets_per_window(self) -> Int64Array:
+        """How many answers [B] each window has."""
+        return np.diff(np.searchsorted(self.token_M, self.offsets_B1))
+
 
 def masked_items(offsets_B1: Int64Array, config: ObjectiveConfig, generator: np.random.Generator) -> Question:
     """Cloze; a window where chance masks nothing, or that is drawn to, has its last item alone masked."""

@@ -157,10 +157,11 @@ class SequenceModel(pl.LightningModule):
         generator = torch.Generator().manual_seed(batch.seed)
         negatives = self.sampler.draw(config.num_draws, config.num_negatives, batch.target_rows_M, generator)
         if config.kind == "gbce":
-            return gbce(*given, negatives, calibration=config.gbce_calibration, temperature=config.temperature)
+            return gbce(*given, negatives, batch.turns, calibration=config.gbce_calibration, temperature=config.temperature)
         return sampled_softmax(
             *given,
             negatives,
+            batch.turns,
             temperature=config.temperature,
             correction=config.log_q_correction,
             correct_target=config.correct_target,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from passerelle.ids import FIRST_ITEM_ROW
-from tests.losses import NUM_ITEMS, NUM_ROWS, Problem, assert_same, full, gradients, negatives_of, problem, sampled
+from tests.losses import NUM_ITEMS, NUM_ROWS, Problem, assert_same, full, gradients, negatives_of, problem, sampled, turns_of
 from training.losses import gbce, gbce_power
 from training.samplers import Negatives
 
@@ -133,7 +133,7 @@ def test_memory_of_a_large_catalogue_is_bounded() -> None:
 
 
 def generalised(given: Problem, negatives: Negatives, calibration: float, temperature: float = 1.0) -> Tensor:
-    return gbce(*given.parts(), negatives, calibration=calibration, temperature=temperature)
+    return gbce(*given.parts(), negatives, turns_of(given, negatives), calibration=calibration, temperature=temperature)
 
 
 def naive_gbce(given: Problem, draws: list[list[int]], calibration: float, temperature: float = 1.0) -> Tensor:
@@ -240,7 +240,7 @@ def test_weights_weigh(kind: str) -> None:
     of_negatives, of_targets = (torch.tensor(values, dtype=torch.float64).log() for values in ([[0.1, 0.3, 0.02]], [0.2, 0.05, 0.4]))
 
     def loss(weights: list[float], places: list[int]) -> float:
-        negatives = Negatives(torch.tensor([[5, 9, 30]]), of_negatives, of_targets[places])
+        negatives = Negatives(torch.tensor([[5, 9, 30]]), of_negatives, of_targets[places], independent=True)
         part = Problem(given.query_MD[places], given.table_RD, given.target_rows_M[places], torch.tensor(weights))
         return float(loss_of(kind, part, negatives).detach())
 

@@ -37,7 +37,9 @@ def test_draws_are_items_and_have_a_probability(name: str, counts_of_items: list
     drawn = [make(name, counts_of_items).draw(num_draws, count, target_rows_M, seeded(seed)) for _ in range(2)]
     assert torch.equal(drawn[0].rows_SN, drawn[1].rows_SN)
     assert torch.equal(drawn[0].log_probability_SN, drawn[1].log_probability_SN)
-    expected = (num_draws, min(count, len(targets)) if name.startswith("in batch") else count)
+    whole = name.startswith("in batch") and len(targets) <= count
+    expected = (1, len(targets)) if whole else (num_draws, count)
+    assert drawn[0].independent == (name in CATALOGUE)
     assert (drawn[0].rows_SN.dtype, drawn[0].rows_SN.shape) == (torch.int64, expected)
     assert (drawn[0].log_probability_SN.dtype, drawn[0].log_probability_SN.shape) == (torch.float64, expected)
     assert all(FIRST_ITEM_ROW <= row < num_rows for row in drawn[0].rows_SN.flatten().tolist())

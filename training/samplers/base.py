@@ -4,6 +4,7 @@ Shape legend: M target positions of this rank, S draws, N negatives of each.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,21 +13,29 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Negatives:
-    """Negatives of one step: its positions take the draws in turn, the first the first, the one after the last the first again.
-
-    One draw for all would be as good on average, but what its few items happen to be would push all queries the same way. In turn,
-    and not a draw for each stretch of positions, because those of one history ask for like items.
-    """
+    """Negatives of one step, drawn several times: which position takes which draw, `training.turns` says."""
 
     rows_SN: Tensor
     """int64 item rows, with repetitions; never a special row."""
     log_probability_SN: Tensor
-    """float64 log-probability of the row to be what is drawn, for a position whose target is another one.
+    """float64 log-probability that a negative is this row, for a position whose target is another one.
 
     Float64, because what is summed over a catalogue has to come to one; losses cast their logits after the correction.
     """
     target_log_probability_M: Tensor
-    """float64 log-probability of each position's target to be drawn for another position."""
+    """float64 log-probability that a negative is the target of this position."""
+    independent: bool
+    """Whether targets have no part in it: otherwise a position's own may be among them."""
+
+    @classmethod
+    def with_probabilities(
+        cls, rows_SN: Tensor, target_rows_M: Tensor, log_probability: Callable[[Tensor], Tensor], *, independent: bool
+    ) -> "Negatives":
+        """Ask for all log-probabilities at once: some frequencies go through the catalogue to answer."""
+        both = log_probability(torch.cat([rows_SN.flatten(), target_rows_M]))
+        assert both.isfinite().all(), "a target of which the counts know nothing"
+        of_negatives, of_targets = both.tensor_split([rows_SN.numel()])
+        return cls(rows_SN, of_negatives.view_as(rows_SN), of_targets, independent)
 
 
 class Sampler(nn.Module, ABC):
@@ -43,7 +52,7 @@ class Sampler(nn.Module, ABC):
         Every rank calls it once at each step, with a generator in the same state.
 
         Args:
-            num_draws: how many times to draw (> 0), independently of each other.
+            num_draws: how many times to draw (> 0), independently of each other; a sampler that says so may draw once for all.
             num_negatives: how many each time (> 0); a sampler that says so may return fewer.
             target_rows_M: int64 targets of this rank's positions; may be empty.
             generator: a CPU generator, so that the draws are the same on any device.
@@ -51,7 +60,7 @@ class Sampler(nn.Module, ABC):
 
 
 class CatalogueSampler(Sampler):
-    """Draws with replacement from a distribution over the whole catalogue; the targets of the step have no part in it."""
+    """Takes negatives with replacement from a distribution over the whole catalogue; the targets of the step have no part in it."""
 
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -59,11 +68,11 @@ class CatalogueSampler(Sampler):
 
     @abstractmethod
     def log_probability(self, rows: Tensor) -> Tensor:
-        """float64 log-probability that one draw gives each of these item rows; the shape of `rows`."""
+        """float64 log-probability that a negative is each of these item rows; the shape of `rows`."""
 
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
         rows_SN = self.sample(num_draws * num_negatives, generator, target_rows_M.device).view(num_draws, num_negatives)
-        return Negatives(rows_SN, self.log_probability(rows_SN), self.log_probability(target_rows_M))
+        return Negatives.with_probabilities(rows_SN, target_rows_M, self.log_probability, independent=True)
 
 
 def search(cumulative_R: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,6 @@ import math
 import torch
 from torch import Tensor
 
-from passerelle.ids import FIRST_ITEM_ROW
 from training.samplers.base import Negatives, Sampler
 from training.samplers.catalogue import UniformSampler
 from training.samplers.ranks import gather_rows
@@ -17,12 +16,13 @@ from training.samplers.streaming import Frequency
 
 
 class InBatchSampler(Sampler):
-    """Targets of the step, each as often as it is there; a draw takes at most `num_negatives` of them, without replacement.
+    """Targets of the step, each as often as it is there; a draw takes at most `num_negatives` of them, without replacement, and where
+    that is all of them there is one draw.
 
-    Targets of different positions are draws from the frequency q of targets. Repetitions are kept: a target that is there twice is
-    two draws, and the correction by q is that of draws. One of the G targets of the pool is the position's own, which its loss
-    leaves out; so each negative gives a row other than the own target with probability q (1 - 1 / G), which is what is reported.
-    It is the true one for a step that is yet to come; the targets of one user's history depend on each other.
+    Targets of different positions come from the frequency q of targets. Repetitions are kept, and the correction by q counts them: a
+    target that is there twice has come twice. One of the G targets of the pool is the position's own, which its loss leaves out; so
+    a negative is a row other than the own target with probability q (1 - 1 / G), which is what is reported. It is the true one for a
+    step that is yet to come; the targets of one user's history depend on each other.
 
     Args:
         frequency: q; one that learns is asked before it is shown the step, or it would favour what is there.
@@ -37,9 +37,11 @@ class InBatchSampler(Sampler):
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
         pool_G, rows_SN = self._take(num_draws, num_negatives, target_rows_M, generator)
         others = _log_share_of_others(len(pool_G))
-        negatives = Negatives(rows_SN, *(self.frequency.log_probability(rows) + others for rows in (rows_SN, target_rows_M)))
-        known = negatives.log_probability_SN.isfinite().all() and negatives.target_log_probability_M.isfinite().all()
-        assert known, "a target of which the counts know nothing"
+
+        def log_probability(rows: Tensor) -> Tensor:
+            return self.frequency.log_probability(rows) + others
+
+        negatives = Negatives.with_probabilities(rows_SN, target_rows_M, log_probability, independent=False)
         self._observe(target_rows_M, pool_G)
         return negatives
 
@@ -47,7 +49,7 @@ class InBatchSampler(Sampler):
         """The pool, and for each draw `count` of it, or all."""
         pool_G = gather_rows(target_rows_M) if self._gather else target_rows_M
         if len(pool_G) <= count:
-            return pool_G, pool_G.expand(num_draws, -1)
+            return pool_G, pool_G[None]
         places_SC = torch.stack([torch.randperm(len(pool_G), generator=generator)[:count] for _ in range(num_draws)])
         return pool_G, pool_G[places_SC.to(pool_G.device)]
 
@@ -72,21 +74,20 @@ class MixedSampler(InBatchSampler):
     def __init__(self, frequency: Frequency, num_rows: int, in_batch_share: float, *, gather: bool) -> None:
         super().__init__(frequency, gather=gather)
         self._uniform = UniformSampler(num_rows)
-        self._num_items = num_rows - FIRST_ITEM_ROW
         self._in_batch_share = in_batch_share
 
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
         pool_G, rows_SC = self._take(num_draws, round(num_negatives * self._in_batch_share), target_rows_M, generator)
         num_uniform = num_negatives - rows_SC.shape[1]
         uniform_rows = self._uniform.sample(num_draws * num_uniform, generator, rows_SC.device).view(num_draws, num_uniform)
-        rows_SN = torch.cat([rows_SC, uniform_rows], dim=1)
+        rows_SN = torch.cat([rows_SC.expand(num_draws, -1), uniform_rows], dim=1)
         in_batch = _log_share_of_others(len(pool_G)) + _log(rows_SC.shape[1] / num_negatives)
 
         def log_probability(rows: Tensor) -> Tensor:
             uniform = self._uniform.log_probability(rows) + _log(num_uniform / num_negatives)
             return torch.logaddexp(self.frequency.log_probability(rows) + in_batch, uniform)
 
-        negatives = Negatives(rows_SN, log_probability(rows_SN), log_probability(target_rows_M))
+        negatives = Negatives.with_probabilities(rows_SN, target_rows_M, log_probability, independent=False)
         self._observe(target_rows_M, pool_G)
         return negatives
 
