@@ -52,7 +52,7 @@ class Sampler(nn.Module, ABC):
         Every rank calls it once at each step, with a generator in the same state.
 
         Args:
-            num_draws: how many times to draw (> 0), independently of each other; a sampler that says so may draw once for all.
+            num_draws: how many times to draw (> 0), independently of each other but in a sampler that says so.
             num_negatives: how many each time (> 0); a sampler that says so may return fewer.
             target_rows_M: int64 targets of this rank's positions; may be empty.
             generator: a CPU generator, so that the draws are the same on any device.

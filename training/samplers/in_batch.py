@@ -16,8 +16,8 @@ from training.samplers.streaming import Frequency
 
 
 class InBatchSampler(Sampler):
-    """Targets of the step, each as often as it is there; a draw takes at most `num_negatives` of them, without replacement, and where
-    that is all of them there is one draw.
+    """Targets of the step, each as often as it is there; a draw takes at most `num_negatives` of them, without replacement, from what
+    draws before it have left as long as that is enough. Where it takes all of them there is one draw.
 
     Targets of different positions come from the frequency q of targets. Repetitions are kept, and the correction by q counts them: a
     target that is there twice has come twice. One of the G targets of the pool is the position's own, which its loss leaves out; so
@@ -50,8 +50,10 @@ class InBatchSampler(Sampler):
         pool_G = gather_rows(target_rows_M) if self._gather else target_rows_M
         if len(pool_G) <= count:
             return pool_G, pool_G[None]
-        places_SC = torch.stack([torch.randperm(len(pool_G), generator=generator)[:count] for _ in range(num_draws)])
-        return pool_G, pool_G[places_SC.to(pool_G.device)]
+        at_once = min(num_draws, len(pool_G) // max(1, count))
+        rounds = -(-num_draws // at_once)
+        places_SC = torch.stack([torch.randperm(len(pool_G), generator=generator)[: at_once * count] for _ in range(rounds)])
+        return pool_G, pool_G[places_SC.view(rounds * at_once, count)[:num_draws].to(pool_G.device)]
 
     def _observe(self, target_rows_M: Tensor, pool_G: Tensor) -> None:
         if self.frequency.learns:
