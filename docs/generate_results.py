@@ -18,6 +18,7 @@ Row = tuple[str, str, str]
 CASES = {
     "bert4rec": ("BERT4Rec, MovieLens-1M, 3,416 items", "train"),
     "sasrec": ("SASRec, the same data", "train"),
+    "sasrec_sampled": ("the same, 256 negatives of each position instead of all items", "train"),
     "sasrec_time": ("SASRec with time, MovieLens-1M, all 3,706 items", "train"),
     "sasrec_beauty": ("SASRec for short histories, Amazon Beauty, trained once more on validation too", "refit"),
 }
