@@ -111,21 +111,21 @@ class LossConfig(Config):
     in_batch_share: float = Field(default=0.5, gt=0, lt=1)
     """`mixed`: share of the negatives that are targets of the step; the rest are uniform."""
     in_batch_frequency: Literal["counts", "streaming"] = "counts"
-    """`in_batch`, `mixed`: how often an item is a target, for the correction: counted before training, or estimated while it runs."""
+    """`in_batch`: how often an item is a target, for the correction: counted before training, or estimated while it runs."""
     streaming_rate: float = Field(default=0.01, gt=0, lt=1)
     """`streaming` sampler or frequency: weight of the newest gap between two appearances of an item; about 1 over it are remembered."""
     gather_negatives: bool = True
     """`in_batch`, `mixed`: the targets of all workers are negatives on each, as they would be with one worker."""
 
     @property
-    def negatives_are_targets(self) -> bool:
-        """Whether some negatives are targets of the step."""
-        return self.sampler in ("in_batch", "mixed")
+    def needs_frequency_of_targets(self) -> bool:
+        """Whether the correction is by how often items are targets."""
+        return self.sampler == "in_batch"
 
     @model_validator(mode="after")
     def _has_no_idle_option(self, info: ValidationInfo) -> "LossConfig":
         sampled = self.kind == "sampled"
-        in_batch = self.negatives_are_targets
+        in_batch = self.sampler == "in_batch"
         readers = {
             "max_logits": (self.kind == "full", "loss.kind = 'full'"),
             "num_negatives": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
@@ -136,12 +136,12 @@ class LossConfig(Config):
             "sampler": (sampled, "loss.kind = 'sampled'"),
             "popularity_exponent": (self.sampler == "popularity", "loss.sampler = 'popularity'"),
             "in_batch_share": (self.sampler == "mixed", "loss.sampler = 'mixed'"),
-            "in_batch_frequency": (in_batch and self.log_q_correction, "loss.sampler = 'in_batch' or 'mixed', corrected"),
+            "in_batch_frequency": (in_batch and self.log_q_correction, "loss.sampler = 'in_batch', corrected"),
             "streaming_rate": (
                 self.sampler == "streaming" or (in_batch and self.in_batch_frequency == "streaming"),
                 "loss.sampler or loss.in_batch_frequency = 'streaming'",
             ),
-            "gather_negatives": (in_batch, "loss.sampler = 'in_batch' or 'mixed'"),
+            "gather_negatives": (in_batch or self.sampler == "mixed", "loss.sampler = 'in_batch' or 'mixed'"),
         }
         refuse_idle(self, info, readers)
         return self

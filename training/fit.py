@@ -55,7 +55,7 @@ def fit(
     users = evaluation_users(make_split(dataset, config.split), "validation")
     split = training_split(dataset, config)
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
-    counts_R = num_targets(dataset, split, config) if config.loss.negatives_are_targets else num_events(dataset, split)
+    counts_R = num_targets(dataset, split, config) if config.loss.needs_frequency_of_targets else num_events(dataset, split)
     model = SequenceModel(config, torch.from_numpy(counts_R).double(), total_steps=steps_per_epoch * config.training.max_epochs)
     checkpoints = run_path / "checkpoints"
     choice: list[pl.Callback] = (

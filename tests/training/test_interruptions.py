@@ -81,7 +81,7 @@ def test_resuming_a_run_that_never_ended_an_epoch(dataset: Dataset, tmp_path: Pa
     assert [line["epoch"] for line in history(path)] == [1, 2]
 
 
-LEARNING_SAMPLER = ("loss.kind=sampled", "loss.sampler=mixed", "loss.in_batch_frequency=streaming", "loss.num_negatives=64")
+LEARNING_SAMPLER = ("loss.kind=sampled", "loss.sampler=in_batch", "loss.in_batch_frequency=streaming", "loss.num_negatives=64")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_draws_are_items_and_have_a_probability(name: str, counts_of_items: list
     assert torch.equal(drawn[0].log_probability_SN, drawn[1].log_probability_SN)
     whole = name.startswith("in batch") and len(targets) <= count
     expected = (1, len(targets)) if whole else (num_draws, count)
-    assert drawn[0].independent == (name in CATALOGUE)
+    assert drawn[0].independent != name.startswith("in batch")
     assert (drawn[0].rows_SN.dtype, drawn[0].rows_SN.shape) == (torch.int64, expected)
     assert (drawn[0].log_probability_SN.dtype, drawn[0].log_probability_SN.shape) == (torch.float64, expected)
     assert all(FIRST_ITEM_ROW <= row < num_rows for row in drawn[0].rows_SN.flatten().tolist())
@@ -117,12 +117,12 @@ def test_in_batch_by_hand() -> None:
 
 @pytest.mark.parametrize(("count", "in_batch"), [(8, 4), (4, 2), (1, 0), (20, 5)])
 def test_mixed_by_hand(count: int, in_batch: int) -> None:
-    """Half from five targets, as far as they go (round(0.5) = 0); the last item has never been counted."""
+    """Half from five targets, as far as they go (round(0.5) = 0); given those, what counts say does not matter."""
     targets = torch.tensor([2, 2, 3, 3, 3])
     negatives = make("mixed", [2, 3, 5, 0]).draw(1, count, targets, seeded(1))
     assert set(negatives.rows_SN[0, :in_batch].tolist()) <= {2, 3}
     share = in_batch / count
-    expected = {row: share * frequency * 0.8 + (1 - share) / 4 for row, frequency in zip((2, 3, 4, 5), (0.2, 0.3, 0.5, 0.0), strict=True)}
+    expected = {row: share * times / 5 + (1 - share) / 4 for row, times in zip((2, 3, 4, 5), (2, 3, 0, 0), strict=True)}
     for row, log_probability in zip(negatives.rows_SN[0].tolist(), negatives.log_probability_SN[0].tolist(), strict=True):
         assert math.exp(log_probability) == pytest.approx(expected[row])
 
@@ -153,8 +153,8 @@ FREQUENCIES = [1, 3, 10, 100, 2, 50, 7, 7, 7, 2, 30, 5, 5, 80, 1, 1, 4, 60, 9, 4
 POOL = 25
 
 
-def oracle(name: str, sampler: Sampler) -> list[float]:
-    """Probability of each item, from its definition."""
+def oracle(name: str, sampler: Sampler, targets: list[int]) -> list[float]:
+    """Probability of each item, from its definition, in a step of these targets."""
     num_items, total = len(FREQUENCIES), sum(FREQUENCIES)
     ranks = sorted(range(num_items), key=lambda item: (-FREQUENCIES[item], item))
     formulas: dict[str, Callable[[int], float]] = {
@@ -163,8 +163,8 @@ def oracle(name: str, sampler: Sampler) -> list[float]:
         "popularity": lambda item: (FREQUENCIES[item] + 1) / (total + num_items),
         "flattened popularity": lambda item: (FREQUENCIES[item] + 1) ** 0.5 / sum((count + 1) ** 0.5 for count in FREQUENCIES),
         "in batch": lambda item: FREQUENCIES[item] / total * (1 - 1 / POOL),
-        "mixed": lambda item: 0.5 * FREQUENCIES[item] / total * (1 - 1 / POOL) + 0.5 / num_items,
-        "mostly in batch": lambda item: 0.75 * FREQUENCIES[item] / total * (1 - 1 / POOL) + 0.25 / num_items,
+        "mixed": lambda item: 0.5 * targets.count(item + FIRST_ITEM_ROW) / POOL + 0.5 / num_items,
+        "mostly in batch": lambda item: 0.75 * targets.count(item + FIRST_ITEM_ROW) / POOL + 0.25 / num_items,
     }
     if isinstance(sampler, StreamingSampler):
         return sampler.log_probability(all_rows(num_items)).exp().tolist()
@@ -182,12 +182,13 @@ def test_frequencies_are_the_probabilities(name: str) -> None:
     observed_I, expected_I = torch.zeros(len(FREQUENCIES)), torch.zeros(len(FREQUENCIES), dtype=torch.float64)
     for _ in range(steps):
         others = torch.multinomial(frequency_I, POOL - 1, replacement=True, generator=generator) + FIRST_ITEM_ROW
-        probability_I = torch.tensor(oracle(name, sampler), dtype=torch.float64)
-        negatives = sampler.draw(1, count, torch.cat([torch.tensor([FIRST_ITEM_ROW]), others]), generator)
+        targets = torch.cat([torch.tensor([FIRST_ITEM_ROW]), others])
+        probability_I = torch.tensor(oracle(name, sampler, targets.tolist()), dtype=torch.float64)
+        negatives = sampler.draw(1, count, targets, generator)
         torch.testing.assert_close(negatives.log_probability_SN.exp(), probability_I[negatives.rows_SN - FIRST_ITEM_ROW])
         observed_I += torch.bincount(negatives.rows_SN[0] - FIRST_ITEM_ROW, minlength=len(FREQUENCIES))
         expected_I += count * probability_I
-    first = 0 if isinstance(sampler, CatalogueSampler) else 1  # the own target is there anyway, and left out by the loss
+    first = 1 if name == "in batch" else 0  # the own target is there anyway, and left out by the loss
     chi_square = float(((observed_I - expected_I) ** 2 / expected_I)[first:].sum())
     assert 3 < chi_square < 45.3
 

@@ -134,7 +134,7 @@ def test_in_batch_shows_the_step_to_its_frequency_after_asking() -> None:
     negatives = sampler.draw(1, 9, torch.tensor([2, 2, 2, 3]), seeded(0))
     assert negatives.log_probability_SN[0].exp().tolist() == pytest.approx([0.25 * 0.75] * 4)
     assert frequency.log_probability(torch.tensor([2])).exp().tolist() == pytest.approx([3 / 6])
-    MixedSampler(frequency, FIRST_ITEM_ROW + 4, 0.5, gather=True).draw(1, 9, torch.tensor([3]), seeded(0))
+    sampler.draw(1, 9, torch.tensor([3]), seeded(0))
     assert int(frequency.seen_R[3]) == 2
 
 
@@ -144,7 +144,7 @@ SHARES = [[7, 3, 3, 9], [2, 7]], [[], [5]], [[4, 4, 4], [4, 8, 9]], [[], []]
 GATHERING: dict[str, Callable[[bool], Sampler]] = {
     "in batch": lambda gather: InBatchSampler(CountedFrequency(torch.arange(10.0)), gather=gather),
     "in batch, streaming": lambda gather: InBatchSampler(StreamingFrequency(10, 0.1), gather=gather),
-    "mixed": lambda gather: MixedSampler(CountedFrequency(torch.arange(10.0)), 10, 0.5, gather=gather),
+    "mixed": lambda gather: MixedSampler(10, 0.5, gather=gather),
     "streaming": lambda _: StreamingSampler(StreamingFrequency(10, 0.1)),
     "uniform": lambda _: UniformSampler(10),
     "log_uniform": lambda _: LogUniformSampler(torch.arange(10.0)),

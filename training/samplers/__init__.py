@@ -28,8 +28,8 @@ def make_sampler(config: LossConfig, counts_R: Tensor) -> Sampler:
     """The sampler that a recipe asks for.
 
     Args:
-        counts_R: float64 training events of each item row, special rows included (and ignored); where targets are negatives, how often
-            it is a target.
+        counts_R: float64 training events of each item row, special rows included (and ignored); for in-batch negatives, how often it is
+            a target.
     """
     num_rows = len(counts_R)
     match config.sampler:
@@ -41,8 +41,8 @@ def make_sampler(config: LossConfig, counts_R: Tensor) -> Sampler:
             return PopularitySampler(counts_R, config.popularity_exponent)
         case "streaming":
             return StreamingSampler(StreamingFrequency(num_rows, config.streaming_rate))
+        case "mixed":
+            return MixedSampler(num_rows, config.in_batch_share, gather=config.gather_negatives)
     streaming = config.in_batch_frequency == "streaming"
     frequency = StreamingFrequency(num_rows, config.streaming_rate) if streaming else CountedFrequency(counts_R)
-    if config.sampler == "in_batch":
-        return InBatchSampler(frequency, gather=config.gather_negatives)
-    return MixedSampler(frequency, num_rows, config.in_batch_share, gather=config.gather_negatives)
+    return InBatchSampler(frequency, gather=config.gather_negatives)

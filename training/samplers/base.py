@@ -25,7 +25,7 @@ class Negatives:
     target_log_probability_M: Tensor
     """float64 log-probability that a negative is the target of this position."""
     independent: bool
-    """Whether targets have no part in it: otherwise a position's own may be among them."""
+    """Whether a negative is the target by chance alone, as likely as is said; otherwise the position itself may have brought it in."""
 
     @classmethod
     def with_probabilities(

@@ -1,7 +1,7 @@
 """Negatives that are the targets of the step itself, alone or mixed with uniform ones.
 
 Shape legend: M target positions of this rank, G positions whose targets are in the pool, S draws, N negatives of each, C of them
-from the pool.
+from the pool, I items.
 """
 
 import math
@@ -35,69 +35,74 @@ class InBatchSampler(Sampler):
         self._gather = gather
 
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        pool_G, rows_SN = self._take(num_draws, num_negatives, target_rows_M, generator)
+        pool_G = gather_rows(target_rows_M) if self._gather else target_rows_M
+        rows_SN = _take(pool_G, num_draws, num_negatives, generator)
         others = _log_share_of_others(len(pool_G))
 
         def log_probability(rows: Tensor) -> Tensor:
             return self.frequency.log_probability(rows) + others
 
         negatives = Negatives.with_probabilities(rows_SN, target_rows_M, log_probability, independent=False)
-        self._observe(target_rows_M, pool_G)
-        return negatives
-
-    def _take(self, num_draws: int, count: int, target_rows_M: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The pool, and for each draw `count` of it, or all."""
-        pool_G = gather_rows(target_rows_M) if self._gather else target_rows_M
-        if len(pool_G) <= count:
-            return pool_G, pool_G[None]
-        at_once = min(num_draws, len(pool_G) // max(1, count))
-        rounds = -(-num_draws // at_once)
-        places_SC = torch.stack([torch.randperm(len(pool_G), generator=generator)[: at_once * count] for _ in range(rounds)])
-        return pool_G, pool_G[places_SC.view(rounds * at_once, count)[:num_draws].to(pool_G.device)]
-
-    def _observe(self, target_rows_M: Tensor, pool_G: Tensor) -> None:
         if self.frequency.learns:
             self.frequency.observe(pool_G if self._gather else gather_rows(target_rows_M))
+        return negatives
 
 
-class MixedSampler(InBatchSampler):
-    """A share from the targets of the step, the rest uniform from the catalogue.
+class MixedSampler(Sampler):
+    """A share from the targets of the step, the rest uniform from the catalogue (Yang et al., 2020, "Mixed negative sampling for
+    learning two-tower neural networks in recommendations").
 
-    Numbers are fixed (C in-batch, N - C uniform), and each negative is reported with the probability of the mixture, wherever it came
-    from: C / N q (1 - 1 / G) + (1 - C / N) / I. This is Veach and Guibas' balance heuristic (1995, "Optimally combining sampling
-    techniques for Monte Carlo rendering"), unbiased as the mixture itself and of less variance. Items that are never targets get
-    gradients, too (Yang et al., 2020, "Mixed negative sampling for learning two-tower neural networks in recommendations").
+    Every item has a chance in every step, so the correction need not know how often items are targets: given the step, a place among
+    the N negatives has an item that is there m times among G targets with probability C / N m / G + (1 - C / N) / I. That is what is
+    reported, wherever a negative came from (the balance heuristic: Veach and Guibas, 1995, "Optimally combining sampling techniques for
+    Monte Carlo rendering"). A step of few histories, whose targets are like each other, is so corrected for what it is.
 
     Args:
         num_rows: item rows, special rows included.
         in_batch_share: C / N, rounded to whole negatives; fewer where the step has fewer targets.
+        gather: as for `InBatchSampler`.
     """
 
-    def __init__(self, frequency: Frequency, num_rows: int, in_batch_share: float, *, gather: bool) -> None:
-        super().__init__(frequency, gather=gather)
+    def __init__(self, num_rows: int, in_batch_share: float, *, gather: bool) -> None:
+        super().__init__()
         self._uniform = UniformSampler(num_rows)
         self._in_batch_share = in_batch_share
+        self._gather = gather
 
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        pool_G, rows_SC = self._take(num_draws, round(num_negatives * self._in_batch_share), target_rows_M, generator)
+        pool_G = gather_rows(target_rows_M) if self._gather else target_rows_M
+        rows_SC = _take(pool_G, num_draws, round(num_negatives * self._in_batch_share), generator).expand(num_draws, -1)
         num_uniform = num_negatives - rows_SC.shape[1]
         uniform_rows = self._uniform.sample(num_draws * num_uniform, generator, rows_SC.device).view(num_draws, num_uniform)
-        rows_SN = torch.cat([rows_SC.expand(num_draws, -1), uniform_rows], dim=1)
-        in_batch = _log_share_of_others(len(pool_G)) + _log(rows_SC.shape[1] / num_negatives)
+        in_batch = rows_SC.shape[1] / num_negatives / max(1, len(pool_G))
 
         def log_probability(rows: Tensor) -> Tensor:
-            uniform = self._uniform.log_probability(rows) + _log(num_uniform / num_negatives)
-            return torch.logaddexp(self.frequency.log_probability(rows) + in_batch, uniform)
+            uniform = self._uniform.log_probability(rows).exp() * num_uniform / num_negatives
+            return (in_batch * _times(rows, pool_G) + uniform).log()
 
-        negatives = Negatives.with_probabilities(rows_SN, target_rows_M, log_probability, independent=False)
-        self._observe(target_rows_M, pool_G)
-        return negatives
+        rows_SN = torch.cat([rows_SC, uniform_rows], dim=1)
+        return Negatives.with_probabilities(rows_SN, target_rows_M, log_probability, independent=True)
+
+
+def _take(pool_G: Tensor, num_draws: int, count: int, generator: torch.Generator) -> Tensor:
+    """[S, count] of a pool, or all of it once, [1, G]."""
+    if len(pool_G) <= count:
+        return pool_G[None]
+    at_once = min(num_draws, len(pool_G) // max(1, count))
+    rounds = -(-num_draws // at_once)
+    places_SC = torch.stack([torch.randperm(len(pool_G), generator=generator)[: at_once * count] for _ in range(rounds)])
+    return pool_G[places_SC.view(rounds * at_once, count)[:num_draws].to(pool_G.device)]
+
+
+def _times(rows: Tensor, pool_G: Tensor) -> Tensor:
+    """float64 how often each row is in the pool, without a number for each item of the catalogue."""
+    distinct, times = torch.unique(pool_G, return_counts=True)
+    if len(distinct) == 0:
+        return torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
+    place = torch.searchsorted(distinct, rows).clamp_max(len(distinct) - 1)
+    return torch.where(distinct[place] == rows, times[place], 0).double()
 
 
 def _log_share_of_others(pool_size: int) -> float:
     """log(1 - 1 / G). Of a pool of one target nothing remains but what the loss leaves out: any finite number will do."""
     return math.log1p(-1 / pool_size) if pool_size > 1 else 0.0
-
-
-def _log(share: float) -> float:
-    return math.log(share) if share > 0 else -math.inf
