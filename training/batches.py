@@ -103,11 +103,11 @@ class EpochBatches:
         masked = self._objective.kind == "masked"
         question = masked_items(offsets_B1, self._objective, generator) if masked else next_items(offsets_B1)
         longest_first = np.argsort(-windows.lengths_W, kind="stable")
-        end_W = np.cumsum(question.targets_per_window()[longest_first])
-        numbers_W = Windows(np.concatenate([[0], end_W[:-1]]), end_W)
-        mine = slice(self._rank, None, self._world_size)
-        numbers_M, _ = gather_ragged(Windows(numbers_W.start_W[mine], numbers_W.end_W[mine]))
+        mine = np.arange(self._rank, len(longest_first), self._world_size)
         mine_B = longest_first[mine]
+        targets_W = question.targets_per_window()[longest_first]
+        end_W = np.cumsum(targets_W)
+        numbers_M, _ = gather_ragged(Windows(end_W - targets_W, end_W).take(mine))
         question = select_windows(question, mine_B)
         rows_E = self._dataset.item_rows_E[positions_E].astype(np.int64)
         times_ms_E = self._dataset.timestamps_ms_E[positions_E]

@@ -47,13 +47,13 @@ def naive_sampled(given: Problem, negatives: Negatives, temperature: float = 1.0
     num_negatives = negatives.rows_SN.shape[1]
     draws = list(zip(negatives.rows_SN.tolist(), negatives.log_probability_SN.tolist(), strict=True))
     for place, (query_D, target, weight) in enumerate(zip(given.query_MD, given.target_rows_M.tolist(), given.weights_M, strict=True)):
+        rows, log_probabilities = draws[place % len(draws)]
         times = 1.0
         if correction == ALL:
             expected_times = num_negatives * math.exp(negatives.target_log_probability_M[place])
-            hits = draws[place % len(draws)][0].count(target) if negatives.independent else expected_times
+            hits = rows.count(target) if negatives.independent else expected_times
             times = (1 + hits) / expected_times
         of_target = denominator = times * torch.exp(query_D @ given.table_RD[target] / temperature)
-        rows, log_probabilities = draws[place % len(draws)]
         for row, log_probability in zip(rows, log_probabilities, strict=True):
             expected_times = num_negatives * math.exp(log_probability) if correction != NONE else 1.0
             if row != target:
