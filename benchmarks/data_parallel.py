@@ -5,7 +5,6 @@
 About ten minutes on 2 cores. Two workers share the two cores that one has alone, so their speed says nothing here; their figures do.
 """
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from benchmarks.harness import environment, write_result
 from passerelle.dataset import open_dataset
 from ray_cluster.demo import EPOCHS, MODEL
 from ray_cluster.training import train_on_ray
-from training.callbacks import HISTORY
+from training.callbacks import read_history
 from training.config import load_recipe
 from training.evaluation import evaluate
 from training.fit import train_in_process
@@ -45,7 +44,7 @@ def main(dataset: Path, epochs: int) -> None:
             else:
                 train_on_ray("bert4rec", opened, config, run, num_workers=num_workers)
             seconds = round(time.perf_counter() - begun_s, 1)
-            history = [json.loads(line) for line in (run / HISTORY).read_text(encoding="utf-8").splitlines()]
+            history = read_history(run)
             curves = {what: [line[what] for line in history] for what in ("train_loss_epoch", MONITOR)}
             metrics = evaluate(load_run(run, dataset), "test", (10,))
             results[name] = {"seconds": seconds, **curves, "test": metrics["model"], "popularity": metrics["popularity"]}

@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
 from passerelle.dataset import Dataset, write_dataset
-from training.callbacks import HISTORY
-from training.windows import Windows, gather_ragged
+from passerelle.ragged import gather_ragged
+from training.callbacks import read_history
 
 PEER = Path(__file__).with_name("peer_rectools.py")
 DESCRIPTION = ("name", "event_types", "user_features", "item_features", "title", "config", "quality")
@@ -56,7 +56,7 @@ CASES = {
 def newest_events(dataset: Dataset, length: int, path: Path) -> Dataset:
     """The dataset with the newest `length` events of each user."""
     start_U, end_U = dataset.offsets_U1[:-1], dataset.offsets_U1[1:]
-    positions_E, offsets_U1 = gather_ragged(Windows(np.maximum(start_U, end_U - length), end_U))
+    positions_E, offsets_U1 = gather_ragged(np.maximum(start_U, end_U - length), end_U)
     return write_dataset(
         path,
         item_rows_E=dataset.item_rows_E[positions_E],
@@ -81,6 +81,7 @@ def our_epoch_s(case: Case, dataset: Path, threads: int, folder: Path) -> float:
         "model.head_directions": [],
         "model.dropout": case.dropout,
         "objective.mask_probability": case.mask_probability,
+        "objective.last_only_probability": 0.0,
         "loss.kind": case.loss,
         "batches.token_budget": case.batch_size * case.length,
         "training.threads": threads,
@@ -91,7 +92,7 @@ def our_epoch_s(case: Case, dataset: Path, threads: int, folder: Path) -> float:
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     passerelle = Path(sys.executable).with_name("passerelle")
     _run([str(passerelle), "train", "bert4rec", "--no-ray", "--dataset", str(dataset), "--out", str(folder), *sets])
-    return float(json.loads((folder / HISTORY).read_text(encoding="utf-8"))["seconds"])
+    return float(read_history(folder)[0]["seconds"])
 
 
 def peer_epoch_s(case: Case, events: Path, threads: int, python: Path) -> float:
@@ -110,7 +111,7 @@ def _run(command: list[str]) -> str:
 def _prepared(case: Case, folder: Path) -> tuple[Path, Path, int]:
     """The data for us and for the peer, and how many events of it are trained on: all but each user's last, kept for the test."""
     dataset = newest_events(quality_dataset(case.data), case.length + 1, folder / "dataset")
-    positions_E, offsets_U1 = gather_ragged(Windows(dataset.offsets_U1[:-1], dataset.offsets_U1[1:] - 1))
+    positions_E, offsets_U1 = gather_ragged(dataset.offsets_U1[:-1], dataset.offsets_U1[1:] - 1)
     user_E = np.repeat(np.arange(dataset.num_users), np.diff(offsets_U1))
     events = folder / "events.npz"
     np.savez(events, user=user_E, item=dataset.item_rows_E[positions_E], timestamp_ms=dataset.timestamps_ms_E[positions_E])

@@ -17,7 +17,6 @@ and .1857 with 3,000 negatives) on the file of 3,416 items; .2164 for HSTU-large
 """
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import numpy as np
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
 from benchmarks.runs import check_settings, is_complete, recipe_with, train_once
-from training.callbacks import HISTORY
+from training.callbacks import read_history
 from training.config import RunConfig
 from training.evaluation import EvaluationSettings, evaluate_in_detail
 from training.open_run import load_run
@@ -132,6 +131,7 @@ def _collected(name: str) -> dict[str, Any]:
         check_settings(path, manifest.config, expected)
         test = evaluate_in_detail(run, "test", MODEL_ALONE).metrics["model"]
         found: dict[str, Any] = {"seed": seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
+        found["threads"] = manifest.config.training.threads
         found |= {"git_commit": manifest.git_commit, "validation": manifest.validation, "test": test, **_times(path)}
         kinds["refit" if manifest.refit_of else "train"].append(found)
     if not any(kinds.values()):
@@ -146,7 +146,7 @@ def _collected(name: str) -> dict[str, Any]:
 
 def _times(path: Path) -> dict[str, Any]:
     """Seconds of all epochs, validation included, and until one was as good on validation as RecTools' BERT4Rec is in print on test."""
-    epochs = [json.loads(line) for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
+    epochs = read_history(path)
     so_far_s = list(itertools.accumulate(epoch["seconds"] for epoch in epochs))
     reached_s = [until_s for until_s, epoch in zip(so_far_s, epochs, strict=True) if epoch.get(MONITOR, 0.0) >= RECTOOLS_NDCG]
     return {"seconds": so_far_s[-1], "seconds_until_rectools_ndcg": reached_s[0] if reached_s else None}

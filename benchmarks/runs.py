@@ -29,7 +29,7 @@ def check_settings(path: Path, trained: RunConfig, config: RunConfig) -> None:
         click.ClickException: naming what differs.
     """
     if differing := [name for name in config.differences(trained) if name != "training.threads"]:
-        raise click.ClickException(f"{path} was trained with another {', '.join(differing)}: remove it, and it is trained anew")
+        raise click.ClickException(f"{path} was trained with a different {', '.join(differing)}: delete it to train it again")
 
 
 def train_once(recipe: str, dataset: Dataset, config: RunConfig, path: Path, *, refit_of: Path | None = None) -> None:

@@ -101,7 +101,7 @@ class Stopwatch(pl.Callback):
             self.tokens += len(batch.items_T)
             self.padded += int(lengths_B.max()) * len(lengths_B)
             self.windows += len(lengths_B)
-            self.targets += len(batch.targets_M)
+            self.targets += len(batch.target_positions_M)
         if batch_idx == self._last - 1:
             self.seconds = _now_s() - self._begun_s
         if self._counter is not None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from passerelle.arrow import ragged
 from passerelle.dataset import FeatureColumn
 from passerelle.ids import FIRST_ITEM_ROW
+from passerelle.ragged import gather_ragged
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -50,10 +51,8 @@ class _Categories:
 
     def of(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
         """(codes of the rows one after the other, position in `rows` that each code belongs to)."""
-        lengths = self.offsets_R1[rows + 1] - self.offsets_R1[rows]
-        owners = np.repeat(np.arange(len(rows)), lengths)
-        within = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return self.codes[self.offsets_R1[rows][owners] + within], owners
+        positions, offsets = gather_ragged(self.offsets_R1[rows], self.offsets_R1[rows + 1])
+        return self.codes[positions], np.repeat(np.arange(len(rows)), np.diff(offsets))
 
     def affinity(self, candidates_C: Int64Array, history_L: Int64Array) -> Float64Array:
         """Mean, over a candidate's values, of the share of the history that has the value."""

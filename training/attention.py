@@ -2,8 +2,8 @@
 
 Two kernels with one meaning. `DenseAttention` adds a [B, H, L, L] bias to the logits of PyTorch's fused kernels: batches hold
 histories of like length, so little of it is padding. `FlexAttention` computes the same bias inside the kernel and skips
-blocks that nothing may see, for which a bool mask of each pair is made once a batch; it needs a CUDA device, for PyTorch has
-no backward pass of it elsewhere.
+blocks that nothing may see, for which a bool mask of each pair is made once a batch, and once more where the last block answers few
+positions; it needs a CUDA device, for PyTorch has no backward pass of it elsewhere.
 
 Shape legend: B sequences, L padded length, P queries of each (L of them, or fewer), H heads, K width of a head, N time buckets.
 """

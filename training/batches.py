@@ -16,11 +16,12 @@ from torch import Tensor
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.ids import MASK_ROW
+from passerelle.ragged import gather_ragged
 from passerelle.splits import Int64Array, Split
 from training.config import RunConfig
 from training.objectives import masked_items, next_items, select_windows
 from training.turns import Turns, take_turns
-from training.windows import Windows, gather_ragged, groups_within_budget, training_windows
+from training.windows import groups_within_budget, training_windows
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Batch:
     """int64 when each item happened."""
     query_times_ms_T: Tensor
     """int64 the time each position asks for: its own when items are masked, else that of the next event."""
-    targets_M: Tensor
+    target_positions_M: Tensor
     """int64 positions in `items_T` that answers are read from."""
     target_rows_M: Tensor
     """int64 item rows that are the right answers."""
@@ -83,9 +84,9 @@ class EpochBatches:
             else:
                 groups.append(group)
         if not groups or len(groups[0]) < world_size:
-            raise UserError(
-                f"{dataset.path}: {len(self._windows.start_W)} windows of two or more training events, too few for --workers {world_size}"
-            )
+            windows = len(self._windows.start_W)
+            remedy = f"too few for --workers {world_size}" if windows else "prepare longer histories, or choose another split"
+            raise UserError(f"{dataset.path}: {windows} windows of two or more training events: {remedy}")
         self._groups = groups
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class EpochBatches:
     def _batch(self, group: Int64Array, step: int) -> Batch:
         generator = np.random.default_rng([*self._seed, 1, step])
         windows = self._windows.take(group)
-        positions_E, offsets_B1 = gather_ragged(windows)
+        positions_E, offsets_B1 = windows.events()
         masked = self._objective.kind == "masked"
         question = masked_items(offsets_B1, self._objective, generator) if masked else next_items(offsets_B1)
         longest_first = np.argsort(-windows.lengths_W, kind="stable")
@@ -107,7 +108,7 @@ class EpochBatches:
         mine_B = longest_first[mine]
         targets_W = question.targets_per_window()[longest_first]
         end_W = np.cumsum(targets_W)
-        numbers_M, _ = gather_ragged(Windows(end_W - targets_W, end_W).take(mine))
+        numbers_M, _ = gather_ragged((end_W - targets_W)[mine], end_W[mine])
         question = select_windows(question, mine_B)
         rows_E = self._dataset.item_rows_E[positions_E].astype(np.int64)
         times_ms_E = self._dataset.timestamps_ms_E[positions_E]
@@ -117,7 +118,7 @@ class EpochBatches:
             windows_B=torch.from_numpy(mine_B),
             key_times_ms_T=torch.from_numpy(times_ms_E[question.event_T]),
             query_times_ms_T=torch.from_numpy(times_ms_E[question.asked_T]),
-            targets_M=torch.from_numpy(question.token_M),
+            target_positions_M=torch.from_numpy(question.token_M),
             target_rows_M=torch.from_numpy(rows_E[question.answer_M]),
             weights_M=torch.from_numpy(self._dataset.weights_E[positions_E[question.answer_M]]),
             turns=take_turns(numbers_M, self._num_draws),

@@ -22,6 +22,11 @@ HISTORY = "history.jsonl"
 _PROGRESS_INTERVAL_S = 1.0
 
 
+def read_history(run_path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `history.jsonl`, the first epoch first."""
+    return [json.loads(line) for line in (run_path / HISTORY).read_text(encoding="utf-8").splitlines()]
+
+
 class WholeCheckpoints(TorchCheckpointIO):
     """A checkpoint is the old one or the new one, wherever it is; Lightning copies it from where temporary files are."""
 
@@ -87,8 +92,8 @@ class RunJournal(pl.Callback):
         """Drop lines of epochs after the checkpoint that training continues from."""
         history = self._run_path / HISTORY
         if trainer.is_global_zero and history.exists():
-            lines = [line for line in history.read_text().splitlines() if json.loads(line)["epoch"] <= trainer.current_epoch]
-            write_text(history, "".join(f"{line}\n" for line in lines))
+            lines = [line for line in read_history(self._run_path) if line["epoch"] <= trainer.current_epoch]
+            write_text(history, "".join(f"{json.dumps(line)}\n" for line in lines))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._epoch_started_s is None:  # else it is one that is continued

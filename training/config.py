@@ -30,13 +30,14 @@ class ModelConfig(Config):
     time_bias: bool = False
     """Attention also depends on the time between events, and the query on the time of the request."""
     time_gap: bool = False
-    """Each position knows how long after the event before it the item it asks for happened; when serving, the time of the request."""
+    """Each position is told the time between the item it predicts and the event before that one; when serving, the time from the last
+    event to the request."""
     norm: Literal["layer", "rms"] = "layer"
     """Layer norm, or RMS norm."""
     norm_first: bool = True
     """Normalise before each layer (pre-norm) or after its residual sum (post-norm, as in the papers of 2017 to 2019)."""
     feedforward: Literal["gelu", "swiglu"] = "gelu"
-    """Activation of the feed-forward layer; `swiglu` has a half more weights."""
+    """Activation of the feed-forward layer; `swiglu` has half as many weights again."""
     gated: bool = False
     """Multiply what each layer adds by a learned gate of its input."""
     feedforward_multiple: int = Field(default=4, gt=0)
@@ -102,7 +103,8 @@ class LossConfig(Config):
     log_q_correction: bool = True
     """`sampled`: correct logits by how often their items are drawn; without it what is learnt is biased by the sampler."""
     correct_target: bool = True
-    """`sampled`: correct the target as well, so that what is learnt is right for few negatives, too; without it few of them bias it."""
+    """`sampled`: correct the target as well, so that what is learnt is right for few negatives too (nearly so with `in_batch` and
+    `mixed`); without it few of them bias what is learnt."""
     sampler: Literal["uniform", "log_uniform", "popularity", "streaming", "in_batch", "mixed"] = "uniform"
     """`sampled`: what negatives are drawn from. `log_uniform`: Zipf's law over ranks by training events. `popularity`: the counts of
     training events. `streaming`: frequencies estimated while training. `in_batch`: the step's own targets. `mixed`: those and uniform."""
@@ -118,9 +120,11 @@ class LossConfig(Config):
     """`in_batch`, `mixed`: the targets of all workers are negatives on each, as they would be with one worker."""
 
     @property
-    def needs_frequency_of_targets(self) -> bool:
-        """Whether the correction is by how often items are targets."""
-        return self.sampler == "in_batch"
+    def counts(self) -> Literal["events", "targets"] | None:
+        """What of each item has to be counted before training, for the sampler."""
+        if self.sampler in ("log_uniform", "popularity"):
+            return "events"
+        return "targets" if self.sampler == "in_batch" and self.in_batch_frequency == "counts" else None
 
     @model_validator(mode="after")
     def _has_no_idle_option(self, info: ValidationInfo) -> "LossConfig":
@@ -155,12 +159,12 @@ class BatchConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW with a linear warm-up, a constant stretch and a linear decay."""
+    """AdamW (betas 0.9 and 0.98) with a linear warm-up, a constant stretch and a linear decay."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
     """Between warm-up and decay."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decay of matrices; vectors, norms and the item table are not decayed."""
+    """Decay of matrices; vectors, norms and the item tables are not decayed."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate grows from nothing."""
     decay_fraction: float = Field(default=0.0, ge=0, le=1)
@@ -189,7 +193,7 @@ class TrainingConfig(Config):
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """`bf16-mixed` is for GPUs. Not measured yet."""
     threads: int | None = Field(default=None, gt=0)
-    """CPU threads of each worker; without it, the cores of its machine over the workers there."""
+    """CPU threads of each worker; by default, the cores of its machine divided by the workers there."""
     log_every_steps: int = Field(default=20, gt=0)
     """Steps between two points of the TensorBoard loss curve."""
 
@@ -219,7 +223,7 @@ class RankerConfig(Config):
     num_leaves: int = Field(default=31, gt=1)
     """Leaves of a tree at most."""
     learning_rate: float = Field(default=0.05, gt=0)
-    """Share of each tree's answer that is added."""
+    """Factor that each tree's output is multiplied by (shrinkage)."""
     min_leaf_events: int = Field(default=50, gt=0)
     """Fewest training rows in a leaf."""
     holdout_fraction: float = Field(default=0.2, gt=0, lt=1)

@@ -42,11 +42,11 @@ class EpochLoader:
             UserError: it was made within an epoch of other batches: those of very few windows depend on the number of workers.
         """
         if state_dict["epoch"] == self._epoch:
-            begun = state_dict.get("steps_per_epoch", len(self))
+            begun = state_dict["steps_per_epoch"]
             if begun != len(self):
                 raise UserError(
-                    f"epoch {self._epoch + 1} was begun in {begun} steps and has {len(self)} with this number of workers: "
-                    "resume with as many as it had"
+                    f"epoch {self._epoch + 1} was begun with {begun} steps and has {len(self)} with this number of workers: "
+                    "resume with the number it had"
                 )
             self._batches.first_step = state_dict["steps"]
 

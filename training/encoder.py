@@ -85,7 +85,7 @@ class SequenceEncoder(nn.Module):
         Where `hidden_BL` (bool) is true, the item is to be told from the others: no other position attends to it, so that what
         surrounds a hidden item in training are items, as when serving.
         `dropout` is the noise of a training step; without it the result is exact. A row without any item gives numbers
-        without meaning, never NaN: its last column is attended to. Where only the columns `columns_BP` are wanted, [B, P, D]:
+        without meaning, never NaN, for a position always attends to itself. Where only the columns `columns_BP` are wanted, [B, P, D]:
         the last block then does no work for the others, which is half of it all when two blocks are asked for one position.
         """
         length = vectors_BLD.shape[1]

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from passerelle.dataset import Dataset
+from passerelle.ragged import gather_ragged
 from passerelle.splits import EvaluationUsers, Int64Array
 from training.encoder import pad_right_aligned, scatter
-from training.windows import Windows, gather_ragged, groups_within_budget
+from training.windows import groups_within_budget
 
 _MOST_SCORES = 2**27
-"""Most scores (users x catalogue) that exist at once: half a gigabyte of float32."""
+"""Most scores (users x catalogue) of a batch: half a gigabyte of float32; a baseline's, in float64, are held four times as large."""
 
 
 @dataclass
@@ -59,7 +60,7 @@ def request_times_ms(dataset: Dataset, users: EvaluationUsers) -> Int64Array:
 
 def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[Int64Array, Int64Array]:
     """(distinct item rows of each user's targets, one user after the other; offsets [Q1] between users)."""
-    positions_G, offsets_Q1 = gather_ragged(Windows(users.history_end_Q, users.target_end_Q))
+    positions_G, offsets_Q1 = gather_ragged(users.history_end_Q, users.target_end_Q)
     user_G = np.repeat(np.arange(len(users)), np.diff(offsets_Q1))
     user_G, rows_G = np.divmod(np.unique(user_G * dataset.num_rows + dataset.item_rows_E[positions_G]), dataset.num_rows)
     return rows_G, np.searchsorted(user_G, np.arange(len(users) + 1))
@@ -87,8 +88,8 @@ class EvaluationBatches:
     def _batch(self, positions_B: Int64Array) -> EvaluationBatch:
         users, rows_E = self._users.take(positions_B), self._dataset.item_rows_E
         start_B = np.maximum(users.history_start_Q, users.history_end_Q - self._max_history)
-        history_T, history_offsets_B1 = gather_ragged(Windows(start_B, users.history_end_Q))
-        seen_S, seen_offsets_B1 = gather_ragged(Windows(users.history_start_Q, users.history_end_Q))
+        history_T, history_offsets_B1 = gather_ragged(start_B, users.history_end_Q)
+        seen_S, seen_offsets_B1 = gather_ragged(users.history_start_Q, users.history_end_Q)
         relevant_rows_G, relevant_offsets_B1 = relevant_items(self._dataset, users)
         items_T = torch.from_numpy(rows_E[history_T].astype(np.int64))
         items_BL, row_T, column_T = pad_right_aligned(items_T, torch.from_numpy(history_offsets_B1))

@@ -19,7 +19,7 @@ from training.config import RunConfig
 from training.data import SequenceData
 from training.run import LAST, RunManifest, finish_run, plan_run, start_run
 from training.sequence_model import SequenceModel
-from training.statistics import num_events, num_targets
+from training.statistics import sampler_counts
 from training.windows import training_split
 
 
@@ -46,7 +46,8 @@ def fit(
         strategy, plugins, callbacks, prepare: what a cluster launcher adds to the Lightning trainer.
 
     Raises:
-        UserError: the split leaves a part empty.
+        UserError: the split leaves a part empty, there are fewer windows than workers, training has diverged, or a run of very few
+            windows is resumed with another number of workers.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // workers_here))
@@ -55,8 +56,8 @@ def fit(
     users = evaluation_users(make_split(dataset, config.split), "validation")
     split = training_split(dataset, config)
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
-    counts_R = num_targets(dataset, split, config) if config.loss.needs_frequency_of_targets else num_events(dataset, split)
-    model = SequenceModel(config, torch.from_numpy(counts_R).double(), total_steps=steps_per_epoch * config.training.max_epochs)
+    counts_R = torch.from_numpy(sampler_counts(dataset, split, config))
+    model = SequenceModel(config, counts_R, total_steps=steps_per_epoch * config.training.max_epochs)
     checkpoints = run_path / "checkpoints"
     choice: list[pl.Callback] = (
         [] if config.training.include_validation else [Patience(config.training.patience), BestCheckpoint(checkpoints)]
@@ -97,7 +98,7 @@ def train_in_process(
     """A whole run in this process: create or continue it, fit, seal it.
 
     Raises:
-        UserError: the run may not be created or continued, or the split leaves a part empty.
+        UserError: the run may not be created or continued, or what `fit` raises.
     """
     manifest = plan_run(run_path, recipe, dataset, config, resume=resume, refit_of=refit_of)
     start_run(run_path, manifest)

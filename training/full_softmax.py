@@ -20,8 +20,9 @@ class _FullSoftmax(torch.autograd.Function):
     """The loss and its gradients chunk by chunk, in one pass: logits are held for one chunk, and never computed twice."""
 
     @staticmethod
-    def forward(ctx: Any, query_MD: Tensor, items_ID: Tensor, target_M: Tensor, weights_M: Tensor, chunk_size: int) -> Tensor:
-        grad_query_MD, grad_items_ID = torch.empty_like(query_MD), torch.zeros_like(items_ID)
+    def forward(ctx: Any, query_MD: Tensor, table_RD: Tensor, target_M: Tensor, weights_M: Tensor, chunk_size: int) -> Tensor:
+        grad_query_MD, grad_table_RD = torch.empty_like(query_MD), torch.zeros_like(table_RD)
+        items_ID, grad_items_ID = table_RD[FIRST_ITEM_ROW:], grad_table_RD[FIRST_ITEM_ROW:]  # in here, or there would be a second gradient
         loss = torch.zeros((), dtype=items_ID.dtype, device=items_ID.device)
         for start in range(0, len(query_MD), chunk_size):
             chunk = slice(start, start + chunk_size)
@@ -35,13 +36,13 @@ class _FullSoftmax(torch.autograd.Function):
             grad_query_MD[chunk] = (exponential_CI @ items_ID) * scale_C1 - weights_C1 * items_ID[target_C]
             grad_items_ID += exponential_CI.T @ (query_CD * scale_C1)
             grad_items_ID.index_add_(0, target_C, -weights_C1 * query_CD)
-        ctx.save_for_backward(grad_query_MD, grad_items_ID)
+        ctx.save_for_backward(grad_query_MD, grad_table_RD)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_query_MD, grad_items_ID = ctx.saved_tensors
-        return grad_query_MD * grad_outputs[0], grad_items_ID * grad_outputs[0], None, None, None
+        grad_query_MD, grad_table_RD = ctx.saved_tensors
+        return grad_query_MD * grad_outputs[0], grad_table_RD * grad_outputs[0], None, None, None
 
 
 def full_softmax(
@@ -60,10 +61,8 @@ def full_softmax(
         temperature: > 0.
         max_logits: chunks have 64 positions at least, even if those have more logits.
     """
-    items_ID = table_RD[FIRST_ITEM_ROW:]
-    max_logits = max_logits or (CPU_LOGITS if items_ID.device.type == "cpu" else ACCELERATOR_LOGITS)
-    chunk_size = max(FEWEST_POSITIONS, max_logits // len(items_ID))
-    loss: Tensor = _FullSoftmax.apply(
-        query_MD.to(items_ID.dtype) / temperature, items_ID, target_rows_M - FIRST_ITEM_ROW, weights_M, chunk_size
-    )
+    max_logits = max_logits or (CPU_LOGITS if table_RD.device.type == "cpu" else ACCELERATOR_LOGITS)
+    chunk_size = max(FEWEST_POSITIONS, max_logits // (len(table_RD) - FIRST_ITEM_ROW))
+    query_MD = query_MD.to(table_RD.dtype) / temperature
+    loss: Tensor = _FullSoftmax.apply(query_MD, table_RD, target_rows_M - FIRST_ITEM_ROW, weights_M, chunk_size)
     return loss

@@ -128,7 +128,7 @@ class Block(nn.Module):
 
 
 class TimeGap(nn.Module):
-    """A learned vector for how long after the event before it the item that a position asks for happened.
+    """A learned vector for the time between the item that a position predicts and the event before that one.
 
     A person who comes back after a month chooses otherwise than one in the middle of a session; attention over past times
     tells a position little of that (docs/decisions.md has the figures).

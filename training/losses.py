@@ -32,19 +32,23 @@ def sampled_softmax(
 ) -> Tensor:
     """Weighted sum of the sampled softmax with shared negatives.
 
-    Of a target and N negatives with probabilities q, it is -log of the target's share of a denominator in which each other item
-    stands exp(logit) / (N q): it is expected among the negatives N q times, so that their sum estimates that over the catalogue without
+    With the logits s of a target y and of N negatives j, drawn with probabilities q, a position has the loss
+
+        logsumexp(t, {s_j - log(N q_j) : j != y}) - t,    t = s_y + log((1 + K) / (N q_y))   with `correct_target`
+                                                          t = s_y                            without
+
+    where K is how many of its negatives are y; they have no other part in it, and a position without any negative left has no
+    gradient. Each other item is expected among the negatives N q times, so their sum estimates that over the catalogue without
     bias (Bengio and Senecal, 2008, "Adaptive importance sampling to accelerate training of a neural probabilistic language model").
 
-    How often the target stands there decides what few negatives teach. Once, for it is there with probability one (Khrylchenko et
+    How often the target stands among them decides what few negatives teach. Once, for it is there with probability one (Khrylchenko et
     al., 2025, "Correcting the logQ correction"), leaves the logarithm of the estimate with a bias in the order of 1 / N. With
-    `correct_target` it stands there (1 + K) / (N q) times, K being how many negatives are the target: as every other item. Which of
-    the N + 1 is the target is then what is learnt, and the best answer to that is the probability of each item up to a factor, for
-    any N (Ma and Collins, 2018, "Noise contrastive estimation and negative sampling for conditional models: consistency and
-    statistical efficiency"; without K, which has to be there if N is large, the logQ correction of Yi et al., 2019). Where negatives
-    are targets of the step, and the own one may be among them, K is what is expected: N q. Both tend to the full softmax as N grows.
-
-    A negative equal to a position's target is no negative of that position, and a position that all are left out of has no loss.
+    `correct_target` it stands there as every other item would. Which of the N + 1 is the target is then what is learnt, and the
+    best answer to that is the probability of each item up to a factor, for any N (Ma and Collins, 2018, "Noise contrastive
+    estimation and negative sampling for conditional models: consistency and statistical efficiency"). K = 0 would be the logQ
+    correction of Yi et al., 2019, which has no right limit for many negatives once those that are the target are left out. Where
+    a position may have brought its own target in (`Negatives.independent`), K is what is expected: N q_y. With the correction all
+    of these tend to the full softmax as N grows.
 
     Args:
         query_MD: one query for each target; logits are computed with in the dtype of the table.
@@ -141,10 +145,11 @@ def _logits(
     rows_SN = negatives.rows_SN[turns.draws_S]
     query_STD = _by_draw(query_MD.to(table_RD.dtype) / temperature, turns)
     target_rows_ST = _by_draw(target_rows_M, turns)
-    negative_STN = query_STD @ F.embedding(rows_SN, table_RD).transpose(1, 2)
+    both = [rows_SN.shape[1], target_rows_ST.shape[1]]
+    negatives_SND, targets_STD = F.embedding(torch.cat([rows_SN, target_rows_ST], 1), table_RD).split(both, 1)  # one gradient of the table
     return _Logits(
-        target_ST=(query_STD * F.embedding(target_rows_ST, table_RD)).sum(-1),
-        negative_STN=negative_STN.to(table_RD.dtype),
+        target_ST=(query_STD * targets_STD).sum(-1),
+        negative_STN=(query_STD @ negatives_SND.transpose(1, 2)).to(table_RD.dtype),
         is_target_STN=rows_SN[:, None] == target_rows_ST[:, :, None],
         weights_ST=_by_draw(weights_M, turns),
         turns=turns,

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from passerelle import beyond_accuracy, bootstrap, metrics
 from passerelle.dataset import Dataset
+from passerelle.ragged import gather_ragged
 from passerelle.segments import Segment
 from passerelle.splits import EvaluationUsers, Int64Array, Split
 from training.evaluation_batches import EvaluationBatch
 from training.statistics import num_events
-from training.windows import Windows, gather_ragged
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -70,7 +70,7 @@ def describe_catalogue(dataset: Dataset, split: Split, users: EvaluationUsers, v
     with more than `beyond_accuracy.MOST_CATEGORIES` values, gets the given item vectors of the evaluated model.
     """
     counts_R = num_events(dataset, split)
-    history_S, history_offsets_Q1 = gather_ragged(Windows(users.history_start_Q, users.history_end_Q))
+    history_S, history_offsets_Q1 = gather_ragged(users.history_start_Q, users.history_end_Q)
     categories_RD = beyond_accuracy.category_vectors(dataset.items, dataset.manifest.item_features)
     return Catalogue(
         num_items=dataset.num_items,

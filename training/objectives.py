@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from passerelle.ragged import gather_ragged
 from passerelle.splits import Int64Array
 from training.config import ObjectiveConfig
-from training.windows import Windows, gather_ragged
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -70,13 +70,14 @@ def expected_targets(offsets_B1: Int64Array, config: ObjectiveConfig) -> npt.NDA
         return expected_E
     mask, last_only = config.mask_probability, config.last_only_probability
     expected_E = np.full(offsets_B1[-1], (1 - last_only) * mask)
+    # The last item: alone where that is drawn, else masked by chance, or because chance has masked nothing.
     expected_E[last_B] = last_only + (1 - last_only) * (mask + (1 - mask) ** lengths_B)
     return expected_E
 
 
 def select_windows(question: Question, mine_B: Int64Array) -> Question:
     """The part of a question that concerns some windows, in the given order."""
-    token_T, offsets_B1 = gather_ragged(Windows(question.offsets_B1[mine_B], question.offsets_B1[mine_B + 1]))
+    token_T, offsets_B1 = gather_ragged(question.offsets_B1[mine_B], question.offsets_B1[mine_B + 1])
     answer_T = np.full(len(question.event_T), -1)
     answer_T[question.token_M] = question.answer_M
     token_M = np.flatnonzero(answer_T[token_T] >= 0)

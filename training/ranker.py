@@ -85,7 +85,8 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
         Test metrics of `model` (retrieval order) and `ranker`, over the same candidates.
 
     Raises:
-        UserError: the run has a ranker and `overwrite` is false, or no validation target is ever retrieved.
+        UserError: the run has a ranker and `overwrite` is false, fewer than two users have a validation target among
+            their candidates, or it was trained on validation events without a run that chose its epochs.
     """
     config = run.manifest.config
     if (run.path / RANKER).exists() and not overwrite:
@@ -95,7 +96,9 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
     hits_QK = _hits(run, learning)
     useful_Q = np.flatnonzero(hits_QK.any(axis=1))
     if len(useful_Q) < 2:
-        raise UserError(f"{run.path}: {len(useful_Q)} validation targets are among the candidates, too few for a ranker; train longer")
+        raise UserError(
+            f"{run.path}: {len(useful_Q)} users have a validation target among their candidates, too few to learn from: train longer"
+        )
     shuffled_Q = np.random.default_rng(config.training.seed).permutation(useful_Q)
     num_held_out = max(1, int(config.ranker.holdout_fraction * len(shuffled_Q)))
     fit_set, held_out_set = (
@@ -125,7 +128,9 @@ def _learner(run: OpenRun) -> OpenRun:
         return run
     chosen_by = run.manifest.refit_of
     if chosen_by is None:
-        raise UserError(f"{run.path} was trained on validation events, without --refit: no run is left that a ranker could learn from")
+        raise UserError(
+            f"{run.path} was trained on the validation events that a ranker learns from: train without them, then use `train --refit`"
+        )
     return load_run(Path(chosen_by), run.dataset.path)
 
 

@@ -12,7 +12,6 @@ run/
   split.*              the user's split file, where the recipe has one
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,7 +23,7 @@ from passerelle.errors import UserError
 from passerelle.files import new_file
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
 from training.batches import EpochBatches
-from training.callbacks import HISTORY
+from training.callbacks import read_history
 from training.config import RunConfig
 from training.sequence_model import MONITOR, SequenceModel
 from training.windows import training_split
@@ -89,7 +88,7 @@ def plan_run(
         UserError: the run exists and `resume` is false, it was started with another configuration or dataset, or the dataset
             is too small to be split among the workers.
     """
-    EpochBatches(dataset, training_split(dataset, config), config, epoch=0, world_size=num_workers)
+    EpochBatches(dataset, training_split(dataset, config), config, epoch=0, world_size=num_workers)  # refuses what is too small
     if (path / MANIFEST_NAME).exists():
         if not resume:
             raise UserError(f"{path} already holds a run: pass --resume to continue it, or choose another --out")
@@ -148,7 +147,7 @@ def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
         with new_file(path / BEST) as beside:
             shutil.copyfile(path / LAST, beside)
     epochs_trained, best_epoch = (_read_checkpoint(path / name)["epoch"] + 1 for name in (LAST, BEST))
-    history = [json.loads(line) for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
+    history = read_history(path)
     best = next(line for line in history if line["epoch"] == best_epoch)
     validation = {} if manifest.config.training.include_validation else {MONITOR: best[MONITOR]}
     files = provenance(RunManifest, path, (BEST, LAST), LIBRARIES)["files"]
@@ -201,5 +200,5 @@ def load_model(path: Path, manifest: RunManifest, dataset: Dataset) -> SequenceM
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return checkpoint

@@ -2,9 +2,9 @@
 
 With masked items and a bidirectional encoder it is BERT4Rec (Sun et al., 2019, "BERT4Rec: Sequential recommendation with
 bidirectional encoder representations from transformer"); with next items and a causal one SASRec (Kang and McAuley, 2018,
-"Self-attentive sequential recommendation"). Differences from both papers: positions counted from the newest item, and a
-linear head without an output bias, so that a score is the inner product of a query and an item vector and any ANN index can
-serve it.
+"Self-attentive sequential recommendation"). The main differences from both papers: positions are counted from the newest item,
+attention falls with distance and has no dropout, hidden items are no keys, item tables begin small, and items have no bias of
+their own, so that a score is the inner product of a query and an item vector and any ANN index can serve it.
 
 Shape legend: B sequences, L padded length, D width, T tokens, M target positions, R item rows, K ranked items, Q users.
 """
@@ -105,7 +105,7 @@ class SequenceModel(pl.LightningModule):
             times = Times(*(scatter(times_T, row_T, column_T, items_BL) for times_T in (batch.query_times_ms_T, batch.key_times_ms_T)))
         from_end_L = torch.arange(items_BL.shape[1], 0, -1, device=self.device)
         dropout = Dropout(self.config.model.dropout, batch.seed, batch.windows_B[:, None] * self.encoder.max_length + from_end_L)
-        row_M, column_M = row_T[batch.targets_M], column_T[batch.targets_M]
+        row_M, column_M = row_T[batch.target_positions_M], column_T[batch.target_positions_M]
         if self.encoder.causal:  # almost every position is a target
             query_MD = self.encode(items_BL, times, dropout)[row_M, column_M]
         else:

@@ -13,7 +13,7 @@ from passerelle.features import DAY_MS
 from passerelle.splits import Int64Array, Split
 from training.config import RunConfig
 from training.objectives import expected_targets
-from training.windows import gather_ragged, training_events, training_windows
+from training.windows import training_events, training_windows
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,16 @@ def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemSta
     )
 
 
+def sampler_counts(dataset: Dataset, split: Split, config: RunConfig) -> npt.NDArray[np.float64]:
+    """What `make_sampler` is to be given [R]; zeros where the loss needs no counts."""
+    match config.loss.counts:
+        case "events":
+            return num_events(dataset, split).astype(np.float64)
+        case "targets":
+            return num_targets(dataset, split, config)
+    return np.zeros(dataset.num_rows)
+
+
 def num_events(dataset: Dataset, split: Split) -> Int64Array:
     """Training events [R] of each item, each counting one."""
     return np.bincount(dataset.item_rows_E[training_events(split)[0]], minlength=dataset.num_rows)
@@ -45,7 +55,7 @@ def num_events(dataset: Dataset, split: Split) -> Int64Array:
 
 def num_targets(dataset: Dataset, split: Split, config: RunConfig) -> npt.NDArray[np.float64]:
     """How often each item [R] is a right answer in an epoch, on average: fewer than its events, and not in proportion to them."""
-    positions_E, offsets_B1 = gather_ragged(training_windows(split, config.model.max_history + 1))
+    positions_E, offsets_B1 = training_windows(split, config.model.max_history + 1).events()
     return np.bincount(
         dataset.item_rows_E[positions_E], weights=expected_targets(offsets_B1, config.objective), minlength=dataset.num_rows
     ).astype(np.float64)

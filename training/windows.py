@@ -1,6 +1,6 @@
-"""Which events a run trains on, stretches of them, and gathering them from flat arrays.
+"""Which events a run trains on, and stretches of them.
 
-Shape legend: W windows, B windows of a batch, B1 = B + 1, T their events one after the other, U users, U1 = U + 1.
+Shape legend: W windows, T training events one after the other, U users, U1 = U + 1.
 """
 
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from passerelle.dataset import Dataset
+from passerelle.ragged import gather_ragged
 from passerelle.splits import Int64Array, Split, make_split
 from training.config import RunConfig
 
@@ -27,6 +28,10 @@ class Windows:
         """Some of the windows."""
         return Windows(self.start_W[selection], self.end_W[selection])
 
+    def events(self) -> tuple[Int64Array, Int64Array]:
+        """Positions of the windows' events, one window after the other, and the W + 1 offsets between them."""
+        return gather_ragged(self.start_W, self.end_W)
+
 
 def training_split(dataset: Dataset, config: RunConfig) -> Split:
     """The split that a run trains on: that of its recipe, where asked for with validation events in training.
@@ -45,7 +50,7 @@ def with_validation(split: Split) -> Split:
 
 def training_events(split: Split) -> tuple[Int64Array, Int64Array]:
     """Positions [T] of all training events, user after user, oldest first, and the U1 offsets between users."""
-    return gather_ragged(Windows(split.start_U, split.train_end_U))
+    return gather_ragged(split.start_U, split.train_end_U)
 
 
 def training_windows(split: Split, max_length: int) -> Windows:
@@ -75,11 +80,3 @@ def groups_within_budget(order_W: Int64Array, lengths_W: Int64Array, token_budge
         groups.append(order_W[start : start + (size if most is None else min(size, most))])
         start += len(groups[-1])
     return groups
-
-
-def gather_ragged(windows: Windows) -> tuple[Int64Array, Int64Array]:
-    """Event positions of all windows one after the other, and the B1 offsets between them."""
-    lengths_B = windows.lengths_W
-    offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)])
-    positions_T = np.arange(offsets_B1[-1]) + np.repeat(windows.start_W - offsets_B1[:-1], lengths_B)
-    return positions_T, offsets_B1

@@ -25,7 +25,7 @@ def test_a_complete_run_of_other_settings_is_refused(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path / "dataset")
     train_once("bert4rec", dataset, small_recipe("training.max_epochs=1"), tmp_path / "run")
     train_once("bert4rec", dataset, small_recipe("training.max_epochs=1", "training.threads=2"), tmp_path / "run")
-    with pytest.raises(click.ClickException, match=r"was trained with another model\.dropout, training\.max_epochs: remove it"):
+    with pytest.raises(click.ClickException, match=r"was trained with a different model\.dropout, training\.max_epochs: delete it"):
         train_once("bert4rec", dataset, small_recipe("training.max_epochs=2", "model.dropout=0.3"), tmp_path / "run")
 
 

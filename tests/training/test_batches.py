@@ -24,7 +24,7 @@ from tests.datasets import small_recipe
 from training.batches import Batch, EpochBatches, group_by_budget
 from training.config import RunConfig
 from training.data import EpochLoader
-from training.windows import gather_ragged, training_windows
+from training.windows import training_windows
 
 Window = tuple[tuple[int, ...], tuple[int, ...]]
 """Item rows of a window, and which places are masked."""
@@ -40,7 +40,7 @@ def numbered(dataset: Dataset, first: int = FIRST_ITEM_ROW) -> Dataset:
 def windows_of(batch: Batch) -> list[Window]:
     """The windows of a batch with the masked items put back."""
     items_T, masked_T = batch.items_T.numpy().copy(), np.zeros(len(batch.items_T), dtype=bool)
-    masked_T[batch.targets_M.numpy()] = True
+    masked_T[batch.target_positions_M.numpy()] = True
     assert (items_T[masked_T] == MASK_ROW).all()
     assert (items_T[~masked_T] >= FIRST_ITEM_ROW).all()
     items_T[masked_T] = batch.target_rows_M.numpy()
@@ -56,7 +56,7 @@ def events_of(batches: EpochBatches) -> list[int]:
 def same(ours: Batch, theirs: Batch) -> bool:
     return ours.seed == theirs.seed and all(
         np.array_equal(getattr(ours, name), getattr(theirs, name))
-        for name in ("items_T", "offsets_B1", "targets_M", "target_rows_M", "weights_M")
+        for name in ("items_T", "offsets_B1", "target_positions_M", "target_rows_M", "weights_M")
     )
 
 
@@ -83,7 +83,7 @@ def test_windows_equal_the_slow_ones(trained_and_held_out: list[tuple[int, int]]
         window for start, trained in zip(start_U, trained_U, strict=True) for window in slow_windows(start, start + trained, max_length)
     ]
     assert fast == slow
-    positions_T, offsets_W1 = gather_ragged(windows)
+    positions_T, offsets_W1 = windows.events()
     assert positions_T.tolist() == list(chain.from_iterable(slow))
     assert offsets_W1.tolist() == [0, *np.cumsum([len(window) for window in slow], dtype=int)]
 
@@ -173,7 +173,8 @@ def test_a_lone_first_window_is_not_a_step_of_its_own(dataset: Dataset, split: S
 
 @pytest.mark.parametrize(("windows", "world_size"), [(0, 1), (1, 2), (2, 3)])
 def test_fewer_windows_than_ranks_is_refused(dataset: Dataset, split: Split, windows: int, world_size: int) -> None:
-    with pytest.raises(UserError, match=f"{windows} windows of two or more training events, too few for --workers {world_size}"):
+    mend = f"too few for --workers {world_size}" if windows else "prepare longer histories"
+    with pytest.raises(UserError, match=f"{windows} windows of two or more training events: {mend}"):
         EpochBatches(dataset, few_windows(dataset, split, windows), small_recipe("model.max_history=20"), epoch=0, world_size=world_size)
 
 
@@ -261,7 +262,7 @@ def test_an_epoch_is_not_continued_with_other_batches(dataset: Dataset, split: S
     begun = {"epoch": 1, "steps": 5, "steps_per_epoch": len(alone)}
     alone.load_state_dict(begun)
     assert len(list(alone)) == len(alone) - 5
-    with pytest.raises(UserError, match=f"epoch 2 was begun in {len(alone)} steps and has {len(shared)} with this number of workers"):
+    with pytest.raises(UserError, match=f"epoch 2 was begun with {len(alone)} steps and has {len(shared)} with this number of workers"):
         shared.load_state_dict(begun)
     shared.load_state_dict({**begun, "epoch": 0})
     assert len(list(shared)) == len(shared)

@@ -159,7 +159,7 @@ def test_the_ranker_of_a_refit_learns_from_the_run_before_it(dataset: Dataset, t
     assert first == second
     assert results[0]["model"] != results[1]["model"]
     train(dataset, tmp_path / "orphan", config=refit_config(chosen))
-    with pytest.raises(UserError, match="no run is left that a ranker could learn from"):
+    with pytest.raises(UserError, match="was trained on the validation events that a ranker learns from"):
         train_ranker(load_run(tmp_path / "orphan"))
 
 

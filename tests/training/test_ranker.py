@@ -111,7 +111,7 @@ def test_a_run_that_retrieves_nothing_is_refused(run: OpenRun, tmp_path: Path) -
     few = replace(
         opened, split=replace(opened.split, validation_end_U=opened.split.train_end_U + np.isin(np.arange(240), users.user_rows_Q))
     )
-    with pytest.raises(UserError, match=r"validation targets are among the candidates, too few for a ranker; train longer"):
+    with pytest.raises(UserError, match=r"users have a validation target among their candidates, too few to learn from: train longer"):
         train_ranker(few)
     assert not (tmp_path / "run" / "ranker").exists()
 

@@ -96,7 +96,7 @@ def test_too_little_data_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no user of the 5 has both history and a validation event"):
         train(short, tmp_path / "run")
     barely = dataset_of(tmp_path / "barely", [[(2, 0), (3, 1), (4, 2)]] * 5, num_items=3)
-    with pytest.raises(UserError, match="0 windows of two or more training events"):
+    with pytest.raises(UserError, match="0 windows of two or more training events: prepare longer histories"):
         train(barely, tmp_path / "run")
     enough = ("training.include_validation=true", "training.max_epochs=1", "training.log_every_steps=1")
     assert train(barely, tmp_path / "refit", *enough).epochs == 1

@@ -12,7 +12,7 @@ from passerelle.splits import Split, SplitConfig, make_split
 from tests.datasets import dataset_of, small_recipe
 from training.batches import EpochBatches
 from training.config import RunConfig
-from training.statistics import item_statistics, num_events, num_targets
+from training.statistics import item_statistics, num_events, num_targets, sampler_counts
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -78,3 +78,29 @@ def test_masked_items_are_as_often_targets_as_counted(dataset: Dataset, split: S
     assert (np.abs(drawn_R - counted_R) <= 5 * spread_R).all()
     events_R = num_events(dataset, split) * (counted_R.sum() / num_events(dataset, split).sum())
     assert (np.abs(drawn_R - events_R) > 5 * spread_R).any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "counted"),
+    [
+        (["loss.kind=full"], "nothing"),
+        (["loss.kind=gbce"], "nothing"),
+        (["loss.sampler=uniform"], "nothing"),
+        (["loss.sampler=mixed"], "nothing"),
+        (["loss.sampler=streaming"], "nothing"),
+        (["loss.sampler=in_batch", "loss.in_batch_frequency=streaming"], "nothing"),
+        (["loss.sampler=in_batch"], "targets"),
+        (["loss.sampler=in_batch", "loss.log_q_correction=false"], "targets"),
+        (["loss.sampler=popularity"], "events"),
+        (["loss.sampler=log_uniform"], "events"),
+    ],
+    ids=" ".join,
+)
+def test_only_what_the_sampler_asks_for_is_counted(dataset: Dataset, split: Split, overrides: list[str], counted: str) -> None:
+    config = small_recipe("loss.kind=sampled", *overrides)
+    expected = {
+        "nothing": np.zeros(dataset.num_rows),
+        "events": num_events(dataset, split),
+        "targets": num_targets(dataset, split, config),
+    }
+    assert sampler_counts(dataset, split, config).tolist() == expected[counted].tolist()

@@ -18,7 +18,7 @@ from training.evaluation_batches import EvaluationBatch
 TIE_WEIGHT = 1e-9
 """What the most popular item gets beside its sum of similarities, so that equal sums, zero among them, have an order."""
 _CHUNK_VALUES = 2**23
-"""Most similarities held densely at once: 64 MB."""
+"""Most similarities of a chunk: 64 MB."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class ItemKnn:
 
     The similarity of items i and j is the shrunk cosine of their users, `both / (sqrt(users of i * users of j) + shrinkage)`;
     each item of the history votes for its `num_neighbours` most similar items (not itself), equal ones by lower row. Repeated
-    events count once. Users of equal sums get the more popular item first.
+    events count once. Items of equal sums stand in the order of their users, most first.
 
     Args:
         num_neighbours: most items that one item of a history votes for (> 0).
@@ -40,7 +40,7 @@ class ItemKnn:
     _ties_I: Float64Array | None = field(default=None, init=False, repr=False)
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Find neighbours [I, I] of all items, a chunk at a time: dense values never exceed 64 MB."""
+        """Find neighbours [I, I] of all items, a chunk at a time: dense matrices have 64 MB at most, and a handful exist at once."""
         seen_UI = user_item_matrix(dataset, split)
         by_item_IU = seen_UI.T.tocsr()
         users_I = np.diff(by_item_IU.indptr).astype(np.float64)

@@ -28,8 +28,7 @@ def make_sampler(config: LossConfig, counts_R: Tensor) -> Sampler:
     """The sampler that a recipe asks for.
 
     Args:
-        counts_R: float64 training events of each item row, special rows included (and ignored); for in-batch negatives, how often it is
-            a target.
+        counts_R: float64 of each item row, special rows included (and ignored): what `config.counts` says.
     """
     num_rows = len(counts_R)
     match config.sampler:

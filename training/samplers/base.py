@@ -25,7 +25,8 @@ class Negatives:
     target_log_probability_M: Tensor
     """float64 log-probability that a negative is the target of this position."""
     independent: bool
-    """Whether a negative is the target by chance alone, as likely as is said; otherwise the position itself may have brought it in."""
+    """Whether a negative is the target with the probability that is said, which for mixed negatives is that given the step. False where
+    it may be the position's own target, brought in by itself, and the probability is of targets in general."""
 
     @classmethod
     def with_probabilities(
@@ -33,7 +34,8 @@ class Negatives:
     ) -> "Negatives":
         """Ask for all log-probabilities at once: some frequencies go through the catalogue to answer."""
         both = log_probability(torch.cat([rows_SN.flatten(), target_rows_M]))
-        assert both.isfinite().all(), "a target of which the counts know nothing"
+        if both.device.type == "cpu":  # a GPU would have to be waited for
+            assert both.isfinite().all(), "a target of which the counts know nothing"
         of_negatives, of_targets = both.tensor_split([rows_SN.numel()])
         return cls(rows_SN, of_negatives.view_as(rows_SN), of_targets, independent)
 

@@ -63,7 +63,7 @@ class LogUniformSampler(CatalogueSampler):
 class PopularitySampler(CatalogueSampler):
     """Items in proportion to (count + 1) ** exponent: every item has a chance.
 
-    An exponent of 1 is how often items are targets, 0 is uniform, 0.75 that of word2vec (Mikolov et al., 2013, "Distributed
+    An exponent of 1 is how often items occur in training, 0 is uniform, 0.75 that of word2vec (Mikolov et al., 2013, "Distributed
     representations of words and phrases and their compositionality").
 
     Args:

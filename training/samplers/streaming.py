@@ -58,15 +58,16 @@ class StreamingFrequency(Frequency):
     After Yi et al., 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations". As there, each item has
     the time of its last appearance and a moving mean of its gaps, whose inverse is its frequency. Differences: the clock counts
     targets, not steps, so that steps of any size and items that appear several times in one are counted right; until an item has
-    been seen 1 / rate times its gaps have equal weights, so that no first guess has to be forgotten; the gap that is still open
-    has its weight among the closed ones, so that an item that comes no more fades away; one number for each row, not a hash. The
+    been seen 1 / rate times its gaps have equal weights, so that no first guess has to be forgotten; an item that comes no more
+    fades away, for its frequency is its appearances over the time of their gaps and of the one still open; one number for each
+    row, not a hash. The
     clock starts at the number of items, as though each had been seen just before it: an item not yet seen has a chance, too.
 
     Its state (24 bytes a row) is in buffers, and is the same on all ranks as long as each is shown the targets of all.
 
     Args:
         num_rows: item rows, special rows included.
-        rate: weight of the newest gap in the long run, in ]0, 1[: about 1 / rate appearances are remembered.
+        rate: weight of the newest gap in the long run, in (0, 1): about 1 / rate appearances are remembered.
     """
 
     learns = True
@@ -102,6 +103,7 @@ class StreamingFrequency(Frequency):
     def weights(self) -> Tensor:
         """float64 [R] frequencies, up to a factor; 0 for the special rows."""
         remembered_R = self.seen_R.clamp_min(1).double().clamp_max(1 / self._rate)
+        # n appearances over the time of n gaps and the open one: n / (n gap + open).
         weights_R = 1 / (self.gap_R + (self.clock - self.last_R).double() / remembered_R)
         weights_R[:FIRST_ITEM_ROW] = 0.0
         return weights_R
