@@ -64,11 +64,16 @@ class Variant:
 
 
 class Stopwatch(pl.Callback):
-    """Times steps after the first ones, then counts the operations of some, then profiles some, then ends the run."""
+    """Times steps after the first ones, then profiles some, then counts the operations of some, then ends the run.
+
+    Counting comes last: after it PyTorch runs what was compiled as though it were not.
+    """
 
     def __init__(self, *, warmup: int, steps: int, profiled: bool, compiled: bool) -> None:
-        self._first, self._last, self._end = warmup, warmup + steps, warmup + steps + COUNTED_STEPS
-        self._profiled, self._compiled = profiled, compiled
+        self._first, self._last = warmup, warmup + steps
+        self._counted = self._last + (PROFILED_STEPS if profiled else 0)
+        self._end = self._counted + COUNTED_STEPS
+        self._compiled = compiled
         self._counter: FlopCounterMode | None = None
         self._profile: Any = None
         self._begun_s = 0.0
@@ -87,10 +92,10 @@ class Stopwatch(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
         if batch_idx == self._first:
             self._begun_s = _now_s()
-        if self._last <= batch_idx < self._end:
+        if self._counted <= batch_idx < self._end:
             self._counter = flop_counter()
             self._counter.__enter__()
-        if batch_idx == self._end and self._profiled:
+        if batch_idx == self._last < self._counted:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
             self._profile = profile(activities=activities)
             self._profile.__enter__()
@@ -109,10 +114,10 @@ class Stopwatch(pl.Callback):
             self.flops += self._counter.get_total_flops()
             self.counted_tokens += len(batch.items_T)
             self._counter = None
-        if batch_idx == self._end + PROFILED_STEPS - 1 or (batch_idx == self._end - 1 and not self._profiled):
-            if self._profile is not None:
-                self._profile.__exit__(None, None, None)
-                self.operations = _costliest(self._profile)
+        if self._profile is not None and batch_idx == self._counted - 1:
+            self._profile.__exit__(None, None, None)
+            self.operations = _costliest(self._profile)
+        if batch_idx == self._end - 1:
             trainer.should_stop = True
 
 

@@ -48,21 +48,21 @@ def novelty(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], k: int) -> Fl
     return _mean_of_items(bits_R, ranked_QK[:, :k])
 
 
-def history_popularity(counts_R: npt.NDArray[np.number], history_rows_S: IntArray, offsets_Q1: IntArray) -> float:
-    """Mean over users of the mean training events of an item of their histories, what `popularity_lift` compares with.
+def history_popularity(counts_R: npt.NDArray[np.number], history_rows_S: IntArray, offsets_Q1: IntArray) -> FloatArray:
+    """Mean training events of an item of each user's history, what `popularity_lift` compares with.
 
     Args:
         counts_R: training events of each item.
         history_rows_S: item rows of user q at `offsets_Q1[q] : offsets_Q1[q + 1]`, one at least.
 
-    >>> history_popularity(np.array([0, 0, 9, 3, 2]), np.array([3, 4, 4, 3]), np.array([0, 4]))
-    2.5
+    >>> history_popularity(np.array([0, 0, 9, 3, 2]), np.array([3, 4, 4, 3]), np.array([0, 1, 4])).round(2).tolist()
+    [3.0, 2.33]
     """
     popularity_S = counts_R[history_rows_S].astype(np.float64)
-    return float((np.add.reduceat(popularity_S, offsets_Q1[:-1]) / np.diff(offsets_Q1)).mean())
+    return np.asarray(np.add.reduceat(popularity_S, offsets_Q1[:-1]) / np.diff(offsets_Q1))
 
 
-def popularity_lift(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_popularity: float, k: int) -> float:
+def popularity_lift(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_popularity_Q: FloatArray, k: int) -> float:
     """How much more popular recommendations are than histories: `(GAP_ranked - GAP_history) / GAP_history`.
 
     GAP, the group average popularity, is the mean over users of the mean training events of an item of theirs. 0: as popular
@@ -71,13 +71,14 @@ def popularity_lift(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], histo
 
     Args:
         counts_R: training events of each item.
-        history_popularity: GAP of the histories, by the function of that name.
+        history_popularity_Q: of the same users, by the function of that name; their mean is the GAP of histories.
 
-    >>> popularity_lift(np.array([[2, 3]]), np.array([0, 0, 9, 3, 2]), 2.5, 2)
+    >>> popularity_lift(np.array([[2, 3]]), np.array([0, 0, 9, 3, 2]), np.array([2.5]), 2)
     1.4
     """
     ranked = float(_mean_of_items(counts_R.astype(np.float64), ranked_QK[:, :k]).mean())
-    return (ranked - history_popularity) / history_popularity if history_popularity > 0 else 0.0
+    chosen = float(history_popularity_Q.mean())
+    return (ranked - chosen) / chosen if chosen > 0 else 0.0
 
 
 def unit_vectors(vectors_RD: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

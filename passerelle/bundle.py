@@ -65,7 +65,7 @@ class BundleManifest(Manifest):
     """What a bundle holds."""
 
     KIND: ClassVar[str] = "bundle"
-    FORMAT_VERSION: ClassVar[int] = 2
+    FORMAT_VERSION: ClassVar[int] = 3
     MADE_BY: ClassVar[str] = "passerelle export"
 
     bundle_id: str
@@ -87,6 +87,8 @@ class BundleManifest(Manifest):
     """Candidates the ranker was trained to order, and is given when serving."""
     config: dict[str, Any]
     """Resolved training configuration."""
+    trained_on: str
+    """In words: `train`, or train and validation, for how many epochs and which run chose them."""
     offline_metrics: dict[str, dict[str, float]]
     """Test metrics by scorer: `model`, `ranker`, `popularity` and whatever other baselines were evaluated."""
     parity: dict[str, dict[str, Any]]

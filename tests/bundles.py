@@ -220,6 +220,7 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
             "title": "title",
             "num_candidates": shape.num_candidates,
             "config": {},
+            "trained_on": "train",
             "offline_metrics": {},
             "parity": {},
         }

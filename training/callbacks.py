@@ -78,6 +78,10 @@ class Patience(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that had stopped, and was perhaps killed before it could say so, has nothing left to train."""
+        trainer.should_stop = self.wait_count >= self.patience
+
 
 class RunJournal(pl.Callback):
     """Rank zero writes where training is about once a second, and one line an epoch."""

@@ -148,6 +148,9 @@ class LossConfig(Config):
             "gather_negatives": (in_batch or self.sampler == "mixed", "loss.sampler = 'in_batch' or 'mixed'"),
         }
         refuse_idle(self, info, readers)
+        if self.sampler == "mixed" and not 0 < (in_batch_of_all := round(self.num_negatives * self.in_batch_share)) < self.num_negatives:
+            shares = f"in_batch_share = {self.in_batch_share:g} of num_negatives = {self.num_negatives}"
+            raise ValueError(f"{shares} is {in_batch_of_all}: sampler = 'mixed' needs some of both kinds")
         return self
 
 

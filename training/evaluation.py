@@ -28,7 +28,7 @@ from passerelle.splits import EvaluationUsers, Int64Array, Part
 from training.baselines import RECENT_DAYS, make_baselines
 from training.baselines.base import Scorer, hyper_parameters
 from training.evaluation_batches import EvaluationBatches, relevant_items
-from training.measures import Measures, batch_auc, by_segment, confidence, describe_catalogue, measure
+from training.measures import Measures, batch_auc, confidence, describe_catalogue, measure
 from training.open_run import OpenRun
 from training.ranking import rank_scores
 from training.run import DETAILS, EVALUATION
@@ -68,7 +68,7 @@ class Evaluation:
     """Scorer -> metric -> value, the model first; seen items are not ranked."""
     details: dict[str, dict[str, Any]]
     """Scorer -> `fitted_on`, `hyper_parameters` of a baseline, `diversity_of`, what `confidence` gives, and where asked for
-    `segments` (`by_segment`) and `with_seen` (metric -> value)."""
+    `segments` (`Measures.segments`) and `with_seen` (metric -> value)."""
 
 
 @torch.inference_mode()
@@ -163,7 +163,7 @@ def evaluate_in_detail(
             progress=progress,
             with_auc=True,
         )
-        return measure(rows_QK, auc_Q, relevant_G, offsets_Q1, ks, catalogue)
+        return measure(rows_QK, auc_Q, relevant_G, offsets_Q1, ks, catalogue, segments)
 
     evaluation = Evaluation({}, {})
     model: Measures | None = None
@@ -177,7 +177,7 @@ def evaluate_in_detail(
         if name in baselines:
             details["hyper_parameters"] = hyper_parameters(baselines[name])
         if segments:
-            details["segments"] = by_segment(measures, segments)
+            details["segments"] = measures.segments
         if settings.with_seen:
             details["with_seen"] = measured(f"{name}, with seen items", scorer, exclude_seen=False).plain()
         evaluation.metrics[name], evaluation.details[name] = measures.plain(), details

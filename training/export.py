@@ -192,6 +192,7 @@ def _manifest(run: OpenRun, scratch: Path, parity: dict[str, Any]) -> BundleMani
             "title": dataset.manifest.title,
             "num_candidates": config.ranker.num_candidates,
             "config": config.model_dump(mode="json"),
+            "trained_on": run.manifest.trained_on,
             "offline_metrics": read_evaluation(run.path)["test"],
             "parity": {"onnxruntime": parity},
         }

@@ -109,12 +109,13 @@ def gbce(
 
 
 def gbce_power(num_negatives: int, num_items: int, calibration: float) -> float:
-    """beta = alpha ((1 - 1 / alpha) t + 1 / alpha), alpha = negatives over items that are not the target.
+    """beta = alpha ((1 - 1 / alpha) t + 1 / alpha), alpha being how often another item is expected among the negatives.
 
     Which is 1 + t (alpha - 1): from 1, plain binary cross entropy, to alpha, where the target weighs no more than each negative
-    does in expectation and sigmoids are calibrated probabilities. Above 1 if there are more negatives than items.
+    does in expectation and sigmoids are calibrated probabilities. Above 1 if there are more negatives than items. The paper draws
+    from the other items alone, and has one item less to divide by.
     """
-    alpha = num_negatives / max(1, num_items - 1)  # a catalogue of one item has no negatives: any power will do
+    alpha = num_negatives / num_items
     return 1.0 + calibration * (alpha - 1.0)
 
 

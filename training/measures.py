@@ -4,6 +4,7 @@ Shape legend: B users of a batch, Q users in all, Q1 = Q + 1, R item rows (speci
 S events of all histories, D width of an item vector, C relevant items of a chunk, M metrics.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,14 +35,12 @@ class Measures:
     """Metric -> float64 [Q], such as `ndcg@10`; `auc` is of the whole ranking and has no k."""
     beyond: dict[str, float]
     """`coverage`, `novelty`, `popularity_lift` and, from k = 2, `diversity` at each k (`passerelle/beyond_accuracy.py`)."""
-
-    def means(self, members: Int64Array | slice = slice(None)) -> dict[str, float]:
-        """Mean accuracy over users, or over some of them."""
-        return {name: float(values_Q[members].mean()) for name, values_Q in self.accuracy.items()}
+    segments: dict[str, dict[str, float]]
+    """Segment -> `users`, then every metric over them alone."""
 
     def plain(self) -> dict[str, float]:
         """Metric -> number, accuracy first."""
-        return {**self.means(), **self.beyond}
+        return {**_means(self.accuracy), **self.beyond}
 
     def values_QM(self) -> FloatArray:
         """Accuracy with a column for each metric."""
@@ -55,8 +54,8 @@ class Catalogue:
     num_items: int
     counts_R: Int64Array
     """Training events of each item, not weighted."""
-    history_popularity: float
-    """How popular the histories of the evaluated users are (`beyond_accuracy.history_popularity`)."""
+    history_popularity_Q: FloatArray
+    """How popular the history of each evaluated user is (`beyond_accuracy.history_popularity`)."""
     unit_RD: npt.NDArray[np.floating]
     """Unit vectors of the items, that diversity is measured between."""
     diversity_of: str
@@ -75,7 +74,7 @@ def describe_catalogue(dataset: Dataset, split: Split, users: EvaluationUsers, v
     return Catalogue(
         num_items=dataset.num_items,
         counts_R=counts_R,
-        history_popularity=beyond_accuracy.history_popularity(counts_R, dataset.item_rows_E[history_S], history_offsets_Q1),
+        history_popularity_Q=beyond_accuracy.history_popularity(counts_R, dataset.item_rows_E[history_S], history_offsets_Q1),
         unit_RD=beyond_accuracy.unit_vectors(vectors_RD if categories_RD is None else categories_RD),
         diversity_of="model" if categories_RD is None else "categories",
     )
@@ -103,18 +102,43 @@ def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> FloatArray:
 
 
 def measure(
-    rows_QK: Int64Array, auc_Q: FloatArray, relevant_G: Int64Array, offsets_Q1: Int64Array, ks: tuple[int, ...], catalogue: Catalogue
+    rows_QK: Int64Array,
+    auc_Q: FloatArray,
+    relevant_G: Int64Array,
+    offsets_Q1: Int64Array,
+    ks: tuple[int, ...],
+    catalogue: Catalogue,
+    segments: Sequence[Segment] = (),
 ) -> Measures:
     """Every measure at every k of rankings [Q, K] that are as long as the largest k."""
-    accuracy = metrics.user_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks)
+    accuracy = {**metrics.user_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks), "auc": auc_Q}
+    return Measures(
+        accuracy=accuracy,
+        beyond=_beyond(rows_QK, catalogue.history_popularity_Q, ks, catalogue),
+        segments={
+            segment.name: {
+                "users": len(members := segment.members),
+                **_means({name: values_Q[members] for name, values_Q in accuracy.items()}),
+                **_beyond(rows_QK[members], catalogue.history_popularity_Q[members], ks, catalogue),
+            }
+            for segment in segments
+        },
+    )
+
+
+def _means(accuracy: dict[str, FloatArray]) -> dict[str, float]:
+    return {name: float(values_Q.mean()) for name, values_Q in accuracy.items()}
+
+
+def _beyond(rows_QK: Int64Array, history_popularity_Q: FloatArray, ks: tuple[int, ...], catalogue: Catalogue) -> dict[str, float]:
     beyond: dict[str, float] = {}
     for k in ks:
         beyond[f"coverage@{k}"] = beyond_accuracy.coverage(rows_QK, catalogue.num_items, k)
         beyond[f"novelty@{k}"] = float(beyond_accuracy.novelty(rows_QK, catalogue.counts_R, k).mean())
-        beyond[f"popularity_lift@{k}"] = beyond_accuracy.popularity_lift(rows_QK, catalogue.counts_R, catalogue.history_popularity, k)
+        beyond[f"popularity_lift@{k}"] = beyond_accuracy.popularity_lift(rows_QK, catalogue.counts_R, history_popularity_Q, k)
         if k > 1:
             beyond[f"diversity@{k}"] = float(beyond_accuracy.intra_list_diversity(rows_QK, catalogue.unit_RD, k).mean())
-    return Measures({**accuracy, "auc": auc_Q}, beyond)
+    return beyond
 
 
 def confidence(measures: Measures, model: Measures | None, generator: np.random.Generator) -> dict[str, Any]:
@@ -132,8 +156,3 @@ def confidence(measures: Measures, model: Measures | None, generator: np.random.
     if model is not None:
         result["model_minus_this"] = dict(zip(names, map(asdict, intervals[len(names) :]), strict=True))
     return {**result, "confidence": bootstrap.CONFIDENCE, "num_resamples": bootstrap.NUM_RESAMPLES}
-
-
-def by_segment(measures: Measures, segments: list[Segment]) -> dict[str, dict[str, float]]:
-    """Segment -> `users`, then the mean of every accuracy metric over them."""
-    return {segment.name: {"users": len(segment.members), **measures.means(segment.members)} for segment in segments}

@@ -79,9 +79,9 @@ def command(
             from ray_cluster.training import train_on_ray
 
             manifest = train_on_ray(name, opened, config, out, num_workers=workers, resume=resume, address=ray_address, refit_of=refit)
-    summary = {"run": str(out), "epochs": manifest.epochs, "best_epoch": manifest.best_epoch, "validation": manifest.validation}
     if as_json:
-        print_json(summary)
+        reached = {"epochs": manifest.epochs, "best_epoch": manifest.best_epoch, "validation": manifest.validation}
+        print_json({"run": str(out), **reached, "trained_on": manifest.trained_on})
     elif not manifest.validation:  # trained on validation events too
         click.echo(f"{out}: trained on {manifest.trained_on}")
     else:

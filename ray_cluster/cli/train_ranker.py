@@ -30,8 +30,9 @@ def command(run: Path, dataset: Path | None, overwrite: bool, as_json: bool) -> 
     with progress_bars() as progress:
         results = train_ranker(opened, progress, overwrite=overwrite)
     if as_json:
-        print_json({"run": str(run), **results})
+        print_json({"run": str(run), "trained_on": opened.manifest.trained_on, **results})
     else:
         candidates = opened.manifest.config.ranker.num_candidates
         rows = [(metric, *(values[metric] for values in results.values())) for metric in results["model"]]
-        print_table(f"Test, {candidates} candidates a user: retrieval order and ranker order", ("metric", *results), rows)
+        title = f"Test, {candidates} candidates a user: retrieval order and ranker order; trained on {opened.manifest.trained_on}"
+        print_table(title, ("metric", *results), rows)

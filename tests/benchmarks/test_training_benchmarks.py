@@ -9,15 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import harness, recipe_ablation, softmax_memory
+from benchmarks import harness, peers, quality, recipe_ablation, softmax_memory
 from benchmarks.harness import apart, peak_bytes
 from benchmarks.peers import newest_events
 from benchmarks.runs import train_once
 from benchmarks.synthetic import synthetic_dataset
 from benchmarks.training_throughput import Variant, flop_counter, measure
+from passerelle.dataset import open_dataset
 from passerelle.ids import FIRST_ITEM_ROW
-from tests.datasets import dataset_of, planted_dataset, small_recipe
+from passerelle.splits import SplitConfig, make_split
+from tests.datasets import SMALL_RECIPE, dataset_of, planted_dataset, small_recipe
+from training.callbacks import read_history
 from training.config import load_recipe
+from training.evaluation import evaluate
+from training.open_run import load_run
+from training.windows import training_events, with_validation
+
+RUNS_OF_QUALITY = ("seed0", "seed0-refit", "seed1")
 
 
 def test_a_complete_run_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -48,6 +56,42 @@ def test_newest_events(tmp_path: Path) -> None:
     assert newest.num_items == 5 and newest.num_users == 3
 
 
+def test_the_peer_is_given_what_we_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the last of each user's newest events, as many as fit."""
+    histories = [[(2, 1), (3, 2), (4, 3)], [(5, 1), (4, 5), (2, 6)], [(6, 1), (2, 2), (3, 3), (4, 4)]]
+    monkeypatch.setattr(peers, "quality_dataset", lambda _: dataset_of(tmp_path / "all", histories, num_items=5))
+    path, file, num_events = peers._prepared(peers.Case("any", "full", 2), tmp_path)
+    with np.load(file) as events:
+        theirs = list(zip(events["user"].tolist(), events["item"].tolist(), events["timestamp_ms"].tolist(), strict=True))
+    assert theirs == [(0, 2, 1), (0, 3, 2), (1, 5, 1), (1, 4, 5), (2, 2, 2), (2, 3, 3)]
+    dataset = open_dataset(path)
+    positions_E, _ = training_events(with_validation(make_split(dataset, SplitConfig())))
+    assert dataset.item_rows_E[positions_E].tolist() == [item for _, item, _ in theirs]
+    assert num_events == len(positions_E)
+
+
+def test_quality_is_the_mean_over_seeds_with_refits_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = planted_dataset(tmp_path / "dataset")
+    case = quality.Case("planted", "bert4rec", (*SMALL_RECIPE, "training.max_epochs=2"), published=0.5)
+    monkeypatch.setattr(quality, "CASES", {"small": case})
+    monkeypatch.setattr(quality, "FOLDER", tmp_path)
+    monkeypatch.setattr(quality, "quality_dataset", lambda _: dataset)
+    monkeypatch.setattr(quality, "RECTOOLS_NDCG", 0.0)
+    for seed in (0, 1):
+        quality._train(case, tmp_path / "small" / f"seed{seed}", seed, None, refit=seed == 0)
+    found = quality._collected("small")
+    ndcg = {name: evaluate(load_run(tmp_path / "small" / name), "test", quality.KS)["model"]["ndcg@10"] for name in RUNS_OF_QUALITY}
+    assert [run["test"]["ndcg@10"] for run in found["train"]["runs"]] == [ndcg["seed0"], ndcg["seed1"]]
+    assert found["train"]["mean"]["ndcg@10"] == pytest.approx((ndcg["seed0"] + ndcg["seed1"]) / 2)
+    assert found["train"]["standard_deviation"]["ndcg@10"] == pytest.approx(abs(ndcg["seed0"] - ndcg["seed1"]) / 2**0.5)
+    assert [run["test"]["ndcg@10"] for run in found["refit"]["runs"]] == [ndcg["seed0-refit"]]
+    assert "standard_deviation" not in found["refit"] and found["published_ndcg@10"] == 0.5
+    epochs_s = [line["seconds"] for line in read_history(tmp_path / "small" / "seed0")]
+    first = found["train"]["runs"][0]
+    assert (first["seconds"], first["seconds_until_rectools_ndcg"]) == (pytest.approx(sum(epochs_s)), epochs_s[0])
+    assert [run["seed"] for run in found["train"]["runs"]] == [0, 1] and first["threads"] == 1
+
+
 def test_synthetic_histories(tmp_path: Path) -> None:
     dataset = synthetic_dataset(tmp_path / "data", num_events=50_000, length=40, num_items=1000)
     lengths_U = np.diff(dataset.offsets_U1)
@@ -71,6 +115,16 @@ def test_throughput_of_a_tiny_run(recipe: str, loss: str) -> None:
     of_matrices = 6 * load_recipe(recipe).model.num_blocks * 12 * 16**2
     assert (0.7 if recipe == "bert4rec" else 1.0) * of_matrices < found["flops_per_token"] < 2 * of_matrices
     assert sum(row["share"] for row in found["operations"]) <= 1 and found["operations"][0]["share"] >= found["operations"][1]["share"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler has many of its own
+def test_the_profile_of_a_compiled_run_is_of_compiled_steps() -> None:
+    threads = torch.get_num_threads()
+    variant = Variant("sasrec", "full", length=20, dim=16, num_items=200, precision="fp32", compiled=True, token_budget=400)
+    operations = {row["operation"] for row in measure(variant, warmup=2, steps=2, profiled=True)["operations"]}
+    torch.set_num_threads(threads)
+    assert any("ompiled" in operation for operation in operations), operations
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -153,8 +153,11 @@ def test_a_refit(cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert out == f"{tmp_path / 'refit'}: trained on train and validation, {best_epoch} epochs as chosen by {trained}\n"
     monkeypatch.chdir(tmp_path)
     summary = parsed(cli("train", "--refit", trained, "--out", "again", "--no-ray", "--json"))
-    assert summary == {"run": "again", "epochs": best_epoch, "best_epoch": best_epoch, "validation": {}}
-    assert set(parsed(cli("train-ranker", "refit", "--json"))) == {"model", "ranker", "run"}
+    said = f"train and validation, {best_epoch} epochs as chosen by {trained}"
+    assert summary == {"run": "again", "epochs": best_epoch, "best_epoch": best_epoch, "validation": {}, "trained_on": said}
+    ranked = parsed(cli("train-ranker", "refit", "--json"))
+    assert set(ranked) == {"model", "ranker", "run", "trained_on"}
+    assert ranked["trained_on"] == said
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,10 @@ def test_every_rank_has_something_to_do_at_each_step(dataset: Dataset, split: Sp
     for epoch in range(5):
         ranks = [EpochBatches(events, split, config, epoch=epoch, rank=rank, world_size=3) for rank in range(3)]
         for parts in zip(*ranks, strict=True):
-            assert all(len(part.offsets_B1) > 1 for part in parts)
+            lengths = [np.diff(part.offsets_B1).tolist() for part in parts]
+            assert all(lengths)
+            longest_first = sorted(chain.from_iterable(lengths), reverse=True)
+            assert lengths == [longest_first[rank::3] for rank in range(3)], "costs are alike"
         shared = [event for batches in ranks for event in events_of(batches)]
         assert sorted(shared) == sorted(events_of(EpochBatches(events, split, config, epoch=epoch)))
 

@@ -12,6 +12,7 @@ import pytest
 
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
+from passerelle.segments import Segment
 from passerelle.splits import Split, SplitConfig, evaluation_users, make_split
 from tests.datasets import dataset_of
 from training.baselines.markov import Markov
@@ -25,7 +26,7 @@ from training.evaluation import (
     read_evaluation,
     record_evaluation,
 )
-from training.measures import describe_catalogue
+from training.measures import Catalogue, describe_catalogue, measure
 from training.open_run import OpenRun, load_run
 from training.run import DETAILS, EVALUATION
 
@@ -149,7 +150,39 @@ def test_diversity_needs_no_categories(tmp_path: Path, dataset: Dataset, split: 
     assert catalogue.diversity_of == "model"
     np.testing.assert_allclose(catalogue.unit_RD, [[0, 0, 0], *[[3**-0.5] * 3] * 4])
     assert catalogue.counts_R.tolist() == [0, 0, 1, 1, 0]
-    assert catalogue.history_popularity == pytest.approx(2 / 3), "of 2, 3 and 4"
+    assert catalogue.history_popularity_Q.tolist() == pytest.approx([2 / 3]), "of 2, 3 and 4"
+
+
+def test_every_measure_is_of_its_k_and_of_its_segment_by_hand() -> None:
+    """Three users, two places; items 2 to 5 with 8, 4, 2 and 2 events; the first two users have short histories."""
+    catalogue = Catalogue(
+        num_items=4,
+        counts_R=np.array([0, 0, 8, 4, 2, 2]),
+        history_popularity_Q=np.array([2.0, 4.0, 8.0]),
+        unit_RD=np.array([[0, 0], [0, 0], [1, 0], [1, 0], [0, 1], [-1, 0]], dtype=np.float32),
+        diversity_of="model",
+    )
+    rows_QK = np.array([[2, 3], [3, 4], [2, 5]])
+    segments = [Segment(1, 9, np.array([0, 1])), Segment(10, 20, np.array([2]))]
+    auc_Q = np.array([1.0, 0.5, 0.0])
+    found = measure(rows_QK, auc_Q, np.array([2, 4, 3]), np.arange(4), (1, 2), catalogue, segments)
+    assert found.plain() == pytest.approx(
+        found.plain()
+        | {"recall@1": 1 / 3, "recall@2": 2 / 3, "auc": 0.5, "coverage@1": 2 / 4, "coverage@2": 4 / 4}
+        | {"novelty@1": (1 + 2 + 1) / 3, "novelty@2": (1.5 + 2.5 + 2) / 3}
+        | {"popularity_lift@1": (8 + 4 + 8) / 14 - 1, "popularity_lift@2": (6 + 3 + 5) / 14 - 1, "diversity@2": (0 + 1 + 2) / 3}
+    )
+    assert "diversity@1" not in found.plain()
+    first, second = found.segments["1-9 events"], found.segments["10-20 events"]
+    assert first == pytest.approx(
+        first
+        | {"users": 2, "recall@1": 1 / 2, "recall@2": 1, "auc": 0.75, "coverage@1": 2 / 4, "coverage@2": 3 / 4, "novelty@1": 1.5}
+        | {"popularity_lift@1": 12 / 6 - 1, "popularity_lift@2": 9 / 6 - 1, "diversity@2": 1 / 2}
+    )
+    assert second == pytest.approx(
+        second | {"users": 1, "recall@2": 0, "auc": 0, "coverage@2": 2 / 4, "popularity_lift@1": 0, "popularity_lift@2": 5 / 8 - 1}
+    )
+    assert set(first) == {"users", *found.plain()}
 
 
 @pytest.mark.parametrize(

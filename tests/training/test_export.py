@@ -175,6 +175,7 @@ def test_manifest(bundle: Bundle, ranked_run: OpenRun) -> None:
     assert manifest.item_features == ranked_run.dataset.manifest.item_features
     assert manifest.config == ranked_run.manifest.config.model_dump(mode="json")
     assert manifest.offline_metrics == read_evaluation(ranked_run.path)["test"]
+    assert manifest.trained_on == "train"
     assert set(manifest.offline_metrics) == {"model", "popularity", "ranker"}
     open_bundle(bundle.path, verify=True)
 

@@ -122,6 +122,16 @@ def test_fewer_epochs_than_were_trained_train_nothing_more(dataset: Dataset, tmp
     assert_same_state(checkpoint(tmp_path / "run"), before)
 
 
+def test_a_run_that_patience_has_ended_trains_nothing_more(dataset: Dataset, tmp_path: Path) -> None:
+    """As where it was killed before it could say that it was complete; with more patience it goes on."""
+    settings = (NOT_LEARNING, "training.max_epochs=50")
+    assert train(dataset, tmp_path / "run", *settings, "training.patience=2").epochs == 3
+    before = checkpoint(tmp_path / "run")
+    assert train(dataset, tmp_path / "run", *settings, "training.patience=2", resume=True).epochs == 3
+    assert_same_state(checkpoint(tmp_path / "run"), before)
+    assert train(dataset, tmp_path / "run", *settings, "training.patience=4", resume=True).epochs == 5
+
+
 # What a run writes
 
 

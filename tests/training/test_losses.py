@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from torch import Tensor
 from passerelle.ids import FIRST_ITEM_ROW
 from tests.losses import NUM_ITEMS, NUM_ROWS, Problem, assert_same, full, gradients, negatives_of, problem, sampled, turns_of
 from training.losses import gbce, gbce_power
-from training.samplers import Negatives
+from training.samplers import Negatives, UniformSampler
+from training.turns import take_turns
 
 BEYOND_FLOAT32 = 2**24 + 1  # the first integer that float32 has not
 
@@ -180,28 +182,36 @@ def test_gbce_without_calibration_is_binary_cross_entropy() -> None:
 
 @given_values(st.integers(1, 1000), st.integers(2, 10**9), st.floats(0, 1))
 def test_the_power_is_that_of_the_paper(num_negatives: int, num_items: int, calibration: float) -> None:
-    alpha = num_negatives / (num_items - 1)
+    alpha = num_negatives / num_items  # the paper draws from all items but the target
     power = gbce_power(num_negatives, num_items, calibration)
     assert power == pytest.approx(alpha * ((1 - 1 / alpha) * calibration + 1 / alpha), rel=1e-6, abs=1e-12)
     assert gbce_power(num_negatives, num_items, 0.0) == 1.0
     assert gbce_power(num_negatives, num_items, 1.0) == pytest.approx(alpha, rel=1e-6, abs=1e-12)
 
 
-def test_full_calibration_makes_probabilities_those_of_all_negatives() -> None:
-    """What the calibration is for: where the loss is least, the sigmoid is the share of the item among targets, for any N.
+@pytest.mark.parametrize("num_negatives", [1, 4])
+def test_full_calibration_makes_probabilities_those_of_all_negatives(num_negatives: int) -> None:
+    """What the calibration is for: the sigmoids that are the shares of the items among targets are where the loss is least.
 
-    One query asks 1,000 times, and an item is the answer 200 times; with t = 0 it would be given far more than 0.2.
+    One query, five items of which one is the answer in three of five cases. The gradient of each item's logit is nothing there
+    but the noise of 64,000 positions with t = 1, and far from it with t = 0.
     """
-    num_items, asked, right = 40, 1000, 200
-    found = []
-    for num_negatives, calibration in ((1, 1.0), (20, 1.0), (1, 0.0)):
-        power = gbce_power(num_negatives, num_items, calibration)
-        appearances = (asked - right) * num_negatives / (num_items - 1)  # as a negative, in expectation
-        logits = torch.linspace(-6, 6, 24_001, dtype=torch.float64)
-        loss = right * power * F.softplus(-logits) + appearances * F.softplus(logits)
-        found.append(float(torch.sigmoid(logits[loss.argmin()])))
-    assert found[:2] == pytest.approx([0.2, 0.2], abs=1e-3)
-    assert found[2] == pytest.approx(200 / (200 + 800 / 39), abs=1e-3)
+    share_I = torch.tensor([0.6, 0.2, 0.1, 0.06, 0.04], dtype=torch.float64)
+    table_RD = torch.zeros(7, 5, dtype=torch.float64)
+    table_RD[FIRST_ITEM_ROW:] = torch.eye(5)
+    generator, positions = torch.Generator().manual_seed(3), 64_000
+    targets_M = torch.multinomial(share_I, positions, replacement=True, generator=generator) + FIRST_ITEM_ROW
+    negatives = UniformSampler(7).draw(positions, num_negatives, targets_M, generator)
+    turns = take_turns(np.arange(positions), positions)
+
+    def t_statistics(calibration: float) -> Tensor:
+        query_MD = torch.logit(share_I).repeat(positions, 1).requires_grad_()
+        loss = gbce(query_MD, table_RD, targets_M, torch.ones(positions), negatives, turns, calibration=calibration)
+        (gradient_MI,) = torch.autograd.grad(loss, query_MD)
+        return gradient_MI.mean(0).abs() / (gradient_MI.std(0) / positions**0.5)
+
+    assert (t_statistics(1.0) < 4).all()
+    assert (t_statistics(0.0) > 8).all()
 
 
 @pytest.mark.parametrize("scale", [200.0, -200.0])

@@ -6,14 +6,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from tests.datasets import dataset_of, planted_dataset, small_recipe
-from tests.runs import train
+from tests.runs import train, with_split_file
 from training.open_run import OpenRun, load_run
-from training.run import BEST, LAST, open_run
+from training.run import BEST, LAST, open_run, plan_run, start_run
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,33 @@ def test_what_is_not_a_run_is_refused(dataset: Dataset, tmp_path: Path) -> None:
 def test_an_empty_directory_will_do(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert train(dataset, tmp_path / "run", "training.max_epochs=1").epochs == 1
+
+
+@pytest.mark.parametrize("written", ["nothing", "half a manifest", "the manifest alone"])
+def test_a_run_killed_while_it_was_created_is_started_again(dataset: Dataset, tmp_path: Path, written: str) -> None:
+    config = with_split_file(dataset, tmp_path / "mine.csv", "1,1", "training.max_epochs=1")
+    run = tmp_path / "run"
+    run.mkdir()
+    if written == "half a manifest":
+        (run / ".manifest.json.0123abcd").write_text('{"kind"')
+    elif written == "the manifest alone":
+        start_run(run, plan_run(run, "bert4rec", dataset, config, resume=False))
+        (run / "split.csv").unlink()
+    assert train(dataset, run, config=config, resume=True).state == "complete"
+    assert (run / "split.csv").read_text() == (tmp_path / "mine.csv").read_text()
+
+
+def test_more_workers_than_users_to_validate_on_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    """One of them would have nothing to do, and the others wait for it."""
+    mine = tmp_path / "mine.csv"
+    mine.write_text(
+        "user_id,validation_events,test_events\n" + "".join(f"{user},1,1\n" for user in dataset.user_ids().ids(np.arange(2, 4)))
+    )
+    config = small_recipe("split.rule=file", f"split.file={mine}")
+    config = config.model_copy(update={"split": config.split.pinned()})
+    with pytest.raises(UserError, match="2 users to validate on: too few for --workers 3"):
+        plan_run(tmp_path / "run", "bert4rec", dataset, config, resume=False, num_workers=3)
+    plan_run(tmp_path / "run", "bert4rec", dataset, config, resume=False, num_workers=2)
 
 
 def test_too_little_data_leaves_nothing_behind(tmp_path: Path) -> None:

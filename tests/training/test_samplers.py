@@ -245,6 +245,14 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
         ({"kind": "gbce", "gbce_calibration": 1.5}, "gbce_calibration: Input should be less than or equal to 1"),
         ({"kind": "sampled", "sampler": "popularity", "popularity_exponent": -1}, "popularity_exponent: Input should be greater than or"),
         ({"kind": "sampled", "sampler": "mixed", "in_batch_share": 1}, "in_batch_share: Input should be less than 1"),
+        (
+            {"kind": "sampled", "sampler": "mixed", "num_negatives": 2, "in_batch_share": 0.2},
+            "in_batch_share = 0.2 of num_negatives = 2 is 0: sampler = 'mixed' needs some of both kinds",
+        ),
+        (
+            {"kind": "sampled", "sampler": "mixed", "num_negatives": 4, "in_batch_share": 0.9},
+            "of num_negatives = 4 is 4: sampler",
+        ),
         ({"kind": "sampled", "sampler": "streaming", "streaming_rate": 1}, "streaming_rate: Input should be less than 1"),
         ({"kind": "sampled", "sampler": "nearest"}, "sampler: Input should be 'uniform', 'log_uniform'"),
     ],

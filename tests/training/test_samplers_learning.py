@@ -166,8 +166,18 @@ def draw_steps(rank: int | None, gather: bool = True) -> Drawn:
             mine = list(chain(*shares)) if rank is None else shares[rank]
             negatives = sampler.draw(3, 4, torch.tensor(mine, dtype=torch.int64), seeded(step))
             drawn[name] += [negatives.rows_SN, negatives.log_probability_SN]
+            drawn[f"{name}, targets"] = [*drawn.get(f"{name}, targets", []), of_all_ranks(negatives.target_log_probability_M)]
         drawn[name] += list(sampler.state_dict().values())
     return drawn
+
+
+def of_all_ranks(values_M: Tensor) -> Tensor:
+    """The numbers of each rank, one after the other."""
+    if not dist.is_initialized():
+        return values_M
+    parts: list[Tensor | None] = [None, None]
+    dist.all_gather_object(parts, values_M)
+    return torch.cat([part for part in parts if part is not None])
 
 
 def on_rank(rank: int, folder: str) -> None:
