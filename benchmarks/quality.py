@@ -75,7 +75,6 @@ CASES = {
     "sasrec_uniform": Case("ml-1m_sasrec", "sasrec", SAMPLED, 0.1857),
     "sasrec_mixed": Case("ml-1m_sasrec", "sasrec", (*SAMPLED, "loss.sampler=mixed"), 0.1857),
     "sasrec_time": Case("ml-1m", "sasrec", ("model.time_bias=true", "model.time_gap=true"), published=0.2164),
-    "sasrec_without_time": Case("ml-1m", "sasrec"),
     "sasrec_beauty": Case("beauty", "sasrec", SHORT_HISTORIES, published=0.0531),
 }
 

@@ -92,13 +92,14 @@ def test_ranks_have_the_loss_of_one(dataset: Dataset, overrides: tuple[str, ...]
         ((*POPULAR, "loss.correct_target=false"), {"correction": True, "correct_target": False}),
         ((*POPULAR, "loss.log_q_correction=false"), {"correction": False}),
         ((*POPULAR, "loss.temperature=0.5"), {"temperature": 0.5}),
+        (("loss.temperature=0.5", "loss.max_logits=7"), {"temperature": 0.5, "max_logits": 7}),
         ((*GBCE, "loss.gbce_calibration=0.4", "loss.temperature=0.5"), {"calibration": 0.4, "temperature": 0.5}),
     ],
 )
 def test_settings_reach_the_loss(
     dataset: Dataset, overrides: tuple[str, ...], expected: dict[str, bool | float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = "gbce" if "loss.kind=gbce" in overrides else "sampled_softmax"
+    name = "gbce" if "loss.kind=gbce" in overrides else "sampled_softmax" if "loss.kind=sampled" in overrides else "full_softmax"
     loss, asked = getattr(sequence_model, name), {}
 
     def overheard(*arguments: Any, **settings: Any) -> Tensor:

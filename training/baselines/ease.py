@@ -46,7 +46,7 @@ class Ease:
             gigabytes = 4 * 8 * num_items**2 / 1e9  # the matrix, its inverse, and the solver's copies of both
             raise UserError(
                 f"baseline ease: {num_items} items are above its limit of {self.max_items}, and would take about {gigabytes:.0f} GB of "
-                "memory: leave it out of --baselines"
+                "memory: name the baselines without it, and not all"
             )
         seen_UI = user_item_matrix(dataset, split)
         by_item_IU = seen_UI.T.tocsr()
