@@ -68,7 +68,7 @@ def negatives_of(rows: Tensor, positions: int, probability: float = 1 / NUM_ITEM
     """Of one draw, or of several, for so many positions; each row and each target with the same probability."""
     rows_SN = rows if rows.ndim == 2 else rows[None]
     log_probability = torch.tensor(math.log(probability), dtype=torch.float64)
-    return Negatives(rows_SN, log_probability.expand(rows_SN.shape), log_probability.expand(positions), independent=True)
+    return Negatives(rows_SN, log_probability.expand(rows_SN.shape), log_probability.expand(positions))
 
 
 def turns_of(given: Problem, negatives: Negatives) -> Turns:

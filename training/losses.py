@@ -37,18 +37,18 @@ def sampled_softmax(
         logsumexp(t, {s_j - log(N q_j) : j != y}) - t,    t = s_y + log((1 + K) / (N q_y))   with `correct_target`
                                                           t = s_y                            without
 
-    where K is how many of its negatives are y; they have no other part in it, and a position without any negative left has no
-    gradient. Each other item is expected among the negatives N q times, so their sum estimates that over the catalogue without
-    bias (Bengio and Senecal, 2008, "Adaptive importance sampling to accelerate training of a neural probabilistic language model").
+    where K is how many of its negatives are y, but for one that it has brought in itself as a target of the step; negatives that are
+    y have no other part in it, and a position without any other has no gradient. Each other item is expected among the negatives
+    N q times, so their sum estimates that over the catalogue without bias (Bengio and Senecal, 2008, "Adaptive importance sampling
+    to accelerate training of a neural probabilistic language model").
 
     How often the target stands among them decides what few negatives teach. Once, for it is there with probability one (Khrylchenko et
     al., 2025, "Correcting the logQ correction"), leaves the logarithm of the estimate with a bias in the order of 1 / N. With
     `correct_target` it stands there as every other item would. Which of the N + 1 is the target is then what is learnt, and the
     best answer to that is the probability of each item up to a factor, for any N (Ma and Collins, 2018, "Noise contrastive
     estimation and negative sampling for conditional models: consistency and statistical efficiency"). K = 0 would be the logQ
-    correction of Yi et al., 2019, which has no right limit for many negatives once those that are the target are left out. Where
-    a position may have brought its own target in (`Negatives.independent`), K is what is expected: N q_y. With the correction all
-    of these tend to the full softmax as N grows.
+    correction of Yi et al., 2019, which has no right limit for many negatives once those that are the target are left out. Corrected,
+    with the target or without, the loss tends to the full softmax as N grows.
 
     Args:
         query_MD: one query for each target; logits are computed with in the dtype of the table.
@@ -69,8 +69,11 @@ def sampled_softmax(
         negative_STN = negative_STN - expected_times_SN.to(table_RD.dtype)[:, None]
         if correct_target:
             expected_times_ST = _by_draw(negatives.target_log_probability_M + log_num_negatives, logits.turns)
-            hits_ST = logits.is_target_STN.sum(2, dtype=torch.float64) if negatives.independent else expected_times_ST.exp()
-            target_ST = target_ST + (torch.log1p(hits_ST) - expected_times_ST).to(table_RD.dtype)
+            hits_STN = logits.is_target_STN
+            if negatives.entry_SN is not None and negatives.own_entry_M is not None:
+                entry_SN, own_entry_ST = negatives.entry_SN[logits.turns.draws_S], _by_draw(negatives.own_entry_M, logits.turns)
+                hits_STN = hits_STN & (entry_SN[:, None] != own_entry_ST[:, :, None])
+            target_ST = target_ST + (torch.log1p(hits_STN.sum(2, dtype=torch.float64)) - expected_times_ST).to(table_RD.dtype)
     negative_STN = negative_STN.masked_fill(logits.is_target_STN, float("-inf"))
     denominator_ST = torch.logsumexp(torch.cat([target_ST[:, :, None], negative_STN], dim=2), dim=2)
     return ((denominator_ST - target_ST) * logits.weights_ST).sum()

@@ -141,7 +141,7 @@ def generalised(given: Problem, negatives: Negatives, calibration: float, temper
 def naive_gbce(given: Problem, draws: list[list[int]], calibration: float, temperature: float = 1.0) -> Tensor:
     """As in the paper: the sigmoid of the target to the power beta. Positions take the draws in turn."""
     num_negatives = len(draws[0])
-    alpha = num_negatives / (len(given.table_RD) - FIRST_ITEM_ROW - 1)
+    alpha = num_negatives / (len(given.table_RD) - FIRST_ITEM_ROW)
     beta = alpha * ((1 - 1 / alpha) * calibration + 1 / alpha)
     total = torch.zeros((), dtype=given.table_RD.dtype)
     for place, (query_D, target, weight) in enumerate(zip(given.query_MD, given.target_rows_M.tolist(), given.weights_M, strict=True)):
@@ -250,7 +250,7 @@ def test_weights_weigh(kind: str) -> None:
     of_negatives, of_targets = (torch.tensor(values, dtype=torch.float64).log() for values in ([[0.1, 0.3, 0.02]], [0.2, 0.05, 0.4]))
 
     def loss(weights: list[float], places: list[int]) -> float:
-        negatives = Negatives(torch.tensor([[5, 9, 30]]), of_negatives, of_targets[places], independent=True)
+        negatives = Negatives(torch.tensor([[5, 9, 30]]), of_negatives, of_targets[places])
         part = Problem(given.query_MD[places], given.table_RD, given.target_rows_M[places], torch.tensor(weights))
         return float(loss_of(kind, part, negatives).detach())
 

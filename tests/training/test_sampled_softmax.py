@@ -4,6 +4,7 @@ Shape legend: M positions, D width, R item rows, I items, N negatives, S times t
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -28,7 +29,7 @@ from tests.losses import (
 )
 from tests.samplers import make
 from training.config import LossConfig
-from training.samplers import Negatives, Sampler, make_sampler
+from training.samplers import CountedFrequency, InBatchSampler, MixedSampler, Negatives, Sampler, make_sampler
 
 SAMPLERS = ["uniform", "log_uniform", "popularity", "flattened popularity", "streaming", "in batch", "mixed"]
 COUNTS_R = torch.cat(
@@ -51,8 +52,10 @@ def naive_sampled(given: Problem, negatives: Negatives, temperature: float = 1.0
         times = 1.0
         if correction == ALL:
             expected_times = num_negatives * math.exp(negatives.target_log_probability_M[place])
-            hits = rows.count(target) if negatives.independent else expected_times
-            times = (1 + hits) / expected_times
+            own = [False] * num_negatives
+            if negatives.entry_SN is not None and negatives.own_entry_M is not None:
+                own = (negatives.entry_SN[place % len(draws)] == negatives.own_entry_M[place]).tolist()
+            times = (1 + sum(row == target and not mine for row, mine in zip(rows, own, strict=True))) / expected_times
         of_target = denominator = times * torch.exp(query_D @ given.table_RD[target] / temperature)
         for row, log_probability in zip(rows, log_probabilities, strict=True):
             expected_times = num_negatives * math.exp(log_probability) if correction != NONE else 1.0
@@ -68,7 +71,8 @@ def drawn(
     """Negatives of these positions in a step of `pool` targets, the others as events have them."""
     others = torch.multinomial(COUNTS_R, pool - len(target_rows_M), replacement=True, generator=generator)
     negatives = sampler.draw(num_draws, num_negatives, torch.cat([target_rows_M, others]), generator)
-    return replace(negatives, target_log_probability_M=negatives.target_log_probability_M[: len(target_rows_M)])
+    own_entry_M = None if negatives.own_entry_M is None else negatives.own_entry_M[: len(target_rows_M)]
+    return replace(negatives, target_log_probability_M=negatives.target_log_probability_M[: len(target_rows_M)], own_entry_M=own_entry_M)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -246,6 +250,55 @@ def test_what_is_learnt_is_the_truth_for_few_negatives_and_for_many(name: str, n
     assert float(deviations_R[ALL]) < 4.5
     if num_negatives < 10:
         assert float(deviations_R[NEGATIVES]) > 20
+
+
+def truth_and_gradient(
+    sampler: Sampler, spoil: Callable[[Negatives, Tensor], Negatives] | None = None, correction: Correction = ALL
+) -> tuple[Tensor, Tensor]:
+    """Mean gradient [I] of the logits at the truth over 1,500 steps of 16 positions, and its standard errors.
+
+    The truth is that of the test above; the steps' positions have draws of their own, of 8 negatives, and targets of each other.
+    """
+    generator, steps, logits_R = torch.Generator().manual_seed(0), 1_500, truth_logits()
+    table_RD, of_steps = torch.eye(NUM_ROWS, dtype=torch.float64).requires_grad_(), torch.zeros(steps, NUM_ITEMS, dtype=torch.float64)
+    for step in range(steps):
+        targets_M = torch.multinomial(logits_R.exp(), 16, replacement=True, generator=generator)
+        given = Problem(logits_R.expand(16, -1).clone().requires_grad_(), table_RD, targets_M, torch.ones(16, dtype=torch.float64))
+        negatives = sampler.draw(16, 8, targets_M, generator)
+        loss = sampled(given, negatives if spoil is None else spoil(negatives, targets_M), correction=correction)
+        of_steps[step] = gradients(loss, given)[0].mean(0)[FIRST_ITEM_ROW:]
+    return of_steps.mean(0), of_steps.std(0) / steps**0.5
+
+
+def truth_logits() -> Tensor:
+    """float64 [R] logarithms of what `truth_and_gradient` draws targets from, up to a constant."""
+    logits_R = torch.full((NUM_ROWS,), -30.0, dtype=torch.float64)
+    logits_R[FIRST_ITEM_ROW:] = torch.randn(NUM_ITEMS, generator=torch.Generator().manual_seed(0)).log_softmax(0)
+    logits_R[FIRST_ITEM_ROW] = 0.0
+    return logits_R
+
+
+def test_targets_of_a_small_step_teach_the_truth() -> None:
+    """Corrected as what they are, though the position's own is among them; with the target once they do not."""
+    sampler = InBatchSampler(CountedFrequency(truth_logits().exp()), gather=False)
+    mean_I, error_I = truth_and_gradient(sampler)
+    assert float((mean_I / error_I).abs().max()) < 4.5
+    mean_I, error_I = truth_and_gradient(sampler, correction=NEGATIVES)
+    assert float((mean_I / error_I).abs().max()) > 8
+
+
+def test_mixed_negatives_of_a_small_step_teach_nearly_the_truth() -> None:
+    """Nearer to it than if the own target counted among those of the step, which makes rare ones seem likely."""
+
+    def with_own(negatives: Negatives, targets_M: Tensor) -> Negatives:
+        times_M = (targets_M[:, None] == targets_M).sum(1)
+        probability_M = 0.5 * times_M / 16 + 0.5 / NUM_ITEMS
+        return replace(negatives, target_log_probability_M=probability_M.double().log(), own_entry_M=None)
+
+    sampler = MixedSampler(NUM_ROWS, 0.5, gather=False)
+    without, mistaken = (truth_and_gradient(sampler, spoil)[0] for spoil in (None, with_own))
+    assert float(without.norm()) < 0.015
+    assert float(mistaken.norm()) > 1.8 * float(without.norm())
 
 
 def test_positions_that_take_turns_make_less_noise() -> None:

@@ -38,7 +38,11 @@ def test_draws_are_items_and_have_a_probability(name: str, counts_of_items: list
     assert torch.equal(drawn[0].log_probability_SN, drawn[1].log_probability_SN)
     whole = name.startswith("in batch") and len(targets) <= count
     expected = (1, len(targets)) if whole else (num_draws, count)
-    assert drawn[0].independent != name.startswith("in batch")
+    assert (drawn[0].entry_SN is None) == (drawn[0].own_entry_M is None) == (name in CATALOGUE)
+    if drawn[0].entry_SN is not None and drawn[0].own_entry_M is not None:
+        taken = zip(drawn[0].entry_SN.flatten().tolist(), drawn[0].rows_SN.flatten().tolist(), strict=True)
+        assert all(entry == -1 or sorted(targets)[entry] == row for entry, row in taken)
+        assert [sorted(targets)[entry] for entry in drawn[0].own_entry_M.tolist()] == targets
     assert (drawn[0].rows_SN.dtype, drawn[0].rows_SN.shape) == (torch.int64, expected)
     assert (drawn[0].log_probability_SN.dtype, drawn[0].log_probability_SN.shape) == (torch.float64, expected)
     assert all(FIRST_ITEM_ROW <= row < num_rows for row in drawn[0].rows_SN.flatten().tolist())
@@ -48,7 +52,10 @@ def test_draws_are_items_and_have_a_probability(name: str, counts_of_items: list
     of_row = dict(zip(drawn[0].rows_SN.flatten().tolist(), drawn[0].log_probability_SN.flatten().tolist(), strict=True))
     assert drawn[0].target_log_probability_M.dtype == torch.float64
     for row, log_probability in zip(targets, drawn[0].target_log_probability_M.tolist(), strict=True):
-        assert log_probability == of_row.get(row, log_probability) <= 1e-9, "the same for a target as for a negative"
+        if name in CATALOGUE or name.startswith("in batch"):
+            assert log_probability == of_row.get(row, log_probability) <= 1e-9, "the same for a target as for a negative"
+        else:
+            assert log_probability < of_row.get(row, 0.0), "less, by what it has brought in itself"
 
 
 @given(name=st.sampled_from(CATALOGUE), counts_of_items=counts)
@@ -180,6 +187,7 @@ def test_frequencies_are_the_probabilities(name: str) -> None:
     sampler, generator, count, steps = make(name, FREQUENCIES), seeded(5), 20, 2000
     frequency_I = torch.tensor(FREQUENCIES, dtype=torch.float64)
     observed_I, expected_I = torch.zeros(len(FREQUENCIES)), torch.zeros(len(FREQUENCIES), dtype=torch.float64)
+    hits = expected_hits = 0.0
     for _ in range(steps):
         others = torch.multinomial(frequency_I, POOL - 1, replacement=True, generator=generator) + FIRST_ITEM_ROW
         targets = torch.cat([torch.tensor([FIRST_ITEM_ROW]), others])
@@ -188,9 +196,15 @@ def test_frequencies_are_the_probabilities(name: str) -> None:
         torch.testing.assert_close(negatives.log_probability_SN.exp(), probability_I[negatives.rows_SN - FIRST_ITEM_ROW])
         observed_I += torch.bincount(negatives.rows_SN[0] - FIRST_ITEM_ROW, minlength=len(FREQUENCIES))
         expected_I += count * probability_I
+        is_hit_N = negatives.rows_SN[0] == FIRST_ITEM_ROW
+        if negatives.entry_SN is not None and negatives.own_entry_M is not None:
+            is_hit_N &= negatives.entry_SN[0] != negatives.own_entry_M[0]
+        hits += float(is_hit_N.sum())
+        expected_hits += count * math.exp(negatives.target_log_probability_M[0])
     first = 1 if name == "in batch" else 0  # the own target is there anyway, and left out by the loss
     chi_square = float(((observed_I - expected_I) ** 2 / expected_I)[first:].sum())
     assert 3 < chi_square < 45.3
+    assert abs(hits - expected_hits) < 4 * expected_hits**0.5, "of the first item, but for the own one"
 
 
 def test_an_overwhelming_item_leaves_the_others_their_chance() -> None:

@@ -23,21 +23,20 @@ class Negatives:
     Float64, because what is summed over a catalogue has to come to one; losses cast their logits after the correction.
     """
     target_log_probability_M: Tensor
-    """float64 log-probability that a negative is the target of this position."""
-    independent: bool
-    """Whether a negative is the target with the probability that is said, which for mixed negatives is that given the step. False where
-    it may be the position's own target, brought in by itself, and the probability is of targets in general."""
+    """float64 log-probability that a negative is the target of this position, and was not brought in by it."""
+    entry_SN: Tensor | None = None
+    """int64 place that each negative was taken from in the pool of the step's targets, where there is one; -1: from the catalogue."""
+    own_entry_M: Tensor | None = None
+    """int64 place in that pool of the position's own target: a negative from there is one that the position has brought in itself."""
 
     @classmethod
-    def with_probabilities(
-        cls, rows_SN: Tensor, target_rows_M: Tensor, log_probability: Callable[[Tensor], Tensor], *, independent: bool
-    ) -> "Negatives":
+    def with_probabilities(cls, rows_SN: Tensor, target_rows_M: Tensor, log_probability: Callable[[Tensor], Tensor]) -> "Negatives":
         """Ask for all log-probabilities at once: some frequencies go through the catalogue to answer."""
         both = log_probability(torch.cat([rows_SN.flatten(), target_rows_M]))
         if both.device.type == "cpu":  # a GPU would have to be waited for
             assert both.isfinite().all(), "a target of which the counts know nothing"
         of_negatives, of_targets = both.tensor_split([rows_SN.numel()])
-        return cls(rows_SN, of_negatives.view_as(rows_SN), of_targets, independent)
+        return cls(rows_SN, of_negatives.view_as(rows_SN), of_targets)
 
 
 class Sampler(nn.Module, ABC):
@@ -74,7 +73,7 @@ class CatalogueSampler(Sampler):
 
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
         rows_SN = self.sample(num_draws * num_negatives, generator, target_rows_M.device).view(num_draws, num_negatives)
-        return Negatives.with_probabilities(rows_SN, target_rows_M, self.log_probability, independent=True)
+        return Negatives.with_probabilities(rows_SN, target_rows_M, self.log_probability)
 
 
 def search(cumulative_R: Tensor, count: int, generator: torch.Generator) -> Tensor:

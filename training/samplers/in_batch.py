@@ -5,6 +5,7 @@ from the pool, I items.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ class InBatchSampler(Sampler):
     draws before it have left as long as that is enough. Where it takes all of them there is one draw.
 
     Targets of different positions come from the frequency q of targets. Repetitions are kept, and the correction by q counts them: a
-    target that is there twice has come twice. One of the G targets of the pool is the position's own, which its loss leaves out; so
-    a negative is a row other than the own target with probability q (1 - 1 / G), which is what is reported. It is the true one for a
+    target that is there twice has come twice. One of the G targets of the pool is the position's own, which is no draw of q; so a
+    negative is a row, from another position, with probability q (1 - 1 / G), which is what is reported. It is the true one for a
     step that is yet to come; the targets of one user's history depend on each other.
 
     Args:
@@ -35,17 +36,17 @@ class InBatchSampler(Sampler):
         self._gather = gather
 
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        pool_G = gather_rows(target_rows_M) if self._gather else target_rows_M
-        rows_SN = _take(pool_G, num_draws, num_negatives, generator)
+        pool_G = _pool(target_rows_M, gather=self._gather)
+        entry_SN = _take(pool_G, num_draws, num_negatives, generator)
         others = _log_share_of_others(len(pool_G))
 
         def log_probability(rows: Tensor) -> Tensor:
             return self.frequency.log_probability(rows) + others
 
-        negatives = Negatives.with_probabilities(rows_SN, target_rows_M, log_probability, independent=False)
+        negatives = Negatives.with_probabilities(pool_G[entry_SN], target_rows_M, log_probability)
         if self.frequency.learns:
             self.frequency.observe(pool_G if self._gather else gather_rows(target_rows_M))
-        return negatives
+        return replace(negatives, entry_SN=entry_SN, own_entry_M=torch.searchsorted(pool_G, target_rows_M))
 
 
 class MixedSampler(Sampler):
@@ -56,6 +57,9 @@ class MixedSampler(Sampler):
     the N negatives has an item that is there m times among G targets with probability C / N m / G + (1 - C / N) / I. That is what is
     reported, wherever a negative came from (the balance heuristic: Veach and Guibas, 1995, "Optimally combining sampling techniques for
     Monte Carlo rendering"). A step of few histories, whose targets are like each other, is so corrected for what it is.
+
+    A position's own target is in the step because it is its target. Given what the others ask for, of which it knows nothing, it has
+    a chance as though it were there m - 1 times, and that is what is reported of it: with m, rare targets would be held too likely.
 
     Args:
         num_rows: item rows, special rows included.
@@ -70,37 +74,44 @@ class MixedSampler(Sampler):
         self._gather = gather
 
     def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        pool_G = gather_rows(target_rows_M) if self._gather else target_rows_M
-        rows_SC = _take(pool_G, num_draws, round(num_negatives * self._in_batch_share), generator).expand(num_draws, -1)
-        num_uniform = num_negatives - rows_SC.shape[1]
-        uniform_rows = self._uniform.sample(num_draws * num_uniform, generator, rows_SC.device).view(num_draws, num_uniform)
-        in_batch = rows_SC.shape[1] / num_negatives / max(1, len(pool_G))
+        pool_G = _pool(target_rows_M, gather=self._gather)
+        entry_SC = _take(pool_G, num_draws, round(num_negatives * self._in_batch_share), generator).expand(num_draws, -1)
+        num_uniform = num_negatives - entry_SC.shape[1]
+        uniform_rows = self._uniform.sample(num_draws * num_uniform, generator, pool_G.device).view(num_draws, num_uniform)
+        rows_SN = torch.cat([pool_G[entry_SC], uniform_rows], dim=1)
+        in_batch = entry_SC.shape[1] / num_negatives / max(1, len(pool_G))
 
-        def log_probability(rows: Tensor) -> Tensor:
+        def log_probability(rows: Tensor, times: Tensor) -> Tensor:
             uniform = self._uniform.log_probability(rows).exp() * num_uniform / num_negatives
-            return (in_batch * _times(rows, pool_G) + uniform).log()
+            return (in_batch * times + uniform).log()
 
-        rows_SN = torch.cat([rows_SC, uniform_rows], dim=1)
-        return Negatives.with_probabilities(rows_SN, target_rows_M, log_probability, independent=True)
+        return Negatives(
+            rows_SN,
+            log_probability(rows_SN, _times(rows_SN, pool_G)),
+            log_probability(target_rows_M, _times(target_rows_M, pool_G) - 1),
+            entry_SN=torch.cat([entry_SC, torch.full_like(uniform_rows, -1)], dim=1),
+            own_entry_M=torch.searchsorted(pool_G, target_rows_M),
+        )
+
+
+def _pool(target_rows_M: Tensor, *, gather: bool) -> Tensor:
+    """int64 [G] targets in ascending order: of equal ones it does not matter which is a position's own."""
+    return gather_rows(target_rows_M) if gather else target_rows_M.sort().values
 
 
 def _take(pool_G: Tensor, num_draws: int, count: int, generator: torch.Generator) -> Tensor:
-    """[S, count] of a pool, or all of it once, [1, G]."""
+    """int64 [S, count] places of a pool, or all of them once, [1, G]."""
     if len(pool_G) <= count:
-        return pool_G[None]
+        return torch.arange(len(pool_G), device=pool_G.device)[None]
     at_once = min(num_draws, len(pool_G) // max(1, count))
     rounds = -(-num_draws // at_once)
     places_SC = torch.stack([torch.randperm(len(pool_G), generator=generator)[: at_once * count] for _ in range(rounds)])
-    return pool_G[places_SC.view(rounds * at_once, count)[:num_draws].to(pool_G.device)]
+    return places_SC.view(rounds * at_once, count)[:num_draws].to(pool_G.device)
 
 
 def _times(rows: Tensor, pool_G: Tensor) -> Tensor:
-    """float64 how often each row is in the pool, without a number for each item of the catalogue."""
-    distinct, times = torch.unique(pool_G, return_counts=True)
-    if len(distinct) == 0:
-        return torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
-    place = torch.searchsorted(distinct, rows).clamp_max(len(distinct) - 1)
-    return torch.where(distinct[place] == rows, times[place], 0).double()
+    """float64 how often each row is in the pool."""
+    return (torch.searchsorted(pool_G, rows, right=True) - torch.searchsorted(pool_G, rows)).double()
 
 
 def _log_share_of_others(pool_size: int) -> float:
