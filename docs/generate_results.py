@@ -1,4 +1,4 @@
-"""Write README.md's two tables of results anew from the newest result files, or check that they are current.
+"""Write the tables of results in README.md anew from the newest result files, or check that they are current.
 
 .venv/bin/python docs/generate_results.py [--check]
 """
@@ -11,14 +11,14 @@ from typing import Any
 from pages import write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 Row = tuple[str, str, str]
 """What was measured, what stands beside it, and the figure of ours."""
 
 CASES = {
     "bert4rec": ("BERT4Rec, MovieLens-1M, 3,416 items", "train"),
     "sasrec": ("SASRec, the same data", "train"),
-    "sasrec_sampled": ("the same, 256 negatives of each position instead of all items", "train"),
+    "sasrec_uniform": ("the same, 256 uniform negatives of each position instead of all items", "train"),
+    "sasrec_mixed": ("the same, half of them targets of the step", "train"),
     "sasrec_time": ("SASRec with time, MovieLens-1M, all 3,706 items", "train"),
     "sasrec_beauty": ("SASRec for short histories, Amazon Beauty, trained once more on validation too", "refit"),
 }
@@ -55,7 +55,9 @@ def quality_rows() -> tuple[list[Row], Path]:
         runs = result["cases"].get(name, {}).get("train", {}).get("runs", [])
         reached_s = [run["seconds_until_rectools_ndcg"] for run in runs if run["seconds_until_rectools_ndcg"]]
         if reached_s:
-            title = f"Training on one thread until validation NDCG@10 is 0.1618, {CASES[name][0].partition(',')[0]}"
+            (threads,) = {run["threads"] for run in runs}
+            on = "one thread" if threads == 1 else f"{threads} threads"
+            title = f"Training on {on} until validation NDCG@10 is 0.1618, {CASES[name][0].partition(',')[0]}"
             rows.append((title, "what RecTools publishes for its BERT4Rec, on test", f"{statistics.median(reached_s) / 60:.0f} min"))
     return rows, path
 
@@ -98,7 +100,7 @@ def results() -> str:
     machine = job["environment"]
     return "\n".join(
         [
-            *lines_of([*quality, *peers, *served], f"{machine['cores']} CPU cores, {machine['date'][:10]}"),
+            *lines_of([*quality, *peers, *served], f"{machine['cores']} CPU cores"),
             "",
             f"From {link(quality_path)} (leave-one-out, whole catalogue, seen items left out; `benchmarks/quality.py` says where the",
             f"published figures are from), {link(peers_path)} (`make bench-peers`: in turns on the same machine)",
@@ -123,15 +125,19 @@ def demo() -> str:
     return "\n".join([*lines_of(rows, "The demo, MovieLens-1M"), "", f"From {link(path)} (`.venv/bin/python -m benchmarks.main_job`)."])
 
 
+TABLES = {"README.md": {"results": results, "demo": demo}}
+
+
 def main() -> None:
-    """Rewrite the parts of the README between the markers; with `--check`, fail where that would change it."""
-    current = README.read_text(encoding="utf-8")
-    for name, table in {"results": results(), "demo": demo()}.items():
-        before, begin, rest = current.partition(f"<!-- {name}:begin -->\n")
-        _, end, after = rest.partition(f"<!-- {name}:end -->")
-        assert begin and end, f"README.md has no place for {name}"
-        current = f"{before}{begin}{table}\n{end}{after}"
-    write_or_check(README, current)
+    """Rewrite what stands between the markers of each document; with `--check`, fail where that would change one."""
+    for document, tables in TABLES.items():
+        current = (ROOT / document).read_text(encoding="utf-8")
+        for name, table in tables.items():
+            before, begin, rest = current.partition(f"<!-- {name}:begin -->\n")
+            _, end, after = rest.partition(f"<!-- {name}:end -->")
+            assert begin and end, f"{document} has no place for {name}"
+            current = f"{before}{begin}{table()}\n{end}{after}"
+        write_or_check(ROOT / document, current)
 
 
 if __name__ == "__main__":
