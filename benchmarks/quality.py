@@ -130,8 +130,13 @@ def _collected(name: str) -> dict[str, Any]:
         check_settings(path, manifest.config, expected)
         test = evaluate_in_detail(run, "test", MODEL_ALONE).metrics["model"]
         found: dict[str, Any] = {"seed": seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
-        found["threads"] = manifest.config.training.threads
-        found |= {"git_commit": manifest.git_commit, "validation": manifest.validation, "test": test, **_times(path)}
+        found |= {
+            "threads": manifest.config.training.threads,
+            "git_commit": manifest.git_commit,
+            "validation": manifest.validation,
+            "test": test,
+            **_times(path),
+        }
         kinds["refit" if manifest.refit_of else "train"].append(found)
     if not any(kinds.values()):
         return {}

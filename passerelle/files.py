@@ -44,6 +44,11 @@ def new_file(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def unfinished_files(path: Path) -> list[Path]:
+    """What `new_file` left beside `path` where it was killed; nobody else may be writing it."""
+    return sorted(path.parent.glob(f".{path.name}.*"))
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` (`new_file`)."""
     with new_file(path) as beside:

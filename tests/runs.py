@@ -49,9 +49,9 @@ def train_and_die(dataset: Dataset, path: Path, config: RunConfig, killer: pl.Ca
     return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
-def with_split_file(dataset: Dataset, file: Path, counts: str, *overrides: str) -> RunConfig:
-    """The small recipe with a split file for the first hundred users, each with the same `validation,test` counts."""
-    users = dataset.user_ids().ids(np.arange(100) + dataset.user_ids().first_row)
+def with_split_file(dataset: Dataset, file: Path, counts: str, *overrides: str, num_users: int = 100) -> RunConfig:
+    """The small recipe with a split file for the first users, each with the same `validation,test` counts."""
+    users = dataset.user_ids().ids(np.arange(num_users) + dataset.user_ids().first_row)
     file.write_text("user_id,validation_events,test_events\n" + "".join(f"{user},{counts}\n" for user in users))
     config = small_recipe("split.rule=file", f"split.file={file}", *overrides)
     return config.model_copy(update={"split": config.split.pinned()})

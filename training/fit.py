@@ -53,8 +53,8 @@ def fit(
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // workers_here))
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning 2.6 with torch 2.13
-    users = evaluation_users(make_split(dataset, config.split), "validation")
-    split = training_split(dataset, config)
+    whole = make_split(dataset, config.split)
+    users, split = evaluation_users(whole, "validation"), training_split(whole, config)
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
     counts_R = torch.from_numpy(sampler_counts(dataset, split, config))
     model = SequenceModel(config, counts_R, total_steps=steps_per_epoch * config.training.max_epochs)

@@ -70,9 +70,9 @@ def sampled_softmax(
         if correct_target:
             expected_times_ST = _by_draw(negatives.target_log_probability_M + log_num_negatives, logits.turns)
             hits_STN = logits.is_target_STN
-            if negatives.entry_SN is not None and negatives.own_entry_M is not None:
-                entry_SN, own_entry_ST = negatives.entry_SN[logits.turns.draws_S], _by_draw(negatives.own_entry_M, logits.turns)
-                hits_STN = hits_STN & (entry_SN[:, None] != own_entry_ST[:, :, None])
+            if entries := negatives.entries:
+                own_ST = _by_draw(entries.own_M, logits.turns)
+                hits_STN = hits_STN & (entries.negatives_SN[logits.turns.draws_S][:, None] != own_ST[:, :, None])
             target_ST = target_ST + (torch.log1p(hits_STN.sum(2, dtype=torch.float64)) - expected_times_ST).to(table_RD.dtype)
     negative_STN = negative_STN.masked_fill(logits.is_target_STN, float("-inf"))
     denominator_ST = torch.logsumexp(torch.cat([target_ST[:, :, None], negative_STN], dim=2), dim=2)

@@ -22,6 +22,8 @@ from training.evaluation_batches import EvaluationBatch
 from training.statistics import num_events
 
 FloatArray = npt.NDArray[np.float64]
+Members = Int64Array | slice
+EVERYBODY = slice(None)
 
 _MOST_SCORES = 2**24
 """Most scores compared with those of relevant items at once: 128 MB of float64."""
@@ -114,23 +116,24 @@ def measure(
     accuracy = {**metrics.user_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks), "auc": auc_Q}
     return Measures(
         accuracy=accuracy,
-        beyond=_beyond(rows_QK, catalogue.history_popularity_Q, ks, catalogue),
+        beyond=_beyond(rows_QK, ks, catalogue),
         segments={
             segment.name: {
-                "users": len(members := segment.members),
-                **_means({name: values_Q[members] for name, values_Q in accuracy.items()}),
-                **_beyond(rows_QK[members], catalogue.history_popularity_Q[members], ks, catalogue),
+                "users": len(segment.members),
+                **_means(accuracy, segment.members),
+                **_beyond(rows_QK, ks, catalogue, segment.members),
             }
             for segment in segments
         },
     )
 
 
-def _means(accuracy: dict[str, FloatArray]) -> dict[str, float]:
-    return {name: float(values_Q.mean()) for name, values_Q in accuracy.items()}
+def _means(accuracy: dict[str, FloatArray], members: Members = EVERYBODY) -> dict[str, float]:
+    return {name: float(values_Q[members].mean()) for name, values_Q in accuracy.items()}
 
 
-def _beyond(rows_QK: Int64Array, history_popularity_Q: FloatArray, ks: tuple[int, ...], catalogue: Catalogue) -> dict[str, float]:
+def _beyond(rows_QK: Int64Array, ks: tuple[int, ...], catalogue: Catalogue, members: Members = EVERYBODY) -> dict[str, float]:
+    rows_QK, history_popularity_Q = rows_QK[members], catalogue.history_popularity_Q[members]
     beyond: dict[str, float] = {}
     for k in ks:
         beyond[f"coverage@{k}"] = beyond_accuracy.coverage(rows_QK, catalogue.num_items, k)

@@ -20,7 +20,7 @@ import torch
 
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
-from passerelle.files import new_file
+from passerelle.files import new_file, unfinished_files
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
 from passerelle.splits import evaluation_users, make_split
 from training.batches import EpochBatches
@@ -89,8 +89,9 @@ def plan_run(
         UserError: the run exists and `resume` is false, it was started with another configuration or dataset, or the dataset
             is too small to be split among the workers.
     """
-    EpochBatches(dataset, training_split(dataset, config), config, epoch=0, world_size=num_workers)  # refuses what is too small
-    validated = len(evaluation_users(make_split(dataset, config.split), "validation"))
+    split = make_split(dataset, config.split)
+    EpochBatches(dataset, training_split(split, config), config, epoch=0, world_size=num_workers)  # refuses what is too small
+    validated = len(evaluation_users(split, "validation"))
     if validated < num_workers and not config.training.include_validation:
         raise UserError(f"{dataset.path}: {validated} users to validate on: too few for --workers {num_workers}")
     if (path / MANIFEST_NAME).exists():
@@ -100,7 +101,7 @@ def plan_run(
         _check_same(manifest, dataset, config, path)
         sealed = manifest.files[BEST].sha256 if BEST in manifest.files else manifest.sealed_best
         return manifest.updated(config=config.model_dump(), state="training", files={}, sealed_best=sealed)
-    if path.exists() and not (path.is_dir() and all(_is_unfinished(inside) for inside in path.iterdir())):
+    if path.exists() and not (path.is_dir() and set(path.iterdir()) <= set(unfinished_files(path / MANIFEST_NAME))):
         raise UserError(f"{path} exists and is not a run: choose another --out")
     common = provenance(RunManifest, path, (), LIBRARIES)
     data = {"dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
@@ -112,17 +113,13 @@ def plan_run(
 def start_run(path: Path, manifest: RunManifest) -> None:
     """Create the run directory, or mark it as in training again."""
     path.mkdir(parents=True, exist_ok=True)
-    for unfinished in (path / BEST).parent.glob(".*.ckpt.*"):  # of a run that was killed while it wrote a checkpoint
-        unfinished.unlink()
+    for name in (MANIFEST_NAME, BEST, LAST):
+        for unfinished in unfinished_files(path / name):
+            unfinished.unlink()
     write_manifest(path, manifest)  # first of all: a folder of anything else is no run, and is not continued
     if given := manifest.config.split.file:
         with new_file(_split_copy(path, given)) as beside:
             shutil.copyfile(given, beside)
-
-
-def _is_unfinished(path: Path) -> bool:
-    """Whether `new_file` was killed while it wrote this manifest."""
-    return path.name.startswith(f".{MANIFEST_NAME}.")
 
 
 def _split_copy(path: Path, given: Path) -> Path:

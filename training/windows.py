@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from passerelle.dataset import Dataset
 from passerelle.ragged import gather_ragged
-from passerelle.splits import Int64Array, Split, make_split
+from passerelle.splits import Int64Array, Split
 from training.config import RunConfig
 
 
@@ -33,13 +32,8 @@ class Windows:
         return gather_ragged(self.start_W, self.end_W)
 
 
-def training_split(dataset: Dataset, config: RunConfig) -> Split:
-    """The split that a run trains on: that of its recipe, where asked for with validation events in training.
-
-    Raises:
-        UserError: the rule leaves training or a part empty.
-    """
-    split = make_split(dataset, config.split)
+def training_split(split: Split, config: RunConfig) -> Split:
+    """What a run trains on: the split of its recipe, where asked for with validation events in training."""
     return with_validation(split) if config.training.include_validation else split
 
 

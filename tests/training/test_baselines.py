@@ -186,7 +186,9 @@ def test_ease_solves_its_problem(dataset: Dataset, split: Split, monkeypatch: py
 
 
 def test_ease_refuses_what_memory_would_not_hold(dataset: Dataset, split: Split) -> None:
-    with pytest.raises(UserError, match=r"120 items are above its limit of 119, and would take about 0 GB of memory: name the baselines without it"):
+    with pytest.raises(
+        UserError, match=r"120 items are above its limit of 119, and would take about 0 GB of memory: name the baselines without it"
+    ):
         Ease(max_items=119).fit(dataset, split)
     large = replace(dataset, items=dataset.items.take(np.zeros(30_001, dtype=np.int64)))
     with pytest.raises(UserError, match="30001 items are above its limit of 30000, and would take about 29 GB of memory"):

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from passerelle.dataset import Dataset
@@ -108,12 +107,7 @@ def test_a_run_killed_while_it_was_created_is_started_again(dataset: Dataset, tm
 
 def test_more_workers_than_users_to_validate_on_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     """One of them would have nothing to do, and the others wait for it."""
-    mine = tmp_path / "mine.csv"
-    mine.write_text(
-        "user_id,validation_events,test_events\n" + "".join(f"{user},1,1\n" for user in dataset.user_ids().ids(np.arange(2, 4)))
-    )
-    config = small_recipe("split.rule=file", f"split.file={mine}")
-    config = config.model_copy(update={"split": config.split.pinned()})
+    config = with_split_file(dataset, tmp_path / "mine.csv", "1,1", num_users=2)
     with pytest.raises(UserError, match="2 users to validate on: too few for --workers 3"):
         plan_run(tmp_path / "run", "bert4rec", dataset, config, resume=False, num_workers=3)
     plan_run(tmp_path / "run", "bert4rec", dataset, config, resume=False, num_workers=2)

@@ -53,8 +53,8 @@ def naive_sampled(given: Problem, negatives: Negatives, temperature: float = 1.0
         if correction == ALL:
             expected_times = num_negatives * math.exp(negatives.target_log_probability_M[place])
             own = [False] * num_negatives
-            if negatives.entry_SN is not None and negatives.own_entry_M is not None:
-                own = (negatives.entry_SN[place % len(draws)] == negatives.own_entry_M[place]).tolist()
+            if entries := negatives.entries:
+                own = (entries.negatives_SN[place % len(draws)] == entries.own_M[place]).tolist()
             times = (1 + sum(row == target and not mine for row, mine in zip(rows, own, strict=True))) / expected_times
         of_target = denominator = times * torch.exp(query_D @ given.table_RD[target] / temperature)
         for row, log_probability in zip(rows, log_probabilities, strict=True):
@@ -71,8 +71,9 @@ def drawn(
     """Negatives of these positions in a step of `pool` targets, the others as events have them."""
     others = torch.multinomial(COUNTS_R, pool - len(target_rows_M), replacement=True, generator=generator)
     negatives = sampler.draw(num_draws, num_negatives, torch.cat([target_rows_M, others]), generator)
-    own_entry_M = None if negatives.own_entry_M is None else negatives.own_entry_M[: len(target_rows_M)]
-    return replace(negatives, target_log_probability_M=negatives.target_log_probability_M[: len(target_rows_M)], own_entry_M=own_entry_M)
+    count = len(target_rows_M)
+    entries = negatives.entries and replace(negatives.entries, own_M=negatives.entries.own_M[:count])
+    return replace(negatives, target_log_probability_M=negatives.target_log_probability_M[:count], entries=entries)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -224,6 +225,14 @@ def test_without_the_correction_the_gradient_stays_wrong(name: str) -> None:
     assert relative_error(mean_gradient(given, name, 1024, 30, NONE), exact_RD) > 0.1
 
 
+def truth_logits() -> Tensor:
+    """float64 [R] logarithms, up to a constant, of how often each of 40 items is asked for, one of them half of the time."""
+    logits_R = torch.full((NUM_ROWS,), -30.0, dtype=torch.float64)
+    logits_R[FIRST_ITEM_ROW:] = torch.randn(NUM_ITEMS, generator=torch.Generator().manual_seed(0)).log_softmax(0)
+    logits_R[FIRST_ITEM_ROW] = 0.0
+    return logits_R
+
+
 @pytest.mark.parametrize("name", ["uniform", "log_uniform", "popularity", "flattened popularity"])
 @pytest.mark.parametrize("num_negatives", [1, 3, 40])
 def test_what_is_learnt_is_the_truth_for_few_negatives_and_for_many(name: str, num_negatives: int) -> None:
@@ -232,9 +241,7 @@ def test_what_is_learnt_is_the_truth_for_few_negatives_and_for_many(name: str, n
     Of 40 items, one of which is asked for half of the time; where the target stands once, few negatives leave a gradient.
     """
     generator, positions = torch.Generator().manual_seed(0), 40_000
-    logits_R = torch.full((NUM_ROWS,), -30.0)
-    logits_R[FIRST_ITEM_ROW:] = torch.randn(NUM_ITEMS, generator=generator).log_softmax(0)
-    logits_R[FIRST_ITEM_ROW] = 0.0
+    logits_R = truth_logits().float()
     targets_M = torch.multinomial(logits_R.exp(), positions, replacement=True, generator=generator)
     sampler, table_RD = sampler_of(name), torch.eye(NUM_ROWS).requires_grad_()
     means, squares = {ALL: torch.zeros(NUM_ROWS), NEGATIVES: torch.zeros(NUM_ROWS)}, torch.zeros(NUM_ROWS)
@@ -270,14 +277,6 @@ def truth_and_gradient(
     return of_steps.mean(0), of_steps.std(0) / steps**0.5
 
 
-def truth_logits() -> Tensor:
-    """float64 [R] logarithms of what `truth_and_gradient` draws targets from, up to a constant."""
-    logits_R = torch.full((NUM_ROWS,), -30.0, dtype=torch.float64)
-    logits_R[FIRST_ITEM_ROW:] = torch.randn(NUM_ITEMS, generator=torch.Generator().manual_seed(0)).log_softmax(0)
-    logits_R[FIRST_ITEM_ROW] = 0.0
-    return logits_R
-
-
 def test_targets_of_a_small_step_teach_the_truth() -> None:
     """Corrected as what they are, though the position's own is among them; with the target once they do not."""
     sampler = InBatchSampler(CountedFrequency(truth_logits().exp()), gather=False)
@@ -293,7 +292,7 @@ def test_mixed_negatives_of_a_small_step_teach_nearly_the_truth() -> None:
     def with_own(negatives: Negatives, targets_M: Tensor) -> Negatives:
         times_M = (targets_M[:, None] == targets_M).sum(1)
         probability_M = 0.5 * times_M / 16 + 0.5 / NUM_ITEMS
-        return replace(negatives, target_log_probability_M=probability_M.double().log(), own_entry_M=None)
+        return replace(negatives, target_log_probability_M=probability_M.double().log(), entries=None)
 
     sampler = MixedSampler(NUM_ROWS, 0.5, gather=False)
     without, mistaken = (truth_and_gradient(sampler, spoil)[0] for spoil in (None, with_own))

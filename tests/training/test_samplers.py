@@ -38,11 +38,12 @@ def test_draws_are_items_and_have_a_probability(name: str, counts_of_items: list
     assert torch.equal(drawn[0].log_probability_SN, drawn[1].log_probability_SN)
     whole = name.startswith("in batch") and len(targets) <= count
     expected = (1, len(targets)) if whole else (num_draws, count)
-    assert (drawn[0].entry_SN is None) == (drawn[0].own_entry_M is None) == (name in CATALOGUE)
-    if drawn[0].entry_SN is not None and drawn[0].own_entry_M is not None:
-        taken = zip(drawn[0].entry_SN.flatten().tolist(), drawn[0].rows_SN.flatten().tolist(), strict=True)
+    entries = drawn[0].entries
+    assert (entries is None) == (name in CATALOGUE)
+    if entries:
+        taken = zip(entries.negatives_SN.flatten().tolist(), drawn[0].rows_SN.flatten().tolist(), strict=True)
         assert all(entry == -1 or sorted(targets)[entry] == row for entry, row in taken)
-        assert [sorted(targets)[entry] for entry in drawn[0].own_entry_M.tolist()] == targets
+        assert [sorted(targets)[entry] for entry in entries.own_M.tolist()] == targets
     assert (drawn[0].rows_SN.dtype, drawn[0].rows_SN.shape) == (torch.int64, expected)
     assert (drawn[0].log_probability_SN.dtype, drawn[0].log_probability_SN.shape) == (torch.float64, expected)
     assert all(FIRST_ITEM_ROW <= row < num_rows for row in drawn[0].rows_SN.flatten().tolist())
@@ -197,8 +198,8 @@ def test_frequencies_are_the_probabilities(name: str) -> None:
         observed_I += torch.bincount(negatives.rows_SN[0] - FIRST_ITEM_ROW, minlength=len(FREQUENCIES))
         expected_I += count * probability_I
         is_hit_N = negatives.rows_SN[0] == FIRST_ITEM_ROW
-        if negatives.entry_SN is not None and negatives.own_entry_M is not None:
-            is_hit_N &= negatives.entry_SN[0] != negatives.own_entry_M[0]
+        if negatives.entries:
+            is_hit_N &= negatives.entries.negatives_SN[0] != negatives.entries.own_M[0]
         hits += float(is_hit_N.sum())
         expected_hits += count * math.exp(negatives.target_log_probability_M[0])
     first = 1 if name == "in batch" else 0  # the own target is there anyway, and left out by the loss

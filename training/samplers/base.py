@@ -12,6 +12,16 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
+class Entries:
+    """Which of the step's targets negatives are, where those are a pool of negatives."""
+
+    negatives_SN: Tensor
+    """int64 place in the pool that each negative was taken from; -1: from the catalogue."""
+    own_M: Tensor
+    """int64 place in the pool of the position's own target: a negative from there is one that the position has brought in itself."""
+
+
+@dataclass(frozen=True)
 class Negatives:
     """Negatives of one step, drawn several times: which position takes which draw, `training.turns` says."""
 
@@ -24,10 +34,8 @@ class Negatives:
     """
     target_log_probability_M: Tensor
     """float64 log-probability that a negative is the target of this position, and was not brought in by it."""
-    entry_SN: Tensor | None = None
-    """int64 place that each negative was taken from in the pool of the step's targets, where there is one; -1: from the catalogue."""
-    own_entry_M: Tensor | None = None
-    """int64 place in that pool of the position's own target: a negative from there is one that the position has brought in itself."""
+    entries: Entries | None = None
+    """Where targets of the step are among them."""
 
     @classmethod
     def with_probabilities(cls, rows_SN: Tensor, target_rows_M: Tensor, log_probability: Callable[[Tensor], Tensor]) -> "Negatives":

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from training.samplers.base import Negatives, Sampler
+from training.samplers.base import Entries, Negatives, Sampler
 from training.samplers.catalogue import UniformSampler
 from training.samplers.ranks import gather_rows
 from training.samplers.streaming import Frequency
@@ -46,7 +46,7 @@ class InBatchSampler(Sampler):
         negatives = Negatives.with_probabilities(pool_G[entry_SN], target_rows_M, log_probability)
         if self.frequency.learns:
             self.frequency.observe(pool_G if self._gather else gather_rows(target_rows_M))
-        return replace(negatives, entry_SN=entry_SN, own_entry_M=torch.searchsorted(pool_G, target_rows_M))
+        return replace(negatives, entries=Entries(entry_SN, torch.searchsorted(pool_G, target_rows_M)))
 
 
 class MixedSampler(Sampler):
@@ -89,8 +89,7 @@ class MixedSampler(Sampler):
             rows_SN,
             log_probability(rows_SN, _times(rows_SN, pool_G)),
             log_probability(target_rows_M, _times(target_rows_M, pool_G) - 1),
-            entry_SN=torch.cat([entry_SC, torch.full_like(uniform_rows, -1)], dim=1),
-            own_entry_M=torch.searchsorted(pool_G, target_rows_M),
+            Entries(torch.cat([entry_SC, torch.full_like(uniform_rows, -1)], dim=1), torch.searchsorted(pool_G, target_rows_M)),
         )
 
 

@@ -60,8 +60,8 @@ class StreamingFrequency(Frequency):
     targets, not steps, so that steps of any size and items that appear several times in one are counted right; until an item has
     been seen 1 / rate times its gaps have equal weights, so that no first guess has to be forgotten; an item that comes no more
     fades away, for its frequency is its appearances over the time of their gaps and of the one still open; one number for each
-    row, not a hash. The
-    clock starts at the number of items, as though each had been seen just before it: an item not yet seen has a chance, too.
+    row, not a hash. The clock starts at the number of items, as though each had been seen just before it: an item not yet seen has
+    a chance, too.
 
     Its state (24 bytes a row) is in buffers, and is the same on all ranks as long as each is shown the targets of all.
 
