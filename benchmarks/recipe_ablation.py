@@ -54,6 +54,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "sampled, 256 in-batch, uncorrected": ("loss.kind=sampled", "loss.sampler=in_batch", "loss.log_q_correction=false"),
     "sampled, 256 mixed": ("loss.kind=sampled", "loss.sampler=mixed"),
     "gbce, 256": ("loss.kind=gbce",),
+    "gbce, 256, temperature 0.3": ("loss.kind=gbce", "loss.temperature=0.3"),
     "full, temperature 0.5": ("loss.temperature=0.5",),
 }
 OBJECTIVE: dict[str, tuple[str, ...]] = {

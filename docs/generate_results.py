@@ -1,4 +1,4 @@
-"""Write the tables of results in README.md anew from the newest result files, or check that they are current.
+"""Write the tables of results in README.md and decisions.md anew from the newest result files, or check that they are current.
 
 .venv/bin/python docs/generate_results.py [--check]
 """
@@ -74,9 +74,9 @@ def peers_rows() -> tuple[list[Row], Path]:
     return rows, path
 
 
-def link(path: Path) -> str:
+def link(path: Path, to_root: str = "") -> str:
     """To a file of the repository, in Markdown."""
-    return f"[{path.name}]({path.relative_to(ROOT)})"
+    return f"[{path.name}]({to_root}{path.relative_to(ROOT)})"
 
 
 def lines_of(rows: list[Row], title: str) -> list[str]:
@@ -125,7 +125,22 @@ def demo() -> str:
     return "\n".join([*lines_of(rows, "The demo, MovieLens-1M"), "", f"From {link(path)} (`.venv/bin/python -m benchmarks.main_job`)."])
 
 
-TABLES = {"README.md": {"results": results, "demo": demo}}
+def ablation() -> str:
+    """What each choice of a recipe is worth after a short schedule, best first, and what seeds alone do."""
+    path, result = newest("recipe_ablation")
+    lines = []
+    for recipe, variants in result["recipes"].items():
+        reached = {name: variant["validation_ndcg@10"] for name, variant in variants.items()}
+        lines += [f"| `{recipe}` | Settings | NDCG@10 | Beside the recipe |", "|---|---|---:|---:|"]
+        for name in sorted(reached, key=lambda name: -reached[name]):
+            settings = " ".join(f"`{setting}`" for setting in variants[name]["overrides"])
+            lines.append(f"| {name} | {settings} | {reached[name]:.4f} | {reached[name] / reached['recipe'] - 1:+.1%} |")
+        lines.append("")
+    common = ", ".join(f"`{setting}`" for setting in result["common"])
+    return "\n".join([*lines, f"Validation, MovieLens-1M (5-core), all with {common}. From {link(path, '../')}."])
+
+
+TABLES = {"README.md": {"results": results, "demo": demo}, "docs/decisions.md": {"ablation": ablation}}
 
 
 def main() -> None:
