@@ -129,8 +129,10 @@ def _collected(name: str) -> dict[str, Any]:
         expected = refit_config(open_run(Path(manifest.refit_of))) if manifest.refit_of else case.config(seed)
         check_settings(path, manifest.config, expected)
         test = evaluate_in_detail(run, "test", MODEL_ALONE).metrics["model"]
-        found: dict[str, Any] = {"seed": seed, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch}
-        found |= {
+        found = {
+            "seed": seed,
+            "epochs": manifest.epochs,
+            "best_epoch": manifest.best_epoch,
             "threads": manifest.config.training.threads,
             "git_commit": manifest.git_commit,
             "validation": manifest.validation,

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from passerelle.ids import FIRST_ITEM_ROW
+from tests.samplers import make
 from training.full_softmax import full_softmax
 from training.losses import sampled_softmax
-from training.samplers import Negatives
+from training.samplers import Negatives, Sampler
 from training.turns import Turns, take_turns
 
 NUM_ROWS, DIM = 42, 6
 NUM_ITEMS = NUM_ROWS - FIRST_ITEM_ROW
+COUNTS_R = torch.cat(
+    [torch.zeros(2), torch.floor(40 * torch.rand(NUM_ITEMS, generator=torch.Generator().manual_seed(1)) ** 2) + 3]
+).double()
 
 
 @dataclass
@@ -69,6 +73,11 @@ def negatives_of(rows: Tensor, positions: int, probability: float = 1 / NUM_ITEM
     rows_SN = rows if rows.ndim == 2 else rows[None]
     log_probability = torch.tensor(math.log(probability), dtype=torch.float64)
     return Negatives(rows_SN, log_probability.expand(rows_SN.shape), log_probability.expand(positions))
+
+
+def sampler_of(name: str) -> Sampler:
+    """One that has counted `COUNTS_R`."""
+    return make(name, COUNTS_R[FIRST_ITEM_ROW:].long().tolist())
 
 
 def turns_of(given: Problem, negatives: Negatives) -> Turns:

@@ -38,13 +38,15 @@ class Negatives:
     """Where targets of the step are among them."""
 
     @classmethod
-    def with_probabilities(cls, rows_SN: Tensor, target_rows_M: Tensor, log_probability: Callable[[Tensor], Tensor]) -> "Negatives":
+    def with_probabilities(
+        cls, rows_SN: Tensor, target_rows_M: Tensor, log_probability: Callable[[Tensor], Tensor], entries: Entries | None = None
+    ) -> "Negatives":
         """Ask for all log-probabilities at once: some frequencies go through the catalogue to answer."""
         both = log_probability(torch.cat([rows_SN.flatten(), target_rows_M]))
         if both.device.type == "cpu":  # a GPU would have to be waited for
             assert both.isfinite().all(), "a target of which the counts know nothing"
         of_negatives, of_targets = both.tensor_split([rows_SN.numel()])
-        return cls(rows_SN, of_negatives.view_as(rows_SN), of_targets)
+        return cls(rows_SN, of_negatives.view_as(rows_SN), of_targets, entries)
 
 
 class Sampler(nn.Module, ABC):

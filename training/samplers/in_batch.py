@@ -5,7 +5,6 @@ from the pool, I items.
 """
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,10 +42,11 @@ class InBatchSampler(Sampler):
         def log_probability(rows: Tensor) -> Tensor:
             return self.frequency.log_probability(rows) + others
 
-        negatives = Negatives.with_probabilities(pool_G[entry_SN], target_rows_M, log_probability)
+        entries = Entries(entry_SN, torch.searchsorted(pool_G, target_rows_M))
+        negatives = Negatives.with_probabilities(pool_G[entry_SN], target_rows_M, log_probability, entries)
         if self.frequency.learns:
             self.frequency.observe(pool_G if self._gather else gather_rows(target_rows_M))
-        return replace(negatives, entries=Entries(entry_SN, torch.searchsorted(pool_G, target_rows_M)))
+        return negatives
 
 
 class MixedSampler(Sampler):
