@@ -39,6 +39,8 @@ _FIXED = (
     "hour_of_day",
     "weekday",
 )
+RETRIEVAL_SCORE = _FIXED.index("retrieval_score")
+"""Place of the retrieval's score among the features."""
 
 
 @dataclass(frozen=True)

@@ -223,12 +223,14 @@ class RankerConfig(Config):
     """Days before the end of training that `log_recent_count` looks back."""
     num_trees: int = Field(default=200, gt=0)
     """Trees at most."""
-    num_leaves: int = Field(default=31, gt=1)
+    num_leaves: int = Field(default=7, gt=1)
     """Leaves of a tree at most."""
     learning_rate: float = Field(default=0.05, gt=0)
     """Factor that each tree's output is multiplied by (shrinkage)."""
-    min_leaf_events: int = Field(default=50, gt=0)
+    min_leaf_events: int = Field(default=500, gt=0)
     """Fewest training rows in a leaf."""
+    l2_penalty: float = Field(default=10.0, ge=0)
+    """Penalty on the squares of leaf values."""
     holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the validation users kept aside to choose the number of trees."""
 

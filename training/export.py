@@ -10,7 +10,7 @@ Shape legend: P reference users, D vector width, K candidates, F features, R ite
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +30,7 @@ from training.evaluation import evaluate, read_evaluation
 from training.evaluation_batches import EvaluationBatches, Histories, request_times_ms
 from training.onnx_files import describe, export_query_encoder, export_ranker
 from training.open_run import OpenRun
-from training.ranker import Candidates, load_ranker, rerank, retrieve_candidates
-
-if TYPE_CHECKING:
-    import lightgbm
+from training.ranker import Candidates, Ranker, load_ranker, rerank, retrieve_candidates
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "lightgbm", "numpy", "pyarrow")
 REFERENCE_USERS = 64
@@ -62,17 +59,17 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
         UserError: the run has no ranker, `out` exists, or ONNX Runtime differs by more than 1e-4 or in any top ten.
     """
     refuse_existing(out, overwrite=overwrite)
-    booster = load_ranker(run.path)
+    ranker = load_ranker(run.path)
     if "popularity" not in read_evaluation(run.path).get("test", {}):  # train-ranker has measured the model already
         evaluate(run, "test", progress=progress)
     with new_directory(out, overwrite=overwrite) as scratch:
         progress("export", 0, 4)
         export_query_encoder(run.model.query_encoder(), scratch / f"{QUERY_ENCODER}.onnx", run.manifest.config.model.dim)
         progress("export", 1, 4)
-        export_ranker(booster, scratch / f"{RANKER}.onnx", len(run.features.names))
+        export_ranker(ranker, scratch / f"{RANKER}.onnx", len(run.features.names))
         progress("export", 2, 4)
         _write_tables(run, scratch)
-        reference = _reference(run, booster)
+        reference = _reference(run, ranker)
         write_table(scratch / "reference.arrow", _reference_table(run, reference))
         progress("export", 3, 4)
         parity = check_onnx(run, reference, scratch)
@@ -95,7 +92,7 @@ def _write_tables(run: OpenRun, scratch: Path) -> None:
     write_table(scratch / "histories.arrow", pa.table({USER_ID: dataset.users.column(USER_ID), **histories}))
 
 
-def _reference(run: OpenRun, booster: "lightgbm.Booster") -> Reference:
+def _reference(run: OpenRun, ranker: Ranker) -> Reference:
     """Users spread over the whole table, each with all events as history and the time of the last one as the time of the request."""
     dataset = run.dataset
     rows_P = np.unique(np.linspace(0, dataset.num_users - 1, REFERENCE_USERS).astype(np.int64))
@@ -109,7 +106,7 @@ def _reference(run: OpenRun, booster: "lightgbm.Booster") -> Reference:
     for given, positions_B in histories:
         with torch.inference_mode():
             query_PD[positions_B] = run.model.encode_histories(given).numpy()
-    top_rows_PK, top_scores_PK = rerank(booster.predict, candidates)
+    top_rows_PK, top_scores_PK = rerank(ranker.predict, candidates)
     return Reference(candidates, query_PD, request_times_ms(dataset, users), histories, top_rows_PK[:, :TOP], top_scores_PK[:, :TOP])
 
 

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 
 from passerelle.bundle import NetworkSpec, TensorSpec
+from passerelle.features import RETRIEVAL_SCORE
 from training.encoder import QueryEncoder
 
 if TYPE_CHECKING:
     import lightgbm
+
+    from training.ranker import Ranker
 
 OPSET = 18
 ML_OPSET = 3
@@ -55,19 +59,30 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
     onnx.checker.check_model(path)
 
 
-def export_ranker(booster: "lightgbm.Booster", path: Path, num_features: int) -> None:
-    """`features` float32 [batch, F] -> `score` float32 [batch, 1], the raw score of the trees.
+def export_ranker(ranker: "Ranker", path: Path, num_features: int) -> None:
+    """`features` float32 [batch, F] -> `score` float32 [batch, 1], the scaled score of retrieval and the raw score of the trees.
 
-    Thresholds and leaves stay float64 and scores are rounded once, at the end, so the file gives exactly what LightGBM gives.
+    Thresholds and leaves stay float64 and the sum over trees is rounded once, so the file gives exactly what `Ranker.predict` gives.
     (With float32 thresholds, as converters write them, a feature that lies on one may go the other way.)
     """
-    to_double = onnx.helper.make_node("Cast", ["features"], ["features_double"], to=onnx.TensorProto.DOUBLE)
-    trees = onnx.helper.make_node("TreeEnsembleRegressor", ["features_double"], ["score"], domain=_ML, **_tree_attributes(booster))
+    constants: dict[str, npt.NDArray[Any]] = {
+        "retrieval_score_place": np.array([RETRIEVAL_SCORE], dtype=np.int64),
+        "score_scale": np.array(ranker.score_scale, dtype=np.float32),
+    }
+    make_node = onnx.helper.make_node
+    nodes = [
+        make_node("Cast", ["features"], ["features_double"], to=onnx.TensorProto.DOUBLE),
+        make_node("TreeEnsembleRegressor", ["features_double"], ["trees"], domain=_ML, **_tree_attributes(ranker.booster)),
+        make_node("Gather", ["features", "retrieval_score_place"], ["retrieval_score"], axis=1),
+        make_node("Mul", ["retrieval_score", "score_scale"], ["start"]),
+        make_node("Add", ["trees", "start"], ["score"]),
+    ]
     graph = onnx.helper.make_graph(
-        [to_double, trees],
+        nodes,
         path.stem,
         [onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["batch", num_features])],
         [onnx.helper.make_tensor_value_info("score", onnx.TensorProto.FLOAT, ["batch", 1])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(_ML, ML_OPSET)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

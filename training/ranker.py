@@ -1,5 +1,8 @@
 """The ranker: LightGBM (LambdaMART) over retrieval candidates; the only file that imports lightgbm.
 
+Its trees start from the score of retrieval and correct it: a few thousand users with one right answer each are too few to learn
+anew the order that the model has learnt from every event.
+
 It learns on the validation targets, with histories and statistics of training alone, and is measured on the test targets,
 so nothing it is measured on was seen by it or by the model under it. Over a refit, it learns from the candidates of the run
 that the refit was made from.
@@ -18,6 +21,7 @@ import numpy.typing as npt
 
 from passerelle import metrics
 from passerelle.errors import UserError
+from passerelle.features import RETRIEVAL_SCORE
 from passerelle.files import new_directory, write_text
 from passerelle.ids import PADDING_ROW
 from passerelle.progress import Progress, silent
@@ -29,8 +33,22 @@ from training.run import RANKER
 
 EVALUATED_KS = (10, 20, 50)
 
-Predictor = Callable[[npt.NDArray[np.float32]], npt.ArrayLike]
-"""Scores [S] of the features [S, F] of some candidates: LightGBM's own, or what it was exported to."""
+Predictor = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""Scores [S] of the features [S, F] of some candidates: those of a `Ranker`, or of what it was exported to."""
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A candidate's score: what retrieval says of it, and what the trees add to that."""
+
+    booster: lightgbm.Booster
+    score_scale: float
+    """Retrieval scores are multiplied by it: the inverse of the temperature of the loss, so that they are the loss's logits."""
+
+    def predict(self, features_SF: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Scores [S], added in float32 as the exported network adds them."""
+        trees_S = np.asarray(self.booster.predict(features_SF)).astype(np.float32)
+        return trees_S + features_SF[:, RETRIEVAL_SCORE] * np.float32(self.score_scale)
 
 
 @dataclass(frozen=True)
@@ -101,23 +119,22 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
         )
     shuffled_Q = np.random.default_rng(config.training.seed).permutation(useful_Q)
     num_held_out = max(1, int(config.ranker.holdout_fraction * len(shuffled_Q)))
+    score_scale = 1 / config.loss.temperature
     fit_set, held_out_set = (
-        _lightgbm_set(learning, hits_QK, chosen_Q) for chosen_Q in (shuffled_Q[num_held_out:], shuffled_Q[:num_held_out])
+        _lightgbm_set(learning, hits_QK, chosen_Q, score_scale) for chosen_Q in (shuffled_Q[num_held_out:], shuffled_Q[:num_held_out])
     )
-    booster = _boost(run, fit_set, held_out_set, progress)
+    ranker = Ranker(_boost(run, fit_set, held_out_set, progress), score_scale)
 
     testing = retrieve_candidates(run, run.users("test"), progress, stage="test features")
     ks = tuple(k for k in EVALUATED_KS if k <= testing.rows_QK.shape[1])
     results = {
         "model": ranking_metrics(run.dataset, testing.users, testing.rows_QK, ks),
-        "ranker": ranking_metrics(run.dataset, testing.users, rerank(booster.predict, testing)[0], ks),
+        "ranker": ranking_metrics(run.dataset, testing.users, rerank(ranker.predict, testing)[0], ks),
     }
     with new_directory(run.path / RANKER, overwrite=overwrite) as scratch:
-        booster.save_model(scratch / "model.txt")
-        write_text(
-            scratch / "ranker.json",
-            json.dumps({"features": run.features.names, "num_trees": booster.num_trees(), "test": results}, indent=2),
-        )
+        ranker.booster.save_model(scratch / "model.txt")
+        described = {"features": run.features.names, "num_trees": ranker.booster.num_trees(), "score_scale": score_scale, "test": results}
+        write_text(scratch / "ranker.json", json.dumps(described, indent=2))
     record_evaluation(run.path, "test", results)
     return results
 
@@ -134,11 +151,16 @@ def _learner(run: OpenRun) -> OpenRun:
     return load_run(Path(chosen_by), run.dataset.path)
 
 
-def _lightgbm_set(candidates: Candidates, hits_QK: npt.NDArray[np.bool_], chosen_Q: npt.NDArray[np.int64]) -> lightgbm.Dataset:
+def _lightgbm_set(
+    candidates: Candidates, hits_QK: npt.NDArray[np.bool_], chosen_Q: npt.NDArray[np.int64], score_scale: float
+) -> lightgbm.Dataset:
     """Features are not named: LightGBM refuses names that JSON would escape, and people may name their columns so."""
     found_QK = candidates.found_QK[chosen_Q]
     return lightgbm.Dataset(
-        candidates.features_QKF[chosen_Q][found_QK], hits_QK[chosen_Q][found_QK].astype(np.int32), group=found_QK.sum(axis=1)
+        candidates.features_QKF[chosen_Q][found_QK],
+        hits_QK[chosen_Q][found_QK].astype(np.int32),
+        group=found_QK.sum(axis=1),
+        init_score=candidates.scores_QK[chosen_Q][found_QK].astype(np.float64) * score_scale,
     )
 
 
@@ -151,6 +173,8 @@ def _boost(run: OpenRun, fit_set: lightgbm.Dataset, held_out_set: lightgbm.Datas
         "learning_rate": config.ranker.learning_rate,
         "num_leaves": config.ranker.num_leaves,
         "min_data_in_leaf": config.ranker.min_leaf_events,
+        "lambda_l2": config.ranker.l2_penalty,
+        "lambdarank_norm": False,  # it weighs pairs by how near their scores are, and here they start from the model's
         "seed": config.training.seed,
         "deterministic": True,
         "force_row_wise": True,
@@ -183,13 +207,16 @@ def rerank(predict: Predictor, candidates: Candidates) -> tuple[npt.NDArray[np.i
     return np.take_along_axis(candidates.rows_QK, order_QK, 1), np.take_along_axis(scores_QK, order_QK, 1)
 
 
-def load_ranker(run_path: Path) -> lightgbm.Booster:
+def load_ranker(run_path: Path) -> Ranker:
     """The ranker of a run.
 
     Raises:
-        UserError: it has not been trained yet.
+        UserError: it has not been trained yet, or by a version whose trees did not start from the score of retrieval.
     """
-    path = run_path / RANKER / "model.txt"
-    if not path.is_file():
+    folder = run_path / RANKER
+    if not (folder / "model.txt").is_file():
         raise UserError(f"{run_path} has no ranker: run `passerelle train-ranker {run_path}` first")
-    return lightgbm.Booster(model_file=path)
+    described = json.loads((folder / "ranker.json").read_text(encoding="utf-8"))
+    if "score_scale" not in described:
+        raise UserError(f"{folder} is of an earlier version: run `passerelle train-ranker {run_path} --overwrite`")
+    return Ranker(lightgbm.Booster(model_file=folder / "model.txt"), described["score_scale"])

@@ -98,23 +98,6 @@ def test_a_separate_output_table_makes_other_vectors_for_histories(dataset: Data
     assert bundle.manifest.parity["onnxruntime"]["identical_top_10"] == REFERENCE_USERS
 
 
-@pytest.mark.parametrize("rows", [1, 1000])
-def test_ranker_equals_lightgbm_on_random_rows(bundle: Bundle, ranked_run: OpenRun, rows: int) -> None:
-    """Bit for bit, also beyond what any feature was in training, and exactly on a tree's thresholds."""
-    booster, rng = load_ranker(ranked_run.path), np.random.default_rng(1)
-    features_SF = rng.normal(scale=rng.choice([0.1, 1, 10, 1000], size=(rows, 1)), size=(rows, len(bundle.manifest.features))).astype(
-        np.float32
-    )
-    trees = booster.trees_to_dataframe().dropna(subset=["threshold"])
-    for place, (feature, threshold) in enumerate(zip(trees["split_feature"], trees["threshold"], strict=True)):
-        features_SF[place % rows, booster.feature_name().index(feature)] = threshold
-    (score_S1,) = session(bundle, RANKER).run(["score"], {"features": features_SF})
-    assert score_S1.shape == (rows, 1)
-    assert score_S1[:, 0].tolist() == np.asarray(booster.predict(features_SF)).astype(np.float32).tolist()
-    if rows > 1:
-        assert np.std(score_S1) > 0.01
-
-
 def test_networks_are_described_as_they_are(bundle: Bundle) -> None:
     networks = {name: network.model_dump() for name, network in bundle.manifest.networks.items()}
     num_features = len(bundle.manifest.features)

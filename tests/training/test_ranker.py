@@ -24,13 +24,20 @@ from tests.histories import untimed
 from training.evaluation import read_evaluation
 from training.fit import train_in_process
 from training.open_run import OpenRun, load_run
-from training.ranker import Candidates, load_ranker, rerank, retrieve_candidates, train_ranker
+from training.ranker import Candidates, Ranker, load_ranker, rerank, retrieve_candidates, train_ranker
 from training.statistics import item_statistics
 
 
 def opened_apart(run: OpenRun, path: Path) -> OpenRun:
     """The same run under another path, without opening it again."""
     return replace(run, path=Path(shutil.copytree(run.path, path)))
+
+
+def with_settings(run: OpenRun, **sections: dict[str, object]) -> OpenRun:
+    """The same weights under another configuration."""
+    config = run.manifest.config
+    changed = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return replace(run, manifest=run.manifest.model_copy(update={"config": config.model_copy(update=changed)}))
 
 
 def test_candidates_equal_an_independent_computation(run: OpenRun) -> None:
@@ -68,7 +75,7 @@ def test_ranker_beats_retrieval_and_is_recorded(ranked_run: OpenRun) -> None:
     assert all(measured[scorer].items() <= recorded[scorer].items() for scorer in measured)
     assert tuple(written["features"]) == ranked_run.features.names
     assert {"affinity_50_genres", "value_year", "retrieval_score"} <= set(written["features"])
-    booster = load_ranker(ranked_run.path)
+    booster = load_ranker(ranked_run.path).booster
     assert written["num_trees"] == booster.num_trees() <= 30
     assert booster.num_feature() == len(written["features"])
 
@@ -81,7 +88,7 @@ def test_ranker_never_sees_a_test_event(run: OpenRun, tmp_path: Path) -> None:
     rows_E[test_events], times_ms_E[test_events] = 2, 2**41
     poisoned = replace(poisoned, dataset=replace(run.dataset, item_rows_E=rows_E, timestamps_ms_E=times_ms_E))
     results = {opened.path.name: train_ranker(opened) for opened in (honest, poisoned)}
-    assert load_ranker(honest.path).model_to_string() == load_ranker(poisoned.path).model_to_string()
+    assert load_ranker(honest.path).booster.model_to_string() == load_ranker(poisoned.path).booster.model_to_string()
     assert results["honest"] != results["poisoned"], "the poison reached nothing at all"
 
 
@@ -177,7 +184,7 @@ def test_rerank_orders_by_what_is_served(ranked_run: OpenRun) -> None:
     assert len(np.unique(booster.predict(features_QKF[0]))) == 4
     users = ranked_run.users("test").take(slice(0, 1))
     candidates = Candidates(users, np.array([[7, 5, 9, 3]]), np.array([[4.0, 3.0, 2.0, 1.0]], dtype=np.float32), features_QKF)
-    rows_QK, scores_QK = rerank(booster.predict, candidates)
+    rows_QK, scores_QK = rerank(Ranker(booster, score_scale=0.0).predict, candidates)
     assert rows_QK.tolist() == [[5, 3, 7, 9]]
     assert scores_QK.tolist() == [[2.0, 2.0, 1.0, 1.0]]
     assert scores_QK.dtype == np.float32
@@ -187,5 +194,28 @@ def test_ranker_reads_as_plain_text(ranked_run: OpenRun) -> None:
     """Nothing is pickled: LightGBM's own text gives the same scores after a round trip."""
     candidates = retrieve_candidates(ranked_run, ranked_run.users("test").take(slice(0, 5)))
     text = (ranked_run.path / "ranker" / "model.txt").read_text()
-    scores = lightgbm.Booster(model_str=text).predict(candidates.features_QKF[0])
-    assert rerank(load_ranker(ranked_run.path).predict, candidates)[1][0].tolist() == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+    scores = np.asarray(lightgbm.Booster(model_str=text).predict(candidates.features_QKF[0])) + candidates.scores_QK[0]
+    assert rerank(load_ranker(ranked_run.path).predict, candidates)[1][0].tolist() == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+
+
+def test_trees_that_learn_nothing_keep_the_order_of_retrieval(run: OpenRun, tmp_path: Path) -> None:
+    """No leaf is allowed to be as large as its limit wants it: the trees are constants."""
+    results = train_ranker(with_settings(opened_apart(run, tmp_path / "run"), ranker={"min_leaf_events": 10**6}))
+    assert results["ranker"] == results["model"]
+
+
+def test_trees_start_from_the_logits_of_the_loss(run: OpenRun, tmp_path: Path) -> None:
+    cool = with_settings(opened_apart(run, tmp_path / "run"), loss={"temperature": 0.25}, ranker={"min_leaf_events": 10**6})
+    train_ranker(cool)
+    ranker = load_ranker(cool.path)
+    candidates = retrieve_candidates(cool, cool.users("test").take(slice(0, 1)))
+    constant = float(np.asarray(ranker.booster.predict(candidates.features_QKF[0, :1]))[0])
+    assert ranker.predict(candidates.features_QKF[0]).tolist() == pytest.approx((candidates.scores_QK[0] * 4 + constant).tolist(), rel=1e-6)
+
+
+def test_a_ranker_of_an_earlier_version_is_refused(ranked_run: OpenRun, tmp_path: Path) -> None:
+    old = opened_apart(ranked_run, tmp_path / "old")
+    path = old.path / "ranker" / "ranker.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "score_scale"}))
+    with pytest.raises(UserError, match=r"earlier version: run `passerelle train-ranker .* --overwrite`"):
+        load_ranker(old.path)
