@@ -12,20 +12,21 @@ from typing import Any
 from pages import write_or_check
 
 from passerelle.config import Config
-from passerelle.prepare.config import Condition, EntityConfig, EventsConfig, FeatureConfig, FiltersConfig, PrepareConfig
+from passerelle.prepare.config import Condition, EntityConfig, EventsConfig, FiltersConfig, PrepareConfig
+from passerelle.prepare.feature_config import FeatureConfig
 from training.config import RunConfig, load_recipe, recipe_names
 
 TARGET = Path(__file__).parent / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-Written by `make docs` from the docstrings of `training/config.py`, `passerelle/splits.py` and `passerelle/prepare/config.py`: edit
-those, not this file.
+Written by `make docs` from the docstrings of `training/config.py`, `training/model_config.py`, `passerelle/splits.py`,
+`passerelle/prepare/config.py` and `passerelle/prepare/feature_config.py`: edit those, not this file.
 
 Every setting stands in a TOML file, and those of a section may be given anew with `--set section.key=value`, as often as needed. The
 value is TOML (`--set model.dim=128`, `--set "model.distance_slopes=[0.5, 0.03]"`), and a bare word is a text
-(`--set loss.kind=sampled`). An unknown key and a value out of range are errors, and so is an option of `[objective]`, `[loss]` or
-`[split]` that the others leave without effect. How to use them is in [training.md](training.md).
+(`--set loss.kind=sampled`). An unknown key and a value out of range are errors, and so is an option of `[items]`, `[objective]`, `[loss]`
+or `[split]` that the others leave without effect. How to use them is in [training.md](training.md).
 
 ## A recipe
 

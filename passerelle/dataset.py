@@ -26,16 +26,26 @@ from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, MAX_ITEM_ROW, TIMESTAMP_MS, USER_ID
 from passerelle.manifest import Manifest, open_manifest, provenance, write_manifest
 
-FeatureKind = Literal["categorical", "multi_categorical", "numeric", "text"]
+FeatureKind = Literal["categorical", "multi_categorical", "numeric", "text", "vector", "timestamp", "place"]
+
+Scaling = Literal["standard", "log"]
 
 _FILES = ("interactions.arrow", "offsets.arrow", "users.arrow", "items.arrow")
 
 
 class FeatureColumn(Config):
-    """One feature of users or items, as a column of `users.arrow` or `items.arrow`."""
+    """One feature of users or items, as a column of `users.arrow` or `items.arrow`.
+
+    Categorical values and text are strings, several are a list of them; numbers are float64, vectors lists of float32 of one width,
+    timestamps int64 milliseconds, places structs of latitude and longitude in degrees. Whatever is missing is null.
+    """
 
     name: str
     kind: FeatureKind
+    scaling: Scaling = "standard"
+    """Numeric: how networks are given it."""
+    width: int | None = None
+    """Vector: numbers in it."""
 
 
 class DatasetManifest(Manifest):

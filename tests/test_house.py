@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -230,6 +231,7 @@ def imported_packages(paths: list[Path]) -> dict[str, set[str]]:
 
 
 PEER = ROOT / "benchmarks" / "peer_rectools.py"
+OF_EXTRAS = (ROOT / "training" / "text.py",)
 
 
 def test_a_peer_is_pinned_in_an_environment_of_its_own() -> None:
@@ -240,10 +242,18 @@ def test_a_peer_is_pinned_in_an_environment_of_its_own() -> None:
 def test_what_is_imported_is_pinned_and_what_is_pinned_is_used() -> None:
     base = {normal(name) for name in read_pins(ROOT / "requirements", ["base.txt"])}
     second_step = {normal(name) for name in read_pins(ROOT / "requirements", ["torchrec-cpu.txt"])}
-    imported = imported_packages([path for path in FILES if path != PEER])
+    imported = imported_packages([path for path in FILES if path not in (PEER, *OF_EXTRAS)])
     assert {name: packages for name, packages in imported.items() if not packages & (base | second_step)} == {}
     used = set().union(*imported.values())
     assert base - used == set(NOT_IMPORTED_BY_US)
+
+
+def test_extras_are_pinned_as_tests_have_them() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    dev = read_pins(ROOT / "requirements", ["dev.txt"])
+    pinned = dict(pin.split("==") for pins in extras.values() for pin in pins)
+    assert pinned.items() <= dev.items()
+    assert {normal(name) for name in pinned} <= set().union(*imported_packages(list(OF_EXTRAS)).values())
 
 
 def test_lock_holds_every_direct_pin() -> None:

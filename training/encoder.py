@@ -10,12 +10,13 @@ Shape legend: B sequences, B1 = B + 1, L padded length, P positions wanted of ea
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.attention import Attend, DenseAttention, FlexAttention, Preferences
-from training.config import ModelConfig
 from training.dropout import Dropout
 from training.layers import Block, TimeGap, norm, rotary_angles, time_buckets
+from training.model_config import ModelConfig
 
 DIRECTIONS = {"past": 1, "both": 0, "future": -1}
 
@@ -36,12 +37,14 @@ class SequenceEncoder(nn.Module):
         config: shape of the encoder.
         causal: whether a position sees itself and older ones only.
         generator: draws the initial weights.
+        unit: whether its vectors have length 1.
     """
 
-    def __init__(self, config: ModelConfig, generator: torch.Generator, *, causal: bool = False) -> None:
+    def __init__(self, config: ModelConfig, generator: torch.Generator, *, causal: bool = False, unit: bool = False) -> None:
         super().__init__()
         self.max_length = config.max_history if causal else config.max_history + 1
         self.causal = causal
+        self.unit = unit
         self.needs_times = config.time_bias or config.time_gap
         self.time_gap = TimeGap(config, causal=causal) if config.time_gap else None
         self.time_bias = config.time_bias
@@ -103,7 +106,7 @@ class SequenceEncoder(nn.Module):
             wanted_BP = columns_BP if number == len(self.blocks) else None
             hidden_BLD = block(hidden_BLD, wanted_BP, attend, angles_LK, dropout)
         queries_BPD: Tensor = self.head(self.output_norm(hidden_BLD))
-        return queries_BPD
+        return F.normalize(queries_BPD, dim=-1) if self.unit else queries_BPD
 
     def _attend(self, visible_BL: Tensor, times: Times | None) -> Attend:
         buckets_BLL = None

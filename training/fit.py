@@ -16,10 +16,9 @@ from passerelle.splits import evaluation_users, make_split
 from training.batches import EpochBatches
 from training.callbacks import BestCheckpoint, LastCheckpoint, Patience, RunJournal, WholeCheckpoints
 from training.config import RunConfig
+from training.content import make_model
 from training.data import SequenceData
 from training.run import LAST, RunManifest, finish_run, plan_run, start_run
-from training.sequence_model import SequenceModel
-from training.statistics import sampler_counts
 from training.windows import training_split
 
 
@@ -56,8 +55,7 @@ def fit(
     whole = make_split(dataset, config.split)
     users, split = evaluation_users(whole, "validation"), training_split(whole, config)
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
-    counts_R = torch.from_numpy(sampler_counts(dataset, split, config))
-    model = SequenceModel(config, counts_R, total_steps=steps_per_epoch * config.training.max_epochs)
+    model = make_model(dataset, split, config, total_steps=steps_per_epoch * config.training.max_epochs)
     checkpoints = run_path / "checkpoints"
     choice: list[pl.Callback] = (
         [] if config.training.include_validation else [Patience(config.training.patience), BestCheckpoint(checkpoints)]

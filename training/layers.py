@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.attention import Attend, take
-from training.config import ModelConfig
 from training.dropout import Dropout
+from training.model_config import ModelConfig
 
 ROTARY_BASE = 10_000.0
 NUM_TIME_BUCKETS = 64

@@ -26,6 +26,7 @@ from passerelle.splits import evaluation_users, make_split
 from training.batches import EpochBatches
 from training.callbacks import read_history
 from training.config import RunConfig
+from training.content import make_model
 from training.sequence_model import MONITOR, SequenceModel
 from training.windows import training_split
 
@@ -197,7 +198,8 @@ def load_model(path: Path, manifest: RunManifest, dataset: Dataset) -> SequenceM
     Raises:
         UserError: its weights are not those of this code's model.
     """
-    model = SequenceModel(manifest.config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1)
+    split = training_split(make_split(dataset, manifest.config.split), manifest.config)
+    model = make_model(dataset, split, manifest.config, total_steps=1)
     try:
         model.load_state_dict(_read_checkpoint(path / BEST)["state_dict"])
     except RuntimeError:

@@ -1,10 +1,13 @@
-"""The sequence recommender as a Lightning module: an item table, an encoder, an objective and a loss.
+"""The recommender as a Lightning module: items with their vectors, an encoder of histories, an objective and a loss.
 
 With masked items and a bidirectional encoder it is BERT4Rec (Sun et al., 2019, "BERT4Rec: Sequential recommendation with
 bidirectional encoder representations from transformer"); with next items and a causal one SASRec (Kang and McAuley, 2018,
 "Self-attentive sequential recommendation"). The main differences from both papers: positions are counted from the newest item,
 attention falls with distance and has no dropout, hidden items are no keys, item tables begin small, and items have no bias of
 their own, so that a score is the inner product of a query and an item vector and any ANN index can serve it.
+
+With a candidate tower for its items it is a two-tower model, whose query tower is the encoder over what the other tower makes of the
+history (`training/items.py`); everything else stays as it is.
 
 Shape legend: B sequences, L padded length, D width, T tokens, M target positions, R item rows, K ranked items, Q users.
 """
@@ -16,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from passerelle import metrics
 from passerelle.errors import UserError
@@ -27,6 +30,7 @@ from training.dropout import Dropout
 from training.encoder import QueryEncoder, SequenceEncoder, Times, columns_of_rows, pad_right_aligned, scatter, serving_times
 from training.evaluation_batches import EvaluationBatch, Histories
 from training.full_softmax import full_softmax
+from training.items import ItemContent, make_items
 from training.losses import gbce, sampled_softmax
 from training.ranking import rank_scores
 from training.samplers import make_sampler
@@ -34,55 +38,60 @@ from training.samplers import make_sampler
 MONITOR = "validation_ndcg@10"
 MONITOR_K = 10
 FINAL_LEARNING_RATE_SHARE = 0.05
-TABLE_STD = 0.02
-"""Small beside Adam's steps, so that an item with few events loses its first, random vector (docs/decisions.md has the figures)."""
-TABLES = ("table_RD", "separate_table_RD")
+TABLES = ("items.table_RD", "items.separate_table_RD")
 
 
 class SequenceModel(pl.LightningModule):
-    """The item table, the encoder, and how a step trains them.
+    """The items, the encoder, and how a step trains them.
 
     Args:
         config: the resolved recipe.
         counts_R: float64 counts of each item row for the sampler (`make_sampler`).
         total_steps: steps in `max_epochs`, for the learning-rate schedule.
+        content: what declared features say of the items, for a candidate tower.
     """
 
-    def __init__(self, config: RunConfig, counts_R: Tensor, total_steps: int) -> None:
+    def __init__(self, config: RunConfig, counts_R: Tensor, total_steps: int, content: ItemContent | None = None) -> None:
         super().__init__()
         self.config = config
         self.total_steps = total_steps
         generator = torch.Generator().manual_seed(config.training.seed)
-        self.table_RD = _table(len(counts_R), config.model.dim, generator)
-        self.encoder = SequenceEncoder(config.model, generator, causal=config.objective.kind == "causal")
-        separate = config.model.output_table == "separate"
-        self.separate_table_RD = _table(len(counts_R), config.model.dim, generator) if separate else None
+        self.items = make_items(config, len(counts_R), content, generator)
+        unit = config.items.kind == "tower"
+        self.encoder = SequenceEncoder(config.model, generator, causal=config.objective.kind == "causal", unit=unit)
         self.sampler = make_sampler(config.loss, counts_R)
         self._train_loss = torch.zeros(2, dtype=torch.float64)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
 
-    @property
-    def output_table_RD(self) -> nn.Parameter:
-        """What queries are compared with."""
-        return self.table_RD if self.separate_table_RD is None else self.separate_table_RD
-
+    @torch.no_grad()
     def item_vectors(self) -> Tensor:
         """float32 [R, D] of items as answers; the special rows are zero."""
-        return _without_special_rows(self.output_table_RD)
+        return _without_special_rows(self.items.exact().answers_RD)
 
+    @torch.no_grad()
     def history_vectors(self) -> Tensor | None:
         """float32 [R, D] of items in histories, where those are others."""
-        return None if self.separate_table_RD is None else _without_special_rows(self.table_RD)
+        vectors = self.items.exact()
+        return None if vectors.history_RD is vectors.answers_RD else _without_special_rows(vectors.history_RD)
 
+    @torch.no_grad()
     def query_encoder(self) -> QueryEncoder:
         """The part that is exported, sharing no memory with the table."""
-        return QueryEncoder(self.encoder, self.table_RD[MASK_ROW]).eval()
+        return QueryEncoder(self.encoder, self.items.exact().history_RD[MASK_ROW]).eval()
 
     def encode(
-        self, items_BL: Tensor, times: Times | None = None, dropout: Dropout | None = None, columns_BP: Tensor | None = None
+        self,
+        items_BL: Tensor,
+        times: Times | None = None,
+        dropout: Dropout | None = None,
+        columns_BP: Tensor | None = None,
+        history_RD: Tensor | None = None,
     ) -> Tensor:
-        """Contextual vectors of right-aligned item rows: [B, P, D] of the columns `columns_BP`, or [B, L, D] of all."""
-        vectors_BLD = F.embedding(items_BL, self.table_RD)
+        """Contextual vectors of right-aligned item rows: [B, P, D] of the columns `columns_BP`, or [B, L, D] of all.
+
+        `history_RD` are the vectors that items have in this step; without them, the exact ones.
+        """
+        vectors_BLD = F.embedding(items_BL, self.items.exact().history_RD if history_RD is None else history_RD)
         return self.encoder(vectors_BLD, items_BL != PADDING_ROW, items_BL == MASK_ROW, times, dropout, columns_BP)
 
     def encode_histories(self, histories: Histories) -> Tensor:
@@ -96,7 +105,7 @@ class SequenceModel(pl.LightningModule):
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
         """float32 [B, R] inner products of each user's query and every row of the table, for the caller to overwrite."""
-        return (self.encode_histories(batch.histories) @ self.output_table_RD.T).float()
+        return (self.encode_histories(batch.histories) @ self.items.exact().answers_RD.T).float()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
@@ -105,14 +114,15 @@ class SequenceModel(pl.LightningModule):
             times = Times(*(scatter(times_T, row_T, column_T, items_BL) for times_T in (batch.query_times_ms_T, batch.key_times_ms_T)))
         from_end_L = torch.arange(items_BL.shape[1], 0, -1, device=self.device)
         dropout = Dropout(self.config.model.dropout, batch.seed, batch.windows_B[:, None] * self.encoder.max_length + from_end_L)
+        vectors = self.items.of_step(batch.seed)
         row_M, column_M = row_T[batch.target_positions_M], column_T[batch.target_positions_M]
         if self.encoder.causal:  # almost every position is a target
-            query_MD = self.encode(items_BL, times, dropout)[row_M, column_M]
+            query_MD = self.encode(items_BL, times, dropout, None, vectors.history_RD)[row_M, column_M]
         else:
             columns_BP, place_M = columns_of_rows(row_M, column_M, len(items_BL))
-            query_MD = self.encode(items_BL, times, dropout, columns_BP)[row_M, place_M]
+            query_MD = self.encode(items_BL, times, dropout, columns_BP, vectors.history_RD)[row_M, place_M]
         # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
-        loss = self._loss_sum(query_MD, batch) / self._mean_over_ranks(batch.weights_M.sum())
+        loss = self._loss_sum(query_MD, vectors.answers_RD, batch) / self._mean_over_ranks(batch.weights_M.sum())
         self._train_loss = self._train_loss.to(self.device)
         self._train_loss[0] += loss.detach()
         self._train_loss[1] += 1
@@ -149,9 +159,9 @@ class SequenceModel(pl.LightningModule):
             )
         return so_far
 
-    def _loss_sum(self, query_MD: Tensor, batch: Batch) -> Tensor:
+    def _loss_sum(self, query_MD: Tensor, answers_RD: Tensor, batch: Batch) -> Tensor:
         config = self.config.loss
-        given = (query_MD, self.output_table_RD, batch.target_rows_M, batch.weights_M)
+        given = (query_MD, answers_RD, batch.target_rows_M, batch.weights_M)
         if config.kind == "full":
             return full_softmax(*given, temperature=config.temperature, max_logits=config.max_logits)
         generator = torch.Generator().manual_seed(batch.seed)
@@ -204,13 +214,6 @@ class SequenceModel(pl.LightningModule):
         if decay_steps == 0 or into_decay <= 0:
             return 1.0
         return 1 - (1 - FINAL_LEARNING_RATE_SHARE) * min(1.0, into_decay / decay_steps)
-
-
-def _table(num_rows: int, dim: int, generator: torch.Generator) -> nn.Parameter:
-    table_RD = torch.empty(num_rows, dim)
-    nn.init.trunc_normal_(table_RD, std=TABLE_STD, generator=generator)
-    table_RD[PADDING_ROW] = 0.0
-    return nn.Parameter(table_RD)
 
 
 def _without_special_rows(table_RD: Tensor) -> Tensor:

@@ -7,34 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import AfterValidator, Field, model_validator
 
 from passerelle.config import Config, load_config
-from passerelle.dataset import FeatureKind
 from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID, USER_ID
-from passerelle.prepare.moments import TimestampUnit, format_regex
+from passerelle.prepare.feature_config import FeatureConfig, regex
+from passerelle.prepare.moments import TimestampUnit, check_timestamp_format
 
 IdType = Literal["int64", "string"]
 PRESETS = Path(__file__).parent / "presets"
 
 _CSV_ONLY = ("separator", "columns", "encoding", "quoting")
-
-
-def _regex(pattern: str) -> str:
-    try:
-        pc.match_substring_regex(pa.array([""]), pattern)
-    except pa.ArrowInvalid as error:
-        raise ValueError(str(error)) from None
-    return pattern
-
-
-def _regex_with_value(pattern: str) -> str:
-    if "(?P<value>" not in _regex(pattern):
-        raise ValueError(r"name the part to keep with (?P<value>...), as in \((?P<value>\d{4})\)$")
-    return pattern
 
 
 def _encoding(name: str) -> str:
@@ -94,7 +78,7 @@ class Condition(Config):
         if not isinstance(self.value, wanted.get(self.operator, (float, str))):
             raise ValueError(f"operator {self.operator} does not go with value {self.value!r}")
         if self.operator in ("matches", "not_matches"):
-            _regex(str(self.value))
+            regex(str(self.value))
         return self
 
     def __str__(self) -> str:
@@ -131,10 +115,7 @@ class EventsConfig(TableConfig):
     def _events_options(self) -> Self:
         if not self.files:
             raise ValueError("files: name at least one")
-        if self.timestamp_format is not None:
-            if self.timestamp_unit != "iso":
-                raise ValueError('timestamp_format goes with timestamp_unit = "iso"')
-            format_regex(self.timestamp_format)
+        check_timestamp_format(self.timestamp_unit, self.timestamp_format)
         if (self.event_type_column is None) != (not self.event_weights):
             raise ValueError("event_type_column and event_weights go together")
         if self.event_type_column is not None and self.model_fields_set & {"event_type", "weight"}:
@@ -144,37 +125,6 @@ class EventsConfig(TableConfig):
     def weights(self) -> dict[str, float]:
         """Weight of each event type these files hold."""
         return dict(self.event_weights) if self.event_type_column else {self.event_type: self.weight}
-
-
-class FeatureConfig(Config):
-    """One feature of items or users."""
-
-    kind: FeatureKind
-    """`categorical` text, `multi_categorical` list of texts, `numeric` float64, or `text` for people and encoders."""
-    column: str | None = None
-    """Column that holds it."""
-    flags: tuple[str, ...] = ()
-    """`multi_categorical` spread over one 0/1 column a value, instead of `column`; the columns' names are the values."""
-    separator: str | None = Field(default=None, min_length=1)
-    """`multi_categorical` in one text: what stands between two values."""
-    extract: Annotated[str, AfterValidator(_regex_with_value)] | None = None
-    """Regular expression (RE2) whose group `(?P<value>...)` is the feature; missing where it does not match."""
-    from_events: Literal["last", "most_frequent"] | None = None
-    """Take it from the event files' column: the last value by time, or the most frequent one (in a tie, the one met first)."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.column is None) == (not self.flags):
-            raise ValueError("give either column or flags")
-        if self.flags and (self.kind != "multi_categorical" or self.from_events or self.extract or self.separator):
-            raise ValueError("flags make a multi_categorical feature of the table alone, without separator, extract or from_events")
-        if self.separator and self.kind != "multi_categorical":
-            raise ValueError("separator is for kind multi_categorical")
-        return self
-
-    def columns(self) -> tuple[str, ...]:
-        """Columns it is made from."""
-        return self.flags if self.column is None else (self.column,)
 
 
 class EntityConfig(TableConfig):

@@ -57,6 +57,18 @@ def format_regex(text: str) -> str:
     return "^" + "".join(_DIRECTIVES[part] if place % 2 else re.escape(part) for place, part in enumerate(parts)) + "$"
 
 
+def check_timestamp_format(unit: TimestampUnit, text_format: str | None) -> None:
+    """Refuse a format that does not go with the unit, or is none.
+
+    Raises:
+        ValueError: one of these.
+    """
+    if text_format is not None:
+        if unit != "iso":
+            raise ValueError('timestamp_format goes with timestamp_unit = "iso"')
+        format_regex(text_format)
+
+
 def parse_timestamps_ms(values: pa.Array, unit: TimestampUnit, text_format: str | None) -> tuple[Int64Array, BoolArray]:
     """Milliseconds of each value, and which values make no sense (their milliseconds are 0).
 

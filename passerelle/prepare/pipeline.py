@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from passerelle.dataset import Dataset, write_dataset
+from passerelle.dataset import Dataset, FeatureColumn, write_dataset
 from passerelle.errors import UserError
 from passerelle.files import refuse_existing
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, MAX_ITEM_ROW, USER_ID
@@ -162,5 +162,8 @@ def _report(config: PrepareConfig, kept: _Kept, users: EntityTable, items: Entit
     )
 
 
-def _feature_columns(config: EntityConfig) -> tuple[dict[str, str], ...]:
-    return tuple({"name": name, "kind": feature.kind} for name, feature in config.features.items())
+def _feature_columns(config: EntityConfig) -> tuple[FeatureColumn, ...]:
+    return tuple(
+        FeatureColumn(name=name, kind=feature.kind, scaling=feature.scaling, width=feature.width)
+        for name, feature in config.features.items()
+    )

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from passerelle.errors import UserError
-from passerelle.prepare.config import EntityConfig, FeatureConfig
+from passerelle.prepare.config import EntityConfig
+from passerelle.prepare.conversions import make_feature
 from passerelle.prepare.events import Encoded
+from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.readers import read_batches
 from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.tally import Tally, first_example
-from passerelle.prepare.values import as_text, parse_int64, parse_numbers, to_numpy_bool
+from passerelle.prepare.values import as_text, parse_int64
 from passerelle.progress import Progress
 
 IntArray = npt.NDArray[np.integer]
@@ -95,15 +97,12 @@ def build_table(
     features = {}
     for key, feature in config.features.items():
         where = source / (config.files[0] if config.files and not feature.from_events else "")
-        if feature.flags:
-            features[key] = _from_flags(where, feature, columns)
-            continue
-        assert feature.column is not None
-        values = events.pick(feature) if feature.from_events else columns[feature.column]
+        given = [events.pick(feature)] if feature.from_events else [columns[column] for column in feature.columns()]
         try:
-            features[key] = _convert(where, f"{name.removesuffix('_id')}s.{key}", feature, values, tally)
+            features[key] = make_feature(where, f"{name.removesuffix('_id')}s.{key}", feature, given, tally)
         except UserError as error:
-            raise UserError(f"{where}: feature {key}, column {feature.column!r}: {error}") from None
+            of_column = f", column {feature.column!r}" if feature.column else ""
+            raise UserError(f"{where}: feature {key}{of_column}: {error}") from None
     tally.stop_if_bad()
     return EntityTable(
         table=pa.table({name: ids, **features}),
@@ -153,53 +152,3 @@ def _ids(path: Path, column: str, values: pa.Array, id_type: pa.DataType, rows_b
         example = first_example(bad_T & ~missing_T, rows_T, values)
         tally.bad(path, f"ids that are no integers of 64 bits (column {column!r})", int((bad_T & ~missing_T).sum()), example)
     return pa.array(integers_T, mask=bad_T | missing_T)
-
-
-def _from_flags(where: Path, feature: FeatureConfig, columns: dict[str, pa.Array]) -> pa.Array:
-    on_NC = np.stack([_flag(where, name, columns[name]) for name in feature.flags], axis=1)
-    rows, places = np.nonzero(on_NC)
-    return _lists(np.bincount(rows, minlength=len(on_NC)), pa.array(feature.flags).take(pa.array(places)))
-
-
-def _flag(where: Path, name: str, values: pa.Array) -> npt.NDArray[np.bool_]:
-    texts = pc.utf8_lower(as_text(values, trim=True))
-    unclear = pc.and_kleene(texts.is_valid(), pc.invert(pc.is_in(texts, value_set=pa.array(["0", "1", "true", "false", "0.0", "1.0"]))))
-    if pc.any(unclear).as_py():
-        raise UserError(f"{where}: column {name!r}: a flag is 0 or 1, got {texts.filter(unclear)[0].as_py()!r}")
-    return to_numpy_bool(pc.is_in(texts, value_set=pa.array(["1", "true", "1.0"])))
-
-
-def _lists(lengths_N: IntArray, values: pa.Array) -> pa.ListArray:
-    """Lists of the given lengths; an empty one is null: no value is known."""
-    offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(lengths_N == 0))
-
-
-def _convert(where: Path, key: str, feature: FeatureConfig, values: pa.Array, tally: Tally) -> pa.Array:
-    if feature.kind == "multi_categorical" and isinstance(values, pa.ListArray | pa.LargeListArray):
-        return _split(values)
-    if feature.extract is not None:
-        found = pc.extract_regex(as_text(values, trim=True), feature.extract)
-        values = pc.struct_field(found, "value")
-    if feature.kind == "numeric":
-        numbers_N, bad_N = parse_numbers(values)
-        if bad_N.any():
-            tally.bad_values[key] = int(bad_N.sum())
-            example = repr(str(values[int(np.argmax(bad_N))]))
-            tally.bad(where, f"no number in column {feature.column!r} for {key}", int(bad_N.sum()), example)
-        return pa.array(numbers_N, mask=np.isnan(numbers_N))
-    texts = as_text(values, trim=True)
-    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-    if feature.kind != "multi_categorical":
-        return texts
-    return _split(
-        pc.split_pattern(texts, feature.separator) if feature.separator else _lists(np.asarray(texts.is_valid(), int), texts.drop_null())
-    )
-
-
-def _split(lists: pa.Array) -> pa.ListArray:
-    """Lists of trimmed texts without the empty ones."""
-    owners = pc.list_parent_indices(lists).to_numpy()
-    texts = as_text(pc.list_flatten(lists), trim=True)
-    good = to_numpy_bool(pc.not_equal(texts, ""))
-    return _lists(np.bincount(owners[good], minlength=len(lists)), texts.filter(pa.array(good)))

@@ -205,7 +205,7 @@ def test_bad_ids_and_flags_in_a_table(write_csv: WriteCsv) -> None:
         source,
         r"items\.csv: ids that are no integers of 64 bits \(column 'id'\) in 1 rows, first row 1: 'x1'",
     )
-    refused(config_of(items=items), source, r"items\.csv: column 'new': a flag is 0 or 1, got 'yes'")
+    refused(config_of(items=items), source, r"items\.csv: feature new: column 'new': a flag is 0 or 1, got 'yes'")
 
 
 def test_dates_that_are_announced_as_numbers(write_csv: WriteCsv) -> None:

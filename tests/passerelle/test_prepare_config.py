@@ -10,6 +10,7 @@ from passerelle.prepare import load_prepare_config
 from tests.passerelle.conftest import config_of
 
 TEXT = {"kind": "text", "column": "c"}
+VECTOR = {"kind": "vector", "column": "c", "width": 2}
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,12 @@ TEXT = {"kind": "text", "column": "c"}
         ("", {"items": {"features": {"f": {"kind": "text", "flags": ["c"]}}}}, r"flags make a multi_categorical feature"),
         ("", {"items": {"features": {"f": TEXT | {"extract": r"(\d+)"}}}}, r"extract: name the part to keep"),
         ("", {"items": {"features": {"f": TEXT | {"extract": r"(?P<value>"}}}}, r"extract: Invalid regular expression"),
+        ("", {"items": {"features": {"f": TEXT | {"scaling": "log"}}}}, r"scaling is for kind numeric, not text"),
+        ("", {"items": {"features": {"f": {"kind": "vector", "column": "c"}}}}, r"a vector needs its width"),
+        ("", {"items": {"features": {"f": {"kind": "place", "column": "c"}}}}, r"a place is given by latitude and longitude"),
+        ("", {"items": {"features": {"f": TEXT | {"latitude": "c"}}}}, r"latitude and longitude make a feature of kind place"),
+        ("", {"items": {"features": {"f": {"kind": "timestamp", "column": "c", "timestamp_format": "%Y"}}}}, r"timestamp_format goes with"),
+        ("", {"items": {"features": {"f": VECTOR | {"from_events": "last"}}}}, r"a vector comes from its table as it is"),
         ("events", {"files": []}, r"events\.0: files: name at least one"),
         ("events", {"seperator": ";"}, r"events\.0\.seperator: unknown key; did you mean separator\?"),
         ("events", {"separator": "::"}, r"events\.0: separator '::' is more than one byte: set quoting = false"),

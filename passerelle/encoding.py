@@ -1,0 +1,224 @@
+"""Declared features to what a network takes, defined once: training, export, serving and `add-items` all call it.
+
+A row becomes integer codes (places in one table of dense weights, which all categorical columns share) and numbers. Nothing
+that a row may hold is an error: a value that training never saw has the code of its column's unknown ones, and is counted; a missing
+one has no code, or the number 0 and a flag that says so.
+
+Shape legend: N rows, S code slots of a row, F numbers of a row, V values of a column, C width of a vector column.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from passerelle.arrow import ragged
+from passerelle.config import Config
+from passerelle.dataset import FeatureColumn, FeatureKind, Scaling
+from passerelle.errors import UserError
+from passerelle.features import DAY_MS
+
+NO_CODE = 0
+MOST_SLOTS = 16
+"""Of one column: a row's further values do not count."""
+MOST_VALUES = 100_000
+"""Of one column with a code of their own: the most frequent ones."""
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """What a network takes of some rows."""
+
+    codes_NS: Int64Array
+    """Places in the table of codes; 0 where a slot is empty."""
+    numbers_NF: Float32Array
+    """The first is 1: the row is there. (It is 0 in the row of somebody of whom nothing is known.)"""
+    unknown: dict[str, int]
+    """Values without a code of their own, by column."""
+
+
+class ColumnEncoding(Config):
+    """What training found in one column."""
+
+    name: str
+    kind: FeatureKind
+    values: tuple[str, ...] = ()
+    """Categorical: those with a code of their own, the most frequent first."""
+    slots: int = 0
+    """Categorical: codes of a row at most."""
+    scaling: Scaling = "standard"
+    """Numeric: of the number, or of the logarithm of one more than it (of its size, with its sign)."""
+    center: float = 0.0
+    """Numeric: the mean that is subtracted."""
+    scale: float = 1.0
+    """Numeric and vector: what the rest is divided by, so that its mean square is 1."""
+    width: int = 0
+    """Vector: numbers in it."""
+
+    @property
+    def num_codes(self) -> int:
+        """Its values and the unknown one, which comes first."""
+        return len(self.values) + 1 if self.slots else 0
+
+    @property
+    def num_numbers(self) -> int:
+        """Of which the last is 1 where the value is missing."""
+        return {"numeric": 2, "timestamp": 2, "place": 4, "vector": self.width + 1}.get(self.kind, 0)
+
+
+class FeatureEncoding(Config):
+    """What training found in the columns of a table of items or users; `encode` then treats all rows alike, also later ones."""
+
+    columns: tuple[ColumnEncoding, ...]
+
+    @property
+    def num_slots(self) -> int:
+        """S, at least 1, so that no network is without its input."""
+        return max(1, sum(column.slots for column in self.columns))
+
+    @property
+    def num_codes(self) -> int:
+        """Length of the table of codes, the empty one included."""
+        return 1 + sum(column.num_codes for column in self.columns)
+
+    @property
+    def num_numbers(self) -> int:
+        """F."""
+        return 1 + sum(column.num_numbers for column in self.columns)
+
+    def slots(self) -> dict[str, slice]:
+        """Slots of each categorical column: a network takes the mean of each column's codes."""
+        ends = np.cumsum([column.slots for column in self.columns])
+        return {c.name: slice(int(end) - c.slots, int(end)) for c, end in zip(self.columns, ends, strict=True) if c.slots}
+
+    def encode(self, table: pa.Table) -> EncodedRows:
+        """Codes and numbers of each row of a table.
+
+        Raises:
+            UserError: a column is missing, has another type, or holds a vector of another width.
+        """
+        codes_NS = np.zeros((table.num_rows, self.num_slots), dtype=np.int64)
+        numbers_NF = np.ones((table.num_rows, self.num_numbers), dtype=np.float32)
+        unknown: dict[str, int] = {}
+        slot, code, number = 0, NO_CODE + 1, 1
+        for column in self.columns:
+            if column.name not in table.column_names:
+                raise UserError(f"column {column.name!r} is missing; there are: {', '.join(table.column_names)}")
+            if column.slots:
+                own_NS, unknown[column.name] = _codes(table, column)
+                codes_NS[:, slot : slot + column.slots] = np.where(own_NS < 0, NO_CODE, own_NS + code)
+            else:
+                numbers_NF[:, number : number + column.num_numbers] = _scaled(_raw_numbers(table, column), column)
+            slot, code, number = slot + column.slots, code + column.num_codes, number + column.num_numbers
+        return EncodedRows(codes_NS, numbers_NF, {name: count for name, count in unknown.items() if count})
+
+
+def learn_encoding(table: pa.Table, features: Sequence[FeatureColumn], min_count: int) -> FeatureEncoding:
+    """What there is in the rows that training sees; text is left out (an encoder of text makes a vector column of it first).
+
+    Args:
+        table: of items or users, rows of training alone.
+        min_count: rows that a categorical value needs for a code of its own; what is rarer teaches what unknown values are like.
+    """
+    return FeatureEncoding(columns=tuple(_learn(table, feature, min_count) for feature in features if feature.kind != "text"))
+
+
+def _learn(table: pa.Table, feature: FeatureColumn, min_count: int) -> ColumnEncoding:
+    if feature.kind in ("categorical", "multi_categorical"):
+        lengths_N, texts = _texts(table, feature.name)
+        counts = pc.value_counts(texts)
+        frequent = sorted(
+            (-count, value) for value, count in zip(*(counts.field(i).to_pylist() for i in (0, 1)), strict=True) if count >= min_count
+        )
+        slots = min(MOST_SLOTS, int(lengths_N.max(initial=1)))
+        return ColumnEncoding(
+            name=feature.name, kind=feature.kind, values=tuple(value for _, value in frequent[:MOST_VALUES]), slots=max(1, slots)
+        )
+    width = feature.width or 0
+    column = ColumnEncoding(name=feature.name, kind=feature.kind, scaling=feature.scaling, width=width)
+    raw_NC = _raw_numbers(table, column)
+    known_NC = raw_NC[np.isfinite(raw_NC).all(axis=1)]
+    if not len(known_NC) or feature.kind == "place":  # a place is a point on the unit sphere
+        return column
+    center = 0.0 if feature.kind == "vector" else float(known_NC.mean())
+    spread = float(np.sqrt(np.mean(np.square(known_NC - center))))
+    return column.model_copy(update={"center": center, "scale": spread or 1.0})
+
+
+def _texts(table: pa.Table, name: str) -> tuple[Int64Array, pa.Array]:
+    """(values of each row, all values one after the other as text)."""
+    values = table.column(name).combine_chunks()
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        offsets_N1, _ = ragged(table, name)
+        return np.diff(offsets_N1), values.flatten().cast(pa.string())
+    return values.is_valid().to_numpy(zero_copy_only=False).astype(np.int64), values.drop_null().cast(pa.string())
+
+
+def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
+    """Codes within the column [N, slots], -1 in empty slots and 0 for unknown values, and how many are unknown."""
+    lengths_N, texts = _texts(table, column.name)
+    found_T = pc.index_in(texts, value_set=pa.array(column.values, pa.string())).fill_null(-1).to_numpy(zero_copy_only=False)
+    codes_NS = np.full((len(lengths_N), column.slots), -1, dtype=np.int64)
+    row_T = np.repeat(np.arange(len(lengths_N)), lengths_N)
+    place_T = np.arange(len(row_T)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
+    within_T = place_T < column.slots
+    codes_NS[row_T[within_T], place_T[within_T]] = found_T[within_T] + 1
+    return codes_NS, int(np.count_nonzero(found_T < 0))
+
+
+def _raw_numbers(table: pa.Table, column: ColumnEncoding) -> Float64Array:
+    """float64 [N, C], NaN where the value is missing."""
+    values = table.column(column.name).combine_chunks()
+    if column.kind == "vector":
+        return _vectors(values, column)
+    if column.kind == "place":
+        latitude_N, longitude_N = (np.radians(_floats(values.field(name), column.name)) for name in ("latitude", "longitude"))
+        present_N = values.is_valid().to_numpy(zero_copy_only=False)
+        point_3N = (np.cos(latitude_N) * np.cos(longitude_N), np.cos(latitude_N) * np.sin(longitude_N), np.sin(latitude_N))
+        return np.where(present_N[:, None], np.stack(point_3N, axis=1), np.nan)
+    numbers_N = _floats(values, column.name)
+    if column.kind == "timestamp":
+        numbers_N = numbers_N / DAY_MS
+    if column.scaling == "log":
+        numbers_N = np.sign(numbers_N) * np.log1p(np.abs(numbers_N))
+    return numbers_N[:, None]
+
+
+def _floats(values: pa.Array, name: str) -> Float64Array:
+    """Infinities are missing, too."""
+    try:
+        numbers_N = np.array(values.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False), dtype=np.float64)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise UserError(f"column {name!r} holds {values.type}, not numbers") from None
+    numbers_N[np.isinf(numbers_N)] = np.nan
+    return numbers_N
+
+
+def _vectors(values: pa.Array, column: ColumnEncoding) -> Float64Array:
+    """A row with a number that is none counts as missing."""
+    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)):
+        raise UserError(f"column {column.name!r} holds {values.type}, not vectors of {column.width} numbers")
+    valid_N = values.is_valid().to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(values).fill_null(column.width).to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero(valid_N & (lengths != column.width))
+    if len(wrong):
+        first = f"the first, of row {wrong[0] + 1}, has {lengths[wrong[0]]}"
+        raise UserError(f"column {column.name!r}: {len(wrong)} vectors are not {column.width} numbers long; {first}")
+    vectors_NC = np.full((len(values), column.width), np.nan)
+    vectors_NC[valid_N] = _floats(values.drop_null().flatten(), column.name).reshape(-1, column.width)
+    vectors_NC[~np.isfinite(vectors_NC).all(axis=1)] = np.nan
+    return vectors_NC
+
+
+def _scaled(raw_NC: Float64Array, column: ColumnEncoding) -> Float32Array:
+    """[N, C + 1]: scaled numbers, 0 where they are missing, and a flag that says so."""
+    missing_N1 = np.isnan(raw_NC).any(axis=1, keepdims=True)
+    scaled_NC = np.where(missing_N1, 0.0, (raw_NC - column.center) / column.scale)
+    return np.concatenate([scaled_NC, missing_N1], axis=1).astype(np.float32)

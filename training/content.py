@@ -1,0 +1,73 @@
+"""What declared features say of the items of a dataset, as a candidate tower is given it.
+
+Shape legend: R item rows, I items, S code slots of a row, F numbers of a row.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from passerelle.dataset import Dataset, FeatureColumn
+from passerelle.encoding import learn_encoding
+from passerelle.errors import UserError
+from passerelle.ids import FIRST_ITEM_ROW
+from passerelle.splits import Split
+from training.config import RunConfig
+from training.items import ItemContent
+from training.model_config import ItemsConfig
+from training.sequence_model import SequenceModel
+from training.statistics import num_events, sampler_counts
+from training.text import TextEncoder, with_text_vectors
+
+
+def make_model(dataset: Dataset, split: Split, config: RunConfig, total_steps: int) -> SequenceModel:
+    """The model of a recipe for a dataset, before training.
+
+    Args:
+        split: what may be trained on.
+        total_steps: steps in `max_epochs`, for the learning-rate schedule.
+
+    Raises:
+        UserError: the recipe names item features that the dataset does not have.
+    """
+    counts_R = torch.from_numpy(sampler_counts(dataset, split, config))
+    content = item_content(dataset, split, config.items) if config.items.kind == "tower" else None
+    return SequenceModel(config, counts_R, total_steps, content)
+
+
+def item_content(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemContent:
+    """Codes and numbers of every item, by an encoding learnt from those with training events.
+
+    Raises:
+        UserError: a named feature is not declared, or is text without an encoder, or there is no such encoder.
+    """
+    known_I = num_events(dataset, split)[FIRST_ITEM_ROW:] > 0
+    items, features = dataset.items, chosen_features(dataset, config)
+    if config.text_encoder is not None:
+        items, features = with_text_vectors(items, features, TextEncoder(config.text_encoder))
+    encoding = learn_encoding(items.filter(known_I), features, config.min_value_items)
+    encoded = encoding.encode(items)
+    return ItemContent(
+        encoding,
+        _below_special_rows(torch.from_numpy(encoded.codes_NS)),
+        _below_special_rows(torch.from_numpy(encoded.numbers_NF)),
+        torch.from_numpy(np.concatenate([np.ones(FIRST_ITEM_ROW, dtype=bool), known_I])),
+    )
+
+
+def chosen_features(dataset: Dataset, config: ItemsConfig) -> tuple[FeatureColumn, ...]:
+    """The item features that a recipe uses.
+
+    Raises:
+        UserError: a named one is not declared, or is text without an encoder.
+    """
+    usable = {feature.name: feature for feature in dataset.manifest.item_features if feature.kind != "text" or config.text_encoder}
+    names = tuple(usable) if config.features is None else config.features
+    if missing := [name for name in names if name not in usable]:
+        known = ", ".join(usable) or "none"
+        raise UserError(f"items.features: {', '.join(missing)}: no item feature of {dataset.path} that a tower can use; there are: {known}")
+    return tuple(usable[name] for name in names)
+
+
+def _below_special_rows(values: Tensor) -> Tensor:
+    return torch.cat([values.new_zeros(FIRST_ITEM_ROW, *values.shape[1:]), values])

@@ -1,0 +1,83 @@
+"""The configuration of a model: its encoder, and where its items have their vectors from."""
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from passerelle.config import Config, refuse_idle
+
+
+class ModelConfig(Config):
+    """Shape of the sequence encoder."""
+
+    dim: int = Field(default=64, gt=0)
+    """Width of item vectors, hidden states and queries."""
+    num_blocks: int = Field(default=2, gt=0)
+    """Transformer blocks."""
+    num_heads: int = Field(default=2, gt=0)
+    """Attention heads; divides `dim`."""
+    distance_slopes: tuple[float, ...] = (0.5, 0.03)
+    """One a head: how much attention logits fall with each item of distance; 0 for no preference."""
+    head_directions: tuple[Literal["past", "both", "future"], ...] = ()
+    """One a head: the side of a position it attends to, beside the position itself; `both` everywhere if absent."""
+    positions: Literal["learned", "rotary", "none"] = "learned"
+    """`learned`: a vector for each position, counted from the newest item. `rotary`: queries and keys are turned by their position."""
+    time_bias: bool = False
+    """Attention also depends on the time between events, and the query on the time of the request."""
+    time_gap: bool = False
+    """Each position is told the time between the item it predicts and the event before that one; when serving, the time from the last
+    event to the request."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Layer norm, or RMS norm."""
+    norm_first: bool = True
+    """Normalise before each layer (pre-norm) or after its residual sum (post-norm, as in the papers of 2017 to 2019)."""
+    feedforward: Literal["gelu", "swiglu"] = "gelu"
+    """Activation of the feed-forward layer; `swiglu` has half as many weights again."""
+    gated: bool = False
+    """Multiply what each layer adds by a learned gate of its input."""
+    feedforward_multiple: int = Field(default=4, gt=0)
+    """Width of the feed-forward layer, in multiples of `dim`."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout of embeddings and both residual branches; attention weights have none, so that fused kernels apply."""
+    output_table: Literal["tied", "separate"] = "tied"
+    """`tied`: one vector for an item of the history and as an answer. `separate`: two, for twice the memory."""
+    attention_kernel: Literal["dense", "flex"] = "dense"
+    """`flex` (PyTorch's FlexAttention, compiled) computes the bias of distance and time where it is used; on a CUDA device only,
+    elsewhere `dense` does the work. Not measured yet."""
+    max_history: int = Field(default=200, ge=2)
+    """Longest history, in items, the encoder looks at; older items are ignored."""
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> "ModelConfig":
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads = {self.num_heads} does not divide dim = {self.dim}")
+        if len(self.distance_slopes) != self.num_heads:
+            raise ValueError(f"distance_slopes has {len(self.distance_slopes)} values for num_heads = {self.num_heads}")
+        if self.head_directions and len(self.head_directions) != self.num_heads:
+            raise ValueError(f"head_directions has {len(self.head_directions)} values for num_heads = {self.num_heads}")
+        if self.positions == "rotary" and self.dim // self.num_heads % 2:
+            raise ValueError(f"positions = 'rotary' needs heads of even width: dim / num_heads = {self.dim // self.num_heads}")
+        return self
+
+
+class ItemsConfig(Config):
+    """Where items have their vectors from. An option that the others leave without effect is an error."""
+
+    kind: Literal["table", "tower"] = "table"
+    """`table`: learnt for each item alone. `tower`: of the item and of its declared features together, of length 1 as queries then are,
+    so that an item without events has one, too (two-tower)."""
+    id_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """`tower`: share of the items of a step that are known by their features alone, which makes those good for new items."""
+    features: tuple[str, ...] | None = None
+    """`tower`: item features to use; all that are declared if absent, and text only with a `text_encoder`."""
+    text_encoder: str | None = None
+    """`tower`: what makes vectors of text: `wordllama` (an extra: `pip install "passerelle[text]"`), or the folder of a static model of
+    yours (`tokenizer.json` and `model.safetensors`, as Model2Vec writes them)."""
+    min_value_items: int = Field(default=2, gt=0)
+    """`tower`: items that a categorical value needs for a vector of its own; rarer ones and those of later items share one."""
+
+    @model_validator(mode="after")
+    def _has_no_idle_option(self, info: ValidationInfo) -> "ItemsConfig":
+        tower = (self.kind == "tower", "items.kind = 'tower'")
+        refuse_idle(self, info, {"id_dropout": tower, "features": tower, "text_encoder": tower, "min_value_items": tower})
+        return self
