@@ -197,9 +197,13 @@ class RunConfig(Config):
     ranker: RankerConfig = RankerConfig()
 
     @model_validator(mode="after")
-    def _has_no_idle_direction(self) -> "RunConfig":
+    def _parts_agree(self) -> "RunConfig":
         if self.objective.kind == "causal" and self.model.head_directions:
             raise ValueError("model.head_directions has no effect with objective.kind = 'causal', whose heads all look to the past")
+        if self.items.table == "sparse" and self.loss.kind == "full":
+            raise ValueError("loss.kind = 'full' looks at every item in each step: items.table = 'sparse' goes with 'sampled' or 'gbce'")
+        if self.items.table == "sparse" and self.model.output_table == "separate":
+            raise ValueError("model.output_table = 'separate' goes with items.table = 'dense'")
         if self.items.kind == "tower" and self.model.output_table == "separate":
             raise ValueError("model.output_table = 'separate' goes with items.kind = 'table': a tower makes one vector of an item")
         return self

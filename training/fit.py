@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from passerelle.dataset import Dataset
+from passerelle.errors import UserError
 from passerelle.splits import evaluation_users, make_split
 from training.batches import EpochBatches
 from training.callbacks import BestCheckpoint, LastCheckpoint, Patience, RunJournal, WholeCheckpoints
@@ -48,6 +49,8 @@ def fit(
         UserError: the split leaves a part empty, there are fewer windows than workers, training has diverged, or a run of very few
             windows is resumed with another number of workers.
     """
+    if num_workers > 1 and config.items.table == "sparse":
+        raise UserError("items.table = 'sparse' trains on one worker: tables are not sharded over several yet")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // workers_here))
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)

@@ -1,9 +1,12 @@
 """The items of a model: their vectors in histories, and as answers, where queries find them.
 
-Shape legend: R item rows (special rows included), D width, S code slots of a row, F numbers of a row.
+Shape legend: R item rows (special rows included), U rows of a step (all of them, or those it needs), D width, S code slots of a row,
+F numbers of a row.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,6 +16,7 @@ from passerelle.encoding import FeatureEncoding
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 from training.config import RunConfig
 from training.dropout import kept_rows
+from training.tables import SparseTable
 from training.towers import CandidateTower, Content
 
 TABLE_STD = 0.02
@@ -20,24 +24,25 @@ TABLE_STD = 0.02
 
 
 class Vectors(NamedTuple):
-    """Of every item row, special ones included."""
+    """Of all item rows, special ones included, or of some."""
 
-    history_RD: Tensor
+    history_UD: Tensor
     """Of items in histories."""
-    answers_RD: Tensor
+    answers_UD: Tensor
     """Of items as answers: what queries are compared with."""
 
 
-class Items(nn.Module, ABC):
-    """Gives items their vectors."""
+@dataclass(frozen=True)
+class StepItems:
+    """The items of a training step."""
 
-    @abstractmethod
-    def of_step(self, seed: int) -> Vectors:
-        """For a training step, whose noise `seed` decides."""
+    vectors: Vectors
+    rows_U: Tensor | None
+    """int64 rows in ascending order, the special ones among them; None: all, each in its place."""
 
-    @abstractmethod
-    def exact(self) -> Vectors:
-        """Without noise."""
+    def places(self, rows: Tensor) -> Tensor:
+        """Where some of the rows that the step was made for are among its vectors; special rows are where they always are."""
+        return rows if self.rows_U is None else torch.searchsorted(self.rows_U, rows)
 
 
 class ItemContent(NamedTuple):
@@ -52,35 +57,78 @@ class ItemContent(NamedTuple):
     """bool: special rows, and items that training has events of. Others have no vector of their own."""
 
 
+class Items(nn.Module, ABC):
+    """Gives items their vectors.
+
+    Args:
+        ids: what is learnt for each item alone: a table that is a parameter like others, or a sparse one.
+    """
+
+    def __init__(self, ids: "DenseTable | SparseTable") -> None:
+        super().__init__()
+        self.ids = ids
+
+    def of_step(self, seed: int, asked: Sequence[Tensor]) -> StepItems:
+        """For a training step, whose noise `seed` decides and which needs the rows `asked` (int64, of any shapes, with repetitions)."""
+        if isinstance(self.ids, DenseTable):
+            return StepItems(self._of_step(None, seed), None)
+        special = torch.arange(FIRST_ITEM_ROW, device=asked[0].device)
+        rows_U = torch.unique(torch.cat([special, *(rows.flatten() for rows in asked)]))
+        return StepItems(self._of_step(rows_U, seed), rows_U)
+
+    @abstractmethod
+    def _of_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
+        """Of some rows, or of all."""
+
+    @abstractmethod
+    def exact(self) -> Vectors:
+        """Of all rows, without noise."""
+
+
+class DenseTable(nn.Module):
+    """Vectors by row, as a parameter like others: each step has a gradient of all rows."""
+
+    def __init__(self, num_rows: int, dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_rows, dim))
+        nn.init.trunc_normal_(self.weight, std=TABLE_STD, generator=generator)
+        with torch.no_grad():
+            self.weight[PADDING_ROW] = 0.0
+
+
 class TableItems(Items):
     """One vector an item, or two, learnt for it alone."""
 
-    def __init__(self, num_rows: int, dim: int, generator: torch.Generator, *, separate: bool) -> None:
-        super().__init__()
-        self.table_RD = item_table(num_rows, dim, generator)
-        self.separate_table_RD = item_table(num_rows, dim, generator) if separate else None
+    def __init__(self, ids: DenseTable | SparseTable, answers: DenseTable | None) -> None:
+        super().__init__(ids)
+        self.answers = answers
 
-    def of_step(self, seed: int) -> Vectors:
-        return self.exact()
+    def _of_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
+        if rows_U is None:
+            return self.exact()
+        vectors_UD = self.ids(rows_U)
+        return Vectors(vectors_UD, vectors_UD)
 
     def exact(self) -> Vectors:
-        return Vectors(self.table_RD, self.table_RD if self.separate_table_RD is None else self.separate_table_RD)
+        return Vectors(self.ids.weight, self.ids.weight if self.answers is None else self.answers.weight)
 
 
 class TowerItems(Items):
     """The candidate tower: a vector learnt for the item alone and what its features say, as one unit vector.
 
     Args:
+        ids: the former.
         dim: D.
         content: what features say of every row.
         id_dropout: share of the items of a step whose own vector is left out.
-        generator: draws the first weights.
+        generator: draws the tower's first weights.
     """
 
-    def __init__(self, dim: int, content: ItemContent, id_dropout: float, generator: torch.Generator) -> None:
-        super().__init__()
+    def __init__(
+        self, ids: DenseTable | SparseTable, dim: int, content: ItemContent, id_dropout: float, generator: torch.Generator
+    ) -> None:
+        super().__init__(ids)
         self.tower = CandidateTower(Content(content.encoding, dim, generator))
-        self.table_RD = item_table(len(content.known_R), dim, generator)
         self.codes_RS: Tensor
         self.register_buffer("codes_RS", content.codes_RS, persistent=False)
         self.numbers_RF: Tensor
@@ -90,36 +138,39 @@ class TowerItems(Items):
         self._id_dropout = id_dropout
         self._kept: Vectors | None = None
 
-    def of_step(self, seed: int) -> Vectors:
+    def _of_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
         self._kept = None
-        rows_R = torch.arange(len(self.table_RD), device=self.table_RD.device)
-        return self._vectors(self.known_R & (kept_rows(rows_R, self._id_dropout, seed) | (rows_R < FIRST_ITEM_ROW)))
+        rows = torch.arange(len(self.known_R), device=self.known_R.device) if rows_U is None else rows_U
+        own_UD = self.ids.weight if rows_U is None else self.ids(rows_U)
+        left_U = kept_rows(rows, self._id_dropout, seed) | (rows < FIRST_ITEM_ROW)
+        return self._vectors(own_UD, rows, left_U)
 
     def exact(self) -> Vectors:
         """Kept until the next step, where no gradient is wanted."""
         if self._kept is not None and not torch.is_grad_enabled():
             return self._kept
-        vectors = self._vectors(self.known_R)
+        rows_R = torch.arange(len(self.known_R), device=self.known_R.device)
+        vectors = self._vectors(self.ids.weight, rows_R, self.known_R)
         if not torch.is_grad_enabled():
             self._kept = vectors
         return vectors
 
-    def _vectors(self, with_id_R: Tensor) -> Vectors:
-        vectors_RD = self.tower(self.table_RD * with_id_R[:, None], self.codes_RS, self.numbers_RF)
-        return Vectors(vectors_RD, vectors_RD)
+    def _vectors(self, own_UD: Tensor, rows_U: Tensor, left_U: Tensor) -> Vectors:
+        own_UD = own_UD * (left_U & self.known_R[rows_U])[:, None]
+        vectors_UD = self.tower(own_UD, self.codes_RS[rows_U], self.numbers_RF[rows_U])
+        return Vectors(vectors_UD, vectors_UD)
 
 
 def make_items(config: RunConfig, num_rows: int, content: ItemContent | None, generator: torch.Generator) -> Items:
     """What a recipe wants its items to be; with `items.kind = "tower"`, `content` is there."""
-    if config.items.kind == "tower":
+    dim, items = config.model.dim, config.items
+    ids: DenseTable | SparseTable
+    if items.table == "sparse":
+        ids = SparseTable(num_rows, dim, std=TABLE_STD, seed=config.training.seed, learning_rate=items.table_learning_rate)
+    else:
+        ids = DenseTable(num_rows, dim, generator)
+    if items.kind == "tower":
         assert content is not None and len(content.known_R) == num_rows
-        return TowerItems(config.model.dim, content, config.items.id_dropout, generator)
-    return TableItems(num_rows, config.model.dim, generator, separate=config.model.output_table == "separate")
-
-
-def item_table(num_rows: int, dim: int, generator: torch.Generator) -> nn.Parameter:
-    """[R, D] first vectors; that of padding is zero."""
-    table_RD = torch.empty(num_rows, dim)
-    nn.init.trunc_normal_(table_RD, std=TABLE_STD, generator=generator)
-    table_RD[PADDING_ROW] = 0.0
-    return nn.Parameter(table_RD)
+        return TowerItems(ids, dim, content, items.id_dropout, generator)
+    separate = config.model.output_table == "separate"
+    return TableItems(ids, DenseTable(num_rows, dim, generator) if separate else None)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from passerelle.ids import FIRST_ITEM_ROW
 from training.samplers import Negatives
 from training.turns import Turns, one_turn
 
@@ -87,6 +86,7 @@ def gbce(
     negatives: Negatives,
     turns: Turns,
     *,
+    num_items: int,
     calibration: float,
     temperature: float = 1.0,
 ) -> Tensor:
@@ -99,11 +99,11 @@ def gbce(
     A negative equal to a position's target is left out of that position's sum.
 
     Args:
+        num_items: of the catalogue, of which the table may hold but those of the step.
         calibration: t in [0, 1]: see `gbce_power`.
         temperature: > 0; logits are divided by it.
         query_MD, table_RD, target_rows_M, weights_M, negatives, turns: as for `sampled_softmax`; log-probabilities are not used.
     """
-    num_items = len(table_RD) - FIRST_ITEM_ROW
     num_negatives = negatives.rows_SN.shape[1]
     logits = _logits(query_MD, table_RD, target_rows_M, weights_M, negatives, turns, temperature)
     power = gbce_power(num_negatives, num_items, calibration)

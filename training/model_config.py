@@ -66,6 +66,12 @@ class ItemsConfig(Config):
     kind: Literal["table", "tower"] = "table"
     """`table`: learnt for each item alone. `tower`: of the item and of its declared features together, of length 1 as queries then are,
     so that an item without events has one, too (two-tower)."""
+    table: Literal["dense", "sparse"] = "dense"
+    """What is learnt for each item alone. `dense`: a parameter like others, all of whose rows are computed with in each step. `sparse`: a
+    TorchRec collection, of which a step touches the rows it looks up, trained by row-wise Adagrad; for many items and a sampled loss."""
+    table_learning_rate: float = Field(default=0.05, gt=0)
+    """`sparse`: learning rate of row-wise Adagrad, which warms up and falls as that of the other parameters does. Its gradients are not
+    clipped, and not counted in the norm that clips the others."""
     id_dropout: float = Field(default=0.1, ge=0, lt=1)
     """`tower`: share of the items of a step that are known by their features alone, which makes those good for new items."""
     features: tuple[str, ...] | None = None
@@ -79,5 +85,6 @@ class ItemsConfig(Config):
     @model_validator(mode="after")
     def _has_no_idle_option(self, info: ValidationInfo) -> "ItemsConfig":
         tower = (self.kind == "tower", "items.kind = 'tower'")
+        refuse_idle(self, info, {"table_learning_rate": (self.table == "sparse", "items.table = 'sparse'")})
         refuse_idle(self, info, {"id_dropout": tower, "features": tower, "text_encoder": tower, "min_value_items": tower})
         return self

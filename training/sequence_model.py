@@ -12,6 +12,7 @@ history (`training/items.py`); everything else stays as it is.
 Shape legend: B sequences, L padded length, D width, T tokens, M target positions, R item rows, K ranked items, Q users.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -30,15 +31,16 @@ from training.dropout import Dropout
 from training.encoder import QueryEncoder, SequenceEncoder, Times, columns_of_rows, pad_right_aligned, scatter, serving_times
 from training.evaluation_batches import EvaluationBatch, Histories
 from training.full_softmax import full_softmax
-from training.items import ItemContent, make_items
+from training.items import ItemContent, StepItems, make_items
 from training.losses import gbce, sampled_softmax
 from training.ranking import rank_scores
-from training.samplers import make_sampler
+from training.samplers import Negatives, make_sampler
+from training.tables import SparseTable
 
 MONITOR = "validation_ndcg@10"
 MONITOR_K = 10
 FINAL_LEARNING_RATE_SHARE = 0.05
-TABLES = ("items.table_RD", "items.separate_table_RD")
+TABLES = ("items.ids.weight", "items.answers.weight")
 
 
 class SequenceModel(pl.LightningModule):
@@ -56,28 +58,36 @@ class SequenceModel(pl.LightningModule):
         self.config = config
         self.total_steps = total_steps
         generator = torch.Generator().manual_seed(config.training.seed)
-        self.items = make_items(config, len(counts_R), content, generator)
+        self.num_rows = len(counts_R)
+        self.items = make_items(config, self.num_rows, content, generator)
         unit = config.items.kind == "tower"
         self.encoder = SequenceEncoder(config.model, generator, causal=config.objective.kind == "causal", unit=unit)
         self.sampler = make_sampler(config.loss, counts_R)
+        # DistributedDataParallel asks for this name: what a sparse table holds, it trains itself.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{of}.{name}" for of, table in self._sparse_tables() for name, _ in (*table.named_parameters(), *table.named_buffers())
+        ]
         self._train_loss = torch.zeros(2, dtype=torch.float64)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
+
+    def _sparse_tables(self) -> list[tuple[str, SparseTable]]:
+        return [(name, module) for name, module in self.named_modules() if isinstance(module, SparseTable)]
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
         """float32 [R, D] of items as answers; the special rows are zero."""
-        return _without_special_rows(self.items.exact().answers_RD)
+        return _without_special_rows(self.items.exact().answers_UD)
 
     @torch.no_grad()
     def history_vectors(self) -> Tensor | None:
         """float32 [R, D] of items in histories, where those are others."""
         vectors = self.items.exact()
-        return None if vectors.history_RD is vectors.answers_RD else _without_special_rows(vectors.history_RD)
+        return None if vectors.history_UD is vectors.answers_UD else _without_special_rows(vectors.history_UD)
 
     @torch.no_grad()
     def query_encoder(self) -> QueryEncoder:
         """The part that is exported, sharing no memory with the table."""
-        return QueryEncoder(self.encoder, self.items.exact().history_RD[MASK_ROW]).eval()
+        return QueryEncoder(self.encoder, self.items.exact().history_UD[MASK_ROW]).eval()
 
     def encode(
         self,
@@ -85,13 +95,13 @@ class SequenceModel(pl.LightningModule):
         times: Times | None = None,
         dropout: Dropout | None = None,
         columns_BP: Tensor | None = None,
-        history_RD: Tensor | None = None,
+        history_UD: Tensor | None = None,
     ) -> Tensor:
         """Contextual vectors of right-aligned item rows: [B, P, D] of the columns `columns_BP`, or [B, L, D] of all.
 
-        `history_RD` are the vectors that items have in this step; without them, the exact ones.
+        With `history_UD`, the vectors that items have in a step, rows are places among them.
         """
-        vectors_BLD = F.embedding(items_BL, self.items.exact().history_RD if history_RD is None else history_RD)
+        vectors_BLD = F.embedding(items_BL, self.items.exact().history_UD if history_UD is None else history_UD)
         return self.encoder(vectors_BLD, items_BL != PADDING_ROW, items_BL == MASK_ROW, times, dropout, columns_BP)
 
     def encode_histories(self, histories: Histories) -> Tensor:
@@ -105,7 +115,7 @@ class SequenceModel(pl.LightningModule):
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
         """float32 [B, R] inner products of each user's query and every row of the table, for the caller to overwrite."""
-        return (self.encode_histories(batch.histories) @ self.items.exact().answers_RD.T).float()
+        return (self.encode_histories(batch.histories) @ self.items.exact().answers_UD.T).float()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
@@ -114,15 +124,20 @@ class SequenceModel(pl.LightningModule):
             times = Times(*(scatter(times_T, row_T, column_T, items_BL) for times_T in (batch.query_times_ms_T, batch.key_times_ms_T)))
         from_end_L = torch.arange(items_BL.shape[1], 0, -1, device=self.device)
         dropout = Dropout(self.config.model.dropout, batch.seed, batch.windows_B[:, None] * self.encoder.max_length + from_end_L)
-        vectors = self.items.of_step(batch.seed)
+        for _, table in self._sparse_tables():
+            table.learning_rate_share = self._learning_rate_share(self.global_step)
+        negatives = self._negatives(batch)
+        asked = [batch.items_T, batch.target_rows_M, *([] if negatives is None else [negatives.rows_SN])]
+        items = self.items.of_step(batch.seed, asked)
+        places_BL, history_UD = items.places(items_BL), items.vectors.history_UD
         row_M, column_M = row_T[batch.target_positions_M], column_T[batch.target_positions_M]
         if self.encoder.causal:  # almost every position is a target
-            query_MD = self.encode(items_BL, times, dropout, None, vectors.history_RD)[row_M, column_M]
+            query_MD = self.encode(places_BL, times, dropout, None, history_UD)[row_M, column_M]
         else:
             columns_BP, place_M = columns_of_rows(row_M, column_M, len(items_BL))
-            query_MD = self.encode(items_BL, times, dropout, columns_BP, vectors.history_RD)[row_M, place_M]
+            query_MD = self.encode(places_BL, times, dropout, columns_BP, history_UD)[row_M, place_M]
         # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
-        loss = self._loss_sum(query_MD, vectors.answers_RD, batch) / self._mean_over_ranks(batch.weights_M.sum())
+        loss = self._loss_sum(query_MD, items, batch, negatives) / self._mean_over_ranks(batch.weights_M.sum())
         self._train_loss = self._train_loss.to(self.device)
         self._train_loss[0] += loss.detach()
         self._train_loss[1] += 1
@@ -159,15 +174,23 @@ class SequenceModel(pl.LightningModule):
             )
         return so_far
 
-    def _loss_sum(self, query_MD: Tensor, answers_RD: Tensor, batch: Batch) -> Tensor:
+    def _negatives(self, batch: Batch) -> Negatives | None:
         config = self.config.loss
-        given = (query_MD, answers_RD, batch.target_rows_M, batch.weights_M)
         if config.kind == "full":
-            return full_softmax(*given, temperature=config.temperature, max_logits=config.max_logits)
+            return None
         generator = torch.Generator().manual_seed(batch.seed)
-        negatives = self.sampler.draw(config.num_draws, config.num_negatives, batch.target_rows_M, generator)
+        return self.sampler.draw(config.num_draws, config.num_negatives, batch.target_rows_M, generator)
+
+    def _loss_sum(self, query_MD: Tensor, items: StepItems, batch: Batch, negatives: Negatives | None) -> Tensor:
+        config = self.config.loss
+        given = (query_MD, items.vectors.answers_UD, items.places(batch.target_rows_M), batch.weights_M)
+        if negatives is None:
+            return full_softmax(*given, temperature=config.temperature, max_logits=config.max_logits)
+        negatives = replace(negatives, rows_SN=items.places(negatives.rows_SN))
         if config.kind == "gbce":
-            return gbce(*given, negatives, batch.turns, calibration=config.gbce_calibration, temperature=config.temperature)
+            num_items = self.num_rows - FIRST_ITEM_ROW
+            calibration = config.gbce_calibration
+            return gbce(*given, negatives, batch.turns, num_items=num_items, calibration=calibration, temperature=config.temperature)
         return sampled_softmax(
             *given,
             negatives,
@@ -198,8 +221,9 @@ class SequenceModel(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config.optimizer
-        decayed = [p for name, p in self.named_parameters() if p.ndim > 1 and name not in TABLES]
-        others = [p for name, p in self.named_parameters() if p.ndim <= 1 or name in TABLES]
+        trained_here = [(name, p) for name, p in self.named_parameters() if name not in self._ddp_params_and_buffers_to_ignore]
+        decayed = [p for name, p in trained_here if p.ndim > 1 and name not in TABLES]
+        others = [p for name, p in trained_here if p.ndim <= 1 or name in TABLES]
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_share)

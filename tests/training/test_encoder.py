@@ -48,7 +48,7 @@ def test_encoder_equals_the_slow_one(overrides: tuple[str, ...]) -> None:
     keys, queries = random_times(items), random_times(items, seed=1)
     encoded_BLD = model.encode(padded(items), Times(padded_times(queries), padded_times(keys)))
     for row, items_L in enumerate(items):
-        slow_LD = slow_encoder(model.encoder, list(model.items.table_RD[items_L]), SlowTimes(queries[row], keys[row]), hidden[row])
+        slow_LD = slow_encoder(model.encoder, list(model.items.ids.weight[items_L]), SlowTimes(queries[row], keys[row]), hidden[row])
         torch.testing.assert_close(encoded_BLD[row, -len(items_L) :], slow_LD, atol=2e-5, rtol=2e-5)
 
 
@@ -60,11 +60,11 @@ def test_query_is_what_the_slow_encoder_says_of_the_next_item(overrides: tuple[s
     items = random_items([1, 9, 4])
     histories, times = histories_of(items)
     for query_D, items_L, (with_request, _) in zip(model.encode_histories(histories), items, times, strict=True):
-        vectors = list(model.items.table_RD[items_L])
+        vectors = list(model.items.ids.weight[items_L])
         if model.encoder.causal:
             slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request[1:], with_request[:-1]))
         else:
-            vectors.append(model.items.table_RD[MASK_ROW])
+            vectors.append(model.items.ids.weight[MASK_ROW])
             slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request, with_request), hidden=[len(items_L)])
         torch.testing.assert_close(query_D, slow_LD[-1], atol=2e-5, rtol=2e-5)
 
@@ -123,7 +123,7 @@ def test_an_item_among_hidden_ones_is_as_if_they_were_not_there() -> None:
     items_L = random_items([9])[0]
     items_L[[2, 5, 6]] = MASK_ROW
     before_BLD = model.encode(items_L[None])
-    model.items.table_RD[MASK_ROW] *= -1
+    model.items.ids.weight[MASK_ROW] *= -1
     after_BLD = model.encode(items_L[None])
     shown_L = items_L != MASK_ROW
     assert torch.equal(before_BLD[0, shown_L], after_BLD[0, shown_L])
@@ -162,7 +162,7 @@ def test_query_encoder_shares_no_memory_with_the_table() -> None:
     model = random_model()
     network, inputs = model.query_encoder(), inputs_of(model, untimed(padded(random_items([4]))))
     before_BD = network(*inputs)
-    model.items.table_RD.zero_()
+    model.items.ids.weight.zero_()
     assert torch.equal(network(*inputs), before_BD)
 
 
@@ -204,7 +204,7 @@ def test_an_empty_history_gives_finite_numbers(length: int) -> None:
     empty_BL = torch.full((2, length), PADDING_ROW)
     query_BD = model.encode_histories(untimed(empty_BL))
     assert torch.isfinite(query_BD).all()
-    torch.testing.assert_close(query_BD[0], slow_encoder(model.encoder, [model.items.table_RD[MASK_ROW]])[-1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(query_BD[0], slow_encoder(model.encoder, [model.items.ids.weight[MASK_ROW]])[-1], atol=1e-5, rtol=1e-5)
     assert torch.isfinite(model.encode(empty_BL)).all()
 
 
@@ -219,8 +219,8 @@ def test_items_of_a_model_without_special_rows() -> None:
     model = random_model()
     vectors_RD = model.item_vectors()
     assert not vectors_RD[:FIRST_ITEM_ROW].any()
-    assert torch.equal(vectors_RD[FIRST_ITEM_ROW:], model.items.table_RD.detach()[FIRST_ITEM_ROW:])
-    assert model.items.table_RD[1].any(), "the copy was zeroed, not the table"
+    assert torch.equal(vectors_RD[FIRST_ITEM_ROW:], model.items.ids.weight.detach()[FIRST_ITEM_ROW:])
+    assert model.items.ids.weight[1].any(), "the copy was zeroed, not the table"
     assert model.history_vectors() is None
 
 
@@ -229,8 +229,8 @@ def test_a_separate_table_gives_the_answers() -> None:
     model = random_model("model.output_table=separate")
     histories, _ = histories_of(random_items([5, 9]))
     before_BD, answers_RD = model.encode_histories(histories), model.item_vectors()
-    assert model.items.separate_table_RD is not None and torch.equal(answers_RD[2:], model.items.separate_table_RD[2:])
-    model.items.separate_table_RD.zero_()
+    assert model.items.answers is not None and torch.equal(answers_RD[2:], model.items.answers.weight[2:])
+    model.items.answers.weight.zero_()
     assert torch.equal(model.encode_histories(histories), before_BD), "histories are read from the other table"
     assert not model.item_vectors().any() and model.history_vectors() is not None
 
@@ -246,7 +246,7 @@ def test_the_same_seed_makes_the_same_weights() -> None:
     again, other = weights(3), weights(4)
     # a linear layer's own initialisation draws from the global generator, and must not show through
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["items.table_RD"], other["items.table_RD"])
+    assert not torch.equal(first["items.ids.weight"], other["items.ids.weight"])
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8))

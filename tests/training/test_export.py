@@ -93,9 +93,9 @@ def test_a_separate_output_table_makes_other_vectors_for_histories(dataset: Data
     bundle = export(run, tmp_path / "bundle")
     opened = open_bundle(bundle.path)
     assert np.array_equal(
-        opened.vectors_RD, run.model.items.exact().answers_RD.detach().numpy() * (np.arange(dataset.num_rows) > 1)[:, None]
+        opened.vectors_RD, run.model.items.exact().answers_UD.detach().numpy() * (np.arange(dataset.num_rows) > 1)[:, None]
     )
-    assert np.array_equal(opened.history_vectors_RD[FIRST_ITEM_ROW:], run.model.items.table_RD.detach().numpy()[FIRST_ITEM_ROW:])
+    assert np.array_equal(opened.history_vectors_RD[FIRST_ITEM_ROW:], run.model.items.ids.weight.detach().numpy()[FIRST_ITEM_ROW:])
     assert not np.allclose(opened.vectors_RD, opened.history_vectors_RD, atol=1e-2)
     assert bundle.manifest.parity["onnxruntime"]["identical_top_10"] == REFERENCE_USERS
 

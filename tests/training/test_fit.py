@@ -162,7 +162,7 @@ def test_the_loss_of_an_epoch_is_that_of_full_softmax(dataset: Dataset, tmp_path
     for batch in EpochBatches(dataset, make_split(dataset, config.split), config, epoch=0):
         with torch.no_grad():
             hidden = [model.encode(batch.items_T[start:end][None])[0] for start, end in pairwise(batch.offsets_B1.tolist())]
-            logits_MR = torch.cat(hidden)[batch.target_positions_M] @ model.items.table_RD[FIRST_ITEM_ROW:].T
+            logits_MR = torch.cat(hidden)[batch.target_positions_M] @ model.items.ids.weight[FIRST_ITEM_ROW:].T
         losses_M = F.cross_entropy(logits_MR, batch.target_rows_M - FIRST_ITEM_ROW, reduction="none")
         losses.append(float((losses_M * batch.weights_M).sum() / batch.weights_M.sum()))
     assert history(tmp_path / "run")[0]["train_loss_epoch"] == pytest.approx(np.mean(losses), abs=1e-5)
@@ -187,7 +187,7 @@ def test_the_table_is_not_decayed() -> None:
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     by_name = {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
     assert len(by_name) == len(decay) == len(list(model.parameters()))
-    assert by_name["items.table_RD"] == by_name["encoder.output_norm.weight"] == by_name["encoder.head.bias"] == 0
+    assert by_name["items.ids.weight"] == by_name["encoder.output_norm.weight"] == by_name["encoder.head.bias"] == 0
     assert by_name["encoder.head.weight"] == by_name["encoder.blocks.1.feedforward.layer.inner.weight"] == 0.5
 
 

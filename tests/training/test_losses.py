@@ -135,7 +135,8 @@ def test_memory_of_a_large_catalogue_is_bounded() -> None:
 
 
 def generalised(given: Problem, negatives: Negatives, calibration: float, temperature: float = 1.0) -> Tensor:
-    return gbce(*given.parts(), negatives, turns_of(given, negatives), calibration=calibration, temperature=temperature)
+    options = {"num_items": len(given.table_RD) - FIRST_ITEM_ROW, "calibration": calibration, "temperature": temperature}
+    return gbce(*given.parts(), negatives, turns_of(given, negatives), **options)
 
 
 def naive_gbce(given: Problem, draws: list[list[int]], calibration: float, temperature: float = 1.0) -> Tensor:
@@ -206,7 +207,7 @@ def test_full_calibration_makes_probabilities_those_of_all_negatives(num_negativ
 
     def t_statistics(calibration: float) -> Tensor:
         query_MD = torch.logit(share_I).repeat(positions, 1).requires_grad_()
-        loss = gbce(query_MD, table_RD, targets_M, torch.ones(positions), negatives, turns, calibration=calibration)
+        loss = gbce(query_MD, table_RD, targets_M, torch.ones(positions), negatives, turns, num_items=5, calibration=calibration)
         (gradient_MI,) = torch.autograd.grad(loss, query_MD)
         return gradient_MI.mean(0).abs() / (gradient_MI.std(0) / positions**0.5)
 

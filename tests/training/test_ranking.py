@@ -117,7 +117,7 @@ def test_model_ranks_as_one_user_at_a_time_does(run: OpenRun) -> None:
         history = history_of(run.dataset, users, place)
         with torch.inference_mode():
             query_D = run.model.encode_histories(untimed(torch.tensor([history[-max_history:]])))[0]
-            scores_R = (run.model.items.table_RD @ query_D).numpy()
+            scores_R = (run.model.items.ids.weight @ query_D).numpy()
         assert rows_QK[place].tolist() == slow_ranking(scores_R, history, 10)
         assert scores_QK[place].tolist() == pytest.approx(scores_R[rows_QK[place]].tolist(), abs=1e-4)
 

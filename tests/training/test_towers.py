@@ -70,8 +70,8 @@ def test_items_without_training_events_are_what_their_features_say(dataset: Data
     assert not any(known[row] for row in cold) and all(known[:FIRST_ITEM_ROW])
     model = make_model(bare, split, config, total_steps=1)
     with torch.no_grad():
-        model.items.get_parameter("table_RD").normal_(generator=torch.Generator().manual_seed(0))
-        vectors_RD = model.items.exact().answers_RD
+        model.items.get_parameter("ids.weight").normal_(generator=torch.Generator().manual_seed(0))
+        vectors_RD = model.items.exact().answers_UD
         alone_ND = F.normalize(model.items.get_submodule("tower.content")(content.codes_RS[cold], content.numbers_RF[cold]), dim=1)
         others_ND = F.normalize(model.items.get_submodule("tower.content")(content.codes_RS[6:9], content.numbers_RF[6:9]), dim=1)
     torch.testing.assert_close(vectors_RD[cold], alone_ND)
@@ -83,9 +83,9 @@ def test_a_step_leaves_out_some_ids(dataset: Dataset) -> None:
     config = small_recipe(*TOWER, "items.id_dropout=0.5")
     model = make_model(dataset, make_split(dataset, config.split), config, total_steps=1)
     with torch.no_grad():
-        model.items.get_parameter("table_RD").normal_(generator=torch.Generator().manual_seed(0))
+        model.items.get_parameter("ids.weight").normal_(generator=torch.Generator().manual_seed(0))
     exact_RD, first_RD, again_RD, other_RD = (
-        vectors.answers_RD.detach() for vectors in (model.items.exact(), *(model.items.of_step(seed) for seed in (1, 1, 2)))
+        vectors.answers_UD.detach() for vectors in (model.items.exact(), *(model.items.of_step(seed, []).vectors for seed in (1, 1, 2)))
     )
     assert torch.equal(first_RD, again_RD)
     same_R = torch.isclose(first_RD, exact_RD, atol=1e-6).all(dim=1)
@@ -98,12 +98,12 @@ def test_what_is_kept_of_the_items_is_forgotten_by_a_step(dataset: Dataset) -> N
     config = small_recipe(*TOWER)
     model = make_model(dataset, make_split(dataset, config.split), config, total_steps=1)
     with torch.inference_mode():
-        before_RD = model.items.exact().answers_RD.clone()
-        assert model.items.exact().answers_RD is model.items.exact().answers_RD
-    model.items.of_step(0)
+        before_RD = model.items.exact().answers_UD.clone()
+        assert model.items.exact().answers_UD is model.items.exact().answers_UD
+    model.items.of_step(0, [])
     with torch.no_grad():
-        model.items.get_parameter("table_RD").add_(torch.randn(before_RD.shape, generator=torch.Generator().manual_seed(0)))
-        assert not torch.allclose(model.items.exact().answers_RD, before_RD)
+        model.items.get_parameter("ids.weight").add_(torch.randn(before_RD.shape, generator=torch.Generator().manual_seed(0)))
+        assert not torch.allclose(model.items.exact().answers_UD, before_RD)
 
 
 @pytest.mark.parametrize("name", ["title", "colour"])

@@ -31,7 +31,7 @@ def model_of(dataset: Dataset, config: RunConfig) -> SequenceModel:
     model = SequenceModel(config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1).double()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        model.items.exact().answers_RD.mul_(20)
+        model.items.exact().answers_UD.mul_(20)
         for name, parameter in model.named_parameters():
             if name.endswith("time_table_NH"):
                 parameter.normal_(generator=generator)
@@ -45,7 +45,7 @@ def asked_when_serving(model: SequenceModel, dataset: Dataset, config: RunConfig
         torch.from_numpy(dataset.timestamps_ms_E[first:event].copy())[None],
         torch.tensor([[dataset.timestamps_ms_E[event]]]),
     )
-    logits_R = model.encode_histories(histories)[0] @ model.items.exact().answers_RD.T / config.loss.temperature
+    logits_R = model.encode_histories(histories)[0] @ model.items.exact().answers_UD.T / config.loss.temperature
     target = torch.tensor(int(dataset.item_rows_E[event]) - FIRST_ITEM_ROW)
     return F.cross_entropy(logits_R[FIRST_ITEM_ROW:], target)
 
@@ -85,5 +85,5 @@ def test_gradients_are_clipped(dataset: Dataset, tmp_path: Path) -> None:
         train(dataset, path, "training.max_epochs=1", f"optimizer.gradient_clip_norm={norm}")
         checkpoint = torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         begun = SequenceModel(small_recipe(), torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1).state_dict()
-        moved.append(float((checkpoint["items.table_RD"] - begun["items.table_RD"]).abs().max()))
+        moved.append(float((checkpoint["items.ids.weight"] - begun["items.ids.weight"]).abs().max()))
     assert moved[1] < 1e-4 < 1e-2 < moved[0]
