@@ -1,0 +1,131 @@
+"""Are new items found by what is said of them? A tenth of MovieLens-1M's films is removed from training altogether, and then asked for.
+
+    .venv/bin/python -m benchmarks.cold_items                              (about 20 minutes on one core)
+    .venv/bin/python -m benchmarks.cold_items --set items.text_encoder=wordllama --set training.max_epochs=12
+
+Asked is each user's newest event of such a film, after the events of other films before it; all films but those of the history are
+ranked, the known ones too. Beside the candidate tower stand what knows as much of a new film: the popularity of its genres, also as far
+as the user likes them, and the distance of its raw features from those of the history.
+
+Shape legend: U users, E events, R item rows, B users of a batch, C width of a content vector.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.datasets import quality_dataset
+from benchmarks.harness import environment, write_result
+from passerelle.dataset import Dataset, write_dataset
+from passerelle.ids import FIRST_ITEM_ROW
+from passerelle.splits import EvaluationUsers, make_split
+from training.config import load_recipe
+from training.content import item_content
+from training.evaluation import rank_users, ranking_metrics
+from training.evaluation_batches import EvaluationBatch
+from training.fit import train_in_process
+from training.open_run import OpenRun, load_run
+from training.statistics import num_events
+
+SHARE, K = 0.1, 100
+DESCRIPTION = ("name", "event_types", "user_features", "item_features", "title", "config", "quality")
+
+
+def with_events(dataset: Dataset, keep_E: np.ndarray[Any, np.dtype[np.bool_]], path: Path) -> Dataset:
+    """The dataset with some of its events, and all of its users and items."""
+    kept_before = np.concatenate([[0], np.cumsum(keep_E)])
+    arrays = ("item_rows_E", "timestamps_ms_E", "event_types_E", "weights_E")
+    return write_dataset(
+        path,
+        **{name: getattr(dataset, name)[keep_E] for name in arrays},
+        offsets_U1=kept_before[dataset.offsets_U1],
+        users=dataset.users,
+        items=dataset.items,
+        description=dataset.manifest.model_dump(include={*DESCRIPTION}),
+    )
+
+
+def questions(dataset: Dataset, cold_R: np.ndarray[Any, np.dtype[np.bool_]], path: Path) -> tuple[Dataset, EvaluationUsers]:
+    """Histories of known films, each before the user's newest event of a cold one, which is the target."""
+    cold_E = cold_R[dataset.item_rows_E]
+    places_E = np.arange(len(cold_E))
+    user_E = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets_U1))
+    newest_U = np.full(dataset.num_users, -1)
+    np.maximum.at(newest_U, user_E[cold_E], places_E[cold_E])
+    asked = with_events(dataset, (places_E == newest_U[user_E]) | (~cold_E & (places_E < newest_U[user_E])), path)
+    users_Q = np.flatnonzero(np.diff(asked.offsets_U1) > 1)
+    start_Q, end_Q = asked.offsets_U1[users_Q], asked.offsets_U1[users_Q + 1]
+    return asked, EvaluationUsers(users_Q, start_Q, end_Q - 1, end_Q)
+
+
+class ByContent:
+    """Scores of whoever knows a film's raw features alone."""
+
+    def __init__(self, run: OpenRun) -> None:
+        content = item_content(run.dataset, run.split, run.manifest.config.items)
+        slots = content.encoding.slots()["genres"]
+        genres_RC = F.one_hot(content.codes_RS[:, slots], content.encoding.num_codes).amax(1)[:, 1:].float()
+        self._genres_RC = genres_RC / genres_RC.sum(1, keepdim=True).clamp_min(1)
+        films_C = self._genres_RC[FIRST_ITEM_ROW:][content.known_R[FIRST_ITEM_ROW:]].sum(0)
+        events_R = torch.from_numpy(num_events(run.dataset, run.split)).float()
+        self._popularity_R = self._genres_RC @ (self._genres_RC.T @ events_R / films_C.clamp_min(1))
+        self._content_RC = F.normalize(torch.cat([F.normalize(genres_RC, dim=1), content.numbers_RF[:, 1:]], dim=1), dim=1)
+
+    def popularity(self, batch: EvaluationBatch) -> Tensor:
+        """Events of a film of the same genres, on average."""
+        return self._popularity_R.repeat(len(batch.positions_B), 1)
+
+    def liked_popularity(self, batch: EvaluationBatch) -> Tensor:
+        """The same, times the share of the history that has the film's genres."""
+        return self._popularity_R * (self._history(batch, self._genres_RC) @ self._genres_RC.T)
+
+    def neighbours(self, batch: EvaluationBatch) -> Tensor:
+        """Cosine of the film's raw features and their mean over the history."""
+        return self._history(batch, self._content_RC) @ self._content_RC.T
+
+    def _history(self, batch: EvaluationBatch, values_RC: Tensor) -> Tensor:
+        sums_BC = torch.zeros(len(batch.positions_B), values_RC.shape[1])
+        return sums_BC.index_add_(0, batch.seen_row_S, values_RC[batch.seen_item_S])
+
+
+@click.command()
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe.")
+@click.option("--seed", default=0, show_default=True, help="Which films are removed.")
+def main(overrides: tuple[str, ...], seed: int) -> None:
+    """Train without the cold films, ask for them, and store one result file."""
+    started = environment()
+    dataset = quality_dataset("ml-1m_sasrec")
+    cold_R = np.zeros(dataset.num_rows, dtype=bool)
+    cold_R[np.random.default_rng(seed).choice(dataset.num_items, round(SHARE * dataset.num_items), replace=False) + FIRST_ITEM_ROW] = True
+    config = load_recipe("two_tower", overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        warm = with_events(dataset, ~cold_R[dataset.item_rows_E], Path(folder) / "warm")
+        manifest = train_in_process("two_tower", warm, config, Path(folder) / "run")
+        run = load_run(Path(folder) / "run")
+        assert make_split(warm, config.split).train_end_U.sum() == run.split.train_end_U.sum()
+        asked, users = questions(dataset, cold_R, Path(folder) / "asked")
+        raw = ByContent(run)
+        scorers = {
+            "two_tower": run.model.scores,
+            "genre_popularity": raw.popularity,
+            "liked_genre_popularity": raw.liked_popularity,
+            "content_neighbours": raw.neighbours,
+        }
+        found = {}
+        for name, scorer in scorers.items():
+            rows_QK, _ = rank_users(asked, users, scorer, K, max_history=config.model.max_history)
+            found[name] = {**ranking_metrics(asked, users, rows_QK, (10, K)), "cold_share_of_top": float(cold_R[rows_QK].mean())}
+            click.echo(f"{name}: recall@{K} {found[name][f'recall@{K}']:.4f}", err=True)
+    values = {"seed": seed, "cold_items": int(cold_R.sum()), "questions": len(users), "found": found}
+    training = {"epochs": manifest.epochs, "best_epoch": manifest.best_epoch, "validation": manifest.validation}
+    write_result("cold_items", started, {**values, **training, "config": config.model_dump(mode="json")})
+
+
+if __name__ == "__main__":
+    main()
