@@ -7,6 +7,9 @@
       ranker.onnx            features [batch, F] float32 -> score [batch, 1] float32
       item_vectors.npy       [num_items + FIRST_ITEM_ROW, D] float32; row = item_row; the special rows are zero
       history_vectors.npy    the same of items in a history; only there if the model has others for them
+      candidate_encoder.onnx id_vector [batch, D] float32 (zero of an item that training never saw), codes [batch, S] int64, numbers
+                             [batch, F] float32 -> vector [batch, D] float32; only there if the model has a candidate tower
+      item_encoding.json     how an item's features become the tower's codes and numbers; likewise
       items.arrow            item_id, features, metadata; row i is item_row i + FIRST_ITEM_ROW
       popularity.arrow       count, recent_count; row = item_row, special rows included
       histories.arrow        user_id, item_rows and timestamps_ms (all of them, oldest first) of every known user
@@ -26,12 +29,14 @@ import pyarrow as pa
 from passerelle.arrow import column, read_table
 from passerelle.config import Config
 from passerelle.dataset import FeatureColumn
+from passerelle.encoding import FeatureEncoding
 from passerelle.errors import UserError
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, USER_ID
 from passerelle.manifest import Manifest, open_manifest
 
 QUERY_ENCODER = "query_encoder"
+CANDIDATE_ENCODER = "candidate_encoder"
 RANKER = "ranker"
 
 BUNDLE_FILES = (
@@ -44,6 +49,8 @@ BUNDLE_FILES = (
     "reference.arrow",
 )
 HISTORY_VECTORS = "history_vectors.npy"
+ITEM_ENCODING = "item_encoding.json"
+OPTIONAL_FILES = (HISTORY_VECTORS, f"{CANDIDATE_ENCODER}.onnx", ITEM_ENCODING)
 
 
 class TensorSpec(Config):
@@ -59,6 +66,16 @@ class NetworkSpec(Config):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+class ItemEncoding(Config):
+    """What `item_encoding.json` holds: all that `add-items` has to know of the candidate tower's input."""
+
+    encoding: FeatureEncoding
+    text_encoder: str | None
+    """What made vectors of text first; None: text is not used."""
+    text_digest: str | None
+    """Of its files: another model would make other vectors."""
 
 
 class BundleManifest(Manifest):

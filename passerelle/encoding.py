@@ -58,7 +58,7 @@ class ColumnEncoding(Config):
     center: float = 0.0
     """Numeric: the mean that is subtracted."""
     scale: float = 1.0
-    """Numeric and vector: what the rest is divided by, so that its mean square is 1."""
+    """What the rest is divided by, so that its mean square is 1; of a vector, the mean square of its length: one feature is one feature."""
     width: int = 0
     """Vector: numbers in it."""
 
@@ -148,7 +148,7 @@ def _learn(table: pa.Table, feature: FeatureColumn, min_count: int) -> ColumnEnc
     if not len(known_NC) or feature.kind == "place":  # a place is a point on the unit sphere
         return column
     center = 0.0 if feature.kind == "vector" else float(known_NC.mean())
-    spread = float(np.sqrt(np.mean(np.square(known_NC - center))))
+    spread = float(np.sqrt(np.mean(np.square(known_NC - center).sum(axis=1))))
     return column.model_copy(update={"center": center, "scale": spread or 1.0})
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model
 
 from passerelle.arrow import ragged
 from passerelle.config import Config
-from passerelle.dataset import FeatureColumn
+from passerelle.dataset import FeatureColumn, FeatureKind
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 
@@ -63,12 +63,15 @@ class Contains(Config):
     value: Value
 
 
-_OPERATIONS = {
+_OPERATIONS: dict[FeatureKind, tuple[str, ...]] = {
     "categorical": ("equals", "in"),
     "multi_categorical": ("contains",),
     "numeric": ("equals", "in", "range"),
+    "timestamp": ("equals", "in", "range"),
     "text": ("equals", "in"),
 }
+"""By kind of column; the others are for networks."""
+_NUMBERS: tuple[FeatureKind, ...] = ("numeric", "timestamp")
 
 Filter = Annotated[Equals | In | Range | Contains, Field(discriminator="op")]
 
@@ -138,8 +141,8 @@ class ItemFilters:
     def __init__(self, items: pa.Table, item_features: Sequence[FeatureColumn]) -> None:
         self._num_rows = items.num_rows + FIRST_ITEM_ROW
         self._kinds = {feature.name: feature.kind for feature in item_features}
-        self._codes = {feature.name: _codes(items, feature) for feature in item_features}
-        self._numbers = {feature.name: _numbers(items, feature) for feature in item_features if feature.kind == "numeric"}
+        self._codes = {feature.name: _codes(items, feature) for feature in item_features if feature.kind in _OPERATIONS}
+        self._numbers = {feature.name: _numbers(items, feature) for feature in item_features if feature.kind in _NUMBERS}
 
     def mask(self, filters: Sequence[Filter]) -> Mask:
         """Rows that meet every condition; special rows never do.
@@ -160,6 +163,8 @@ class ItemFilters:
         kind = self._kinds.get(condition.column)
         if kind is None:
             raise UserError(f"{where} is not an item column; known are {', '.join(sorted(self._kinds)) or 'none'}")
+        if kind not in _OPERATIONS:
+            raise UserError(f"{where} is a {kind}, which cannot be filtered by")
         if condition.op not in _OPERATIONS[kind]:
             raise UserError(f"{where} is {kind}: use {' or '.join(_OPERATIONS[kind])}, not {condition.op}")
         if isinstance(condition, Range):

@@ -120,7 +120,7 @@ class Recommender:
         return SimilarResponse(request_id=uuid.uuid4().hex, model_version=self.version, items=items)
 
     def item(self, item_id: ExternalId) -> ItemResponse:
-        """What the catalogue says of one item; missing and non-finite values are None.
+        """What the catalogue says of one item, but for vectors; missing and non-finite values are None.
 
         Raises:
             UnknownItemError: it is not in the catalogue.
@@ -130,7 +130,7 @@ class Recommender:
         return ItemResponse(
             item_id=row[ITEM_ID],
             title=None if manifest.title is None else row[manifest.title],
-            features={feature.name: _plain(row[feature.name]) for feature in manifest.item_features},
+            features={feature.name: _plain(row[feature.name]) for feature in manifest.item_features if feature.kind != "vector"},
         )
 
     async def ready(self) -> bool:
@@ -156,6 +156,8 @@ def _plain(value: Any) -> Any:
     """A value of an Arrow table as JSON can hold it."""
     if isinstance(value, list):
         return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)

@@ -19,23 +19,40 @@ import pyarrow as pa
 import torch
 
 from passerelle.arrow import write_table
-from passerelle.bundle import BUNDLE_FILES, HISTORY_VECTORS, QUERY_ENCODER, RANKER, Bundle, BundleManifest, open_bundle
+from passerelle.bundle import (
+    BUNDLE_FILES,
+    CANDIDATE_ENCODER,
+    HISTORY_VECTORS,
+    ITEM_ENCODING,
+    OPTIONAL_FILES,
+    QUERY_ENCODER,
+    RANKER,
+    Bundle,
+    BundleManifest,
+    ItemEncoding,
+    open_bundle,
+)
 from passerelle.errors import UserError
-from passerelle.files import new_directory, refuse_existing
-from passerelle.ids import PADDING_ROW, USER_ID
+from passerelle.files import new_directory, refuse_existing, write_text
+from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW, USER_ID
 from passerelle.manifest import provenance, write_manifest
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
+from training.config import RunConfig
 from training.evaluation import evaluate, read_evaluation
 from training.evaluation_batches import EvaluationBatches, Histories, request_times_ms
-from training.onnx_files import describe, export_query_encoder, export_ranker
+from training.items import TowerItems
+from training.onnx_files import describe, export_candidate_encoder, export_query_encoder, export_ranker
 from training.open_run import OpenRun
 from training.ranker import Candidates, Ranker, load_ranker, rerank, retrieve_candidates
+from training.text import TextEncoder
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "lightgbm", "numpy", "pyarrow")
 REFERENCE_USERS = 64
 TOP = 10
 MAX_SCORE_DIFFERENCE = 1e-4
+MAX_COSINE_DISTANCE = 1e-5
+CHECKED_ROWS = 2**14
 NETWORKS = (QUERY_ENCODER, RANKER)
 
 
@@ -65,6 +82,8 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
     with new_directory(out, overwrite=overwrite) as scratch:
         progress("export", 0, 4)
         export_query_encoder(run.model.query_encoder(), scratch / f"{QUERY_ENCODER}.onnx", run.manifest.config.model.dim)
+        if isinstance(run.model.items, TowerItems):
+            _write_candidate_encoder(run.model.items, run.manifest.config, scratch)
         progress("export", 1, 4)
         export_ranker(ranker, scratch / f"{RANKER}.onnx", len(run.features.names))
         progress("export", 2, 4)
@@ -73,9 +92,43 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
         write_table(scratch / "reference.arrow", _reference_table(run, reference))
         progress("export", 3, 4)
         parity = check_onnx(run, reference, scratch)
+        if isinstance(run.model.items, TowerItems):
+            parity["max_vector_cosine_distance"] = check_candidate_encoder(run, scratch)
         write_manifest(scratch, _manifest(run, scratch, parity))
         progress("export", 4, 4)
     return open_bundle(out, verify=False)
+
+
+def _write_candidate_encoder(items: TowerItems, config: RunConfig, scratch: Path) -> None:
+    """The tower, and how features become its input."""
+    export_candidate_encoder(items.tower, scratch / f"{CANDIDATE_ENCODER}.onnx", config.model.dim, items.encoding)
+    name = config.items.text_encoder
+    digest = None if name is None else TextEncoder(name).digest
+    encoding = ItemEncoding(encoding=items.encoding, text_encoder=name, text_digest=digest)
+    write_text(scratch / ITEM_ENCODING, encoding.model_dump_json() + "\n")
+
+
+def check_candidate_encoder(run: OpenRun, directory: Path) -> float:
+    """Largest cosine distance between the vectors of ONNX Runtime and of torch, over all items.
+
+    Raises:
+        UserError: it is above 1e-5.
+    """
+    items = run.model.items
+    assert isinstance(items, TowerItems)
+    session = onnxruntime.InferenceSession(directory / f"{CANDIDATE_ENCODER}.onnx", providers=["CPUExecutionProvider"])
+    largest = 0.0
+    with torch.no_grad():
+        inputs = {name: values.numpy() for name, values in items.inputs().items()}
+    for start in range(FIRST_ITEM_ROW, len(run.vectors_RD), CHECKED_ROWS):
+        rows = slice(start, start + CHECKED_ROWS)
+        (vectors_ND,) = session.run(["vector"], {name: values[rows] for name, values in inputs.items()})
+        expected_ND = run.vectors_RD[rows].astype(np.float64)
+        lengths_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(expected_ND, axis=1)
+        largest = max(largest, float((1 - (vectors_ND * expected_ND).sum(axis=1) / lengths_N).max()))
+    if not largest <= MAX_COSINE_DISTANCE:  # false for NaN
+        raise UserError(f"{run.path}: ONNX Runtime's item vectors are not torch's: cosine distance {largest:g}")
+    return largest
 
 
 def _write_tables(run: OpenRun, scratch: Path) -> None:
@@ -170,7 +223,8 @@ def _largest(difference: npt.NDArray[np.floating]) -> float:
 
 
 def _manifest(run: OpenRun, scratch: Path, parity: dict[str, Any]) -> BundleManifest:
-    files = (*BUNDLE_FILES, *(name for name in [HISTORY_VECTORS] if (scratch / name).exists()))
+    files = (*BUNDLE_FILES, *(name for name in OPTIONAL_FILES if (scratch / name).exists()))
+    networks = (*NETWORKS, *([CANDIDATE_ENCODER] if isinstance(run.model.items, TowerItems) else []))
     common = provenance(BundleManifest, scratch, files, LIBRARIES)
     served = "".join(common["files"][name]["sha256"] for name in files)
     config, dataset = run.manifest.config, run.dataset
@@ -183,7 +237,7 @@ def _manifest(run: OpenRun, scratch: Path, parity: dict[str, Any]) -> BundleMani
             "max_history": config.model.max_history,
             "num_items": dataset.num_items,
             "num_users": dataset.num_users,
-            "networks": {name: describe(scratch / f"{name}.onnx") for name in NETWORKS},
+            "networks": {name: describe(scratch / f"{name}.onnx") for name in networks},
             "features": run.features.names,
             "item_features": dataset.manifest.item_features,
             "title": dataset.manifest.title,

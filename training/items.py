@@ -128,6 +128,7 @@ class TowerItems(Items):
         self, ids: DenseTable | SparseTable, dim: int, content: ItemContent, id_dropout: float, generator: torch.Generator
     ) -> None:
         super().__init__(ids)
+        self.encoding = content.encoding
         self.tower = CandidateTower(Content(content.encoding, dim, generator))
         self.codes_RS: Tensor
         self.register_buffer("codes_RS", content.codes_RS, persistent=False)
@@ -154,6 +155,10 @@ class TowerItems(Items):
         if not torch.is_grad_enabled():
             self._kept = vectors
         return vectors
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What the tower is given of every row, without noise, by the names of its arguments."""
+        return {"id_vector": self.ids.weight * self.known_R[:, None], "codes": self.codes_RS, "numbers": self.numbers_RF}
 
     def _vectors(self, own_UD: Tensor, rows_U: Tensor, left_U: Tensor) -> Vectors:
         own_UD = own_UD * (left_U & self.known_R[rows_U])[:, None]

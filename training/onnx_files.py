@@ -12,8 +12,10 @@ import onnx
 import torch
 
 from passerelle.bundle import NetworkSpec, TensorSpec
+from passerelle.encoding import FeatureEncoding
 from passerelle.features import RETRIEVAL_SCORE
 from training.encoder import QueryEncoder
+from training.towers import CandidateTower
 
 if TYPE_CHECKING:
     import lightgbm
@@ -41,6 +43,21 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
         "query_timestamp_ms": torch.zeros(2, 1, dtype=torch.int64),
     }
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, max=max_history)
+    dynamic = {name: {0: batch} if name == "query_timestamp_ms" else {0: batch, 1: length} for name in example}
+    _export(network, example, "query", dynamic, path)
+
+
+def export_candidate_encoder(tower: CandidateTower, path: Path, dim: int, encoding: FeatureEncoding) -> None:
+    """`id_vector` float32 [batch, D], `codes` int64 [batch, S] and `numbers` float32 [batch, F] -> `vector` float32 [batch, D]."""
+    example = {
+        "id_vector": torch.zeros(2, dim),
+        "codes": torch.zeros(2, encoding.num_slots, dtype=torch.int64),
+        "numbers": torch.zeros(2, encoding.num_numbers),
+    }
+    _export(tower.eval(), example, "vector", {name: {0: torch.export.Dim("batch")} for name in example}, path)
+
+
+def _export(network: torch.nn.Module, example: dict[str, torch.Tensor], output: str, dynamic: dict[str, Any], path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
@@ -48,8 +65,8 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
             network,
             tuple(example.values()),
             input_names=list(example),
-            output_names=["query"],
-            dynamic_shapes={name: {0: batch} if name == "query_timestamp_ms" else {0: batch, 1: length} for name in example},
+            output_names=[output],
+            dynamic_shapes=tuple(dynamic.values()),
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

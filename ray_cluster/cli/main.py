@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "evaluate",
     "train-ranker": "train_ranker",
     "export": "export",
+    "add-items": "add_items",
     "publish": "publish",
     "serve": "serve",
     "recommend": "recommend",
