@@ -20,19 +20,20 @@ from training.statistics import num_events, sampler_counts
 from training.text import TextEncoder, with_text_vectors
 
 
-def make_model(dataset: Dataset, split: Split, config: RunConfig, total_steps: int) -> SequenceModel:
+def make_model(dataset: Dataset, split: Split, config: RunConfig, total_steps: int, *, num_shards: int = 1) -> SequenceModel:
     """The model of a recipe for a dataset, before training.
 
     Args:
         split: what may be trained on.
         total_steps: steps in `max_epochs`, for the learning-rate schedule.
+        num_shards: ranks that share the rows of a sparse table.
 
     Raises:
         UserError: the recipe names item features that the dataset does not have.
     """
     counts_R = torch.from_numpy(sampler_counts(dataset, split, config))
     content = item_content(dataset, split, config.items) if config.items.kind == "tower" else None
-    return SequenceModel(config, counts_R, total_steps, content)
+    return SequenceModel(config, counts_R, total_steps, content, num_shards=num_shards)
 
 
 def item_content(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemContent:

@@ -12,7 +12,6 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from passerelle.dataset import Dataset
-from passerelle.errors import UserError
 from passerelle.splits import evaluation_users, make_split
 from training.batches import EpochBatches
 from training.callbacks import BestCheckpoint, LastCheckpoint, Patience, RunJournal, WholeCheckpoints
@@ -49,8 +48,6 @@ def fit(
         UserError: the split leaves a part empty, there are fewer windows than workers, training has diverged, or a run of very few
             windows is resumed with another number of workers.
     """
-    if num_workers > 1 and config.items.table == "sparse":
-        raise UserError("items.table = 'sparse' trains on one worker: tables are not sharded over several yet")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // workers_here))
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
@@ -58,7 +55,7 @@ def fit(
     whole = make_split(dataset, config.split)
     users, split = evaluation_users(whole, "validation"), training_split(whole, config)
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
-    model = make_model(dataset, split, config, total_steps=steps_per_epoch * config.training.max_epochs)
+    model = make_model(dataset, split, config, total_steps=steps_per_epoch * config.training.max_epochs, num_shards=num_workers)
     checkpoints = run_path / "checkpoints"
     choice: list[pl.Callback] = (
         [] if config.training.include_validation else [Patience(config.training.patience), BestCheckpoint(checkpoints)]

@@ -16,6 +16,7 @@ from passerelle.encoding import FeatureEncoding
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 from training.config import RunConfig
 from training.dropout import kept_rows
+from training.sharding import ShardedTable
 from training.tables import SparseTable
 from training.towers import CandidateTower, Content
 
@@ -64,7 +65,7 @@ class Items(nn.Module, ABC):
         ids: what is learnt for each item alone: a table that is a parameter like others, or a sparse one.
     """
 
-    def __init__(self, ids: "DenseTable | SparseTable") -> None:
+    def __init__(self, ids: "DenseTable | SparseTable | ShardedTable") -> None:
         super().__init__()
         self.ids = ids
 
@@ -99,7 +100,7 @@ class DenseTable(nn.Module):
 class TableItems(Items):
     """One vector an item, or two, learnt for it alone."""
 
-    def __init__(self, ids: DenseTable | SparseTable, answers: DenseTable | None) -> None:
+    def __init__(self, ids: DenseTable | SparseTable | ShardedTable, answers: DenseTable | None) -> None:
         super().__init__(ids)
         self.answers = answers
 
@@ -125,7 +126,7 @@ class TowerItems(Items):
     """
 
     def __init__(
-        self, ids: DenseTable | SparseTable, dim: int, content: ItemContent, id_dropout: float, generator: torch.Generator
+        self, ids: DenseTable | SparseTable | ShardedTable, dim: int, content: ItemContent, id_dropout: float, generator: torch.Generator
     ) -> None:
         super().__init__(ids)
         self.encoding = content.encoding
@@ -166,12 +167,14 @@ class TowerItems(Items):
         return Vectors(vectors_UD, vectors_UD)
 
 
-def make_items(config: RunConfig, num_rows: int, content: ItemContent | None, generator: torch.Generator) -> Items:
-    """What a recipe wants its items to be; with `items.kind = "tower"`, `content` is there."""
+def make_items(config: RunConfig, num_rows: int, content: ItemContent | None, generator: torch.Generator, *, num_shards: int = 1) -> Items:
+    """What a recipe wants its items to be, a sparse table in so many shards; with `items.kind = "tower"`, `content` is there."""
     dim, items = config.model.dim, config.items
-    ids: DenseTable | SparseTable
+    ids: DenseTable | SparseTable | ShardedTable
     if items.table == "sparse":
-        ids = SparseTable(num_rows, dim, std=TABLE_STD, seed=config.training.seed, learning_rate=items.table_learning_rate)
+        ids = (SparseTable if num_shards == 1 else ShardedTable)(
+            num_rows, dim, std=TABLE_STD, seed=config.training.seed, learning_rate=items.table_learning_rate
+        )
     else:
         ids = DenseTable(num_rows, dim, generator)
     if items.kind == "tower":

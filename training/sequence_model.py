@@ -12,6 +12,7 @@ history (`training/items.py`); everything else stays as it is.
 Shape legend: B sequences, L padded length, D width, T tokens, M target positions, R item rows, K ranked items, Q users.
 """
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from passerelle import metrics
 from passerelle.errors import UserError
@@ -31,16 +32,18 @@ from training.dropout import Dropout
 from training.encoder import QueryEncoder, SequenceEncoder, Times, columns_of_rows, pad_right_aligned, scatter, serving_times
 from training.evaluation_batches import EvaluationBatch, Histories
 from training.full_softmax import full_softmax
-from training.items import ItemContent, StepItems, make_items
+from training.items import DenseTable, ItemContent, StepItems, make_items
 from training.losses import gbce, sampled_softmax
 from training.ranking import rank_scores
 from training.samplers import Negatives, make_sampler
+from training.sharding import ShardedTable
 from training.tables import SparseTable
 
 MONITOR = "validation_ndcg@10"
 MONITOR_K = 10
 FINAL_LEARNING_RATE_SHARE = 0.05
-TABLES = ("items.ids.weight", "items.answers.weight")
+IDS = "items.ids"
+TABLES = (f"{IDS}.weight", "items.answers.weight")
 
 
 class SequenceModel(pl.LightningModule):
@@ -51,27 +54,26 @@ class SequenceModel(pl.LightningModule):
         counts_R: float64 counts of each item row for the sampler (`make_sampler`).
         total_steps: steps in `max_epochs`, for the learning-rate schedule.
         content: what declared features say of the items, for a candidate tower.
+        num_shards: ranks that share the rows of a sparse table.
     """
 
-    def __init__(self, config: RunConfig, counts_R: Tensor, total_steps: int, content: ItemContent | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, counts_R: Tensor, total_steps: int, content: ItemContent | None = None, *, num_shards: int = 1
+    ) -> None:
         super().__init__()
         self.config = config
         self.total_steps = total_steps
         generator = torch.Generator().manual_seed(config.training.seed)
         self.num_rows = len(counts_R)
-        self.items = make_items(config, self.num_rows, content, generator)
+        self.items = make_items(config, self.num_rows, content, generator, num_shards=num_shards)
         unit = config.items.kind == "tower"
         self.encoder = SequenceEncoder(config.model, generator, causal=config.objective.kind == "causal", unit=unit)
         self.sampler = make_sampler(config.loss, counts_R)
         # DistributedDataParallel asks for this name: what a sparse table holds, it trains itself.
-        self._ddp_params_and_buffers_to_ignore = [
-            f"{of}.{name}" for of, table in self._sparse_tables() for name, _ in (*table.named_parameters(), *table.named_buffers())
-        ]
+        apart = self.items.ids if isinstance(self.items.ids, SparseTable) else nn.Module()
+        self._ddp_params_and_buffers_to_ignore = [f"{IDS}.{name}" for name, _ in (*apart.named_parameters(), *apart.named_buffers())]
         self._train_loss = torch.zeros(2, dtype=torch.float64)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
-
-    def _sparse_tables(self) -> list[tuple[str, SparseTable]]:
-        return [(name, module) for name, module in self.named_modules() if isinstance(module, SparseTable)]
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
@@ -117,6 +119,11 @@ class SequenceModel(pl.LightningModule):
         """float32 [B, R] inner products of each user's query and every row of the table, for the caller to overwrite."""
         return (self.encode_histories(batch.histories) @ self.items.exact().answers_UD.T).float()
 
+    def configure_model(self) -> None:
+        """Where there are several ranks, they know of each other by now."""
+        if isinstance(self.items.ids, ShardedTable):
+            self.items.ids.place(int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())))
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
         times = None
@@ -124,8 +131,8 @@ class SequenceModel(pl.LightningModule):
             times = Times(*(scatter(times_T, row_T, column_T, items_BL) for times_T in (batch.query_times_ms_T, batch.key_times_ms_T)))
         from_end_L = torch.arange(items_BL.shape[1], 0, -1, device=self.device)
         dropout = Dropout(self.config.model.dropout, batch.seed, batch.windows_B[:, None] * self.encoder.max_length + from_end_L)
-        for _, table in self._sparse_tables():
-            table.learning_rate_share = self._learning_rate_share(self.global_step)
+        if not isinstance(self.items.ids, DenseTable):
+            self.items.ids.learning_rate_share = self._learning_rate_share(self.global_step)
         negatives = self._negatives(batch)
         asked = [batch.items_T, batch.target_rows_M, *([] if negatives is None else [negatives.rows_SN])]
         items = self.items.of_step(batch.seed, asked)
@@ -160,9 +167,14 @@ class SequenceModel(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Within an epoch, what its loss has added up to: on average, for every rank will go on from it."""
         checkpoint["train_loss"] = self._loss_so_far()
+        if isinstance(self.items.ids, ShardedTable):
+            checkpoint["state_dict"] |= {f"{IDS}.{name}": values for name, values in self.items.ids.saved().items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._train_loss = checkpoint["train_loss"].clone()
+        if isinstance(self.items.ids, ShardedTable):
+            names = [name for name in checkpoint["state_dict"] if name.startswith(f"{IDS}.")]
+            self.items.ids.load({name.removeprefix(f"{IDS}."): checkpoint["state_dict"].pop(name) for name in names})
 
     def _loss_so_far(self) -> Tensor:
         """Total and steps, on average over ranks; asked for before anything is kept of an epoch, so that nothing is after NaN."""

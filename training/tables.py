@@ -1,6 +1,6 @@
 """Id tables whose step costs what the rows that it looks up cost: TorchRec collections, trained within the backward pass.
 
-The only file that imports torchrec. One rank holds an unsharded `EmbeddingCollection`; each backward pass takes one step of row-wise
+One rank holds an unsharded `EmbeddingCollection`; each backward pass takes one step of row-wise
 Adagrad with the summed gradient of each row, as FBGEMM's fused tables do.
 
 Shape legend: R rows, D width, U rows of a step (each once).
@@ -36,7 +36,7 @@ class SparseTable(nn.Module):
 
     def __init__(self, num_rows: int, dim: int, *, std: float, seed: int, learning_rate: float) -> None:
         super().__init__()
-        torchrec = _torchrec()
+        torchrec = torchrec_package()
         config = torchrec.EmbeddingConfig(name=TABLE, num_embeddings=num_rows, embedding_dim=dim, feature_names=[TABLE])
         self.collection = torchrec.EmbeddingCollection([config], device=torch.device("meta")).to_empty(device="cpu")
         self.collection.embeddings[TABLE].sparse = True
@@ -59,7 +59,7 @@ class SparseTable(nn.Module):
     def forward(self, rows_U: Tensor) -> Tensor:
         """[U, D] of int64 rows."""
         lengths = torch.full((1,), len(rows_U), dtype=torch.int64, device=rows_U.device)
-        vectors_UD: Tensor = self.collection(_torchrec().KeyedJaggedTensor([TABLE], rows_U, lengths=lengths))[TABLE].values()
+        vectors_UD: Tensor = self.collection(torchrec_package().KeyedJaggedTensor([TABLE], rows_U, lengths=lengths))[TABLE].values()
         return vectors_UD
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class SparseTable(nn.Module):
 
 
 @functools.cache
-def _torchrec() -> Any:
+def torchrec_package() -> Any:
     """Imported where a recipe wants it: training without it needs no torchrec."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # FBGEMM's CPU build warns of each operator that it lacks

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -23,8 +24,10 @@ from tests.datasets import SMALL_RECIPE, planted_dataset, small_recipe
 from tests.processes import run, running
 from tests.runs import with_split_file
 from training.fit import train_in_process
-from training.run import LAST, RunManifest, open_run, refit_config
-from training.sequence_model import MONITOR
+from training.open_run import load_run
+from training.run import BEST, LAST, RunManifest, open_run, refit_config
+from training.sequence_model import IDS, MONITOR
+from training.sharding import WEIGHT
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,6 +73,24 @@ def test_two_workers_train_as_one(dataset: Dataset, tmp_path: Path) -> None:
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=2e-2)
     assert shared.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
     assert shared.validation[MONITOR] > 0.3
+
+
+def test_a_table_shared_out_over_two_workers_trains_as_one(dataset: Dataset, tmp_path: Path) -> None:
+    """The same steps, rows sharded; what two have begun, one goes on with, and the other way round."""
+    sparse = ("items.table=sparse", "loss.kind=sampled", "loss.num_negatives=32", "training.max_epochs=5")
+    alone = train_in_process("bert4rec", dataset, small_recipe(*sparse), tmp_path / "alone")
+    shared = on_ray(dataset, tmp_path / "shared", *sparse, num_workers=2)
+    assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-4)
+    assert shared.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
+    weights, expected = (torch.load(tmp_path / name / LAST, weights_only=True)["state_dict"] for name in ("shared", "alone"))
+    assert set(weights) == set(expected)
+    vectors = load_run(tmp_path / "shared").vectors_RD
+    assert np.array_equal(
+        vectors[2:], torch.load(tmp_path / "shared" / BEST, weights_only=True)["state_dict"][f"{IDS}.{WEIGHT}"][2:].numpy()
+    )
+    for name, workers in (("shared", 1), ("alone", 2)):
+        on_ray(dataset, tmp_path / name, *sparse[:-1], "training.max_epochs=7", num_workers=workers, resume=True)
+    assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-3)
 
 
 def test_a_refit_on_ray_has_the_split_of_its_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from tests.datasets import small_recipe
 from training.batches import EpochBatches
 from training.content import make_model
 from training.evaluation import evaluate
-from training.fit import fit, train_in_process
+from training.fit import train_in_process
 from training.open_run import load_run
 from training.sequence_model import SequenceModel
 from training.tables import BLOCK_ROWS, SparseTable, fill_rows
@@ -154,11 +154,9 @@ def test_a_run_with_a_sparse_table_is_trained_resumed_and_opened(dataset: Datase
     assert found["model"]["ndcg@10"] > 1.5 * found["popularity"]["ndcg@10"]
 
 
-def test_what_a_sparse_table_does_not_go_with(dataset: Dataset, tmp_path: Path) -> None:
+def test_what_a_sparse_table_does_not_go_with() -> None:
     for options in (("loss.kind=full",), (*SAMPLED, "model.output_table=separate")):
         with pytest.raises(UserError, match=r"items\.table = '(sparse|dense)'"):
             small_recipe("items.table=sparse", *options)
     with pytest.raises(UserError, match=r"table_learning_rate = 0\.1 has no effect"):
         small_recipe("items.table_learning_rate=0.1")
-    with pytest.raises(UserError, match=r"items\.table = 'sparse' trains on one worker"):
-        fit(dataset, small_recipe(*SPARSE), tmp_path, num_workers=2)

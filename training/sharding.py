@@ -1,0 +1,152 @@
+"""A sparse table whose rows are shared out over ranks: TorchRec's `DistributedModelParallel`, its optimizer within the backward pass.
+
+It stands where a `SparseTable` does on one rank, and does what that does: a row's gradient is the mean over ranks, as
+DistributedDataParallel has it for the other parameters, and one step of row-wise Adagrad follows. Nothing of it is in the module tree, so
+DistributedDataParallel, the other parameters' optimizer and `state_dict` know nothing of it; a checkpoint holds it as though it were a
+`SparseTable`, and so is read by any number of ranks.
+
+Shape legend: R rows, D width, U rows of a step (each once).
+"""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from passerelle.errors import UserError
+from training.tables import EPSILON, TABLE, fill_rows, torchrec_package
+
+WEIGHT, MOMENTUM = f"collection.embeddings.{TABLE}.weight", "momentum_R"
+"""Names of a `SparseTable` in a checkpoint."""
+RESERVED = 0.15
+"""Share of the memory that is left to everything but tables."""
+
+
+class ShardedTable(nn.Module):
+    """Vectors by row, of which this rank holds a stretch.
+
+    Args: as for `SparseTable`; no memory is taken before `place`.
+    """
+
+    _parallel: Any = None
+    """Not a submodule, though it is a module."""
+
+    def __init__(self, num_rows: int, dim: int, *, std: float, seed: int, learning_rate: float) -> None:
+        super().__init__()
+        self._shape, self._std, self._seed, self._learning_rate = (num_rows, dim), std, seed, learning_rate
+        self._whole: Tensor | None = None
+
+    def place(self, workers_here: int) -> None:
+        """Share the rows out over the ranks of the process group and fill them; every rank must ask, and asking again does nothing.
+
+        Args:
+            workers_here: ranks of this machine, which share its memory; the same on every machine.
+
+        Raises:
+            UserError: they do not fit the memory of the ranks together.
+        """
+        if self._parallel is not None:
+            return
+        torchrec = torchrec_package()
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType
+        from torchrec.distributed.embedding import EmbeddingCollectionSharder
+        from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+        from torchrec.distributed.model_parallel import DistributedModelParallel
+        from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+        from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+        from torchrec.distributed.planner.types import PlannerError
+        from torchrec.distributed.types import ShardingType
+
+        logging.getLogger("torchrec").setLevel(logging.ERROR)  # it recommends a factory that knows no CPUs
+        num_rows, dim = self._shape
+        config = torchrec.EmbeddingConfig(name=TABLE, num_embeddings=num_rows, embedding_dim=dim, feature_names=[TABLE])
+        collection = torchrec.EmbeddingCollection([config], device=torch.device("meta"))
+        fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": self._learning_rate, "eps": EPSILON}
+        sharder = EmbeddingCollectionSharder(fused_params=fused)
+        world_size = dist.get_world_size()
+        by_row = ParameterConstraints(sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value])
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        topology = Topology(world_size=world_size, local_world_size=workers_here, compute_device="cpu", ddr_cap=memory // workers_here)
+        planner = EmbeddingShardingPlanner(
+            topology=topology,
+            constraints={TABLE: by_row},
+            storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED),
+        )
+        try:
+            plan = planner.plan(collection, [sharder])  # the same on every rank: asked together, the others would not learn of a failure
+        except PlannerError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"a table of {num_rows} rows x {dim} does not fit {world_size} workers: {reason}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parallel = DistributedModelParallel(
+                collection, device=torch.device("cpu"), plan=plan, sharders=[sharder], init_data_parallel=False
+            )
+        object.__setattr__(self, "_parallel", parallel)
+        for shard, first in self._shards(parallel.state_dict()[f"embeddings.{TABLE}.weight"]):
+            fill_rows(shard, first, self._std, self._seed)
+            if first == 0:
+                shard[0] = 0.0
+
+    def forward(self, rows_U: Tensor) -> Tensor:
+        """[U, D] of int64 rows; every rank must ask."""
+        self._whole = None
+        lengths = torch.full((1,), len(rows_U), dtype=torch.int64)
+        found = self._parallel(torchrec_package().KeyedJaggedTensor([TABLE], rows_U, lengths=lengths))
+        vectors_UD: Tensor = (found.wait() if hasattr(found, "wait") else found)[TABLE].values()
+        if vectors_UD.requires_grad:
+            vectors_UD.register_hook(self._forget)
+        return vectors_UD
+
+    def _forget(self, _: Tensor) -> None:
+        """A backward pass is under way, which changes the rows."""
+        self._whole = None
+
+    @property
+    def learning_rate_share(self) -> float:
+        """What the learning rate is multiplied by, from the next look-up on."""
+        return float(self._parallel.fused_optimizer.param_groups[0]["lr"]) / self._learning_rate
+
+    @learning_rate_share.setter
+    def learning_rate_share(self, share: float) -> None:
+        optimizer = self._parallel.fused_optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = self._learning_rate * share
+        optimizer.step()  # tells the kernels; they take their steps in the backward pass
+
+    @property
+    def weight(self) -> Tensor:
+        """[R, D], gathered from all ranks and kept until the next step; every rank must ask."""
+        if self._whole is None:
+            self._whole = self._gathered(self._parallel.state_dict()[f"embeddings.{TABLE}.weight"])
+        return self._whole
+
+    def saved(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of it; every rank must ask."""
+        return {WEIGHT: self.weight, MOMENTUM: self._gathered(self._momentum())}
+
+    def load(self, saved: dict[str, Tensor]) -> None:
+        """Take this rank's rows of what was saved by however many ranks."""
+        self._whole = None
+        for stored, name in ((self._parallel.state_dict()[f"embeddings.{TABLE}.weight"], WEIGHT), (self._momentum(), MOMENTUM)):
+            for shard, first in self._shards(stored):
+                shard.copy_(saved[name][first : first + len(shard)])
+
+    def _momentum(self) -> Any:
+        (state,) = self._parallel.fused_optimizer.state_dict()["state"].values()
+        return state[f"{TABLE}.momentum1"]
+
+    @staticmethod
+    def _shards(stored: Any) -> list[tuple[Tensor, int]]:
+        """This rank's rows, and which is the first."""
+        return [(shard.tensor.detach(), shard.metadata.shard_offsets[0]) for shard in stored.local_shards()]
+
+    def _gathered(self, stored: Any) -> Tensor:
+        shards = self._shards(stored)
+        pieces: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(pieces, [(first, shard.clone()) for shard, first in shards])
+        return torch.cat([shard for _, shard in sorted((piece for of_rank in pieces for piece in of_rank), key=lambda piece: piece[0])])
