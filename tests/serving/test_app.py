@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from passerelle.bundle import Bundle
 from serving.app import build_app
-from serving.recommender import Recommender
+from serving.recommender import Recommender, _plain
 from serving.triton_client import TritonClient
 from tests.serving.conftest import recommender_of
 
@@ -101,6 +101,11 @@ def test_similar_and_items(app: Any) -> None:
         call(app, "GET", "/v1/items/a/b"),
     ):
         assert answer.status_code == 404 and "item_id" in answer.json()["detail"][0]["msg"]
+
+
+def test_values_of_every_kind_are_plain() -> None:
+    assert _plain({"latitude": 48.5, "longitude": float("nan")}) == {"latitude": 48.5, "longitude": None}
+    assert _plain(["a", None, 2.0, [1]]) == ["a", None, 2.0, [1]]
 
 
 def test_unicode_ids_in_paths(unicode_recommender: Recommender) -> None:

@@ -101,3 +101,20 @@ def test_flags_and_dictionaries() -> None:
     assert np.flatnonzero(filters.mask([Equals(op="equals", column="shop", value="a")])).tolist() == [2, 4]
     with pytest.raises(UserError, match="column 'free' holds true or false, got 1"):
         filters.mask([Equals(op="equals", column="free", value=1)])
+
+
+def test_timestamps_are_numbers_and_vectors_and_places_are_for_networks() -> None:
+    opens = pa.array([10, None, 30], pa.int64())
+    venue = pa.array([{"latitude": 1.0, "longitude": 2.0}, None, None])
+    items = pa.table({"opens": opens, "image": pa.array([[1.0], [2.0], None], pa.large_list(pa.float32())), "venue": venue})
+    kinds = (
+        FeatureColumn(name="opens", kind="timestamp"),
+        FeatureColumn(name="image", kind="vector", width=1),
+        FeatureColumn(name="venue", kind="place"),
+    )
+    filters = ItemFilters(items, kinds)
+    assert filters.mask([Range(op="range", column="opens", min=20)]).tolist() == [False, False, False, False, True]
+    assert filters.mask([In(op="in", column="opens", values=(10, 30))]).tolist() == [False, False, True, False, True]
+    for name, kind in (("image", "vector"), ("venue", "place")):
+        with pytest.raises(UserError, match=rf"filters\.0: column '{name}' is a {kind}, which cannot be filtered by"):
+            filters.mask([Equals(op="equals", column=name, value=1)])
