@@ -1,4 +1,4 @@
-"""Write the tables of results in README.md and decisions.md anew from the newest result files, or check that they are current.
+"""Write the tables of results in README.md, training.md and decisions.md anew from the newest result files, or check that they are current.
 
 .venv/bin/python docs/generate_results.py [--check]
 """
@@ -125,6 +125,41 @@ def demo() -> str:
     return "\n".join([*lines_of(rows, "The demo, MovieLens-1M"), "", f"From {link(path)} (`.venv/bin/python -m benchmarks.main_job`)."])
 
 
+def towers() -> str:
+    """How good two towers are, also for films that training never saw, and what large catalogues cost."""
+    (quality_path, quality), (cold_path, cold), (scaling_path, scaling), (adding_path, adding) = (
+        newest(theme) for theme in ("quality", "cold_items", "catalogue_scaling", "add_items")
+    )
+    case = quality["cases"]["two_tower"]
+    simple = {name: values["recall@100"] for name, values in quality["baselines"][case["data"]].items()}
+    best = max(simple, key=lambda name: simple[name])
+    recall = case["train"]["mean"]["recall@100"]
+    found = {name: values["recall@100"] for name, values in cold["found"].items()}
+    step_ms = {(row["table"], row["num_items"]): row["step_ms"] for row in scaling["rows"] if "step_ms" in row}
+    smallest, largest = (edge(items for table, items in step_ms if table == "sparse") for edge in (min, max))
+    rows: list[Row] = [
+        (
+            f"Test Recall@100, MovieLens-1M, {len(case['train']['runs'])} seeds",
+            f"best baseline ({best}) {simple[best]:.3f}, popularity {simple['popularity']:.3f}",
+            f"{recall:.3f}",
+        ),
+        (
+            f"Recall@100 of {cold['cold_items']} films without any event, among all",
+            f"popularity of the genres {found['genre_popularity']:.3f}, of those liked {found['liked_genre_popularity']:.3f}, "
+            f"nearest features {found['content_neighbours']:.3f}",
+            f"{found['two_tower']:.3f}",
+        ),
+        (
+            f"A step with {largest:,} items, sparse table",
+            f"with {smallest:,} {step_ms['sparse', smallest]:.0f} ms, dense table {step_ms['dense', largest]:.0f} ms",
+            f"{step_ms['sparse', largest]:.0f} ms",
+        ),
+        (f"`add-items`, {adding['new']:,} on {adding['items']:,}", "", f"{adding['add_items_s']:.0f} s"),
+    ]
+    files = ", ".join(link(path, "../") for path in (quality_path, cold_path, scaling_path))
+    return "\n".join([*lines_of(rows, "2 CPU cores"), "", f"From {files} and {link(adding_path, '../')}."])
+
+
 def ablation() -> str:
     """What each choice of a recipe is worth after a short schedule, best first, and what seeds alone do."""
     path, result = newest("recipe_ablation")
@@ -140,7 +175,11 @@ def ablation() -> str:
     return "\n".join([*lines, f"Validation, MovieLens-1M (5-core), all with {common}. From {link(path, '../')}."])
 
 
-TABLES = {"README.md": {"results": results, "demo": demo}, "docs/decisions.md": {"ablation": ablation}}
+TABLES = {
+    "README.md": {"results": results, "demo": demo},
+    "docs/training.md": {"towers": towers},
+    "docs/decisions.md": {"ablation": ablation},
+}
 
 
 def main() -> None:
