@@ -42,8 +42,8 @@ class FeatureColumn(Config):
 
     name: str
     kind: FeatureKind
-    scaling: Scaling = "standard"
-    """Numeric: how networks are given it."""
+    scaling: Scaling | None = None
+    """Numeric: how networks are given it; standardised if absent."""
     width: int | None = None
     """Vector: numbers in it."""
 

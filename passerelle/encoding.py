@@ -142,7 +142,7 @@ def _learn(table: pa.Table, feature: FeatureColumn, min_count: int) -> ColumnEnc
             name=feature.name, kind=feature.kind, values=tuple(value for _, value in frequent[:MOST_VALUES]), slots=max(1, slots)
         )
     width = feature.width or 0
-    column = ColumnEncoding(name=feature.name, kind=feature.kind, scaling=feature.scaling, width=width)
+    column = ColumnEncoding(name=feature.name, kind=feature.kind, scaling=feature.scaling or "standard", width=width)
     raw_NC = _raw_numbers(table, column)
     known_NC = raw_NC[np.isfinite(raw_NC).all(axis=1)]
     if not len(known_NC) or feature.kind == "place":  # a place is a point on the unit sphere

@@ -164,6 +164,6 @@ def _report(config: PrepareConfig, kept: _Kept, users: EntityTable, items: Entit
 
 def _feature_columns(config: EntityConfig) -> tuple[FeatureColumn, ...]:
     return tuple(
-        FeatureColumn(name=name, kind=feature.kind, scaling=feature.scaling, width=feature.width)
+        FeatureColumn(name=name, kind=feature.kind, scaling=None if feature.scaling == "standard" else feature.scaling, width=feature.width)
         for name, feature in config.features.items()
     )

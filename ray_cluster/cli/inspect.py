@@ -61,7 +61,7 @@ def flat(value: Any, key: str = "") -> list[tuple[str, str]]:
 
 
 def _without_name(element: dict[str, Any]) -> Any:
-    rest = {key: value for key, value in element.items() if key != "name"}
+    rest = {key: value for key, value in element.items() if key != "name" and value is not None}
     return next(iter(rest.values())) if len(rest) == 1 else rest
 
 
