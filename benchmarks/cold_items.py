@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.datasets import quality_dataset
+from benchmarks.datasets import quality_dataset, with_events
 from benchmarks.harness import environment, write_result
-from passerelle.dataset import Dataset, write_dataset
+from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
-from passerelle.splits import EvaluationUsers, make_split
+from passerelle.splits import EvaluationUsers
 from training.config import load_recipe
 from training.content import item_content
 from training.evaluation import rank_users, ranking_metrics
@@ -34,21 +34,12 @@ from training.open_run import OpenRun, load_run
 from training.statistics import num_events
 
 SHARE, K = 0.1, 100
-DESCRIPTION = ("name", "event_types", "user_features", "item_features", "title", "config", "quality")
 
 
-def with_events(dataset: Dataset, keep_E: np.ndarray[Any, np.dtype[np.bool_]], path: Path) -> Dataset:
-    """The dataset with some of its events, and all of its users and items."""
+def kept(dataset: Dataset, keep_E: np.ndarray[Any, np.dtype[np.bool_]], path: Path) -> Dataset:
+    """The dataset with the events marked."""
     kept_before = np.concatenate([[0], np.cumsum(keep_E)])
-    arrays = ("item_rows_E", "timestamps_ms_E", "event_types_E", "weights_E")
-    return write_dataset(
-        path,
-        **{name: getattr(dataset, name)[keep_E] for name in arrays},
-        offsets_U1=kept_before[dataset.offsets_U1],
-        users=dataset.users,
-        items=dataset.items,
-        description=dataset.manifest.model_dump(include={*DESCRIPTION}),
-    )
+    return with_events(dataset, np.flatnonzero(keep_E), kept_before[dataset.offsets_U1], path)
 
 
 def questions(dataset: Dataset, cold_R: np.ndarray[Any, np.dtype[np.bool_]], path: Path) -> tuple[Dataset, EvaluationUsers]:
@@ -58,7 +49,7 @@ def questions(dataset: Dataset, cold_R: np.ndarray[Any, np.dtype[np.bool_]], pat
     user_E = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets_U1))
     newest_U = np.full(dataset.num_users, -1)
     np.maximum.at(newest_U, user_E[cold_E], places_E[cold_E])
-    asked = with_events(dataset, (places_E == newest_U[user_E]) | (~cold_E & (places_E < newest_U[user_E])), path)
+    asked = kept(dataset, (places_E == newest_U[user_E]) | (~cold_E & (places_E < newest_U[user_E])), path)
     users_Q = np.flatnonzero(np.diff(asked.offsets_U1) > 1)
     start_Q, end_Q = asked.offsets_U1[users_Q], asked.offsets_U1[users_Q + 1]
     return asked, EvaluationUsers(users_Q, start_Q, end_Q - 1, end_Q)
@@ -105,10 +96,9 @@ def main(overrides: tuple[str, ...], seed: int) -> None:
     cold_R[np.random.default_rng(seed).choice(dataset.num_items, round(SHARE * dataset.num_items), replace=False) + FIRST_ITEM_ROW] = True
     config = load_recipe("two_tower", overrides)
     with tempfile.TemporaryDirectory() as folder:
-        warm = with_events(dataset, ~cold_R[dataset.item_rows_E], Path(folder) / "warm")
+        warm = kept(dataset, ~cold_R[dataset.item_rows_E], Path(folder) / "warm")
         manifest = train_in_process("two_tower", warm, config, Path(folder) / "run")
         run = load_run(Path(folder) / "run")
-        assert make_split(warm, config.split).train_end_U.sum() == run.split.train_end_U.sum()
         asked, users = questions(dataset, cold_R, Path(folder) / "asked")
         raw = ByContent(run)
         scorers = {

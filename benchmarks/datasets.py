@@ -15,6 +15,20 @@ from passerelle.prepare.sources import find_source, resolve_files
 from passerelle.splits import Int64Array
 
 FOLDER = Path("artifacts/quality/data")
+_DESCRIPTION = ("name", "event_types", "user_features", "item_features", "title", "config", "quality")
+
+
+def with_events(dataset: Dataset, positions_E: Int64Array, offsets_U1: Int64Array, path: Path) -> Dataset:
+    """The dataset with some of its events, and all of its users and items."""
+    arrays = ("item_rows_E", "timestamps_ms_E", "event_types_E", "weights_E")
+    return write_dataset(
+        path,
+        **{name: getattr(dataset, name)[positions_E] for name in arrays},
+        offsets_U1=offsets_U1,
+        users=dataset.users,
+        items=dataset.items,
+        description=dataset.manifest.model_dump(include={*_DESCRIPTION}),
+    )
 
 
 def _movielens_1m(*overrides: str) -> Callable[[Path], Dataset]:

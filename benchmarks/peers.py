@@ -19,14 +19,13 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.datasets import quality_dataset
+from benchmarks.datasets import quality_dataset, with_events
 from benchmarks.harness import environment, write_result
-from passerelle.dataset import Dataset, write_dataset
+from passerelle.dataset import Dataset
 from passerelle.ragged import gather_ragged
 from training.callbacks import read_history
 
 PEER = Path(__file__).with_name("peer_rectools.py")
-DESCRIPTION = ("name", "event_types", "user_features", "item_features", "title", "config", "quality")
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,7 @@ def newest_events(dataset: Dataset, length: int, path: Path) -> Dataset:
     """The dataset with the newest `length` events of each user."""
     start_U, end_U = dataset.offsets_U1[:-1], dataset.offsets_U1[1:]
     positions_E, offsets_U1 = gather_ragged(np.maximum(start_U, end_U - length), end_U)
-    return write_dataset(
-        path,
-        item_rows_E=dataset.item_rows_E[positions_E],
-        timestamps_ms_E=dataset.timestamps_ms_E[positions_E],
-        event_types_E=dataset.event_types_E[positions_E],
-        weights_E=dataset.weights_E[positions_E],
-        offsets_U1=offsets_U1,
-        users=dataset.users,
-        items=dataset.items,
-        description=dataset.manifest.model_dump(include={*DESCRIPTION}),
-    )
+    return with_events(dataset, positions_E, offsets_U1, path)
 
 
 def our_epoch_s(case: Case, dataset: Path, threads: int, folder: Path) -> float:

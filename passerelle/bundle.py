@@ -18,6 +18,8 @@
 Shape legend: R item rows (special rows included), D vector width, F ranking features.
 """
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -110,6 +112,11 @@ class BundleManifest(Manifest):
     """Test metrics by scorer: `model`, `ranker`, `popularity` and whatever other baselines were evaluated."""
     parity: dict[str, dict[str, Any]]
     """Largest differences measured on `reference.arrow`, by layer: `onnxruntime`, then `triton` and `http` after publishing."""
+
+
+def bundle_id(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Digest of the files of a bundle, as `provenance` describes them."""
+    return hashlib.sha256("".join(entry["sha256"] for entry in files.values()).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

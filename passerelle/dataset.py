@@ -28,6 +28,9 @@ from passerelle.manifest import Manifest, open_manifest, provenance, write_manif
 
 FeatureKind = Literal["categorical", "multi_categorical", "numeric", "text", "vector", "timestamp", "place"]
 
+LATITUDE, LONGITUDE = "latitude", "longitude"
+"""Fields of a place."""
+
 Scaling = Literal["standard", "log"]
 
 _FILES = ("interactions.arrow", "offsets.arrow", "users.arrow", "items.arrow")

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from passerelle.arrow import ragged
 from passerelle.config import Config
-from passerelle.dataset import FeatureColumn, FeatureKind, Scaling
+from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind, Scaling
 from passerelle.errors import UserError
 from passerelle.features import DAY_MS
 
@@ -138,9 +138,7 @@ def _learn(table: pa.Table, feature: FeatureColumn, min_count: int) -> ColumnEnc
             (-count, value) for value, count in zip(*(counts.field(i).to_pylist() for i in (0, 1)), strict=True) if count >= min_count
         )
         slots = min(MOST_SLOTS, int(lengths_N.max(initial=1)))
-        return ColumnEncoding(
-            name=feature.name, kind=feature.kind, values=tuple(value for _, value in frequent[:MOST_VALUES]), slots=max(1, slots)
-        )
+        return ColumnEncoding(name=feature.name, kind=feature.kind, values=tuple(value for _, value in frequent[:MOST_VALUES]), slots=slots)
     width = feature.width or 0
     column = ColumnEncoding(name=feature.name, kind=feature.kind, scaling=feature.scaling or "standard", width=width)
     raw_NC = _raw_numbers(table, column)
@@ -179,7 +177,7 @@ def _raw_numbers(table: pa.Table, column: ColumnEncoding) -> Float64Array:
     if column.kind == "vector":
         return _vectors(values, column)
     if column.kind == "place":
-        latitude_N, longitude_N = (np.radians(_floats(values.field(name), column.name)) for name in ("latitude", "longitude"))
+        latitude_N, longitude_N = (np.radians(_floats(values.field(name), column.name)) for name in (LATITUDE, LONGITUDE))
         present_N = values.is_valid().to_numpy(zero_copy_only=False)
         point_3N = (np.cos(latitude_N) * np.cos(longitude_N), np.cos(latitude_N) * np.sin(longitude_N), np.sin(latitude_N))
         return np.where(present_N[:, None], np.stack(point_3N, axis=1), np.nan)

@@ -7,7 +7,6 @@
 Shape legend: P reference users, D vector width, K candidates, F features, R item rows (special rows included).
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from passerelle.bundle import (
     Bundle,
     BundleManifest,
     ItemEncoding,
+    bundle_id,
     open_bundle,
 )
 from passerelle.errors import UserError
@@ -226,12 +226,11 @@ def _manifest(run: OpenRun, scratch: Path, parity: dict[str, Any]) -> BundleMani
     files = (*BUNDLE_FILES, *(name for name in OPTIONAL_FILES if (scratch / name).exists()))
     networks = (*NETWORKS, *([CANDIDATE_ENCODER] if isinstance(run.model.items, TowerItems) else []))
     common = provenance(BundleManifest, scratch, files, LIBRARIES)
-    served = "".join(common["files"][name]["sha256"] for name in files)
     config, dataset = run.manifest.config, run.dataset
     return BundleManifest.model_validate(
         {
             **common,
-            "bundle_id": hashlib.sha256(served.encode()).hexdigest()[:16],
+            "bundle_id": bundle_id(common["files"]),
             "model": run.manifest.recipe,
             "dim": config.model.dim,
             "max_history": config.model.max_history,

@@ -143,28 +143,28 @@ class TowerItems(Items):
     def _of_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
         self._kept = None
         rows = torch.arange(len(self.known_R), device=self.known_R.device) if rows_U is None else rows_U
-        own_UD = self.ids.weight if rows_U is None else self.ids(rows_U)
+        given = self.inputs(rows_U)
         left_U = kept_rows(rows, self._id_dropout, seed) | (rows < FIRST_ITEM_ROW)
-        return self._vectors(own_UD, rows, left_U)
+        vectors_UD = self.tower(given["id_vector"] * left_U[:, None], given["codes"], given["numbers"])
+        return Vectors(vectors_UD, vectors_UD)
 
     def exact(self) -> Vectors:
         """Kept until the next step, where no gradient is wanted."""
         if self._kept is not None and not torch.is_grad_enabled():
             return self._kept
-        rows_R = torch.arange(len(self.known_R), device=self.known_R.device)
-        vectors = self._vectors(self.ids.weight, rows_R, self.known_R)
+        vectors_RD = self.tower(**self.inputs())
+        vectors = Vectors(vectors_RD, vectors_RD)
         if not torch.is_grad_enabled():
             self._kept = vectors
         return vectors
 
-    def inputs(self) -> dict[str, Tensor]:
-        """What the tower is given of every row, without noise, by the names of its arguments."""
-        return {"id_vector": self.ids.weight * self.known_R[:, None], "codes": self.codes_RS, "numbers": self.numbers_RF}
-
-    def _vectors(self, own_UD: Tensor, rows_U: Tensor, left_U: Tensor) -> Vectors:
-        own_UD = own_UD * (left_U & self.known_R[rows_U])[:, None]
-        vectors_UD = self.tower(own_UD, self.codes_RS[rows_U], self.numbers_RF[rows_U])
-        return Vectors(vectors_UD, vectors_UD)
+    def inputs(self, rows_U: Tensor | None = None) -> dict[str, Tensor]:
+        """What the tower is given of some rows, or of all, without noise, by the names of its arguments."""
+        if rows_U is None:
+            own_UD, known_U, codes_US, numbers_UF = self.ids.weight, self.known_R, self.codes_RS, self.numbers_RF
+        else:
+            own_UD, known_U, codes_US, numbers_UF = self.ids(rows_U), self.known_R[rows_U], self.codes_RS[rows_U], self.numbers_RF[rows_U]
+        return {"id_vector": own_UD * known_U[:, None], "codes": codes_US, "numbers": numbers_UF}
 
 
 def make_items(config: RunConfig, num_rows: int, content: ItemContent | None, generator: torch.Generator, *, num_shards: int = 1) -> Items:

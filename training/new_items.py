@@ -6,7 +6,6 @@ the answers to the reference users too, which `publish` compares every layer wit
 Shape legend: N new items, R item rows, D vector width, K candidates.
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from passerelle.arrow import write_table
-from passerelle.bundle import CANDIDATE_ENCODER, ITEM_ENCODING, RANKER, Bundle, BundleManifest, ItemEncoding, open_bundle
+from passerelle.bundle import CANDIDATE_ENCODER, ITEM_ENCODING, RANKER, Bundle, BundleManifest, ItemEncoding, bundle_id, open_bundle
 from passerelle.config import validate
 from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
@@ -182,10 +181,8 @@ def _reference(bundle: Bundle, progress: Progress) -> pa.Table:
 
 def _manifest(bundle: Bundle, scratch: Path) -> BundleManifest:
     """That of the bundle it was made from, with another catalogue."""
-    names = list(bundle.manifest.files)
-    common = provenance(BundleManifest, scratch, names, LIBRARIES)
-    served = "".join(common["files"][name]["sha256"] for name in names)
-    changed = {"bundle_id": hashlib.sha256(served.encode()).hexdigest()[:16], "num_items": bundle.items.num_rows}
+    common = provenance(BundleManifest, scratch, list(bundle.manifest.files), LIBRARIES)
+    changed = {"bundle_id": bundle_id(common["files"]), "num_items": bundle.items.num_rows}
     parity = {"onnxruntime": bundle.manifest.parity["onnxruntime"]}  # of other layers, `publish` finds out
     return bundle.manifest.updated(
         **{**common, "libraries": {**bundle.manifest.libraries, **common["libraries"]}}, **changed, parity=parity

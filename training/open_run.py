@@ -68,4 +68,5 @@ def load_run(path: Path, dataset_path: Path | None = None) -> OpenRun:
     """
     manifest = open_run(path)
     dataset = open_run_dataset(manifest, dataset_path)
-    return OpenRun(path, manifest, dataset, make_split(dataset, manifest.config.split), load_model(path, manifest, dataset))
+    split = make_split(dataset, manifest.config.split)
+    return OpenRun(path, manifest, dataset, split, load_model(path, manifest, dataset, split))

@@ -22,11 +22,11 @@ from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from passerelle.files import new_file, unfinished_files
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
-from passerelle.splits import evaluation_users, make_split
+from passerelle.splits import Split, evaluation_users, make_split
 from training.batches import EpochBatches
 from training.callbacks import read_history
 from training.config import RunConfig
-from training.content import make_model
+from training.content import item_content
 from training.sequence_model import MONITOR, SequenceModel
 from training.windows import training_split
 
@@ -192,14 +192,15 @@ def open_run_dataset(manifest: RunManifest, path: Path | None = None) -> Dataset
     return dataset
 
 
-def load_model(path: Path, manifest: RunManifest, dataset: Dataset) -> SequenceModel:
+def load_model(path: Path, manifest: RunManifest, dataset: Dataset, split: Split) -> SequenceModel:
     """The best checkpoint of a run, in evaluation mode, on the CPU.
 
     Raises:
         UserError: its weights are not those of this code's model.
     """
-    split = training_split(make_split(dataset, manifest.config.split), manifest.config)
-    model = make_model(dataset, split, manifest.config, total_steps=1)
+    config = manifest.config
+    content = item_content(dataset, training_split(split, config), config.items) if config.items.kind == "tower" else None
+    model = SequenceModel(config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1, content=content)
     try:
         model.load_state_dict(_read_checkpoint(path / BEST)["state_dict"])
     except RuntimeError:

@@ -139,7 +139,7 @@ class SequenceModel(pl.LightningModule):
         places_BL, history_UD = items.places(items_BL), items.vectors.history_UD
         row_M, column_M = row_T[batch.target_positions_M], column_T[batch.target_positions_M]
         if self.encoder.causal:  # almost every position is a target
-            query_MD = self.encode(places_BL, times, dropout, None, history_UD)[row_M, column_M]
+            query_MD = self.encode(places_BL, times, dropout, history_UD=history_UD)[row_M, column_M]
         else:
             columns_BP, place_M = columns_of_rows(row_M, column_M, len(items_BL))
             query_MD = self.encode(places_BL, times, dropout, columns_BP, history_UD)[row_M, place_M]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from passerelle.errors import UserError
-from training.tables import EPSILON, TABLE, fill_rows, torchrec_package
+from training.tables import EPSILON, TABLE, asked_for, empty_collection, fill_rows
 
 WEIGHT, MOMENTUM = f"collection.embeddings.{TABLE}.weight", "momentum_R"
 """Names of a `SparseTable` in a checkpoint."""
@@ -51,7 +51,7 @@ class ShardedTable(nn.Module):
         """
         if self._parallel is not None:
             return
-        torchrec = torchrec_package()
+        collection = empty_collection(*self._shape)
         from fbgemm_gpu.split_embedding_configs import EmbOptimType
         from torchrec.distributed.embedding import EmbeddingCollectionSharder
         from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -63,8 +63,6 @@ class ShardedTable(nn.Module):
 
         logging.getLogger("torchrec").setLevel(logging.ERROR)  # it recommends a factory that knows no CPUs
         num_rows, dim = self._shape
-        config = torchrec.EmbeddingConfig(name=TABLE, num_embeddings=num_rows, embedding_dim=dim, feature_names=[TABLE])
-        collection = torchrec.EmbeddingCollection([config], device=torch.device("meta"))
         fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": self._learning_rate, "eps": EPSILON}
         sharder = EmbeddingCollectionSharder(fused_params=fused)
         world_size = dist.get_world_size()
@@ -87,16 +85,13 @@ class ShardedTable(nn.Module):
                 collection, device=torch.device("cpu"), plan=plan, sharders=[sharder], init_data_parallel=False
             )
         object.__setattr__(self, "_parallel", parallel)
-        for shard, first in self._shards(parallel.state_dict()[f"embeddings.{TABLE}.weight"]):
+        for shard, first in self._shards(self._rows()):
             fill_rows(shard, first, self._std, self._seed)
-            if first == 0:
-                shard[0] = 0.0
 
     def forward(self, rows_U: Tensor) -> Tensor:
         """[U, D] of int64 rows; every rank must ask."""
         self._whole = None
-        lengths = torch.full((1,), len(rows_U), dtype=torch.int64)
-        found = self._parallel(torchrec_package().KeyedJaggedTensor([TABLE], rows_U, lengths=lengths))
+        found = self._parallel(asked_for(rows_U))
         vectors_UD: Tensor = (found.wait() if hasattr(found, "wait") else found)[TABLE].values()
         if vectors_UD.requires_grad:
             vectors_UD.register_hook(self._forget)
@@ -122,7 +117,7 @@ class ShardedTable(nn.Module):
     def weight(self) -> Tensor:
         """[R, D], gathered from all ranks and kept until the next step; every rank must ask."""
         if self._whole is None:
-            self._whole = self._gathered(self._parallel.state_dict()[f"embeddings.{TABLE}.weight"])
+            self._whole = self._gathered(self._rows())
         return self._whole
 
     def saved(self) -> dict[str, Tensor]:
@@ -132,9 +127,12 @@ class ShardedTable(nn.Module):
     def load(self, saved: dict[str, Tensor]) -> None:
         """Take this rank's rows of what was saved by however many ranks."""
         self._whole = None
-        for stored, name in ((self._parallel.state_dict()[f"embeddings.{TABLE}.weight"], WEIGHT), (self._momentum(), MOMENTUM)):
+        for stored, name in ((self._rows(), WEIGHT), (self._momentum(), MOMENTUM)):
             for shard, first in self._shards(stored):
                 shard.copy_(saved[name][first : first + len(shard)])
+
+    def _rows(self) -> Any:
+        return self._parallel.state_dict()[f"embeddings.{TABLE}.weight"]
 
     def _momentum(self) -> Any:
         (state,) = self._parallel.fused_optimizer.state_dict()["state"].values()

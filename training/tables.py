@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from passerelle.errors import UserError
+from passerelle.ids import PADDING_ROW
 
 TABLE = "item"
 EPSILON = 1e-8
@@ -36,9 +37,7 @@ class SparseTable(nn.Module):
 
     def __init__(self, num_rows: int, dim: int, *, std: float, seed: int, learning_rate: float) -> None:
         super().__init__()
-        torchrec = torchrec_package()
-        config = torchrec.EmbeddingConfig(name=TABLE, num_embeddings=num_rows, embedding_dim=dim, feature_names=[TABLE])
-        self.collection = torchrec.EmbeddingCollection([config], device=torch.device("meta")).to_empty(device="cpu")
+        self.collection = empty_collection(num_rows, dim).to_empty(device="cpu")
         self.collection.embeddings[TABLE].sparse = True
         self.momentum_R: Tensor
         self.register_buffer("momentum_R", torch.zeros(num_rows))
@@ -46,7 +45,6 @@ class SparseTable(nn.Module):
         self.learning_rate_share = 1.0
         with torch.no_grad():
             fill_rows(self.weight, 0, std, seed)
-            self.weight[0] = 0.0
         self.weight.register_post_accumulate_grad_hook(self._step)
 
     @property
@@ -58,8 +56,7 @@ class SparseTable(nn.Module):
 
     def forward(self, rows_U: Tensor) -> Tensor:
         """[U, D] of int64 rows."""
-        lengths = torch.full((1,), len(rows_U), dtype=torch.int64, device=rows_U.device)
-        vectors_UD: Tensor = self.collection(torchrec_package().KeyedJaggedTensor([TABLE], rows_U, lengths=lengths))[TABLE].values()
+        vectors_UD: Tensor = self.collection(asked_for(rows_U))[TABLE].values()
         return vectors_UD
 
     @torch.no_grad()
@@ -87,8 +84,21 @@ def torchrec_package() -> Any:
     return torchrec
 
 
+def empty_collection(num_rows: int, dim: int) -> Any:
+    """A collection of one table that takes no memory yet."""
+    torchrec = torchrec_package()
+    config = torchrec.EmbeddingConfig(name=TABLE, num_embeddings=num_rows, embedding_dim=dim, feature_names=[TABLE])
+    return torchrec.EmbeddingCollection([config], device=torch.device("meta"))
+
+
+def asked_for(rows_U: Tensor) -> Any:
+    """Rows as a collection is asked for them."""
+    lengths = torch.full((1,), len(rows_U), dtype=torch.int64, device=rows_U.device)
+    return torchrec_package().KeyedJaggedTensor([TABLE], rows_U, lengths=lengths)
+
+
 def fill_rows(rows_RD: Tensor, first_row: int, std: float, seed: int) -> None:
-    """Normal numbers for the rows from `first_row` on, of a row the same whoever holds it.
+    """Normal numbers for the rows from `first_row` on, of a row the same whoever holds it; row 0, which is padding, is zero.
 
     They are made in blocks, each with a seed of its own, so that nobody need make those before a shard of a table.
     """
@@ -98,3 +108,5 @@ def fill_rows(rows_RD: Tensor, first_row: int, std: float, seed: int) -> None:
         values = torch.from_numpy(generator.standard_normal((BLOCK_ROWS, rows_RD.shape[1]), dtype=np.float32)) * std
         start, end = max(first_row, block_start), min(end_row, block_start + BLOCK_ROWS)
         rows_RD[start - first_row : end - first_row] = values[start - block_start : end - block_start]
+    if first_row == PADDING_ROW:
+        rows_RD[PADDING_ROW] = 0.0

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.dataset import LATITUDE, LONGITUDE
 from passerelle.errors import UserError
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.moments import parse_timestamps_ms
@@ -19,7 +20,6 @@ from passerelle.prepare.values import as_text, is_text, parse_numbers, to_numpy_
 
 IntArray = npt.NDArray[np.integer]
 BoolArray = npt.NDArray[np.bool_]
-LATITUDE, LONGITUDE = "latitude", "longitude"
 
 
 def make_feature(where: Path, key: str, feature: FeatureConfig, columns: Sequence[pa.Array], tally: Tally) -> pa.Array:
