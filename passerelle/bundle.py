@@ -2,36 +2,42 @@
 
     bundle/
       manifest.json          model, dims, signatures, resolved configuration, offline metrics, parity, checksums
-      query_encoder.onnx     item_vectors [batch, length, D] float32, mask [batch, length] bool, timestamps_ms [batch, length] int64,
-                             query_timestamp_ms [batch, 1] int64 -> query [batch, D] float32
+      query_encoder.onnx     item_vectors [batch, length, D] float32, mask [batch, length] bool, event_types [batch, length] int64,
+                             timestamps_ms [batch, length] int64, query_timestamp_ms [batch, 1] int64, user_codes and context_codes
+                             [batch, S or more] int64, user_numbers and context_numbers [batch, F or more] float32
+                             -> query [batch, D] float32
       ranker.onnx            features [batch, F] float32 -> score [batch, 1] float32
       item_vectors.npy       [num_items + FIRST_ITEM_ROW, D] float32; row = item_row; the special rows are zero
       history_vectors.npy    the same of items in a history; only there if the model has others for them
       candidate_encoder.onnx id_vector [batch, D] float32 (zero of an item that training never saw), codes [batch, S] int64, numbers
                              [batch, F] float32 -> vector [batch, D] float32; only there if the model has a candidate tower
       item_encoding.json     how an item's features become the tower's codes and numbers; likewise
+      query_encoding.json    how features of users and circumstances become codes and numbers; only there if the query encoder reads any
+      user_codes.npy         [num_users, S] int32 of the known users, and user_numbers.npy, [num_users, F] float32; likewise
       items.arrow            item_id, features, metadata; row i is item_row i + FIRST_ITEM_ROW
       popularity.arrow       count, recent_count; row = item_row, special rows included
-      histories.arrow        user_id, item_rows and timestamps_ms (all of them, oldest first) of every known user
+      histories.arrow        user_id, item_rows, timestamps_ms and event_types (all of them, oldest first) of every known user
       reference.arrow        what training computed for some real users: the parity gate compares every layer with it
 
-Shape legend: R item rows (special rows included), D vector width, F ranking features.
+Shape legend: R item rows (special rows included), D vector width, L events of a user, U users, S code slots, F numbers (of a query) or
+ranking features.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from passerelle.arrow import column, read_table
-from passerelle.config import Config
+from passerelle.config import Config, validate
 from passerelle.dataset import FeatureColumn
-from passerelle.encoding import FeatureEncoding
+from passerelle.encoding import FeatureEncoding, QueryEncoding
 from passerelle.errors import UserError
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, USER_ID
@@ -52,7 +58,9 @@ BUNDLE_FILES = (
 )
 HISTORY_VECTORS = "history_vectors.npy"
 ITEM_ENCODING = "item_encoding.json"
-OPTIONAL_FILES = (HISTORY_VECTORS, f"{CANDIDATE_ENCODER}.onnx", ITEM_ENCODING)
+QUERY_ENCODING = "query_encoding.json"
+USER_CODES, USER_NUMBERS = "user_codes.npy", "user_numbers.npy"
+OPTIONAL_FILES = (HISTORY_VECTORS, f"{CANDIDATE_ENCODER}.onnx", ITEM_ENCODING, QUERY_ENCODING, USER_CODES, USER_NUMBERS)
 
 
 class TensorSpec(Config):
@@ -84,7 +92,7 @@ class BundleManifest(Manifest):
     """What a bundle holds."""
 
     KIND: ClassVar[str] = "bundle"
-    FORMAT_VERSION: ClassVar[int] = 3
+    FORMAT_VERSION: ClassVar[int] = 4
     MADE_BY: ClassVar[str] = "passerelle export"
 
     bundle_id: str
@@ -96,6 +104,8 @@ class BundleManifest(Manifest):
     """Longest history the query encoder was trained on; older events are ignored."""
     num_items: int
     num_users: int
+    event_types: tuple[str, ...]
+    """Names of the kinds of events, in code order."""
     first_item_row: int = FIRST_ITEM_ROW
     networks: dict[str, NetworkSpec]
     features: tuple[str, ...]
@@ -119,6 +129,14 @@ def bundle_id(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256("".join(entry["sha256"] for entry in files.values()).encode()).hexdigest()[:16]
 
 
+class History(NamedTuple):
+    """What a known user did, oldest first."""
+
+    item_rows_L: npt.NDArray[np.int64]
+    timestamps_ms_L: npt.NDArray[np.int64]
+    event_types_L: npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An open bundle; large arrays are memory-mapped."""
@@ -133,13 +151,16 @@ class Bundle:
     recent_counts_R: npt.NDArray[np.float64]
     item_ids: IdMap
     user_ids: IdMap
-    histories: pa.LargeListArray
-    history_timestamps_ms: pa.LargeListArray
+    histories: tuple[pa.LargeListArray, ...]
+    """A column for each field of `History`."""
+    query_encoding: QueryEncoding
+    user_codes_US: npt.NDArray[np.int32] | None
+    """Of the known users, by the encoding's part for them; None where it has no columns."""
+    user_numbers_UF: npt.NDArray[np.float32] | None
 
-    def history(self, user_row: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Item rows of a known user, oldest first, and when each happened."""
-        rows, timestamps_ms = (column[user_row].values.to_numpy() for column in (self.histories, self.history_timestamps_ms))
-        return np.asarray(rows, dtype=np.int64), timestamps_ms
+    def history(self, user_row: int) -> History:
+        """Of a known user."""
+        return History(*(np.asarray(column[user_row].values.to_numpy(), dtype=np.int64) for column in self.histories))
 
     def reference(self) -> pa.Table:
         """What training computed for some real users; see `training/export.py` for the columns."""
@@ -160,8 +181,12 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         raise UserError(
             f"{path}: items start at row {manifest.first_item_row}, here at {FIRST_ITEM_ROW}: make it anew with `{manifest.MADE_BY}`"
         )
-    vectors_RD = _vectors(path / "item_vectors.npy", manifest)
-    history_vectors_RD = _vectors(path / HISTORY_VECTORS, manifest) if HISTORY_VECTORS in manifest.files else vectors_RD
+    shape = (manifest.num_items + FIRST_ITEM_ROW, manifest.dim)
+    vectors_RD = _mapped(path / "item_vectors.npy", shape)
+    history_vectors_RD = _mapped(path / HISTORY_VECTORS, shape) if HISTORY_VECTORS in manifest.files else vectors_RD
+    encoding = QueryEncoding()
+    if QUERY_ENCODING in manifest.files:
+        encoding = validate(QueryEncoding, json.loads((path / QUERY_ENCODING).read_text(encoding="utf-8")), str(path / QUERY_ENCODING))
     items, users, popularity = (read_table(path / f"{name}.arrow") for name in ("items", "histories", "popularity"))
     return Bundle(
         path=path,
@@ -173,14 +198,17 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         recent_counts_R=column(popularity, "recent_count", np.float64),
         item_ids=IdMap(items.column(ITEM_ID), first_row=FIRST_ITEM_ROW, name=ITEM_ID),
         user_ids=IdMap(users.column(USER_ID), first_row=0, name=USER_ID),
-        histories=users.column("item_rows").combine_chunks(),
-        history_timestamps_ms=users.column("timestamps_ms").combine_chunks(),
+        histories=tuple(users.column(name).combine_chunks() for name in ("item_rows", "timestamps_ms", "event_types")),
+        query_encoding=encoding,
+        user_codes_US=_mapped(path / USER_CODES, (manifest.num_users, encoding.user.num_slots)) if USER_CODES in manifest.files else None,
+        user_numbers_UF=(
+            _mapped(path / USER_NUMBERS, (manifest.num_users, encoding.user.num_numbers)) if USER_NUMBERS in manifest.files else None
+        ),
     )
 
 
-def _vectors(path: Path, manifest: BundleManifest) -> npt.NDArray[np.float32]:
-    vectors_RD: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-    expected = (manifest.num_items + FIRST_ITEM_ROW, manifest.dim)
-    if vectors_RD.shape != expected:
-        raise UserError(f"{path}: shape {vectors_RD.shape}, the manifest says {expected}")
-    return vectors_RD
+def _mapped(path: Path, expected: tuple[int, int]) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if values.shape != expected:
+        raise UserError(f"{path}: shape {values.shape}, the manifest says {expected}")
+    return values

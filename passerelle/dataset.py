@@ -6,6 +6,7 @@
       offsets.arrow         events of user_row u are offsets[u] : offsets[u + 1]
       users.arrow           user_id and user features; row i is user_row i
       items.arrow           item_id and item features; row i is item_row i + FIRST_ITEM_ROW
+      contexts.arrow        circumstances of each event, in the order of interactions.arrow; only there where some are declared
 
 Shape legend: E events, U users, U1 = U + 1, I items.
 """
@@ -34,10 +35,11 @@ LATITUDE, LONGITUDE = "latitude", "longitude"
 Scaling = Literal["standard", "log"]
 
 _FILES = ("interactions.arrow", "offsets.arrow", "users.arrow", "items.arrow")
+_CONTEXTS = "contexts.arrow"
 
 
 class FeatureColumn(Config):
-    """One feature of users or items, as a column of `users.arrow` or `items.arrow`.
+    """One feature of users, items or circumstances, as a column of `users.arrow`, `items.arrow` or `contexts.arrow`.
 
     Categorical values and text are strings, several are a list of them; numbers are float64, vectors lists of float32 of one width,
     timestamps int64 milliseconds, places structs of latitude and longitude in degrees. Whatever is missing is null.
@@ -65,6 +67,7 @@ class DatasetManifest(Manifest):
     """Names of the codes in the `event_type` column, in code order."""
     user_features: tuple[FeatureColumn, ...]
     item_features: tuple[FeatureColumn, ...]
+    context_features: tuple[FeatureColumn, ...] = ()
     title: str | None
     """Item feature shown to people, where there is one."""
     config: dict[str, Any]
@@ -86,6 +89,8 @@ class Dataset:
     offsets_U1: npt.NDArray[np.int64]
     users: pa.Table
     items: pa.Table
+    contexts: pa.Table
+    """A row an event, or none at all where no circumstances are declared."""
 
     @property
     def num_users(self) -> int:
@@ -108,7 +113,7 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """Checksum of the events and ids: two datasets with the same one train alike."""
-        return "-".join(self.manifest.files[name].sha256[:12] for name in _FILES)
+        return "-".join(self.manifest.files[name].sha256[:12] for name in (*_FILES, _CONTEXTS) if name in self.manifest.files)
 
 
 def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
@@ -129,6 +134,7 @@ def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
         offsets_U1=column(read_table(path / "offsets.arrow"), "offset", np.int64),
         users=read_table(path / "users.arrow"),
         items=read_table(path / "items.arrow"),
+        contexts=read_table(path / _CONTEXTS) if _CONTEXTS in manifest.files else pa.table({}),
     )
 
 
@@ -143,6 +149,7 @@ def write_dataset(
     users: pa.Table,
     items: pa.Table,
     description: Mapping[str, Any],
+    contexts: pa.Table | None = None,
     overwrite: bool = False,
 ) -> Dataset:
     """Write a dataset in one step and open it.
@@ -152,7 +159,8 @@ def write_dataset(
         users: `user_id` first, then the user features, in `user_row` order.
         items: `item_id` first, then the item features, in `item_row` order.
         description: the fields of `DatasetManifest` that are not counts or provenance: `name`, `event_types`,
-            `user_features`, `item_features`, `title`, `config`, `quality`.
+            `user_features`, `item_features`, `title`, `config`, `quality`; and, with contexts, `context_features`.
+        contexts: the circumstances of each event, in the order of the events, where some are declared.
 
     Raises:
         UserError: `path` exists and `overwrite` is false.
@@ -172,7 +180,11 @@ def write_dataset(
         write_table(scratch / "offsets.arrow", pa.table({"offset": np.asarray(offsets_U1, dtype=np.int64)}))
         write_table(scratch / "users.arrow", users)
         write_table(scratch / "items.arrow", items)
-        common = provenance(DatasetManifest, scratch, _FILES, libraries=("numpy", "pyarrow"))
+        if contexts is not None:
+            assert contexts.num_rows == len(item_rows_E), "a row of circumstances an event"
+            write_table(scratch / _CONTEXTS, contexts)
+        files = _FILES if contexts is None else (*_FILES, _CONTEXTS)
+        common = provenance(DatasetManifest, scratch, files, libraries=("numpy", "pyarrow"))
         counts = {"num_users": users.num_rows, "num_items": items.num_rows, "num_events": len(item_rows_E)}
         write_manifest(scratch, DatasetManifest.model_validate({**common, **counts, **description}))
     return open_dataset(path, verify=False)

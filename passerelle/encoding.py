@@ -7,8 +7,9 @@ one has no code, or the number 0 and a flag that says so.
 Shape legend: N rows, S code slots of a row, F numbers of a row, V values of a column, C width of a vector column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,15 @@ from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind, 
 from passerelle.errors import UserError
 from passerelle.features import DAY_MS
 
+_TYPES: dict[FeatureKind, pa.DataType] = {
+    "categorical": pa.string(),
+    "multi_categorical": pa.list_(pa.string()),
+    "numeric": pa.float64(),
+    "vector": pa.list_(pa.float32()),
+    "timestamp": pa.int64(),
+    "place": pa.struct([(LATITUDE, pa.float64()), (LONGITUDE, pa.float64())]),
+}
+"""Of a column, as datasets have them."""
 NO_CODE = 0
 MOST_SLOTS = 16
 """Of one column: a row's further values do not count."""
@@ -119,6 +129,42 @@ class FeatureEncoding(Config):
             slot, code, number = slot + column.slots, code + column.num_codes, number + column.num_numbers
         return EncodedRows(codes_NS, numbers_NF, {name: count for name, count in unknown.items() if count})
 
+    def encode_values(self, values: Mapping[str, Any], where: str) -> EncodedRows:
+        """Codes and numbers of one row, given as plain values by name; what is not given is missing.
+
+        Raises:
+            UserError: a name that is none of the columns', or a value of another type; `where` says what is at fault.
+        """
+        names = [column.name for column in self.columns]
+        if strangers := sorted(set(values) - set(names)):
+            raise UserError(f"{where}: the model does not read {', '.join(strangers)}; it reads {', '.join(names) or 'none'}")
+        table = {}
+        for column in self.columns:
+            try:
+                table[column.name] = pa.array([values.get(column.name)], _TYPES[column.kind])
+            except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError) as error:
+                raise UserError(f"{where}.{column.name}: not of kind {column.kind} ({error})") from None
+        try:
+            return self.encode(pa.table(table) if table else pa.table({"": [None]}))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+
+class QueryEncoding(Config):
+    """How what is known of a query beside the history becomes the query encoder's codes and numbers; without columns, nothing does."""
+
+    user: FeatureEncoding = FeatureEncoding(columns=())
+    context: FeatureEncoding = FeatureEncoding(columns=())
+    """Of the circumstances of a request."""
+
+    def widths(self) -> dict[str, int]:
+        """Columns of each input of the query encoder."""
+        return {
+            f"{name}_{part}": width
+            for name, encoding in (("user", self.user), ("context", self.context))
+            for part, width in (("codes", encoding.num_slots), ("numbers", encoding.num_numbers))
+        }
+
 
 def learn_encoding(table: pa.Table, features: Sequence[FeatureColumn], min_count: int) -> FeatureEncoding:
     """What there is in the rows that training sees; text is left out (an encoder of text makes a vector column of it first).
@@ -161,14 +207,26 @@ def _texts(table: pa.Table, name: str) -> tuple[Int64Array, pa.Array]:
 
 def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
     """Codes within the column [N, slots], -1 in empty slots and 0 for unknown values, and how many are unknown."""
+    values = table.column(column.name).combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        known_V = _places(values.dictionary.cast(pa.string()), column)
+        place_N = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        code_N = np.where(place_N < 0, -1, np.append(known_V, -1)[place_N] + 1)
+        return code_N[:, None], int(np.count_nonzero(code_N == 0))
     lengths_N, texts = _texts(table, column.name)
-    found_T = pc.index_in(texts, value_set=pa.array(column.values, pa.string())).fill_null(-1).to_numpy(zero_copy_only=False)
+    found_T = _places(texts, column)
     codes_NS = np.full((len(lengths_N), column.slots), -1, dtype=np.int64)
     row_T = np.repeat(np.arange(len(lengths_N)), lengths_N)
     place_T = np.arange(len(row_T)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
     within_T = place_T < column.slots
     codes_NS[row_T[within_T], place_T[within_T]] = found_T[within_T] + 1
     return codes_NS, int(np.count_nonzero(found_T < 0))
+
+
+def _places(texts: pa.Array, column: ColumnEncoding) -> Int64Array:
+    """Where each value is among those with a code of their own; -1 where it is not."""
+    found = pc.index_in(texts, value_set=pa.array(column.values, pa.string()))
+    return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def _raw_numbers(table: pa.Table, column: ColumnEncoding) -> Float64Array:

@@ -69,7 +69,7 @@ def ask() -> None:
         request = {"user_id": user_id, "k": SHOWN_ITEMS}
         client.recommend(request)  # the first answer also opens connections
         answer = client.recommend(request)
-        rows_L, _ = bundle.history(bundle.user_ids.row(user_id))
+        rows_L = bundle.history(bundle.user_ids.row(user_id)).item_rows_L
         history = bundle.item_ids.ids(rows_L[-SHOWN_ITEMS:])[::-1]
         seen = [str(client.item(item_id)["title"]) for item_id in history]
         offered = [(client.item(item["item_id"])["title"], item["score"]) for item in answer["items"]]

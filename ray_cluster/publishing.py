@@ -160,7 +160,7 @@ def _configs(bundle: Bundle, repository: Path, version: int) -> dict[str, str]:
                 f"{path}: {contradictions[0]}, and Triton has one configuration for all versions: "
                 f"publish into another --repository, or remove versions {', '.join(map(str, others))} first"
             )
-        configs[model] = fitted_config(text, network, bundle.manifest.max_history, str(source))
+        configs[model] = fitted_config(text, network, bundle.manifest.max_history, str(source), bundle.query_encoding.widths())
     return configs
 
 

@@ -1,6 +1,8 @@
 """Makes a `config.pbtxt` agree with the networks of a bundle; everything else in the file, comments included, stays as it is."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from passerelle.bundle import NetworkSpec, TensorSpec
@@ -10,17 +12,20 @@ from serving.triton_client import parse_model_config
 _TRITON_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bool": "TYPE_BOOL", "int64": "TYPE_INT64", "int32": "TYPE_INT32"}
 
 
-def fitted_config(text: str, network: NetworkSpec, max_history: int, where: str) -> str:
+def fitted_config(text: str, network: NetworkSpec, max_history: int, where: str, widths: Mapping[str, int] = MappingProxyType({})) -> str:
     """The text with the network's fixed dims written into it; the warm-up gets them too, and no history longer than the bundle's.
 
     Triton's rule: a dimension that the ONNX file fixes must be written in the configuration; a free one may be anything there.
+
+    Args:
+        widths: columns that the warm-up has to give inputs of a free width.
 
     Raises:
         UserError: the text is not a configuration, has no batching, or its tensors are not those of the network.
     """
     parse_model_config(text, where)
     for tensor in (*network.inputs, *network.outputs):
-        text = _with_dims(text, tensor, max_history)
+        text = _with_dims(text, tensor, max_history, widths.get(tensor.name))
     remaining = disagreements(text, network, where)
     if remaining:
         raise UserError(f"{where}: {remaining[0]}: correct it by hand")
@@ -60,7 +65,7 @@ def _tensor_disagreements(kind: str, spec: TensorSpec, tensor: Any) -> list[str]
     return found
 
 
-def _with_dims(text: str, spec: TensorSpec, max_history: int) -> str:
+def _with_dims(text: str, spec: TensorSpec, max_history: int, width: int | None) -> str:
     """Write the dims wherever the tensor is named with dims after it; a free one that is within bounds keeps what is there."""
 
     def rewrite(found: re.Match[str]) -> str:
@@ -68,7 +73,8 @@ def _with_dims(text: str, spec: TensorSpec, max_history: int) -> str:
         wanted = _dims(spec)
         if len(sizes) != len(wanted):
             return found[0]
-        fitted = [min(have, max_history) if want == -1 else want for have, want in zip(sizes, wanted, strict=True)]
+        free = [have if have == -1 else min(have, max_history) if width is None else width for have in sizes]
+        fitted = [have if want == -1 else want for have, want in zip(free, wanted, strict=True)]
         return found[0] if fitted == sizes else f"{found['before']} {', '.join(map(str, fitted))} ]"
 
     pattern = rf'(?P<before>(?:name|key):\s*"{re.escape(spec.name)}"[^\[\]]*?dims:\s*\[)(?P<sizes>[-\d\s,]*\d\s*)\]'

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated, Any
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import Field, JsonValue, StrictBool, StrictInt, StrictStr, model_validator
 
 from passerelle.config import Config
 from serving.filters import Filter
@@ -13,6 +13,7 @@ MAX_HISTORY_ITEMS = 100_000
 LATEST_TIMESTAMP_MS = 253_402_300_799_999  # the year 9999: a larger number is in microseconds or nanoseconds
 
 ExternalId = StrictInt | StrictStr
+Features = Annotated[dict[str, JsonValue], Field(max_length=1000)]
 Count = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
 
 
@@ -21,6 +22,8 @@ class Context(Config):
 
     timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
     """Milliseconds since the epoch; now, when absent."""
+    features: Features | None = None
+    """Circumstances that the model reads, by name; what is absent is missing."""
 
 
 class RecommendRequest(Config):
@@ -31,6 +34,10 @@ class RecommendRequest(Config):
     """Item ids, oldest first; takes the place of what is stored for `user_id`. Unknown ids are counted and ignored."""
     history_timestamps_ms: tuple[Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)], ...] | None = None
     """When each item of `history` happened, milliseconds since the epoch; a minute apart, up to the request, when absent."""
+    history_event_types: tuple[StrictStr, ...] | None = None
+    """What each event of `history` was; the first kind that the model knows, when absent."""
+    user_features: Features | None = None
+    """Features of the user that the model reads, by name; takes the place of what is stored for `user_id`."""
     k: Count = 10
     exclude_seen: StrictBool = True
     """Leave out the items of the history."""
@@ -39,12 +46,10 @@ class RecommendRequest(Config):
     """Conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""
 
     @model_validator(mode="after")
-    def _one_time_an_item(self) -> "RecommendRequest":
-        if self.history_timestamps_ms is None:
-            return self
-        given, wanted = len(self.history_timestamps_ms), len(self.history or ())
-        if given != wanted:
-            raise ValueError(f"history_timestamps_ms has {given} values for the {wanted} items of history")
+    def _one_value_an_item(self) -> "RecommendRequest":
+        for name, values in (("history_timestamps_ms", self.history_timestamps_ms), ("history_event_types", self.history_event_types)):
+            if values is not None and len(values) != len(self.history or ()):
+                raise ValueError(f"{name} has {len(values)} values for the {len(self.history or ())} items of history")
         return self
 
     def timestamp_ms(self) -> int:

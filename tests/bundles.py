@@ -34,6 +34,11 @@ ITEM_FEATURES = (
     FeatureColumn(name="kind", kind="categorical"),
     FeatureColumn(name="year", kind="numeric"),
 )
+FEATURE_INPUTS = tuple(
+    TensorSpec(name=f"{of}_{kind}", dtype=dtype, shape=("batch", f"{of}_{kind}"))
+    for of in ("user", "context")
+    for kind, dtype in (("codes", "int64"), ("numbers", "float32"))
+)
 KINDS = ["film", "book", None]
 
 
@@ -82,8 +87,14 @@ def write_query_encoder(path: Path, dim: int, max_history: int, rng: np.random.G
     inputs = [
         value("item_vectors", TensorProto.FLOAT, ["batch", "length", dim]),
         value("mask", TensorProto.BOOL, ["batch", "length"]),
+        value("event_types", TensorProto.INT64, ["batch", "length"]),
         value("timestamps_ms", TensorProto.INT64, ["batch", "length"]),
         value("query_timestamp_ms", TensorProto.INT64, ["batch", 1]),
+        *(
+            value(f"{of}_{kind}", dtype, ["batch", f"{of}_{kind}"])
+            for of in ("user", "context")
+            for kind, dtype in (("codes", TensorProto.INT64), ("numbers", TensorProto.FLOAT))
+        ),
     ]
     constants = {
         "per_ms": np.array(1e-10, dtype=np.float32),
@@ -104,8 +115,11 @@ def encoder_inputs(
     return {
         "item_vectors": vectors_BLD,
         "mask": np.ones(shape, dtype=bool),
+        "event_types": np.zeros(shape, dtype=np.int64),
         "timestamps_ms": np.full(shape, timestamp_ms) if times_ms_BL is None else times_ms_BL,
         "query_timestamp_ms": np.full((shape[0], 1), timestamp_ms),
+        **{f"{of}_codes": np.zeros((shape[0], 1), dtype=np.int64) for of in ("user", "context")},
+        **{f"{of}_numbers": np.zeros((shape[0], 1), dtype=np.float32) for of in ("user", "context")},
     }
 
 
@@ -188,6 +202,7 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
         write_table(scratch / "items.arrow", items)
         write_table(scratch / "popularity.arrow", popularity)
         stored = {"item_rows": pa.array(histories, pa.list_(pa.int32())), "timestamps_ms": pa.array(times, pa.list_(pa.int64()))}
+        stored["event_types"] = pa.array([[0] * len(history) for history in histories], pa.list_(pa.uint8()))
         write_table(scratch / "histories.arrow", pa.table({"user_id": user_ids, **stored}))
         reference = _reference(scratch, shape, features, vectors_RD, histories, times)
         write_table(scratch / "reference.arrow", reference.add_column(0, "user_id", user_ids[: reference.num_rows]))
@@ -200,13 +215,16 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
             "max_history": shape.max_history,
             "num_items": shape.num_items,
             "num_users": shape.num_users,
+            "event_types": ("view",),
             "networks": {
                 "query_encoder": NetworkSpec(
                     inputs=(
                         TensorSpec(name="item_vectors", dtype="float32", shape=("batch", "length", shape.dim)),
                         TensorSpec(name="mask", dtype="bool", shape=("batch", "length")),
+                        TensorSpec(name="event_types", dtype="int64", shape=("batch", "length")),
                         TensorSpec(name="timestamps_ms", dtype="int64", shape=("batch", "length")),
                         TensorSpec(name="query_timestamp_ms", dtype="int64", shape=("batch", 1)),
+                        *FEATURE_INPUTS,
                     ),
                     outputs=(TensorSpec(name="query", dtype="float32", shape=("batch", shape.dim)),),
                 ).model_dump(),

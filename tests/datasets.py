@@ -31,6 +31,8 @@ ITEM_FEATURES = (
     FeatureColumn(name="genres", kind="multi_categorical"),
     FeatureColumn(name="year", kind="numeric"),
 )
+USER_FEATURES = (FeatureColumn(name="country", kind="categorical"), FeatureColumn(name="age", kind="numeric"))
+CONTEXT_FEATURES = (FeatureColumn(name="device", kind="categorical"),)
 SMALL_RECIPE = (
     "model.dim=32",
     "model.max_history=12",
@@ -93,12 +95,20 @@ def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> 
         event_types_E=types_E,
         weights_E=np.array(EVENT_WEIGHTS, dtype=np.float32)[types_E],
         offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
-        users=pa.table({"user_id": _ids(planted.num_users, "usér ", planted.string_ids)}),
+        users=pa.table(
+            {
+                "user_id": _ids(planted.num_users, "usér ", planted.string_ids),
+                "country": pa.array([(None, "FR", "DE", "IT")[user % 4] for user in range(planted.num_users)]),
+                "age": pa.array([float(18 + user % 50) if user % 7 else None for user in range(planted.num_users)]),
+            }
+        ),
         items=item_table(_ids(planted.num_items, "商品 ", planted.string_ids), rng),
+        contexts=pa.table({"device": pa.array((["mobile", "desktop", None] * len(items_E))[: len(items_E)]).dictionary_encode()}),
         description={
             "name": "planted",
             "event_types": ("view", "purchase"),
-            "user_features": (),
+            "user_features": USER_FEATURES,
+            "context_features": CONTEXT_FEATURES,
             "item_features": ITEM_FEATURES,
             "title": "title",
             "config": {},

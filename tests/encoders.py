@@ -6,26 +6,56 @@ Shape legend: B sequences, L length, D width.
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from passerelle.dataset import FeatureColumn, FeatureKind
+from passerelle.encoding import QueryEncoding, learn_encoding
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 from tests.datasets import small_recipe
 from training.evaluation_batches import Histories
+from training.query_features import QueryFeatures
 from training.sequence_model import SequenceModel
 
-NUM_ROWS = 50
+NUM_ROWS, NUM_EVENT_TYPES = 50, 3
+NUM_USERS, NUM_EVENTS = 6, 11
 MODEL = ("model.dim=16", "model.num_blocks=3", "model.max_history=9", "model.distance_slopes=[0.5, 0.03]")
 
 
 def random_model(*overrides: str, seed: int = 0) -> SequenceModel:
     """A model whose every parameter is random and large: zeros and ones would hide a bias or a norm that is not applied."""
-    model = SequenceModel(small_recipe(*MODEL, *overrides), torch.zeros(NUM_ROWS, dtype=torch.float64), total_steps=1).eval()
+    config, counts_R = small_recipe(*MODEL, *overrides), torch.zeros(NUM_ROWS, dtype=torch.float64)
+    model = SequenceModel(config, counts_R, 1, query_features=random_features(seed), num_event_types=NUM_EVENT_TYPES).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5, generator=generator)
     return model
+
+
+def random_features(seed: int) -> QueryFeatures:
+    """Of six users and eleven events, some of whose values are missing."""
+    rng = np.random.default_rng(seed)
+    tables = [
+        pa.table(
+            {
+                "place": pa.array([None if rng.random() < 0.2 else f"place {rng.integers(3)}" for _ in range(count)], pa.string()),
+                "tags": pa.array(
+                    [[f"tag {tag}" for tag in rng.integers(4, size=rng.integers(3))] for _ in range(count)], pa.list_(pa.string())
+                ),
+                "age": pa.array([None if rng.random() < 0.2 else rng.normal(40, 9) for _ in range(count)]),
+            }
+        )
+        for count in (NUM_USERS, NUM_EVENTS)
+    ]
+    kinds: dict[str, FeatureKind] = {"place": "categorical", "tags": "multi_categorical", "age": "numeric"}
+    features = [FeatureColumn(name=name, kind=kind) for name, kind in kinds.items()]
+    encoding = QueryEncoding(user=learn_encoding(tables[0], features, 1), context=learn_encoding(tables[1], features[:1], 1))
+    users, contexts = (own.encode(table) for own, table in zip((encoding.user, encoding.context), tables, strict=True))
+    return QueryFeatures(
+        encoding, *((torch.from_numpy(rows.codes_NS.astype(np.int32)), torch.from_numpy(rows.numbers_NF)) for rows in (users, contexts))
+    )
 
 
 class SlowTimes(NamedTuple):
@@ -64,14 +94,16 @@ def histories_of(items: list[Tensor]) -> tuple[Histories, list[SlowTimes]]:
     times = random_times(items)
     requests = [one[-1] + 600_000 for one in times]
     with_request = [[*one, request] for one, request in zip(times, requests, strict=True)]
-    return Histories(padded(items), padded_times(times), torch.tensor(requests)[:, None]), [SlowTimes(one, one) for one in with_request]
+    rng = np.random.default_rng(len(items))
+    users_B, events_B = (torch.from_numpy(rng.integers(-1, most, size=len(items))) for most in (NUM_USERS, NUM_EVENTS))
+    types_BL = event_types_of(padded(items))
+    histories = Histories(padded(items), padded_times(times), torch.tensor(requests)[:, None], types_BL, users_B, events_B)
+    return histories, [SlowTimes(one, one) for one in with_request]
 
 
-def inputs_of(model: SequenceModel, histories: Histories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the exported network is given."""
-    items_BL, history_vectors_RD = histories.items_BL, model.history_vectors()
-    vectors_RD = model.item_vectors() if history_vectors_RD is None else history_vectors_RD
-    return vectors_RD[items_BL], items_BL != PADDING_ROW, histories.timestamps_ms_BL, histories.request_timestamp_ms_B1
+def event_types_of(items_BL: Tensor) -> Tensor:
+    """What each event was: it depends on the item, and is 0 in the padding."""
+    return items_BL % NUM_EVENT_TYPES
 
 
 VARIANTS = {
@@ -90,8 +122,16 @@ VARIANTS = {
     "separate table": ("model.output_table=separate",),
     "gap": ("model.time_gap=true",),
     "causal gap": ("objective.kind=causal", "model.time_gap=true"),
+    "event types": ("model.event_types=true",),
+    "pooled": ("objective.kind=causal", "model.num_blocks=0"),
+    "features": ("query.features=all",),
+    "features of users": ("objective.kind=causal", "query.features=['age','tags']"),
+    "clock": ("query.clock=['hour']",),
     "everything": (
         "objective.kind=causal",
+        "query.features=all",
+        "query.clock=['hour','weekday']",
+        "model.event_types=true",
         "model.positions=rotary",
         "model.norm=rms",
         "model.norm_first=false",

@@ -6,6 +6,7 @@ Shape legend: L length, D width, H heads, K = D / H, F width of the feed-forward
 import cmath
 import math
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from tests.encoders import SlowTimes
 from training.encoder import SequenceEncoder
 from training.layers import Attention, Block, FeedForward, Residual
+from training.sequence_model import SequenceModel
+from training.towers import FeatureInput
 
 
 def slow_norm(vector_D: Tensor, norm: nn.Module) -> Tensor:
@@ -107,7 +110,13 @@ def slow_residual(residual: Residual, hidden: list[Tensor], layer: Callable[[lis
     return output if residual.norm_first else [slow_norm(vector_D, residual.norm) for vector_D in output]
 
 
-def slow_encoder(encoder: SequenceEncoder, vectors: list[Tensor], times: SlowTimes | None = None, hidden: Collection[int] = ()) -> Tensor:
+def slow_encoder(
+    encoder: SequenceEncoder,
+    vectors: list[Tensor],
+    times: SlowTimes | None = None,
+    hidden: Collection[int] = (),
+    types: list[int] | None = None,
+) -> Tensor:
     """[L, D] of one sequence without padding, some places hidden; position 0 from the end is the last row of the position table."""
     offset = encoder.max_length - len(vectors)
     if encoder.position is not None:
@@ -115,7 +124,13 @@ def slow_encoder(encoder: SequenceEncoder, vectors: list[Tensor], times: SlowTim
     if encoder.time_gap is not None:
         assert times is not None
         vectors = [vector_D + slow_gap(encoder, times, place) for place, vector_D in enumerate(vectors)]
+    if encoder.event_type is not None:
+        assert types is not None
+        told = enumerate(zip(vectors, types, strict=True))
+        vectors = [vector_D if place in hidden else vector_D + encoder.event_type[kind] for place, (vector_D, kind) in told]
     states = [slow_norm(vector_D, encoder.input_norm) for vector_D in vectors]
+    if not encoder.blocks:
+        states = [torch.stack(states[: place + 1]).mean(0) for place in range(len(states))]
     for block in encoder.blocks:
         assert isinstance(block, Block) and isinstance(block.feedforward.layer, FeedForward)
         feedforward = block.feedforward.layer
@@ -124,3 +139,30 @@ def slow_encoder(encoder: SequenceEncoder, vectors: list[Tensor], times: SlowTim
             block.feedforward, states, lambda inputs, layer=feedforward: [slow_feedforward(layer, vector_D) for vector_D in inputs]
         )
     return torch.stack([slow_linear(encoder.head, slow_norm(vector_D, encoder.output_norm)) for vector_D in states])
+
+
+def slow_columns(part: FeatureInput, codes: Tensor, numbers: Tensor) -> list[float]:
+    """What a layer is given of one row's features."""
+    given: list[float] = []
+    for slots in part.slots:
+        vectors = [part.codes_VC[code] for code in codes[slots].tolist() if code != 0]
+        given += (torch.stack(vectors).mean(0) if vectors else torch.zeros(part.codes_VC.shape[1])).tolist()
+    return given + numbers.tolist()
+
+
+def slow_query(model: SequenceModel, history_D: Tensor, user: int, event: int, time_ms: int) -> Tensor:
+    """The query of one history, a user and an event (-1: unknown)."""
+    tower, features = model.query_tower, model.query_features
+    if tower is None:
+        return history_D
+    assert features is not None
+    given = history_D.tolist()
+    for name, part, row in (("user", tower.user, user), ("context", tower.context, event)):
+        if part is not None:
+            given += slow_columns(part, *(getattr(features, f"{name}_{kind}")[row] for kind in ("codes", "numbers")))
+    moment = datetime.fromtimestamp(time_ms / 1000, UTC)
+    for table_VC, place in ((tower.hour_VC, moment.hour), (tower.weekday_VC, moment.weekday())):
+        if table_VC is not None:
+            given += table_VC[place].tolist()
+    hidden_H = slow_linear(tower.inner, torch.tensor(given))
+    return history_D + slow_linear(tower.out, hidden_H * 0.5 * (1 + torch.erf(hidden_H / math.sqrt(2))))

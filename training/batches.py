@@ -34,6 +34,10 @@ class Batch:
     """int64 start of each window in `items_T`."""
     windows_B: Tensor
     """int64 number of each window among those of the step over all ranks."""
+    user_rows_B: Tensor
+    """int64 whose window it is."""
+    event_types_T: Tensor
+    """int64 what each event was."""
     key_times_ms_T: Tensor
     """int64 when each item happened."""
     query_times_ms_T: Tensor
@@ -42,6 +46,8 @@ class Batch:
     """int64 positions in `items_T` that answers are read from."""
     target_rows_M: Tensor
     """int64 item rows that are the right answers."""
+    target_events_M: Tensor
+    """int64 positions of their events in the dataset."""
     weights_M: Tensor
     """float32 weight of each target's event."""
     turns: Turns
@@ -110,17 +116,22 @@ class EpochBatches:
         end_W = np.cumsum(targets_W)
         numbers_M, _ = gather_ragged((end_W - targets_W)[mine], end_W[mine])
         question = select_windows(question, mine_B)
-        rows_E = self._dataset.item_rows_E[positions_E].astype(np.int64)
-        times_ms_E = self._dataset.timestamps_ms_E[positions_E]
+        dataset = self._dataset
+        rows_E = dataset.item_rows_E[positions_E].astype(np.int64)
+        times_ms_E = dataset.timestamps_ms_E[positions_E]
+        target_events_M = positions_E[question.answer_M]
         return Batch(
             items_T=torch.from_numpy(np.where(question.masked_T, MASK_ROW, rows_E[question.event_T])),
             offsets_B1=torch.from_numpy(question.offsets_B1),
             windows_B=torch.from_numpy(mine_B),
+            user_rows_B=torch.from_numpy(np.searchsorted(dataset.offsets_U1, windows.start_W[mine_B], side="right") - 1),
+            event_types_T=torch.from_numpy(dataset.event_types_E[positions_E[question.event_T]].astype(np.int64)),
             key_times_ms_T=torch.from_numpy(times_ms_E[question.event_T]),
             query_times_ms_T=torch.from_numpy(times_ms_E[question.asked_T]),
             target_positions_M=torch.from_numpy(question.token_M),
             target_rows_M=torch.from_numpy(rows_E[question.answer_M]),
-            weights_M=torch.from_numpy(self._dataset.weights_E[positions_E[question.answer_M]]),
+            target_events_M=torch.from_numpy(target_events_M),
+            weights_M=torch.from_numpy(dataset.weights_E[target_events_M]),
             turns=take_turns(numbers_M, self._num_draws),
             seed=int(generator.integers(2**62)),
         )

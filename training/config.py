@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from passerelle.config import Config, load_config, refuse_idle
 from passerelle.errors import UserError
 from passerelle.splits import SplitConfig
-from training.model_config import ItemsConfig, ModelConfig
+from training.model_config import ItemsConfig, ModelConfig, QueryConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -188,6 +188,7 @@ class RunConfig(Config):
 
     model: ModelConfig = ModelConfig()
     items: ItemsConfig = ItemsConfig()
+    query: QueryConfig = QueryConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     loss: LossConfig = LossConfig()
     batches: BatchConfig = BatchConfig()
@@ -200,6 +201,8 @@ class RunConfig(Config):
     def _parts_agree(self) -> "RunConfig":
         if self.objective.kind == "causal" and self.model.head_directions:
             raise ValueError("model.head_directions has no effect with objective.kind = 'causal', whose heads all look to the past")
+        if self.objective.kind == "masked" and self.model.num_blocks == 0:
+            raise ValueError("model.num_blocks = 0, the mean of the history, goes with objective.kind = 'causal'")
         if self.items.table == "sparse" and self.loss.kind == "full":
             raise ValueError("loss.kind = 'full' looks at every item in each step: items.table = 'sparse' goes with 'sampled' or 'gbce'")
         if self.items.table == "sparse" and self.model.output_table == "separate":

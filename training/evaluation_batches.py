@@ -15,6 +15,7 @@ from passerelle.dataset import Dataset
 from passerelle.ragged import gather_ragged
 from passerelle.splits import EvaluationUsers, Int64Array
 from training.encoder import pad_right_aligned, scatter
+from training.query_features import UNKNOWN
 from training.windows import groups_within_budget
 
 _MOST_SCORES = 2**27
@@ -31,6 +32,12 @@ class Histories:
     """int64 when each item happened, 0 in the padding."""
     request_timestamp_ms_B1: Tensor
     """int64 [B, 1] the time of the request (`request_times_ms`)."""
+    event_types_BL: Tensor
+    """int64 what each event was, 0 in the padding."""
+    user_rows_B: Tensor
+    """int64 whose history it is; -1: nobody's that is known."""
+    request_events_B: Tensor
+    """int64 position of the event in whose circumstances the request is made; -1: they are not known."""
 
 
 @dataclass
@@ -51,6 +58,11 @@ class EvaluationBatch:
     @property
     def num_relevant_B(self) -> Int64Array:
         return np.diff(self.relevant_offsets_B1)
+
+
+def request_events(users: EvaluationUsers) -> Int64Array:
+    """The event [Q] in whose circumstances each user asks: the first target; without a target they are not known (-1)."""
+    return np.where(users.target_end_Q > users.history_end_Q, users.history_end_Q, UNKNOWN)
 
 
 def request_times_ms(dataset: Dataset, users: EvaluationUsers) -> Int64Array:
@@ -98,6 +110,9 @@ class EvaluationBatches:
                 items_BL,
                 scatter(torch.from_numpy(self._dataset.timestamps_ms_E[history_T]), row_T, column_T, items_BL),
                 torch.from_numpy(request_times_ms(self._dataset, users))[:, None],
+                scatter(torch.from_numpy(self._dataset.event_types_E[history_T].astype(np.int64)), row_T, column_T, items_BL),
+                torch.from_numpy(users.user_rows_Q),
+                torch.from_numpy(request_events(users)),
             ),
             seen_row_S=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(seen_offsets_B1))),
             seen_item_S=torch.from_numpy(rows_E[seen_S].astype(np.int64)),

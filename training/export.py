@@ -25,7 +25,10 @@ from passerelle.bundle import (
     ITEM_ENCODING,
     OPTIONAL_FILES,
     QUERY_ENCODER,
+    QUERY_ENCODING,
     RANKER,
+    USER_CODES,
+    USER_NUMBERS,
     Bundle,
     BundleManifest,
     ItemEncoding,
@@ -42,7 +45,7 @@ from training.config import RunConfig
 from training.evaluation import evaluate, read_evaluation
 from training.evaluation_batches import EvaluationBatches, Histories, request_times_ms
 from training.items import TowerItems
-from training.onnx_files import describe, export_candidate_encoder, export_query_encoder, export_ranker
+from training.onnx_files import describe, export_candidate_encoder, export_query_encoder, export_ranker, query_inputs
 from training.open_run import OpenRun
 from training.ranker import Candidates, Ranker, load_ranker, rerank, retrieve_candidates
 from training.text import TextEncoder
@@ -140,9 +143,16 @@ def _write_tables(run: OpenRun, scratch: Path) -> None:
     popularity = {"count": run.statistics.counts_R, "recent_count": run.statistics.recent_counts_R}
     write_table(scratch / "popularity.arrow", pa.table(popularity))
     offsets_U1 = pa.array(dataset.offsets_U1)
-    events = {"item_rows": dataset.item_rows_E, "timestamps_ms": dataset.timestamps_ms_E}
+    events = {"item_rows": dataset.item_rows_E, "timestamps_ms": dataset.timestamps_ms_E, "event_types": dataset.event_types_E}
     histories = {name: pa.LargeListArray.from_arrays(offsets_U1, pa.array(values_E)) for name, values_E in events.items()}
     write_table(scratch / "histories.arrow", pa.table({USER_ID: dataset.users.column(USER_ID), **histories}))
+    features = run.model.query_features
+    if features is None:
+        return
+    write_text(scratch / QUERY_ENCODING, features.encoding.model_dump_json() + "\n")
+    if features.encoding.user.columns:
+        for name, values in ((USER_CODES, features.user_codes), (USER_NUMBERS, features.user_numbers)):
+            np.save(scratch / name, values[:-1].numpy(), allow_pickle=False)
 
 
 def _reference(run: OpenRun, ranker: Ranker) -> Reference:
@@ -193,13 +203,7 @@ def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str,
     candidates = reference.candidates
     query_PD = np.empty_like(reference.query_PD)
     for histories, positions_B in reference.histories:
-        rows_BL = histories.items_BL.numpy()
-        inputs = {
-            "item_vectors": run.history_vectors_RD[rows_BL],
-            "mask": rows_BL > 0,
-            "timestamps_ms": histories.timestamps_ms_BL.numpy(),
-            "query_timestamp_ms": histories.request_timestamp_ms_B1.numpy(),
-        }
+        inputs = {name: values.numpy() for name, values in query_inputs(run.model, histories).items()}
         query_PD[positions_B] = encoder.run(["query"], inputs)[0]
     rows_PK, scores_PK = rerank(lambda features_SF: ranker.run(["score"], {"features": features_SF})[0][:, 0], candidates)
     top_found_PK = reference.top_rows_PK != PADDING_ROW
@@ -236,6 +240,7 @@ def _manifest(run: OpenRun, scratch: Path, parity: dict[str, Any]) -> BundleMani
             "max_history": config.model.max_history,
             "num_items": dataset.num_items,
             "num_users": dataset.num_users,
+            "event_types": dataset.manifest.event_types,
             "networks": {name: describe(scratch / f"{name}.onnx") for name in networks},
             "features": run.features.names,
             "item_features": dataset.manifest.item_features,

@@ -1,4 +1,4 @@
-"""The configuration of a model: its encoder, and where its items have their vectors from."""
+"""The configuration of a model: its encoder, where its items have their vectors from, and what a query knows beside the history."""
 
 from typing import Literal
 
@@ -12,8 +12,8 @@ class ModelConfig(Config):
 
     dim: int = Field(default=64, gt=0)
     """Width of item vectors, hidden states and queries."""
-    num_blocks: int = Field(default=2, gt=0)
-    """Transformer blocks."""
+    num_blocks: int = Field(default=2, ge=0)
+    """Transformer blocks. 0: no attention, a query is made of the mean of the history's vectors (pooling)."""
     num_heads: int = Field(default=2, gt=0)
     """Attention heads; divides `dim`."""
     distance_slopes: tuple[float, ...] = (0.5, 0.03)
@@ -44,6 +44,8 @@ class ModelConfig(Config):
     attention_kernel: Literal["dense", "flex"] = "dense"
     """`flex` (PyTorch's FlexAttention, compiled) computes the bias of distance and time where it is used; on a CUDA device only,
     elsewhere `dense` does the work. Not measured yet."""
+    event_types: bool = False
+    """Each item of a history is told by what kind of event it came there (a click, a booking)."""
     max_history: int = Field(default=200, ge=2)
     """Longest history, in items, the encoder looks at; older items are ignored."""
 
@@ -57,6 +59,8 @@ class ModelConfig(Config):
             raise ValueError(f"head_directions has {len(self.head_directions)} values for num_heads = {self.num_heads}")
         if self.positions == "rotary" and self.dim // self.num_heads % 2:
             raise ValueError(f"positions = 'rotary' needs heads of even width: dim / num_heads = {self.dim // self.num_heads}")
+        if self.num_blocks == 0 and (self.time_bias or self.head_directions or self.positions == "rotary"):
+            raise ValueError("num_blocks = 0 leaves time_bias, head_directions and positions = 'rotary' without attention to work on")
         return self
 
 
@@ -87,4 +91,24 @@ class ItemsConfig(Config):
         tower = (self.kind == "tower", "items.kind = 'tower'")
         refuse_idle(self, info, {"table_learning_rate": (self.table == "sparse", "items.table = 'sparse'")})
         refuse_idle(self, info, {"id_dropout": tower, "features": tower, "text_encoder": tower, "min_value_items": tower})
+        return self
+
+
+class QueryConfig(Config):
+    """What a query knows beside the history of its user. An option that the others leave without effect is an error."""
+
+    features: Literal["all"] | tuple[str, ...] = ()
+    """Features of users, and of the circumstances of an event, to use: names, or `all` that are declared (but for text)."""
+    clock: tuple[Literal["hour", "weekday"], ...] = ()
+    """What the time of the request (UTC) says: in training, the time of the event that is predicted."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the histories of a step whose query is made without features, as a request's is that gives none; of users and of
+    circumstances apart."""
+    min_value_users: int = Field(default=2, gt=0)
+    """Users, or events, that a categorical value needs for a vector of its own; rarer ones and unknown ones share one."""
+
+    @model_validator(mode="after")
+    def _has_no_idle_option(self, info: ValidationInfo) -> "QueryConfig":
+        with_features = (bool(self.features), "query.features")
+        refuse_idle(self, info, {"dropout": with_features, "min_value_users": with_features})
         return self

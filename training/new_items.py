@@ -158,7 +158,7 @@ def _reference(bundle: Bundle, progress: Progress) -> pa.Table:
     ranker = _session(bundle.path, RANKER)
     found: dict[str, list[Any]] = {name: [] for name in ("candidate_rows", "candidate_scores", "top_rows", "top_scores")}
     for done, user in enumerate(before.select([USER_ID, "timestamp_ms", "query"]).to_pylist(), start=1):
-        history_L, _ = bundle.history(bundle.user_ids.row(user[USER_ID]))
+        history_L = bundle.history(bundle.user_ids.row(user[USER_ID])).item_rows_L
         allowed_1R = np.ones((1, len(bundle.vectors_RD)), dtype=bool)
         allowed_1R[0, history_L] = False
         query_1D = np.array([user["query"]], dtype=np.float32)

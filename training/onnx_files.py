@@ -14,8 +14,11 @@ import torch
 from passerelle.bundle import NetworkSpec, TensorSpec
 from passerelle.encoding import FeatureEncoding
 from passerelle.features import RETRIEVAL_SCORE
+from passerelle.ids import PADDING_ROW
 from training.encoder import QueryEncoder
-from training.towers import CandidateTower
+from training.evaluation_batches import Histories
+from training.sequence_model import SequenceModel
+from training.towers import CandidateTower, Facts
 
 if TYPE_CHECKING:
     import lightgbm
@@ -25,26 +28,54 @@ if TYPE_CHECKING:
 OPSET = 18
 ML_OPSET = 3
 IR_VERSION = 8
+MOST_COLUMNS = 2**16
 _ML = "ai.onnx.ml"
 LIGHTGBM_ZERO = 1.0000000180025095e-35
 """LightGBM's smallest number, 1e-35 in float32: it never splits between it and its negative, and reads what is not above as zero."""
 
 
 def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
-    """The four inputs of `QueryEncoder.forward` -> `query` float32 [batch, D].
+    """The inputs of `QueryEncoder.forward` -> `query` float32 [batch, D].
 
-    A network that does not look at times has them among its inputs all the same: versions with and without take each other's place.
+    A network that does not look at times, or features, has them among its inputs all the same, and features may have columns to spare:
+    versions with and without take each other's place.
     """
     max_history = network.encoder.max_length - (0 if network.encoder.causal else 1)
     example = {
         "item_vectors": torch.zeros(2, max_history, dim),
         "mask": torch.ones(2, max_history, dtype=torch.bool),
+        "event_types": torch.zeros(2, max_history, dtype=torch.int64),
         "timestamps_ms": torch.zeros(2, max_history, dtype=torch.int64),
         "query_timestamp_ms": torch.zeros(2, 1, dtype=torch.int64),
+        **{
+            name: torch.zeros(2, width + 1, dtype=torch.int64 if name.endswith("codes") else torch.float32)
+            for name, width in network.widths.items()
+        },
     }
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, max=max_history)
-    dynamic = {name: {0: batch} if name == "query_timestamp_ms" else {0: batch, 1: length} for name in example}
+    dynamic: dict[str, dict[int, Any]] = {name: {0: batch, 1: length} for name in example}
+    dynamic["query_timestamp_ms"] = {0: batch}
+    for name, width in network.widths.items():
+        dynamic[name] = {0: batch, 1: torch.export.Dim(name, min=width, max=MOST_COLUMNS)}
     _export(network, example, "query", dynamic, path)
+
+
+@torch.no_grad()
+def query_inputs(model: SequenceModel, histories: Histories) -> dict[str, torch.Tensor]:
+    """What the exported query encoder is to be given for some histories, by the names of its inputs."""
+    items_BL, vectors_RD = histories.items_BL, model.history_vectors()
+    if model.query_features is None:
+        facts = Facts(*(torch.zeros(len(items_BL), 1, dtype=dtype) for dtype in (torch.int64, torch.float32) * 2))
+    else:
+        facts = model.query_features(histories.user_rows_B, histories.request_events_B)
+    return {
+        "item_vectors": (model.item_vectors() if vectors_RD is None else vectors_RD)[items_BL],
+        "mask": items_BL != PADDING_ROW,
+        "event_types": histories.event_types_BL,
+        "timestamps_ms": histories.timestamps_ms_BL,
+        "query_timestamp_ms": histories.request_timestamp_ms_B1,
+        **{name: values.long() if name.endswith("codes") else values for name, values in facts._asdict().items()},
+    }
 
 
 def export_candidate_encoder(tower: CandidateTower, path: Path, dim: int, encoding: FeatureEncoding) -> None:

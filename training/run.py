@@ -26,7 +26,7 @@ from passerelle.splits import Split, evaluation_users, make_split
 from training.batches import EpochBatches
 from training.callbacks import read_history
 from training.config import RunConfig
-from training.content import item_content
+from training.content import bare_model
 from training.sequence_model import MONITOR, SequenceModel
 from training.windows import training_split
 
@@ -199,8 +199,7 @@ def load_model(path: Path, manifest: RunManifest, dataset: Dataset, split: Split
         UserError: its weights are not those of this code's model.
     """
     config = manifest.config
-    content = item_content(dataset, training_split(split, config), config.items) if config.items.kind == "tower" else None
-    model = SequenceModel(config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1, content=content)
+    model = bare_model(dataset, training_split(split, config), config, torch.zeros(dataset.num_rows, dtype=torch.float64))
     try:
         model.load_state_dict(_read_checkpoint(path / BEST)["state_dict"])
     except RuntimeError:

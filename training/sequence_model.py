@@ -24,24 +24,36 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from passerelle import metrics
+from passerelle.encoding import QueryEncoding
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW, PADDING_ROW
 from training.batches import Batch
 from training.config import RunConfig
-from training.dropout import Dropout
-from training.encoder import QueryEncoder, SequenceEncoder, Times, columns_of_rows, pad_right_aligned, scatter, serving_times
+from training.dropout import Dropout, kept_rows
+from training.encoder import (
+    QueryEncoder,
+    SequenceEncoder,
+    Times,
+    columns_of_rows,
+    finished_query,
+    pad_right_aligned,
+    scatter,
+    serving_times,
+)
 from training.evaluation_batches import EvaluationBatch, Histories
 from training.full_softmax import full_softmax
 from training.items import DenseTable, ItemContent, StepItems, make_items
 from training.losses import gbce, sampled_softmax
+from training.optimizer import learning_rate_share, make_optimizer
+from training.query_features import QueryFeatures
 from training.ranking import rank_scores
 from training.samplers import Negatives, make_sampler
 from training.sharding import ShardedTable
 from training.tables import SparseTable
+from training.towers import Facts, QueryTower
 
 MONITOR = "validation_ndcg@10"
 MONITOR_K = 10
-FINAL_LEARNING_RATE_SHARE = 0.05
 IDS = "items.ids"
 TABLES = (f"{IDS}.weight", "items.answers.weight")
 
@@ -54,11 +66,21 @@ class SequenceModel(pl.LightningModule):
         counts_R: float64 counts of each item row for the sampler (`make_sampler`).
         total_steps: steps in `max_epochs`, for the learning-rate schedule.
         content: what declared features say of the items, for a candidate tower.
+        query_features: what is known of queries beside histories; needed where the recipe names features or the clock.
+        num_event_types: kinds of events of the dataset.
         num_shards: ranks that share the rows of a sparse table.
     """
 
     def __init__(
-        self, config: RunConfig, counts_R: Tensor, total_steps: int, content: ItemContent | None = None, *, num_shards: int = 1
+        self,
+        config: RunConfig,
+        counts_R: Tensor,
+        total_steps: int,
+        content: ItemContent | None = None,
+        query_features: QueryFeatures | None = None,
+        *,
+        num_event_types: int = 1,
+        num_shards: int = 1,
     ) -> None:
         super().__init__()
         self.config = config
@@ -66,12 +88,19 @@ class SequenceModel(pl.LightningModule):
         generator = torch.Generator().manual_seed(config.training.seed)
         self.num_rows = len(counts_R)
         self.items = make_items(config, self.num_rows, content, generator, num_shards=num_shards)
-        unit = config.items.kind == "tower"
-        self.encoder = SequenceEncoder(config.model, generator, causal=config.objective.kind == "causal", unit=unit)
+        causal = config.objective.kind == "causal"
+        self.encoder = SequenceEncoder(config.model, generator, causal=causal, num_event_types=num_event_types)
+        self.unit = config.items.kind == "tower"
+        self.query_features, self.query_tower = None, None
+        if config.query.features or config.query.clock:
+            assert query_features is not None
+            self.query_features = query_features
+            self.query_tower = QueryTower(query_features.encoding, config.query.clock, config.model.dim, generator)
         self.sampler = make_sampler(config.loss, counts_R)
-        # DistributedDataParallel asks for this name: what a sparse table holds, it trains itself.
+        # DistributedDataParallel asks for this name: what a sparse table holds, it trains itself; buffers are alike on every rank.
         apart = self.items.ids if isinstance(self.items.ids, SparseTable) else nn.Module()
-        self._ddp_params_and_buffers_to_ignore = [f"{IDS}.{name}" for name, _ in (*apart.named_parameters(), *apart.named_buffers())]
+        self._trained_apart = [f"{IDS}.{name}" for name, _ in apart.named_parameters()]
+        self._ddp_params_and_buffers_to_ignore = [*self._trained_apart, *(name for name, _ in self.named_buffers())]
         self._train_loss = torch.zeros(2, dtype=torch.float64)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
 
@@ -89,7 +118,13 @@ class SequenceModel(pl.LightningModule):
     @torch.no_grad()
     def query_encoder(self) -> QueryEncoder:
         """The part that is exported, sharing no memory with the table."""
-        return QueryEncoder(self.encoder, self.items.exact().history_UD[MASK_ROW]).eval()
+        mask_vector_D, widths = self.items.exact().history_UD[MASK_ROW], self.query_encoding.widths()
+        return QueryEncoder(self.encoder, mask_vector_D, self.query_tower, widths, unit=self.unit).eval()
+
+    @property
+    def query_encoding(self) -> QueryEncoding:
+        """How what is known of queries beside histories becomes the query encoder's input."""
+        return QueryEncoding() if self.query_features is None else self.query_features.encoding
 
     def encode(
         self,
@@ -98,22 +133,26 @@ class SequenceModel(pl.LightningModule):
         dropout: Dropout | None = None,
         columns_BP: Tensor | None = None,
         history_UD: Tensor | None = None,
+        event_types_BL: Tensor | None = None,
     ) -> Tensor:
         """Contextual vectors of right-aligned item rows: [B, P, D] of the columns `columns_BP`, or [B, L, D] of all.
 
         With `history_UD`, the vectors that items have in a step, rows are places among them.
         """
         vectors_BLD = F.embedding(items_BL, self.items.exact().history_UD if history_UD is None else history_UD)
-        return self.encoder(vectors_BLD, items_BL != PADDING_ROW, items_BL == MASK_ROW, times, dropout, columns_BP)
+        return self.encoder(vectors_BLD, items_BL != PADDING_ROW, items_BL == MASK_ROW, times, dropout, columns_BP, event_types_BL)
 
     def encode_histories(self, histories: Histories) -> Tensor:
         """Queries [B, D] for the item that follows each history, at the time of the request."""
-        items_BL = histories.items_BL
+        items_BL, types_BL, request_ms_B1 = histories.items_BL, histories.event_types_BL, histories.request_timestamp_ms_B1
         if not self.encoder.causal:
             items_BL = torch.cat([items_BL, torch.full_like(items_BL[:, :1], MASK_ROW)], dim=1)
-        times = serving_times(histories.timestamps_ms_BL, histories.request_timestamp_ms_B1, causal=self.encoder.causal)
+            types_BL = torch.cat([types_BL, torch.zeros_like(types_BL[:, :1])], dim=1)
+        times = serving_times(histories.timestamps_ms_BL, request_ms_B1, causal=self.encoder.causal)
         newest_B1 = torch.full_like(items_BL[:, :1], items_BL.shape[1] - 1)
-        return self.encode(items_BL, times, columns_BP=newest_B1)[:, 0]
+        history_BD = self.encode(items_BL, times, columns_BP=newest_B1, event_types_BL=types_BL)[:, 0]
+        facts = None if self.query_features is None else self.query_features(histories.user_rows_B, histories.request_events_B)
+        return finished_query(history_BD, self.query_tower, facts, request_ms_B1[:, 0], unit=self.unit)
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
         """float32 [B, R] inner products of each user's query and every row of the table, for the caller to overwrite."""
@@ -132,17 +171,20 @@ class SequenceModel(pl.LightningModule):
         from_end_L = torch.arange(items_BL.shape[1], 0, -1, device=self.device)
         dropout = Dropout(self.config.model.dropout, batch.seed, batch.windows_B[:, None] * self.encoder.max_length + from_end_L)
         if not isinstance(self.items.ids, DenseTable):
-            self.items.ids.learning_rate_share = self._learning_rate_share(self.global_step)
+            self.items.ids.learning_rate_share = learning_rate_share(self.config.optimizer, self.global_step, self.total_steps)
         negatives = self._negatives(batch)
         asked = [batch.items_T, batch.target_rows_M, *([] if negatives is None else [negatives.rows_SN])]
         items = self.items.of_step(batch.seed, asked)
         places_BL, history_UD = items.places(items_BL), items.vectors.history_UD
+        types_BL = scatter(batch.event_types_T, row_T, column_T, items_BL) if self.config.model.event_types else None
         row_M, column_M = row_T[batch.target_positions_M], column_T[batch.target_positions_M]
         if self.encoder.causal:  # almost every position is a target
-            query_MD = self.encode(places_BL, times, dropout, history_UD=history_UD)[row_M, column_M]
+            history_MD = self.encode(places_BL, times, dropout, None, history_UD, types_BL)[row_M, column_M]
         else:
             columns_BP, place_M = columns_of_rows(row_M, column_M, len(items_BL))
-            query_MD = self.encode(places_BL, times, dropout, columns_BP, history_UD)[row_M, place_M]
+            history_MD = self.encode(places_BL, times, dropout, columns_BP, history_UD, types_BL)[row_M, place_M]
+        time_ms_M = batch.query_times_ms_T[batch.target_positions_M]
+        query_MD = finished_query(history_MD, self.query_tower, self._facts(batch, row_M), time_ms_M, unit=self.unit)
         # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
         loss = self._loss_sum(query_MD, items, batch, negatives) / self._mean_over_ranks(batch.weights_M.sum())
         self._train_loss = self._train_loss.to(self.device)
@@ -185,6 +227,14 @@ class SequenceModel(pl.LightningModule):
                 f"epoch {self.current_epoch + 1}: the training loss is {so_far[0]:g}: try optimizer.learning_rate below {tried:g}"
             )
         return so_far
+
+    def _facts(self, batch: Batch, row_M: Tensor) -> Facts | None:
+        """What is known of each target's query beside the history; of some windows nothing, as if it were not given."""
+        if self.query_features is None:
+            return None
+        share = self.config.query.dropout
+        known = (kept_rows(batch.windows_B, share, batch.seed + number)[row_M] for number in (1, 2))
+        return self.query_features(batch.user_rows_B[row_M], batch.target_events_M).where(*known)
 
     def _negatives(self, batch: Batch) -> Negatives | None:
         config = self.config.loss
@@ -232,24 +282,8 @@ class SequenceModel(pl.LightningModule):
         self.log(MONITOR, (total / users).float(), rank_zero_only=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        config = self.config.optimizer
-        trained_here = [(name, p) for name, p in self.named_parameters() if name not in self._ddp_params_and_buffers_to_ignore]
-        decayed = [p for name, p in trained_here if p.ndim > 1 and name not in TABLES]
-        others = [p for name, p in trained_here if p.ndim <= 1 or name in TABLES]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _learning_rate_share(self, step: int) -> float:
-        config = self.config.optimizer
-        if step < config.warmup_steps:
-            return (step + 1) / (config.warmup_steps + 1)
-        decay_steps = config.decay_fraction * self.total_steps
-        into_decay = step - (self.total_steps - decay_steps)
-        if decay_steps == 0 or into_decay <= 0:
-            return 1.0
-        return 1 - (1 - FINAL_LEARNING_RATE_SHARE) * min(1.0, into_decay / decay_steps)
+        trained_here = ((name, parameter) for name, parameter in self.named_parameters() if name not in self._trained_apart)
+        return make_optimizer(self.config.optimizer, trained_here, TABLES, self.total_steps)
 
 
 def _without_special_rows(table_RD: Tensor) -> Tensor:

@@ -150,6 +150,20 @@ class EntityConfig(TableConfig):
         return self
 
 
+class ContextConfig(Config):
+    """The circumstances of events, which a request tells of itself: a device, a place in the page."""
+
+    features: dict[str, FeatureConfig] = Field(default_factory=dict)
+    """What to keep of them, by name: `categorical` or `numeric`, from columns of the event files."""
+
+    @model_validator(mode="after")
+    def _of_events_alone(self) -> Self:
+        for name, feature in self.features.items():
+            if feature.kind not in ("categorical", "numeric") or feature.from_events:
+                raise ValueError(f"features {name}: of kind categorical or numeric, from a column of the event files, without from_events")
+        return self
+
+
 class FiltersConfig(Config):
     """Which events stay, in this order: duplicates, repeats, minimum counts."""
 
@@ -205,6 +219,8 @@ class PrepareConfig(Config):
     """Table of items."""
     users: EntityConfig = EntityConfig()
     """Table of users."""
+    context: ContextConfig = ContextConfig()
+    """Circumstances of events."""
     filters: FiltersConfig = FiltersConfig()
     """Which events stay."""
 
@@ -214,6 +230,8 @@ class PrepareConfig(Config):
             raise ValueError("events: describe at least one group of files")
         if self.title is not None and self.title not in self.items.features:
             raise ValueError(f"title {self.title!r} is not an item feature; there are: {', '.join(self.items.features) or 'none'}")
+        if twice := sorted(set(self.context.features) & set(self.users.features)):
+            raise ValueError(f"context.features {twice[0]}: there is a user feature of this name")
         if len(self.event_types()) > 256:
             raise ValueError(f"{len(self.event_types())} event types, at most 256 are possible")
         return self

@@ -4,6 +4,7 @@ Shape legend: E events read, K events kept, U users, U1 = U + 1, I items.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from passerelle.files import refuse_existing
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, MAX_ITEM_ROW, USER_ID
 from passerelle.manifest import MANIFEST_NAME
 from passerelle.prepare.config import EntityConfig, PrepareConfig
+from passerelle.prepare.contexts import make_contexts
 from passerelle.prepare.events import Encoded, EventLog, read_events
+from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.filters import select_events
 from passerelle.prepare.quality import QualityReport, distinct_pairs, iso
 from passerelle.prepare.tables import EntityEvents, EntityTable, build_table
@@ -61,6 +64,7 @@ def prepare(config: PrepareConfig, source: Path, out: Path, *, overwrite: bool =
     progress("sort and filter", 1, 1)
     users = _table(USER_ID, config.users, kept.user_ids, kept.user_rows_K, log, kept, source, tally, progress)
     items = _table(ITEM_ID, config.items, kept.item_ids, kept.item_places_K, log, kept, source, tally, progress)
+    contexts = make_contexts(config.context, source, log.columns, kept.places_K, tally)
     report = _report(config, kept, users, items, tally, time.perf_counter() - started)
     progress("write", 0, 1)
     dataset = write_dataset(
@@ -72,11 +76,13 @@ def prepare(config: PrepareConfig, source: Path, out: Path, *, overwrite: bool =
         offsets_U1=kept.offsets_U1,
         users=users.table,
         items=items.table,
+        contexts=contexts,
         description={
             "name": config.name,
             "event_types": config.event_types(),
-            "user_features": _feature_columns(config.users),
-            "item_features": _feature_columns(config.items),
+            "user_features": _feature_columns(config.users.features),
+            "item_features": _feature_columns(config.items.features),
+            "context_features": _feature_columns(config.context.features),
             "title": config.title,
             "config": config.model_dump(mode="json"),
             "quality": report.model_dump(mode="json"),
@@ -162,8 +168,8 @@ def _report(config: PrepareConfig, kept: _Kept, users: EntityTable, items: Entit
     )
 
 
-def _feature_columns(config: EntityConfig) -> tuple[FeatureColumn, ...]:
+def _feature_columns(features: Mapping[str, FeatureConfig]) -> tuple[FeatureColumn, ...]:
     return tuple(
         FeatureColumn(name=name, kind=feature.kind, scaling=None if feature.scaling == "standard" else feature.scaling, width=feature.width)
-        for name, feature in config.features.items()
+        for name, feature in features.items()
     )

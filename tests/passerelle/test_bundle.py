@@ -35,10 +35,11 @@ def test_string_ids_come_back_as_they_went_in(unicode_bundle: Bundle) -> None:
 
 
 def test_history_is_oldest_first(bundle: Bundle) -> None:
-    stored = bundle.histories[5].as_py()
-    history_L, times_ms_L = bundle.history(5)
-    assert times_ms_L.tolist() == bundle.history_timestamps_ms[5].as_py() and times_ms_L.dtype == np.int64
-    assert history_L.tolist() == stored and history_L.dtype == np.int64 and 1 <= len(stored) <= bundle.manifest.max_history
+    stored = [column[5].as_py() for column in bundle.histories]
+    found = bundle.history(5)
+    assert [values_L.tolist() for values_L in found] == stored and all(values_L.dtype == np.int64 for values_L in found)
+    assert found.timestamps_ms_L.tolist() == sorted(found.timestamps_ms_L.tolist()) and set(found.event_types_L.tolist()) == {0}
+    assert 1 <= len(found.item_rows_L) <= bundle.manifest.max_history
 
 
 @pytest.mark.parametrize("name", BUNDLE_FILES)

@@ -37,7 +37,7 @@ def test_lookup_agrees_with_the_reference(bundle: Bundle) -> None:
     for user in bundle.reference().to_pylist():
         request = RecommendRequest(user_id=user["user_id"])
         query = asyncio.run(EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(request, user["timestamp_ms"]))
-        history = bundle.histories[bundle.user_ids.row(user["user_id"])].as_py()
+        history = bundle.history(bundle.user_ids.row(user["user_id"])).item_rows_L.tolist()
         assert query.history_L.tolist() == history and query.seen_S.tolist() == sorted(set(history)) and query.encode_ms > 0
         assert query.query_D is not None
         np.testing.assert_allclose(query.query_D, user["query"], atol=1e-5)
@@ -46,6 +46,24 @@ def test_lookup_agrees_with_the_reference(bundle: Bundle) -> None:
 def test_history_in_the_request_wins_and_unknown_items_are_counted(bundle: Bundle) -> None:
     query = look_up(bundle, user_id=1000, history=[17, 999, "27", 18, 17])
     assert query.history_L.tolist() == [3, 4, 3] and query.ignored_history == 2 and query.seen_S.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"history_event_types": ["view", "buy"]}, r"history_event_types: no 'buy' among the events of this model: view"),
+        ({"user_features": {"age": 3}}, r"user_features: the model does not read age; it reads none"),
+        ({"context": {"features": {"device": "mobile"}}}, r"context.features: the model does not read device; it reads none"),
+    ],
+)
+def test_what_the_model_does_not_know_is_named(bundle: Bundle, request_: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        look_up(bundle, history=[17, 27], **request_)
+
+
+def test_one_kind_of_event_for_each_item() -> None:
+    with pytest.raises(ValueError, match="history_event_types has 1 values for the 2 items of history"):
+        RecommendRequest(history=(1, 2), history_event_types=("view",))
 
 
 def test_times_reach_the_encoder(bundle: Bundle) -> None:

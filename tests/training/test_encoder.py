@@ -4,6 +4,7 @@ Shape legend: B sequences, B1 = B + 1, L length, D width, H heads, T tokens.
 """
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from tests.encoders import (
     NUM_ROWS,
     VARIANTS,
     SlowTimes,
+    event_types_of,
     histories_of,
-    inputs_of,
     padded,
     padded_times,
     random_items,
@@ -27,11 +28,11 @@ from tests.encoders import (
     random_times,
 )
 from tests.histories import untimed
-from tests.slow_encoder import slow_bucket, slow_encoder
+from tests.slow_encoder import slow_bucket, slow_encoder, slow_query
 from training.dropout import Dropout
 from training.encoder import Times, columns_of_rows, pad_right_aligned
-from training.evaluation_batches import Histories
 from training.layers import time_buckets
+from training.onnx_files import query_inputs
 from training.sequence_model import SequenceModel
 
 variants = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
@@ -46,9 +47,11 @@ def test_encoder_equals_the_slow_one(overrides: tuple[str, ...]) -> None:
     for items_L, places in zip(items, hidden, strict=True):
         items_L[places] = MASK_ROW
     keys, queries = random_times(items), random_times(items, seed=1)
-    encoded_BLD = model.encode(padded(items), Times(padded_times(queries), padded_times(keys)))
+    items_BL = padded(items)
+    encoded_BLD = model.encode(items_BL, Times(padded_times(queries), padded_times(keys)), event_types_BL=event_types_of(items_BL))
     for row, items_L in enumerate(items):
-        slow_LD = slow_encoder(model.encoder, list(model.items.ids.weight[items_L]), SlowTimes(queries[row], keys[row]), hidden[row])
+        vectors, types = list(model.items.ids.weight[items_L]), event_types_of(items_L).tolist()
+        slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(queries[row], keys[row]), hidden[row], types)
         torch.testing.assert_close(encoded_BLD[row, -len(items_L) :], slow_LD, atol=2e-5, rtol=2e-5)
 
 
@@ -59,14 +62,15 @@ def test_query_is_what_the_slow_encoder_says_of_the_next_item(overrides: tuple[s
     model = random_model(*overrides)
     items = random_items([1, 9, 4])
     histories, times = histories_of(items)
-    for query_D, items_L, (with_request, _) in zip(model.encode_histories(histories), items, times, strict=True):
-        vectors = list(model.items.ids.weight[items_L])
+    for row, (query_D, items_L, (with_request, _)) in enumerate(zip(model.encode_histories(histories), items, times, strict=True)):
+        vectors, types = list(model.items.ids.weight[items_L]), event_types_of(items_L).tolist()
         if model.encoder.causal:
-            slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request[1:], with_request[:-1]))
+            slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request[1:], with_request[:-1]), types=types)
         else:
             vectors.append(model.items.ids.weight[MASK_ROW])
-            slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request, with_request), hidden=[len(items_L)])
-        torch.testing.assert_close(query_D, slow_LD[-1], atol=2e-5, rtol=2e-5)
+            slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request, with_request), [len(items_L)], [*types, 0])
+        user, event = int(histories.user_rows_B[row]), int(histories.request_events_B[row])
+        torch.testing.assert_close(query_D, slow_query(model, slow_LD[-1], user, event, with_request[-1]), atol=2e-5, rtol=2e-5)
 
 
 @torch.no_grad()
@@ -82,7 +86,7 @@ def test_some_positions_get_what_all_would(overrides: tuple[str, ...]) -> None:
     columns_BP, place_M = columns_of_rows(row_M, column_M, 3)
     assert columns_BP.shape[1] < 9 and torch.equal(columns_BP[row_M, place_M], column_M)
     all_BLD, some_BPD = (
-        model.encode(items_BL, Times(times_BL, times_BL), Dropout(0.3, 7, torch.arange(27).view(3, 9)), columns)
+        model.encode(items_BL, Times(times_BL, times_BL), Dropout(0.3, 7, torch.arange(27).view(3, 9)), columns, None, items_BL % 3)
         for columns in (None, columns_BP)
     )
     torch.testing.assert_close(some_BPD[row_M, place_M], all_BLD[row_M, column_M], atol=2e-6, rtol=2e-6)
@@ -96,7 +100,7 @@ def test_query_encoder_equals_the_model(overrides: tuple[str, ...]) -> None:
     network = model.query_encoder()
     for lengths in ([1], [9, 2, 1], [5, 5]):
         histories, _ = histories_of(random_items(lengths))
-        query_BD = network(*inputs_of(model, histories))
+        query_BD = network(**query_inputs(model, histories))
         torch.testing.assert_close(query_BD, model.encode_histories(histories), atol=1e-5, rtol=1e-5)
 
 
@@ -145,7 +149,7 @@ def test_heads_look_where_they_are_told_to() -> None:
 @torch.no_grad()
 def test_the_time_of_the_request_matters_only_to_a_model_with_time() -> None:
     histories, _ = histories_of(random_items([5, 9]))
-    later = Histories(histories.items_BL, histories.timestamps_ms_BL, histories.request_timestamp_ms_B1 + 10**10)
+    later = replace(histories, request_timestamp_ms_B1=histories.request_timestamp_ms_B1 + 10**10)
     for kind, option in itertools.product(("masked", "causal"), ("time_bias", "time_gap")):
         plain, aware = (random_model(f"objective.kind={kind}", f"model.{option}={aware}") for aware in ("false", "true"))
         assert torch.equal(plain.encode_histories(histories), plain.encode_histories(later))
@@ -160,10 +164,10 @@ def test_time_buckets_equal_the_slow_ones(elapsed_ms: int) -> None:
 @torch.no_grad()
 def test_query_encoder_shares_no_memory_with_the_table() -> None:
     model = random_model()
-    network, inputs = model.query_encoder(), inputs_of(model, untimed(padded(random_items([4]))))
-    before_BD = network(*inputs)
+    network, inputs = model.query_encoder(), query_inputs(model, untimed(padded(random_items([4]))))
+    before_BD = network(**inputs)
     model.items.ids.weight.zero_()
-    assert torch.equal(network(*inputs), before_BD)
+    assert torch.equal(network(**inputs), before_BD)
 
 
 @torch.no_grad()
@@ -180,9 +184,10 @@ def test_padding_on_the_left_changes_nothing(extra_columns: int) -> None:
 def test_vectors_in_the_padding_do_not_matter() -> None:
     model = random_model()
     network, items_BL = model.query_encoder(), padded(random_items([3, 6]))
-    vectors_BLD, mask_BL, *times = inputs_of(model, untimed(items_BL))
-    spoilt_BLD = torch.where(mask_BL[..., None], vectors_BLD, 1e4)
-    torch.testing.assert_close(network(spoilt_BLD, mask_BL, *times), network(vectors_BLD, mask_BL, *times), atol=1e-6, rtol=1e-6)
+    inputs = query_inputs(model, untimed(items_BL))
+    spoilt_BLD = torch.where(inputs["mask"][..., None], inputs["item_vectors"], 1e4)
+    spoilt = inputs | {"item_vectors": spoilt_BLD, "event_types": torch.where(inputs["mask"], inputs["event_types"], 2)}
+    torch.testing.assert_close(network(**spoilt), network(**inputs), atol=1e-6, rtol=1e-6)
 
 
 @torch.no_grad()

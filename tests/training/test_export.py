@@ -22,12 +22,12 @@ from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
 from tests.bundles import encoder_inputs
 from tests.datasets import Planted, planted_dataset, small_recipe
-from tests.encoders import VARIANTS, histories_of, inputs_of, random_items, random_model
+from tests.encoders import VARIANTS, histories_of, random_items, random_model
 from tests.histories import untimed
 from training.evaluation import read_evaluation
 from training.export import REFERENCE_USERS, _reference, check_onnx, export
 from training.fit import train_in_process
-from training.onnx_files import export_query_encoder
+from training.onnx_files import export_query_encoder, query_inputs
 from training.open_run import OpenRun, load_run
 from training.ranker import load_ranker, train_ranker
 from training.statistics import item_statistics
@@ -79,7 +79,7 @@ def test_every_part_of_an_encoder_can_be_exported(variant: str, tmp_path: Path) 
     encoder = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
     for lengths in ([1], [9, 2, 1], [5, 5], [8, 1, 1, 1]):
         histories, _ = histories_of(random_items(lengths, seed=lengths[0]))
-        inputs = {given.name: tensor.numpy() for given, tensor in zip(encoder.get_inputs(), inputs_of(model, histories), strict=True)}
+        inputs = {name: values.numpy() for name, values in query_inputs(model, histories).items()}
         (query_BD,) = encoder.run(["query"], inputs)
         np.testing.assert_allclose(query_BD, model.encode_histories(histories).numpy(), atol=2e-5, rtol=2e-5)
 
@@ -108,8 +108,13 @@ def test_networks_are_described_as_they_are(bundle: Bundle) -> None:
             "inputs": (
                 {"name": "item_vectors", "dtype": "float32", "shape": ("batch", "length", 32)},
                 {"name": "mask", "dtype": "bool", "shape": ("batch", "length")},
+                {"name": "event_types", "dtype": "int64", "shape": ("batch", "length")},
                 {"name": "timestamps_ms", "dtype": "int64", "shape": ("batch", "length")},
                 {"name": "query_timestamp_ms", "dtype": "int64", "shape": ("batch", 1)},
+                {"name": "user_codes", "dtype": "int64", "shape": ("batch", "user_codes")},
+                {"name": "user_numbers", "dtype": "float32", "shape": ("batch", "user_numbers")},
+                {"name": "context_codes", "dtype": "int64", "shape": ("batch", "context_codes")},
+                {"name": "context_numbers", "dtype": "float32", "shape": ("batch", "context_numbers")},
             ),
             "outputs": ({"name": "query", "dtype": "float32", "shape": ("batch", 32)},),
         },
@@ -146,9 +151,10 @@ def test_tables(bundle: Bundle, ranked_run: OpenRun) -> None:
     assert np.array_equal(bundle.recent_counts_R, statistics.recent_counts_R)
     for user_row in (0, 17, dataset.num_users - 1):
         start, end = dataset.offsets_U1[user_row : user_row + 2]
-        rows_L, times_ms_L = bundle.history(user_row)
+        rows_L, times_ms_L, types_L = bundle.history(user_row)
         assert rows_L.tolist() == dataset.item_rows_E[start:end].tolist()
         assert times_ms_L.tolist() == dataset.timestamps_ms_E[start:end].tolist()
+        assert types_L.tolist() == dataset.event_types_E[start:end].tolist()
         assert bundle.user_ids.row(2**40 + 3 * user_row) == user_row
     assert bundle.item_ids.row(2**40) == FIRST_ITEM_ROW
 
@@ -185,7 +191,7 @@ def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
     users = reference.to_pylist()
     assert [bundle.user_ids.row(user["user_id"]) for user in (users[0], users[-1])] == [0, 239]
     for user in users:
-        seen, _ = bundle.history(bundle.user_ids.row(user["user_id"]))
+        seen = bundle.history(bundle.user_ids.row(user["user_id"])).item_rows_L
         history_L = seen[-bundle.manifest.max_history :]
         inputs = encoder_inputs(bundle.vectors_RD[history_L][None])
         (query_1D,) = encoder.run(["query"], inputs)

@@ -5,6 +5,7 @@ Shape legend: R item rows, D width, L history length.
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,23 +18,26 @@ from tests.datasets import small_recipe
 from tests.runs import train
 from training.batches import EpochBatches
 from training.config import RunConfig
+from training.content import bare_model
 from training.evaluation_batches import Histories
 from training.sequence_model import SequenceModel
 from training.windows import training_windows
 
 NO_NOISE = ("model.dropout=0", "batches.token_budget=300")
 CAUSAL = (*NO_NOISE, "objective.kind=causal", "model.positions=none")  # learned ones count from the end of the window
+FEATURES = ("model.event_types=true", "query.features=all", "query.clock=['hour','weekday']", "query.dropout=0")
 TIMES = ("model.time_bias=true", "model.time_gap=true")
 
 
 def model_of(dataset: Dataset, config: RunConfig) -> SequenceModel:
     """As it is made, but for times, which mean nothing before they are learnt, and float64."""
-    model = SequenceModel(config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1).double()
+    split = make_split(dataset, config.split)
+    model = bare_model(dataset, split, config, torch.zeros(dataset.num_rows, dtype=torch.float64)).double()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         model.items.exact().answers_UD.mul_(20)
         for name, parameter in model.named_parameters():
-            if name.endswith("time_table_NH"):
+            if name.endswith(("time_table_NH", "query_tower.out.weight")):
                 parameter.normal_(generator=generator)
     return model
 
@@ -44,6 +48,9 @@ def asked_when_serving(model: SequenceModel, dataset: Dataset, config: RunConfig
         torch.from_numpy(dataset.item_rows_E[first:event].astype("int64"))[None],
         torch.from_numpy(dataset.timestamps_ms_E[first:event].copy())[None],
         torch.tensor([[dataset.timestamps_ms_E[event]]]),
+        torch.from_numpy(dataset.event_types_E[first:event].astype("int64"))[None],
+        torch.from_numpy(np.searchsorted(dataset.offsets_U1, [event], side="right") - 1),
+        torch.tensor([event]),
     )
     logits_R = model.encode_histories(histories)[0] @ model.items.exact().answers_UD.T / config.loss.temperature
     target = torch.tensor(int(dataset.item_rows_E[event]) - FIRST_ITEM_ROW)
@@ -57,8 +64,11 @@ def asked_when_serving(model: SequenceModel, dataset: Dataset, config: RunConfig
         (*CAUSAL, *TIMES),
         (*CAUSAL, "model.output_table=separate", "loss.temperature=0.5", "loss.max_logits=7"),
         (*NO_NOISE, *TIMES, "objective.last_only_probability=1"),
+        (*CAUSAL, *FEATURES),
+        (*CAUSAL, "model.num_blocks=0"),
+        (*NO_NOISE, *FEATURES, "objective.last_only_probability=1"),
     ],
-    ids=["causal", "times", "separate table and temperature", "masked, times"],
+    ids=["causal", "times", "separate table and temperature", "masked, times", "features", "pooled", "masked, features"],
 )
 def test_a_step_asks_what_serving_asks(dataset: Dataset, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of all steps, position by position through the code that serves."""

@@ -1,0 +1,47 @@
+"""The circumstances of events, from columns of the event files.
+
+Shape legend: E events read, K events kept, V distinct values of a column.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from passerelle.errors import UserError
+from passerelle.prepare.config import ContextConfig
+from passerelle.prepare.conversions import make_feature
+from passerelle.prepare.events import Encoded
+from passerelle.prepare.tally import Tally
+
+
+def make_contexts(
+    config: ContextConfig, source: Path, columns: Mapping[str, Encoded], places_K: npt.NDArray[np.int64], tally: Tally
+) -> pa.Table | None:
+    """A row an event that stays, categorical values as dictionaries; None where nothing is declared. A bad value is counted once.
+
+    Args:
+        columns: of the event files, by name.
+        places_K: place of each event that stays among those read.
+
+    Raises:
+        UserError: a value cannot be understood and bad rows stop the work.
+    """
+    if not config.features:
+        return None
+    table = {}
+    for name, feature in config.features.items():
+        (column,) = feature.columns()
+        encoded = columns[column]
+        try:
+            values = make_feature(source, f"context.{name}", feature, [encoded.values], tally)
+        except UserError as error:
+            raise UserError(f"{source}: feature {name}, column {column!r}: {error}") from None
+        if feature.kind == "categorical":
+            values = values.dictionary_encode()
+        codes_K = encoded.codes_E[places_K]
+        table[name] = values.take(pa.array(codes_K, mask=codes_K < 0))
+    tally.stop_if_bad()
+    return pa.table(table)
