@@ -106,6 +106,8 @@ class BundleManifest(Manifest):
     num_users: int
     event_types: tuple[str, ...]
     """Names of the kinds of events, in code order."""
+    target_event_types: tuple[str, ...]
+    """Those that are recommended for: their items alone count as seen."""
     first_item_row: int = FIRST_ITEM_ROW
     networks: dict[str, NetworkSpec]
     features: tuple[str, ...]
@@ -161,6 +163,11 @@ class Bundle:
     def history(self, user_row: int) -> History:
         """Of a known user."""
         return History(*(np.asarray(column[user_row].values.to_numpy(), dtype=np.int64) for column in self.histories))
+
+    def seen(self, history: History) -> npt.NDArray[np.int64]:
+        """Distinct item rows of a history that are not to be recommended again."""
+        targets = [self.manifest.event_types.index(name) for name in self.manifest.target_event_types]
+        return np.unique(history.item_rows_L[np.isin(history.event_types_L, targets)])
 
     def reference(self) -> pa.Table:
         """What training computed for some real users; see `training/export.py` for the columns."""

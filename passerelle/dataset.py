@@ -11,7 +11,7 @@
 Shape legend: E events, U users, U1 = U + 1, I items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from passerelle.arrow import column, read_table, write_table
 from passerelle.config import Config
+from passerelle.errors import UserError
 from passerelle.files import new_directory
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, MAX_ITEM_ROW, TIMESTAMP_MS, USER_ID
@@ -110,6 +111,17 @@ class Dataset:
 
     def item_ids(self) -> IdMap:
         return IdMap(self.items.column(ITEM_ID), first_row=FIRST_ITEM_ROW, name=ITEM_ID)
+
+    def is_of_type(self, names: Sequence[str], where: str) -> npt.NDArray[np.bool_]:
+        """Which events [E] are of some kinds.
+
+        Raises:
+            UserError: there is no such kind; `where` says who asks.
+        """
+        known = self.manifest.event_types
+        if strangers := [name for name in names if name not in known]:
+            raise UserError(f"{where}: {', '.join(strangers)}: no such kind of event in {self.path}; there are: {', '.join(known)}")
+        return np.isin(self.event_types_E, [known.index(name) for name in names])
 
     def fingerprint(self) -> str:
         """Checksum of the events and ids: two datasets with the same one train alike."""

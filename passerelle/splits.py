@@ -3,7 +3,7 @@
 Shape legend: E events, U users, U1 = U + 1, Q evaluated users, Q1 = Q + 1, G targets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -16,10 +16,12 @@ from passerelle.config import Config, refuse_idle
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.files import sha256_of
+from passerelle.ragged import gather_ragged
 from passerelle.split_file import held_out_counts
 
 Part = Literal["validation", "test"]
 Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 MIN_EVENTS_LEAVE_ONE_OUT = 3
 
@@ -43,6 +45,9 @@ class SplitConfig(Config):
     """`global_time` without dates: share of all events in validation."""
     test_fraction: float = Field(default=0.05, gt=0, lt=1)
     """`global_time` without dates: share of all events in test."""
+    event_types: tuple[str, ...] = ()
+    """Kinds of events that validation and test ask for, such as bookings; all, if absent. Then only items of such events count as seen,
+    and `leave_one_out` holds out a user's last two of them, with whatever lies between them."""
 
     @model_validator(mode="after")
     def _file_and_rule_agree(self) -> "SplitConfig":
@@ -91,19 +96,23 @@ class Split:
     train_end_U: Int64Array
     validation_end_U: Int64Array
     test_end_U: Int64Array
+    is_target_E: BoolArray | None = None
+    """Which events validation and test ask for; None: all."""
 
 
 @dataclass(frozen=True)
 class EvaluationUsers:
     """Users of one part, with where their history and their targets lie in the event arrays.
 
-    History of the q-th user is `history_start_Q[q] : history_end_Q[q]`, targets are `history_end_Q[q] : target_end_Q[q]`.
+    History of the q-th user is `history_start_Q[q] : history_end_Q[q]`, targets are among `history_end_Q[q] : target_end_Q[q]`.
     """
 
     user_rows_Q: Int64Array
     history_start_Q: Int64Array
     history_end_Q: Int64Array
     target_end_Q: Int64Array
+    is_target_E: BoolArray | None = None
+    """Which events may be targets; None: all."""
 
     def __len__(self) -> int:
         return len(self.user_rows_Q)
@@ -111,8 +120,27 @@ class EvaluationUsers:
     def take(self, selection: npt.NDArray[np.integer] | slice) -> "EvaluationUsers":
         """The same for some of the users."""
         return EvaluationUsers(
-            self.user_rows_Q[selection], self.history_start_Q[selection], self.history_end_Q[selection], self.target_end_Q[selection]
+            self.user_rows_Q[selection],
+            self.history_start_Q[selection],
+            self.history_end_Q[selection],
+            self.target_end_Q[selection],
+            self.is_target_E,
         )
+
+    def targets(self) -> tuple[Int64Array, Int64Array]:
+        """Positions of all targets, one user after the other, and the offsets [Q + 1] between users."""
+        return self._targets_among(self.history_end_Q, self.target_end_Q)
+
+    def seen(self) -> tuple[Int64Array, Int64Array]:
+        """Positions of what users have done before that could be a target, whose items are not recommended again; likewise."""
+        return self._targets_among(self.history_start_Q, self.history_end_Q)
+
+    def _targets_among(self, start_Q: Int64Array, end_Q: Int64Array) -> tuple[Int64Array, Int64Array]:
+        positions_G, offsets_Q1 = gather_ragged(start_Q, end_Q)
+        if self.is_target_E is None:
+            return positions_G, offsets_Q1
+        kept_G = self.is_target_E[positions_G]
+        return positions_G[kept_G], np.concatenate([[0], np.cumsum(kept_G)])[offsets_Q1]
 
 
 def make_split(dataset: Dataset, config: SplitConfig) -> Split:
@@ -122,7 +150,10 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
         UserError: the rule leaves training or a part empty, or a split file is not what it should be.
     """
     start_U, end_U = dataset.offsets_U1[:-1], dataset.offsets_U1[1:]
-    if config.rule == "leave_one_out":
+    is_target_E = dataset.is_of_type(config.event_types, "split.event_types") if config.event_types else None
+    if config.rule == "leave_one_out" and is_target_E is not None:
+        split = _leave_one_target_out(start_U, end_U, is_target_E)
+    elif config.rule == "leave_one_out":
         long_enough_U = end_U - start_U >= MIN_EVENTS_LEAVE_ONE_OUT
         split = Split(start_U, end_U - 2 * long_enough_U, end_U - long_enough_U, end_U)
     elif config.rule == "file":
@@ -133,10 +164,24 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
     else:
         validation_ms, test_ms = _cuts_ms(dataset.timestamps_ms_E, config)
         split = Split(start_U, _events_before(dataset, validation_ms), _events_before(dataset, test_ms), end_U)
+    split = replace(split, is_target_E=is_target_E)
     for part in ("validation", "test"):
         if not len(evaluation_users(split, part)):
-            raise UserError(f"split {config.rule}: no user of the {dataset.num_users} has both history and a {part} event")
+            kind = f" ({', '.join(config.event_types)})" if config.event_types else ""
+            raise UserError(f"split {config.rule}: no user of the {dataset.num_users} has both history and a {part} event{kind}")
     return split
+
+
+def _leave_one_target_out(start_U: Int64Array, end_U: Int64Array, is_target_E: BoolArray) -> Split:
+    """Of users with two targets, and something before them, the last two; others are for training alone."""
+    positions_T = np.flatnonzero(is_target_E)
+    before_E1 = np.concatenate([[0], np.cumsum(is_target_E)])
+    before_end_U = before_E1[end_U]
+    two_U = before_end_U - before_E1[start_U] >= 2
+    second_last_U, last_U = (np.append(positions_T, 0)[np.where(two_U, before_end_U - back, -1)] for back in (2, 1))
+    held_out_U = two_U & (second_last_U > start_U)
+    train_end_U, validation_end_U, test_end_U = (np.where(held_out_U, held_U, end_U) for held_U in (second_last_U, last_U, last_U + 1))
+    return Split(start_U, train_end_U, validation_end_U, test_end_U)
 
 
 def evaluation_users(split: Split, part: Part) -> EvaluationUsers:
@@ -144,7 +189,10 @@ def evaluation_users(split: Split, part: Part) -> EvaluationUsers:
     history_end_U = split.train_end_U if part == "validation" else split.validation_end_U
     target_end_U = split.validation_end_U if part == "validation" else split.test_end_U
     rows_Q = np.flatnonzero((target_end_U > history_end_U) & (history_end_U > split.start_U))
-    return EvaluationUsers(rows_Q, split.start_U[rows_Q], history_end_U[rows_Q], target_end_U[rows_Q])
+    users = EvaluationUsers(rows_Q, split.start_U[rows_Q], history_end_U[rows_Q], target_end_U[rows_Q], split.is_target_E)
+    if split.is_target_E is None:
+        return users
+    return users.take(np.flatnonzero(np.diff(users.targets()[1])))
 
 
 def _cuts_ms(timestamps_ms_E: Int64Array, config: SplitConfig) -> tuple[int, int]:

@@ -57,7 +57,7 @@ class EmbeddingLookup:
         """
         history, user_row, ignored = self._history(request, timestamp_ms)
         newest = History(*(values_L[-self._bundle.manifest.max_history :] for values_L in history))
-        seen_S = np.unique(history.item_rows_L) if request.exclude_seen else np.empty(0, dtype=np.int64)
+        seen_S = self._bundle.seen(history) if request.exclude_seen else np.empty(0, dtype=np.int64)
         if not len(history.item_rows_L):
             return Query(newest.item_rows_L, seen_S, None, ignored, 0.0)
         facts = self._facts(request, user_row)

@@ -40,7 +40,7 @@ class RecommendRequest(Config):
     """Features of the user that the model reads, by name; takes the place of what is stored for `user_id`."""
     k: Count = 10
     exclude_seen: StrictBool = True
-    """Leave out the items of the history."""
+    """Leave out the items of the history (of a model for bookings: those that were booked)."""
     context: Context = Context()
     filters: tuple[Filter, ...] = Field(default=(), max_length=100)
     """Conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""

@@ -216,6 +216,7 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
             "num_items": shape.num_items,
             "num_users": shape.num_users,
             "event_types": ("view",),
+            "target_event_types": ("view",),
             "networks": {
                 "query_encoder": NetworkSpec(
                     inputs=(

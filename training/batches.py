@@ -20,8 +20,9 @@ from passerelle.ragged import gather_ragged
 from passerelle.splits import Int64Array, Split
 from training.config import RunConfig
 from training.objectives import masked_items, next_items, select_windows
+from training.targets import make_targets, target_windows
 from training.turns import Turns, take_turns
-from training.windows import groups_within_budget, training_windows
+from training.windows import groups_within_budget
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Batch:
     target_events_M: Tensor
     """int64 positions of their events in the dataset."""
     weights_M: Tensor
-    """float32 weight of each target's event."""
+    """float32 weight of each target (`make_targets`)."""
     turns: Turns
     """Which targets take which draw of negatives."""
     seed: int
@@ -81,7 +82,8 @@ class EpochBatches:
         self._seed = (config.training.seed, epoch)
         self._rank, self._world_size = rank, world_size
         self.first_step = 0
-        self._windows = training_windows(split, config.model.max_history + 1)
+        self._targets = make_targets(dataset, config.objective)
+        self._windows = target_windows(split, config, self._targets)
         generator = np.random.default_rng([*self._seed, 0])
         groups: list[Int64Array] = []
         for group in group_by_budget(self._windows.lengths_W, config.batches.token_budget, generator):
@@ -92,7 +94,8 @@ class EpochBatches:
         if not groups or len(groups[0]) < world_size:
             windows = len(self._windows.start_W)
             remedy = f"too few for --workers {world_size}" if windows else "prepare longer histories, or choose another split"
-            raise UserError(f"{dataset.path}: {windows} windows of two or more training events: {remedy}")
+            kind = f" that end in {' or '.join(self._objective.event_types)}" if self._objective.event_types else ""
+            raise UserError(f"{dataset.path}: {windows} windows of two or more training events{kind}: {remedy}")
         self._groups = groups
 
     def __len__(self) -> int:
@@ -109,6 +112,8 @@ class EpochBatches:
         positions_E, offsets_B1 = windows.events()
         masked = self._objective.kind == "masked"
         question = masked_items(offsets_B1, self._objective, generator) if masked else next_items(offsets_B1)
+        if self._targets.is_target_E is not None:
+            question = question.about(self._targets.is_target_E[positions_E])
         longest_first = np.argsort(-windows.lengths_W, kind="stable")
         mine = np.arange(self._rank, len(longest_first), self._world_size)
         mine_B = longest_first[mine]
@@ -131,7 +136,7 @@ class EpochBatches:
             target_positions_M=torch.from_numpy(question.token_M),
             target_rows_M=torch.from_numpy(rows_E[question.answer_M]),
             target_events_M=torch.from_numpy(target_events_M),
-            weights_M=torch.from_numpy(dataset.weights_E[target_events_M]),
+            weights_M=torch.from_numpy(self._targets.weights_E[target_events_M]),
             turns=take_turns(numbers_M, self._num_draws),
             seed=int(generator.integers(2**62)),
         )

@@ -23,8 +23,14 @@ class ObjectiveConfig(Config):
     last_only_probability: float = Field(default=0.1, ge=0, le=1)
     """`masked`: chance of a window to have its last item alone masked, as it is when serving."""
 
+    event_types: tuple[str, ...] = ()
+    """`causal`: kinds of events to predict, such as clicks; all, if absent. Others are history alone."""
+    repeats: Literal["each", "log"] = "each"
+    """`each`: an event weighs what its kind weighs. `log`: a user's n events with one item weigh log2(1 + n) times as much together."""
+
     @model_validator(mode="after")
     def _has_no_idle_option(self, info: ValidationInfo) -> "ObjectiveConfig":
+        refuse_idle(self, info, {"event_types": (self.kind == "causal", "objective.kind = 'causal'")})
         masked = (self.kind == "masked", "objective.kind = 'masked'")
         refuse_idle(self, info, {"mask_probability": masked, "last_only_probability": masked})
         return self

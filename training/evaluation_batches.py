@@ -1,7 +1,7 @@
 """Batches of histories to be continued, with what is relevant and what must not be ranked.
 
 Shape legend: B users of a batch, B1 = B + 1, L padded length, Q users in all, Q1 = Q + 1, G relevant items, S seen items of all
-users of the batch.
+users of the batch, X those that are not to be ranked.
 """
 
 from collections.abc import Iterator
@@ -49,6 +49,10 @@ class EvaluationBatch:
     """int64 user (position in the batch) of each item of the whole history."""
     seen_item_S: Tensor
     """int64 item row of each item of the whole history."""
+    excluded_row_X: Tensor
+    """int64 user of each item that is not to be ranked: those of the history that could be targets (`EvaluationUsers.seen`)."""
+    excluded_item_X: Tensor
+    """int64 item row of each."""
     relevant_rows_G: Int64Array
     """int64 item rows, of each user without repetition (`relevant_items`)."""
     relevant_offsets_B1: Int64Array
@@ -62,17 +66,20 @@ class EvaluationBatch:
 
 def request_events(users: EvaluationUsers) -> Int64Array:
     """The event [Q] in whose circumstances each user asks: the first target; without a target they are not known (-1)."""
-    return np.where(users.target_end_Q > users.history_end_Q, users.history_end_Q, UNKNOWN)
+    positions_G, offsets_Q1 = users.targets()
+    found_Q = offsets_Q1[1:] > offsets_Q1[:-1]
+    return np.where(found_Q, np.append(positions_G, UNKNOWN)[offsets_Q1[:-1]], UNKNOWN)
 
 
 def request_times_ms(dataset: Dataset, users: EvaluationUsers) -> Int64Array:
     """The time [Q] at which each user asks: that of the first target; without a target, that of the last event itself."""
-    return np.asarray(dataset.timestamps_ms_E[np.minimum(users.history_end_Q, users.target_end_Q - 1)])
+    events_Q = request_events(users)
+    return np.asarray(dataset.timestamps_ms_E[np.where(events_Q == UNKNOWN, users.history_end_Q - 1, events_Q)])
 
 
 def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[Int64Array, Int64Array]:
     """(distinct item rows of each user's targets, one user after the other; offsets [Q1] between users)."""
-    positions_G, offsets_Q1 = gather_ragged(users.history_end_Q, users.target_end_Q)
+    positions_G, offsets_Q1 = users.targets()
     user_G = np.repeat(np.arange(len(users)), np.diff(offsets_Q1))
     user_G, rows_G = np.divmod(np.unique(user_G * dataset.num_rows + dataset.item_rows_E[positions_G]), dataset.num_rows)
     return rows_G, np.searchsorted(user_G, np.arange(len(users) + 1))
@@ -102,6 +109,7 @@ class EvaluationBatches:
         start_B = np.maximum(users.history_start_Q, users.history_end_Q - self._max_history)
         history_T, history_offsets_B1 = gather_ragged(start_B, users.history_end_Q)
         seen_S, seen_offsets_B1 = gather_ragged(users.history_start_Q, users.history_end_Q)
+        excluded_X, excluded_offsets_B1 = users.seen()
         relevant_rows_G, relevant_offsets_B1 = relevant_items(self._dataset, users)
         items_T = torch.from_numpy(rows_E[history_T].astype(np.int64))
         items_BL, row_T, column_T = pad_right_aligned(items_T, torch.from_numpy(history_offsets_B1))
@@ -116,6 +124,8 @@ class EvaluationBatches:
             ),
             seen_row_S=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(seen_offsets_B1))),
             seen_item_S=torch.from_numpy(rows_E[seen_S].astype(np.int64)),
+            excluded_row_X=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(excluded_offsets_B1))),
+            excluded_item_X=torch.from_numpy(rows_E[excluded_X].astype(np.int64)),
             relevant_rows_G=relevant_rows_G,
             relevant_offsets_B1=relevant_offsets_B1,
             positions_B=positions_B,

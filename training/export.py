@@ -160,7 +160,7 @@ def _reference(run: OpenRun, ranker: Ranker) -> Reference:
     dataset = run.dataset
     rows_P = np.unique(np.linspace(0, dataset.num_users - 1, REFERENCE_USERS).astype(np.int64))
     start_P, end_P = dataset.offsets_U1[rows_P], dataset.offsets_U1[rows_P + 1]
-    users = EvaluationUsers(rows_P, start_P, end_P, end_P)
+    users = EvaluationUsers(rows_P, start_P, end_P, end_P, run.split.is_target_E)
     candidates = retrieve_candidates(run, users)
     config = run.manifest.config.model
     batches = EvaluationBatches(dataset, users, max_history=config.max_history, token_budget=4096)
@@ -241,6 +241,7 @@ def _manifest(run: OpenRun, scratch: Path, parity: dict[str, Any]) -> BundleMani
             "num_items": dataset.num_items,
             "num_users": dataset.num_users,
             "event_types": dataset.manifest.event_types,
+            "target_event_types": config.split.event_types or dataset.manifest.event_types,
             "networks": {name: describe(scratch / f"{name}.onnx") for name in networks},
             "features": run.features.names,
             "item_features": dataset.manifest.item_features,

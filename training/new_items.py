@@ -158,14 +158,14 @@ def _reference(bundle: Bundle, progress: Progress) -> pa.Table:
     ranker = _session(bundle.path, RANKER)
     found: dict[str, list[Any]] = {name: [] for name in ("candidate_rows", "candidate_scores", "top_rows", "top_scores")}
     for done, user in enumerate(before.select([USER_ID, "timestamp_ms", "query"]).to_pylist(), start=1):
-        history_L = bundle.history(bundle.user_ids.row(user[USER_ID])).item_rows_L
+        history = bundle.history(bundle.user_ids.row(user[USER_ID]))
         allowed_1R = np.ones((1, len(bundle.vectors_RD)), dtype=bool)
-        allowed_1R[0, history_L] = False
+        allowed_1R[0, bundle.seen(history)] = False
         query_1D = np.array([user["query"]], dtype=np.float32)
         rows_1K, scores_1K = exact_topk(query_1D, bundle.vectors_RD, manifest.num_candidates, allowed_1R)
         there_K = rows_1K[0] != PADDING_ROW
         rows_K, scores_K = rows_1K[0][there_K], scores_1K[0][there_K]
-        features_KF = features.compute(rows_K, scores_K, history_L[-manifest.max_history :], user["timestamp_ms"])
+        features_KF = features.compute(rows_K, scores_K, history.item_rows_L[-manifest.max_history :], user["timestamp_ms"])
         ranked_K = ranker.run(["score"], {"features": features_KF})[0][:, 0]
         best = np.argsort(-ranked_K, kind="stable")[:TOP]
         values = (rows_K.astype(np.int32), scores_K, rows_K[best].astype(np.int32), ranked_K[best])

@@ -3,7 +3,7 @@
 Shape legend: B windows, B1 = B + 1, E events of the windows, T tokens given to the encoder, M target positions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,11 @@ class Question:
     """The token each answer is read from."""
     answer_M: Int64Array
     """The event whose item is the right answer."""
+
+    def about(self, wanted_E: BoolArray) -> "Question":
+        """The same tokens, asked for some events alone."""
+        asked_M = wanted_E[self.answer_M]
+        return replace(self, token_M=self.token_M[asked_M], answer_M=self.answer_M[asked_M])
 
     def targets_per_window(self) -> Int64Array:
         """How many answers [B] each window has."""

@@ -18,6 +18,6 @@ def rank_scores(scores_BR: Tensor, batch: EvaluationBatch, k: int, *, exclude_se
     """
     scores_BR[:, :FIRST_ITEM_ROW] = float("-inf")
     if exclude_seen:
-        scores_BR[batch.seen_row_S, batch.seen_item_S] = float("-inf")
+        scores_BR[batch.excluded_row_X, batch.excluded_item_X] = float("-inf")
     scores_BK, rows_BK = torch.topk(scores_BR, min(k, scores_BR.shape[1] - FIRST_ITEM_ROW), dim=1)
     return rows_BK.masked_fill(scores_BK.isneginf(), PADDING_ROW), scores_BK

@@ -13,7 +13,8 @@ from passerelle.features import DAY_MS
 from passerelle.splits import Int64Array, Split
 from training.config import RunConfig
 from training.objectives import expected_targets
-from training.windows import training_events, training_windows
+from training.targets import make_targets, target_windows
+from training.windows import training_events
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def num_events(dataset: Dataset, split: Split) -> Int64Array:
 
 def num_targets(dataset: Dataset, split: Split, config: RunConfig) -> npt.NDArray[np.float64]:
     """How often each item [R] is a right answer in an epoch, on average: fewer than its events, and not in proportion to them."""
-    positions_E, offsets_B1 = training_windows(split, config.model.max_history + 1).events()
-    return np.bincount(
-        dataset.item_rows_E[positions_E], weights=expected_targets(offsets_B1, config.objective), minlength=dataset.num_rows
-    ).astype(np.float64)
+    targets = make_targets(dataset, config.objective)
+    positions_E, offsets_B1 = target_windows(split, config, targets).events()
+    expected_E = expected_targets(offsets_B1, config.objective)
+    if targets.is_target_E is not None:
+        expected_E *= targets.is_target_E[positions_E]
+    return np.bincount(dataset.item_rows_E[positions_E], weights=expected_E, minlength=dataset.num_rows).astype(np.float64)

@@ -1,5 +1,6 @@
 """The dataset on disk, its Arrow files, and the splits of its events."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -109,6 +110,53 @@ def test_leave_one_out(dataset: Dataset) -> None:
     assert spans(evaluation_users(split, "validation")) == [(0, 0, 2, 3), (2, 6, 7, 8)]
     assert spans(evaluation_users(split, "test")) == [(0, 0, 3, 4), (2, 6, 8, 9)]
     assert spans(evaluation_users(split, "test").take(np.array([1]))) == [(2, 6, 8, 9)]
+
+
+def with_types(dataset: Dataset, codes: list[int]) -> Dataset:
+    """The same events, clicks (0) and bookings (1)."""
+    manifest = dataset.manifest.model_copy(update={"event_types": ("click", "booking")})
+    return replace(dataset, manifest=manifest, event_types_E=np.array(codes, dtype=np.uint8))
+
+
+def test_leave_one_booking_out(make_dataset: MakeDataset) -> None:
+    """Clicks between the last two bookings are history of the test alone, clicks after the last are of no use."""
+    users = [[(row, time) for time, row in enumerate(rows)] for rows in ([2, 3, 4, 5, 6, 7], [2, 3], [4, 2, 5], [5, 6, 4])]
+    dataset = with_types(make_dataset(users), [0, 1, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 1])
+    split = make_split(dataset, SplitConfig(event_types=("booking",)))
+    assert parts(split) == [(0, 1, 4, 5), (6, 8, 8, 8), (8, 11, 11, 11), (11, 12, 13, 14)]
+    validation, test = (evaluation_users(split, part) for part in ("validation", "test"))
+    assert spans(validation) == [(0, 0, 1, 4), (3, 11, 12, 13)] and spans(test) == [(0, 0, 4, 5), (3, 11, 13, 14)]
+    assert [values.tolist() for values in validation.targets()] == [[1, 12], [0, 1, 2]]
+    assert [values.tolist() for values in test.seen()] == [[1, 12], [0, 1, 2]], "what was clicked may be booked"
+    both = make_split(dataset, SplitConfig(event_types=("click", "booking")))
+    assert parts(both) == parts(make_split(dataset, SplitConfig()))
+
+
+def test_bookings_of_a_period(make_dataset: MakeDataset) -> None:
+    """Users without a booking in a part are not asked; of the others, clicks in it are no targets."""
+    users = [[(2, 1), (3, 20), (4, 21), (5, 30), (6, 31)], [(2, 2), (3, 22), (4, 32)]]
+    dataset = with_types(make_dataset(users), [1, 0, 1, 0, 1, 0, 0, 1])
+    moments = [datetime.fromtimestamp(ms / 1000, UTC) for ms in (10, 25)]
+    config = SplitConfig(rule="global_time", validation_start=moments[0], test_start=moments[1], event_types=("booking",))
+    split = make_split(dataset, config)
+    assert spans(evaluation_users(split, "validation")) == [(0, 0, 1, 3)] and spans(evaluation_users(split, "test")) == [
+        (0, 0, 3, 5),
+        (1, 5, 7, 8),
+    ]
+    assert [values.tolist() for values in evaluation_users(split, "test").targets()] == [[4, 7], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("booked",), r"split.event_types: booked: no such kind of event in .*; there are: click, booking"),
+        (("booking",), r"no user of the 1 has both history and a validation event \(booking\)"),
+    ],
+)
+def test_kinds_of_events_that_cannot_be_held_out(names: tuple[str, ...], message: str, make_dataset: MakeDataset) -> None:
+    dataset = with_types(make_dataset([[(2, 1), (3, 2), (4, 3)]]), [0, 0, 1])
+    with pytest.raises(UserError, match=message):
+        make_split(dataset, SplitConfig(event_types=names))
 
 
 def test_global_time_with_dates(make_dataset: MakeDataset) -> None:

@@ -27,13 +27,14 @@ from training.new_items import add_items
 from training.open_run import OpenRun, load_run
 from training.ranker import train_ranker
 
+BOOKINGS = ("split.event_types=['purchase']", "objective.event_types=['view']")
 TOLD = ("query.features=all", "query.clock=['hour','weekday']", "model.event_types=true", "items.kind=tower", "loss.temperature=0.1")
 
 
 @pytest.fixture(scope="module")
 def tower_run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
     path = tmp_path_factory.mktemp("towers") / "run"
-    train_in_process("two_tower", dataset, small_recipe("objective.kind=causal", "training.max_epochs=3", *TOLD), path)
+    train_in_process("two_tower", dataset, small_recipe("objective.kind=causal", "training.max_epochs=3", *TOLD, *BOOKINGS), path)
     train_ranker(load_run(path))
     return load_run(path)
 
@@ -52,7 +53,7 @@ def looked_up(bundle: Bundle, timestamp_ms: int, **request: Any) -> np.ndarray:
 
 def test_a_request_that_tells_everything_is_what_training_asked(tower_run: OpenRun, tower_bundle: Bundle) -> None:
     """The query of each test event: its history, kinds of events, times, user and circumstances, sent as a stranger would send them."""
-    dataset, users = tower_run.dataset, tower_run.users("test").take(np.arange(0, 240, 16))
+    dataset, users = tower_run.dataset, tower_run.users("test").take(slice(None, None, 12))
     expected = {}
     for batch in EvaluationBatches(dataset, users, max_history=12, token_budget=512):
         query_BD = tower_run.model.encode_histories(batch.histories).detach().numpy()
@@ -87,6 +88,16 @@ def test_of_unknown_circumstances_nothing_is_assumed(tower_run: OpenRun) -> None
     rows_P, end_P = np.arange(4), dataset.offsets_U1[1:5]
     (batch,) = EvaluationBatches(dataset, EvaluationUsers(rows_P, dataset.offsets_U1[:4], end_P, end_P), max_history=12, token_budget=512)
     assert batch.histories.request_events_B.tolist() == [-1] * 4
+
+
+def test_what_was_only_viewed_may_be_recommended(tower_run: OpenRun, tower_bundle: Bundle) -> None:
+    dataset = tower_run.dataset
+    for user_row in range(5):
+        events = slice(*dataset.offsets_U1[user_row : user_row + 2])
+        bought = set(dataset.item_rows_E[events][dataset.event_types_E[events] == 1].tolist())
+        request = RecommendRequest(user_id=dataset.users["user_id"][user_row].as_py())
+        query = asyncio.run(EmbeddingLookup(tower_bundle, OnnxInference(tower_bundle), 1).run(request, 0))
+        assert set(query.seen_S.tolist()) == bought < set(query.history_L.tolist())
 
 
 def test_the_gate_lets_two_towers_through(tower_bundle: Bundle, tmp_path: Path) -> None:
