@@ -97,7 +97,7 @@ def test_what_was_only_viewed_may_be_recommended(tower_run: OpenRun, tower_bundl
         bought = set(dataset.item_rows_E[events][dataset.event_types_E[events] == 1].tolist())
         request = RecommendRequest(user_id=dataset.users["user_id"][user_row].as_py())
         query = asyncio.run(EmbeddingLookup(tower_bundle, OnnxInference(tower_bundle), 1).run(request, 0))
-        assert set(query.seen_S.tolist()) == bought < set(query.history_L.tolist())
+        assert set(query.seen_S.tolist()) == bought < set(dataset.item_rows_E[events].tolist())
 
 
 def test_the_gate_lets_two_towers_through(tower_bundle: Bundle, tmp_path: Path) -> None:
