@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from passerelle.files import new_file, write_text
 from training.sequence_model import MONITOR, SequenceModel
+from training.table_files import TABLE_KEY, remove_other_tables
 
 PROGRESS = "progress.json"
 HISTORY = "history.jsonl"
@@ -28,11 +29,23 @@ def read_history(run_path: Path) -> list[dict[str, Any]]:
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """A checkpoint is the old one or the new one, wherever it is; Lightning copies it from where temporary files are."""
+    """A checkpoint is the old one or the new one, wherever it is; Lightning copies it from where temporary files are.
+
+    Tables that no checkpoint beside it names any more are removed.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with new_file(Path(path)) as beside:
             torch.save(checkpoint, beside)
+        if TABLE_KEY in checkpoint:
+            folder = Path(path).parent
+            remove_other_tables(folder, {read_checkpoint(other)[TABLE_KEY] for other in folder.glob("*.ckpt")})
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, its tensors mapped."""
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint
 
 
 class BestCheckpoint(ModelCheckpoint):

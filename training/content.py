@@ -13,7 +13,7 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import Split
 from training.config import RunConfig
-from training.items import ItemContent
+from training.items import IdTable, ItemContent, sparse_table
 from training.model_config import ItemsConfig
 from training.query_features import query_features
 from training.sequence_model import SequenceModel
@@ -32,17 +32,18 @@ def make_model(dataset: Dataset, split: Split, config: RunConfig, total_steps: i
     Raises:
         UserError: the recipe names item features that the dataset does not have.
     """
-    return bare_model(dataset, split, config, torch.from_numpy(sampler_counts(dataset, split, config)), total_steps, num_shards=num_shards)
+    counts_R = torch.from_numpy(sampler_counts(dataset, split, config))
+    return bare_model(dataset, split, config, counts_R, sparse_table(config, dataset.num_rows, num_shards=num_shards), total_steps)
 
 
 def bare_model(
-    dataset: Dataset, split: Split, config: RunConfig, counts_R: Tensor, total_steps: int = 1, *, num_shards: int = 1
+    dataset: Dataset, split: Split, config: RunConfig, counts_R: Tensor, ids: IdTable | None = None, total_steps: int = 1
 ) -> SequenceModel:
-    """The same with given counts for the sampler [R]."""
+    """The same with given counts for the sampler [R], and a given sparse table."""
     content = item_content(dataset, split, config.items) if config.items.kind == "tower" else None
     known = query_features(dataset, split, config.query) if config.query.features or config.query.clock else None
     num_event_types = len(dataset.manifest.event_types)
-    return SequenceModel(config, counts_R, total_steps, content, known, num_event_types=num_event_types, num_shards=num_shards)
+    return SequenceModel(config, counts_R, total_steps, content, known, num_event_types=num_event_types, ids=ids)
 
 
 def item_content(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemContent:

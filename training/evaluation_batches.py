@@ -5,7 +5,7 @@ users of the batch, X those that are not to be ranked.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class EvaluationBatch:
     relevant_offsets_B1: Int64Array
     positions_B: Int64Array
     """Position of each user in the `EvaluationUsers` the batches were made from."""
+    is_repeat: bool = False
+    """Whether it was there before, and is here so that every rank has as many."""
 
     @property
     def num_relevant_B(self) -> Int64Array:
@@ -86,23 +88,32 @@ def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[Int64Array
 
 
 class EvaluationBatches:
-    """All users of a part, grouped by length to a token budget; ranks take every `world_size`-th user, longest history first."""
+    """All users of a part, grouped by length to a token budget; ranks take every `world_size`-th user, longest history first.
+
+    Each has as many batches as the others, and at the end repeats its last where it has too few.
+    """
 
     def __init__(
         self, dataset: Dataset, users: EvaluationUsers, *, max_history: int, token_budget: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self._dataset, self._users, self._max_history = dataset, users, max_history
         lengths_Q = np.minimum(users.history_end_Q - users.history_start_Q, max_history)
-        order_Q = np.argsort(-lengths_Q, kind="stable")[rank::world_size]
+        order_Q = np.argsort(-lengths_Q, kind="stable")
         most_users = max(1, _MOST_SCORES // dataset.num_rows)
-        self._groups = groups_within_budget(order_Q, lengths_Q + 1, token_budget, most_users)  # the mask is a token, too
+        groups = [
+            groups_within_budget(order_Q[other::world_size], lengths_Q + 1, token_budget, most_users)  # the mask is a token, too
+            for other in range(world_size)
+        ]
+        self._groups, self._most = groups[rank], max(map(len, groups))
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return self._most
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
         for positions_B in self._groups:
             yield self._batch(positions_B)
+        for _ in range(self._most - len(self._groups)):
+            yield replace(self._batch(self._groups[-1]), is_repeat=True)
 
     def _batch(self, positions_B: Int64Array) -> EvaluationBatch:
         users, rows_E = self._users.take(positions_B), self._dataset.item_rows_E

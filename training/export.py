@@ -121,11 +121,11 @@ def check_candidate_encoder(run: OpenRun, directory: Path) -> float:
     assert isinstance(items, TowerItems)
     session = onnxruntime.InferenceSession(directory / f"{CANDIDATE_ENCODER}.onnx", providers=["CPUExecutionProvider"])
     largest = 0.0
-    with torch.no_grad():
-        inputs = {name: values.numpy() for name, values in items.inputs().items()}
     for start in range(FIRST_ITEM_ROW, len(run.vectors_RD), CHECKED_ROWS):
         rows = slice(start, start + CHECKED_ROWS)
-        (vectors_ND,) = session.run(["vector"], {name: values[rows] for name, values in inputs.items()})
+        with torch.no_grad():
+            inputs = {name: values.numpy() for name, values in items.inputs(rows).items()}
+        (vectors_ND,) = session.run(["vector"], inputs)
         expected_ND = run.vectors_RD[rows].astype(np.float64)
         lengths_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(expected_ND, axis=1)
         largest = max(largest, float((1 - (vectors_ND * expected_ND).sum(axis=1) / lengths_N).max()))

@@ -4,7 +4,7 @@ run/
   manifest.json        configuration, dataset and its fingerprint, state, validation metrics, checksums
   progress.json        epoch and step, rewritten about once a second while training
   history.jsonl        one line an epoch: losses and validation metrics
-  checkpoints/         last.ckpt (to resume from) and best.ckpt (by validation NDCG@10)
+  checkpoints/         last.ckpt (to resume from) and best.ckpt (by validation NDCG@10), and their tables where these are sparse
   tensorboard/         event files
   evaluation.json      written by `passerelle evaluate`: plain numbers; intervals, segments and how baselines were fitted are in
                        evaluation_details.json
@@ -14,7 +14,7 @@ run/
 
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -24,10 +24,12 @@ from passerelle.files import new_file, unfinished_files
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
 from passerelle.splits import Split, evaluation_users, make_split
 from training.batches import EpochBatches
-from training.callbacks import read_history
+from training.callbacks import read_checkpoint, read_history
 from training.config import RunConfig
 from training.content import bare_model
 from training.sequence_model import MONITOR, SequenceModel
+from training.table_files import TABLE_KEY, open_table, table_files
+from training.tables import MappedTable
 from training.windows import training_split
 
 LIBRARIES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
@@ -153,11 +155,13 @@ def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
     if manifest.config.training.include_validation:
         with new_file(path / BEST) as beside:
             shutil.copyfile(path / LAST, beside)
-    epochs_trained, best_epoch = (_read_checkpoint(path / name)["epoch"] + 1 for name in (LAST, BEST))
+    epochs_trained, best_epoch = (read_checkpoint(path / name)["epoch"] + 1 for name in (LAST, BEST))
     history = read_history(path)
     best = next(line for line in history if line["epoch"] == best_epoch)
     validation = {} if manifest.config.training.include_validation else {MONITOR: best[MONITOR]}
-    files = provenance(RunManifest, path, (BEST, LAST), LIBRARIES)["files"]
+    tables = [file for name in (BEST, LAST) for file in table_files((path / name).parent, read_checkpoint(path / name).get(TABLE_KEY))]
+    names = dict.fromkeys([BEST, LAST, *(str(file.relative_to(path)) for file in tables)])
+    files = provenance(RunManifest, path, tuple(names), LIBRARIES)["files"]
     if manifest.sealed_best not in (None, files[BEST]["sha256"]):
         shutil.rmtree(path / RANKER, ignore_errors=True)
         for name in (EVALUATION, DETAILS):
@@ -198,15 +202,12 @@ def load_model(path: Path, manifest: RunManifest, dataset: Dataset, split: Split
     Raises:
         UserError: its weights are not those of this code's model.
     """
-    config = manifest.config
-    model = bare_model(dataset, training_split(split, config), config, torch.zeros(dataset.num_rows, dtype=torch.float64))
+    config, checkpoint, checkpoints = manifest.config, read_checkpoint(path / BEST), (path / BEST).parent
+    table = checkpoint.get(TABLE_KEY)
+    ids = None if table is None else MappedTable(open_table(checkpoints, table).weight_RD, checkpoints)
+    model = bare_model(dataset, training_split(split, config), config, torch.zeros(dataset.num_rows, dtype=torch.float64), ids)
     try:
-        model.load_state_dict(_read_checkpoint(path / BEST)["state_dict"])
+        model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError:
         raise UserError(f"{path}: the weights were made by another version of the code ({manifest.git_commit}): train it again") from None
     return model.eval()
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint

@@ -13,7 +13,7 @@ Shape legend: B sequences, L padded length, D width, T tokens, M target position
 """
 
 import os
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -41,15 +41,15 @@ from training.encoder import (
     serving_times,
 )
 from training.evaluation_batches import EvaluationBatch, Histories
-from training.full_softmax import full_softmax
-from training.items import DenseTable, ItemContent, StepItems, make_items
-from training.losses import gbce, sampled_softmax
+from training.items import DenseTable, IdTable, ItemContent, make_items
 from training.optimizer import learning_rate_share, make_optimizer
 from training.query_features import QueryFeatures
-from training.ranking import rank_scores
+from training.ranking import rank_over_shards, rank_scores
 from training.samplers import Negatives, make_sampler
 from training.sharding import ShardedTable
-from training.tables import SparseTable
+from training.step_loss import loss_sum
+from training.table_files import TABLE_KEY, open_table, write_table
+from training.tables import MappedTable, SparseTable
 from training.towers import Facts, QueryTower
 
 MONITOR = "validation_ndcg@10"
@@ -68,7 +68,7 @@ class SequenceModel(pl.LightningModule):
         content: what declared features say of the items, for a candidate tower.
         query_features: what is known of queries beside histories; needed where the recipe names features or the clock.
         num_event_types: kinds of events of the dataset.
-        num_shards: ranks that share the rows of a sparse table.
+        ids: the sparse table, for a recipe that wants one.
     """
 
     def __init__(
@@ -80,14 +80,16 @@ class SequenceModel(pl.LightningModule):
         query_features: QueryFeatures | None = None,
         *,
         num_event_types: int = 1,
-        num_shards: int = 1,
+        ids: IdTable | None = None,
     ) -> None:
         super().__init__()
+        self.checkpoints: Path | None = None
+        """Where a sparse table goes when the rest goes into a checkpoint."""
         self.config = config
         self.total_steps = total_steps
         generator = torch.Generator().manual_seed(config.training.seed)
         self.num_rows = len(counts_R)
-        self.items = make_items(config, self.num_rows, content, generator, num_shards=num_shards)
+        self.items = make_items(config, self.num_rows, content, generator, ids)
         causal = config.objective.kind == "causal"
         self.encoder = SequenceEncoder(config.model, generator, causal=causal, num_event_types=num_event_types)
         self.unit = config.items.kind == "tower"
@@ -99,21 +101,28 @@ class SequenceModel(pl.LightningModule):
         self.sampler = make_sampler(config.loss, counts_R)
         # DistributedDataParallel asks for this name: what a sparse table holds, it trains itself; buffers are alike on every rank.
         apart = self.items.ids if isinstance(self.items.ids, SparseTable) else nn.Module()
-        self._trained_apart = [f"{IDS}.{name}" for name, _ in apart.named_parameters()]
+        self._trained_apart = [f"{IDS}.{name}" for name in apart.state_dict()]
         self._ddp_params_and_buffers_to_ignore = [*self._trained_apart, *(name for name, _ in self.named_buffers())]
         self._train_loss = torch.zeros(2, dtype=torch.float64)
         self._validation_sums = torch.zeros(2, dtype=torch.float64)
+        self._written: tuple[int, str] | None = None
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
         """float32 [R, D] of items as answers; the special rows are zero."""
-        return _without_special_rows(self.items.exact().answers_UD)
+        return self._without_special_rows(self.items.exact().answers_UD)
 
     @torch.no_grad()
     def history_vectors(self) -> Tensor | None:
         """float32 [R, D] of items in histories, where those are others."""
         vectors = self.items.exact()
-        return None if vectors.history_UD is vectors.answers_UD else _without_special_rows(vectors.history_UD)
+        return None if vectors.history_UD is vectors.answers_UD else self._without_special_rows(vectors.history_UD)
+
+    def _without_special_rows(self, vectors_RD: Tensor) -> Tensor:
+        ids = self.items.ids
+        copy_RD = ids.room() if isinstance(ids, MappedTable) else torch.empty_like(vectors_RD)
+        copy_RD.copy_(vectors_RD.detach())[:FIRST_ITEM_ROW] = 0.0
+        return copy_RD
 
     @torch.no_grad()
     def query_encoder(self) -> QueryEncoder:
@@ -150,7 +159,9 @@ class SequenceModel(pl.LightningModule):
             types_BL = torch.cat([types_BL, torch.zeros_like(types_BL[:, :1])], dim=1)
         times = serving_times(histories.timestamps_ms_BL, request_ms_B1, causal=self.encoder.causal)
         newest_B1 = torch.full_like(items_BL[:, :1], items_BL.shape[1] - 1)
-        history_BD = self.encode(items_BL, times, columns_BP=newest_B1, event_types_BL=types_BL)[:, 0]
+        items = self.items.exact_of(items_BL)
+        places_BL, history_UD = items.places(items_BL), items.vectors.history_UD
+        history_BD = self.encode(places_BL, times, None, newest_B1, history_UD, types_BL)[:, 0]
         facts = None if self.query_features is None else self.query_features(histories.user_rows_B, histories.request_events_B)
         return finished_query(history_BD, self.query_tower, facts, request_ms_B1[:, 0], unit=self.unit)
 
@@ -186,7 +197,9 @@ class SequenceModel(pl.LightningModule):
         time_ms_M = batch.query_times_ms_T[batch.target_positions_M]
         query_MD = finished_query(history_MD, self.query_tower, self._facts(batch, row_M), time_ms_M, unit=self.unit)
         # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
-        loss = self._loss_sum(query_MD, items, batch, negatives) / self._mean_over_ranks(batch.weights_M.sum())
+        loss = loss_sum(
+            self.config.loss, query_MD, items, batch, negatives, num_items=self.num_rows - FIRST_ITEM_ROW
+        ) / self._mean_over_ranks(batch.weights_M.sum())
         self._train_loss = self._train_loss.to(self.device)
         self._train_loss[0] += loss.detach()
         self._train_loss[1] += 1
@@ -209,14 +222,22 @@ class SequenceModel(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Within an epoch, what its loss has added up to: on average, for every rank will go on from it."""
         checkpoint["train_loss"] = self._loss_so_far()
-        if isinstance(self.items.ids, ShardedTable):
-            checkpoint["state_dict"] |= {f"{IDS}.{name}": values for name, values in self.items.ids.saved().items()}
+        if isinstance(self.items.ids, SparseTable | ShardedTable):
+            assert self.checkpoints is not None
+            if self._written is None or self._written[0] != self.global_step:  # else that of the best is that of the last
+                rows, dim = self.num_rows, self.config.model.dim
+                self._written = (self.global_step, write_table(self.checkpoints, rows, dim, self.items.ids.shards))
+            checkpoint[TABLE_KEY] = self._written[1]
+            for name in self._trained_apart:
+                checkpoint["state_dict"].pop(name, None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._train_loss = checkpoint["train_loss"].clone()
-        if isinstance(self.items.ids, ShardedTable):
-            names = [name for name in checkpoint["state_dict"] if name.startswith(f"{IDS}.")]
-            self.items.ids.load({name.removeprefix(f"{IDS}."): checkpoint["state_dict"].pop(name) for name in names})
+        if isinstance(self.items.ids, SparseTable | ShardedTable):
+            assert self.checkpoints is not None
+            open_table(self.checkpoints, checkpoint[TABLE_KEY]).read_into(self.items.ids.shards)
+            own = self.state_dict()
+            checkpoint["state_dict"] |= {name: own[name] for name in self._trained_apart}
 
     def _loss_so_far(self) -> Tensor:
         """Total and steps, on average over ranks; asked for before anything is kept of an epoch, so that nothing is after NaN."""
@@ -243,25 +264,6 @@ class SequenceModel(pl.LightningModule):
         generator = torch.Generator().manual_seed(batch.seed)
         return self.sampler.draw(config.num_draws, config.num_negatives, batch.target_rows_M, generator)
 
-    def _loss_sum(self, query_MD: Tensor, items: StepItems, batch: Batch, negatives: Negatives | None) -> Tensor:
-        config = self.config.loss
-        given = (query_MD, items.vectors.answers_UD, items.places(batch.target_rows_M), batch.weights_M)
-        if negatives is None:
-            return full_softmax(*given, temperature=config.temperature, max_logits=config.max_logits)
-        negatives = replace(negatives, rows_SN=items.places(negatives.rows_SN))
-        if config.kind == "gbce":
-            num_items = self.num_rows - FIRST_ITEM_ROW
-            calibration = config.gbce_calibration
-            return gbce(*given, negatives, batch.turns, num_items=num_items, calibration=calibration, temperature=config.temperature)
-        return sampled_softmax(
-            *given,
-            negatives,
-            batch.turns,
-            temperature=config.temperature,
-            correction=config.log_q_correction,
-            correct_target=config.correct_target,
-        )
-
     def _mean_over_ranks(self, values: Tensor) -> Tensor:
         """A copy on the model's device, the same on every rank; every rank must ask."""
         values = values.to(self.device, copy=True)
@@ -271,7 +273,12 @@ class SequenceModel(pl.LightningModule):
         return values
 
     def validation_step(self, batch: EvaluationBatch, batch_index: int) -> None:
-        rows_BK, _ = rank_scores(self.scores(batch), batch, MONITOR_K)
+        if isinstance(self.items.ids, ShardedTable):
+            rows_BK = rank_over_shards(self.encode_histories(batch.histories), batch, self.items.answers_here(), MONITOR_K)
+        else:
+            rows_BK, _ = rank_scores(self.scores(batch), batch, MONITOR_K)
+        if batch.is_repeat:
+            return
         hits_BK = metrics.hits(rows_BK.cpu().numpy(), batch.relevant_rows_G, batch.relevant_offsets_B1)
         values_B = metrics.ndcg(hits_BK, batch.num_relevant_B, MONITOR_K)
         self._validation_sums += torch.tensor([values_B.sum(), len(values_B)])
@@ -284,9 +291,3 @@ class SequenceModel(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         trained_here = ((name, parameter) for name, parameter in self.named_parameters() if name not in self._trained_apart)
         return make_optimizer(self.config.optimizer, trained_here, TABLES, self.total_steps)
-
-
-def _without_special_rows(table_RD: Tensor) -> Tensor:
-    vectors_RD = table_RD.detach().clone()
-    vectors_RD[:FIRST_ITEM_ROW] = 0.0
-    return vectors_RD

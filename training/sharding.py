@@ -2,8 +2,8 @@
 
 It stands where a `SparseTable` does on one rank, and does what that does: a row's gradient is the mean over ranks, as
 DistributedDataParallel has it for the other parameters, and one step of row-wise Adagrad follows. Nothing of it is in the module tree, so
-DistributedDataParallel, the other parameters' optimizer and `state_dict` know nothing of it; a checkpoint holds it as though it were a
-`SparseTable`, and so is read by any number of ranks.
+DistributedDataParallel, the other parameters' optimizer and `state_dict` know nothing of it; on disk (`training/table_files.py`) it is
+what a `SparseTable` is, and so is read by any number of ranks.
 
 Shape legend: R rows, D width, U rows of a step (each once).
 """
@@ -18,10 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from passerelle.errors import UserError
+from training.table_files import Shard
 from training.tables import EPSILON, TABLE, asked_for, empty_collection, fill_rows
 
-WEIGHT, MOMENTUM = f"collection.embeddings.{TABLE}.weight", "momentum_R"
-"""Names of a `SparseTable` in a checkpoint."""
 RESERVED = 0.15
 """Share of the memory that is left to everything but tables."""
 
@@ -38,7 +37,6 @@ class ShardedTable(nn.Module):
     def __init__(self, num_rows: int, dim: int, *, std: float, seed: int, learning_rate: float) -> None:
         super().__init__()
         self._shape, self._std, self._seed, self._learning_rate = (num_rows, dim), std, seed, learning_rate
-        self._whole: Tensor | None = None
 
     def place(self, workers_here: int) -> None:
         """Share the rows out over the ranks of the process group and fill them; every rank must ask, and asking again does nothing.
@@ -85,21 +83,14 @@ class ShardedTable(nn.Module):
                 collection, device=torch.device("cpu"), plan=plan, sharders=[sharder], init_data_parallel=False
             )
         object.__setattr__(self, "_parallel", parallel)
-        for shard, first in self._shards(self._rows()):
-            fill_rows(shard, first, self._std, self._seed)
+        for shard in self.shards:
+            fill_rows(shard.weight_SD, shard.first_row, self._std, self._seed)
 
     def forward(self, rows_U: Tensor) -> Tensor:
         """[U, D] of int64 rows; every rank must ask."""
-        self._whole = None
         found = self._parallel(asked_for(rows_U))
         vectors_UD: Tensor = (found.wait() if hasattr(found, "wait") else found)[TABLE].values()
-        if vectors_UD.requires_grad:
-            vectors_UD.register_hook(self._forget)
         return vectors_UD
-
-    def _forget(self, _: Tensor) -> None:
-        """A backward pass is under way, which changes the rows."""
-        self._whole = None
 
     @property
     def learning_rate_share(self) -> float:
@@ -114,37 +105,9 @@ class ShardedTable(nn.Module):
         optimizer.step()  # tells the kernels; they take their steps in the backward pass
 
     @property
-    def weight(self) -> Tensor:
-        """[R, D], gathered from all ranks and kept until the next step; every rank must ask."""
-        if self._whole is None:
-            self._whole = self._gathered(self._rows())
-        return self._whole
-
-    def saved(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it; every rank must ask."""
-        return {WEIGHT: self.weight, MOMENTUM: self._gathered(self._momentum())}
-
-    def load(self, saved: dict[str, Tensor]) -> None:
-        """Take this rank's rows of what was saved by however many ranks."""
-        self._whole = None
-        for stored, name in ((self._rows(), WEIGHT), (self._momentum(), MOMENTUM)):
-            for shard, first in self._shards(stored):
-                shard.copy_(saved[name][first : first + len(shard)])
-
-    def _rows(self) -> Any:
-        return self._parallel.state_dict()[f"embeddings.{TABLE}.weight"]
-
-    def _momentum(self) -> Any:
+    def shards(self) -> list[Shard]:
+        """The rows of this rank: one stretch, or none where there are fewer rows than ranks."""
+        weight = self._parallel.state_dict()[f"embeddings.{TABLE}.weight"]
         (state,) = self._parallel.fused_optimizer.state_dict()["state"].values()
-        return state[f"{TABLE}.momentum1"]
-
-    @staticmethod
-    def _shards(stored: Any) -> list[tuple[Tensor, int]]:
-        """This rank's rows, and which is the first."""
-        return [(shard.tensor.detach(), shard.metadata.shard_offsets[0]) for shard in stored.local_shards()]
-
-    def _gathered(self, stored: Any) -> Tensor:
-        shards = self._shards(stored)
-        pieces: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(pieces, [(first, shard.clone()) for shard, first in shards])
-        return torch.cat([shard for _, shard in sorted((piece for of_rank in pieces for piece in of_rank), key=lambda piece: piece[0])])
+        pairs = zip(weight.local_shards(), state[f"{TABLE}.momentum1"].local_shards(), strict=True)
+        return [Shard(rows.metadata.shard_offsets[0], rows.tensor.detach(), sums.tensor.detach()) for rows, sums in pairs]

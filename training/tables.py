@@ -7,7 +7,9 @@ Shape legend: R rows, D width, U rows of a step (each once).
 """
 
 import functools
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from passerelle.errors import UserError
 from passerelle.ids import PADDING_ROW
+from training.table_files import Shard
 
 TABLE = "item"
 EPSILON = 1e-8
@@ -54,6 +57,11 @@ class SparseTable(nn.Module):
         assert isinstance(weight, nn.Parameter)
         return weight
 
+    @property
+    def shards(self) -> list[Shard]:
+        """All rows."""
+        return [Shard(0, self.weight.detach(), self.momentum_R)]
+
     def forward(self, rows_U: Tensor) -> Tensor:
         """[U, D] of int64 rows."""
         vectors_UD: Tensor = self.collection(asked_for(rows_U))[TABLE].values()
@@ -70,6 +78,29 @@ class SparseTable(nn.Module):
         learning_rate = self._learning_rate * self.learning_rate_share
         weight.index_add_(0, rows_U, gradient_UD * (-learning_rate / (momentum_U.sqrt() + EPSILON))[:, None])
         weight.grad = None
+
+
+class MappedTable(nn.Module):
+    """As a finished run has it: rows on disk, to be looked up and not to be trained.
+
+    Args:
+        weight_RD: all of them, mapped.
+        folder: where there is room for something as large.
+    """
+
+    def __init__(self, weight_RD: Tensor, folder: Path) -> None:
+        super().__init__()
+        self.weight = weight_RD
+        self._folder = folder
+
+    def forward(self, rows_U: Tensor) -> Tensor:
+        """[U, D] of int64 rows."""
+        return self.weight[rows_U]
+
+    def room(self) -> Tensor:
+        """Something as large as the table to write into, on disk as well, for as long as it is used."""
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=tuple(self.weight.shape)))
 
 
 @functools.cache

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import ray
@@ -18,16 +17,20 @@ import torch
 
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
+from passerelle.splits import evaluation_users, make_split
 from ray_cluster.local_ray import local_ray
 from ray_cluster.training import train_on_ray
 from tests.datasets import SMALL_RECIPE, planted_dataset, small_recipe
 from tests.processes import run, running
 from tests.runs import with_split_file
+from training.callbacks import read_checkpoint
+from training.content import make_model
+from training.evaluation import evaluate
+from training.evaluation_batches import EvaluationBatches
 from training.fit import train_in_process
 from training.open_run import load_run
-from training.run import BEST, LAST, RunManifest, open_run, refit_config
-from training.sequence_model import IDS, MONITOR
-from training.sharding import WEIGHT
+from training.run import BEST, LAST, RunManifest, open_run, open_run_dataset, refit_config
+from training.sequence_model import MONITOR
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,22 +78,55 @@ def test_two_workers_train_as_one(dataset: Dataset, tmp_path: Path) -> None:
     assert shared.validation[MONITOR] > 0.3
 
 
-def test_a_table_shared_out_over_two_workers_trains_as_one(dataset: Dataset, tmp_path: Path) -> None:
-    """The same steps, rows sharded; what two have begun, one goes on with, and the other way round."""
-    sparse = ("items.table=sparse", "loss.kind=sampled", "loss.num_negatives=32", "training.max_epochs=5")
-    alone = train_in_process("bert4rec", dataset, small_recipe(*sparse), tmp_path / "alone")
-    shared = on_ray(dataset, tmp_path / "shared", *sparse, num_workers=2)
+SPARSE = ("items.table=sparse", "loss.kind=sampled", "loss.num_negatives=32")
+TOWERS = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1")
+
+
+@pytest.mark.parametrize("kind", [(), TOWERS], ids=["vectors", "towers"])
+def test_a_table_shared_out_over_two_workers_trains_as_one(dataset: Dataset, tmp_path: Path, kind: tuple[str, ...]) -> None:
+    """The same steps, rows sharded; what two have begun, one goes on with, and the other way round; four say the same of it."""
+    alone = train_in_process("bert4rec", dataset, small_recipe(*SPARSE, *kind, "training.max_epochs=5"), tmp_path / "alone")
+    shared = on_ray(dataset, tmp_path / "shared", *SPARSE, *kind, "training.max_epochs=5", num_workers=2)
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-4)
     assert shared.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
     weights, expected = (torch.load(tmp_path / name / LAST, weights_only=True)["state_dict"] for name in ("shared", "alone"))
-    assert set(weights) == set(expected)
-    vectors = load_run(tmp_path / "shared").vectors_RD
-    assert np.array_equal(
-        vectors[2:], torch.load(tmp_path / "shared" / BEST, weights_only=True)["state_dict"][f"{IDS}.{WEIGHT}"][2:].numpy()
-    )
+    assert set(weights) == set(expected) and not any(name.startswith("items.ids") for name in weights)
+    assert {name for name in shared.files if name.startswith("checkpoints/tables/")}, "the digests leave out the table"
+    assert validated(tmp_path, 4) == pytest.approx(shared.validation[MONITOR], abs=1e-6)
+    on_one = evaluate(load_run(tmp_path / "shared"), "validation", ks=(10,))["model"]
+    assert on_one["ndcg@10"] == pytest.approx(shared.validation[MONITOR], abs=1e-6)
     for name, workers in (("shared", 1), ("alone", 2)):
-        on_ray(dataset, tmp_path / name, *sparse[:-1], "training.max_epochs=7", num_workers=workers, resume=True)
+        on_ray(dataset, tmp_path / name, *SPARSE, *kind, "training.max_epochs=7", num_workers=workers, resume=True)
+        assert len(list((tmp_path / name / "checkpoints" / "tables").iterdir())) <= 2, "one for the best, one for the last"
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-3)
+
+
+def validated(folder: Path, world_size: int) -> float:
+    """NDCG@10 of the run `shared`, as so many ranks find it."""
+    torch.multiprocessing.spawn(validate_on_rank, (world_size, str(folder)), nprocs=world_size)
+    return float((folder / f"validated{world_size}").read_text())
+
+
+def validate_on_rank(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
+    manifest = open_run(Path(folder) / "shared")
+    dataset, config, checkpoint = open_run_dataset(manifest), manifest.config, read_checkpoint(Path(folder) / "shared" / BEST)
+    split = make_split(dataset, config.split)
+    model = make_model(dataset, split, config, total_steps=1, num_shards=world_size)
+    model.checkpoints = Path(folder) / "shared" / "checkpoints"
+    model.configure_model()
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    users = evaluation_users(split, "validation")
+    with torch.no_grad():
+        for batch in EvaluationBatches(dataset, users, max_history=12, token_budget=512, rank=rank, world_size=world_size):
+            model.validation_step(batch, 0)
+    total, count = model._mean_over_ranks(model._validation_sums)
+    if rank == 0:
+        (Path(folder) / f"validated{world_size}").write_text(str(float(total / count)))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def test_a_refit_on_ray_has_the_split_of_its_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

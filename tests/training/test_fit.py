@@ -19,9 +19,11 @@ from tests.histories import untimed
 from tests.runs import NOT_LEARNING, SAMPLED, assert_same_state, checkpoint, history, train
 from training.batches import EpochBatches
 from training.callbacks import PROGRESS
+from training.config import OptimizerConfig
 from training.evaluation import evaluate
 from training.fit import train_in_process
 from training.open_run import OpenRun, load_run
+from training.optimizer import learning_rate_share
 from training.run import BEST, LAST
 from training.samplers import UniformSampler
 from training.sequence_model import MONITOR, SequenceModel
@@ -173,9 +175,8 @@ def test_the_loss_of_an_epoch_is_that_of_full_softmax(dataset: Dataset, tmp_path
 
 def test_learning_rate_schedules_by_hand() -> None:
     def shares(decay_fraction: float) -> list[float]:
-        config = small_recipe("optimizer.warmup_steps=3", f"optimizer.decay_fraction={decay_fraction}")
-        model = SequenceModel(config, torch.zeros(10, dtype=torch.float64), total_steps=20)
-        return [model._learning_rate_share(step) for step in (0, 1, 2, 3, 10, 15, 20, 30)]
+        config = OptimizerConfig(warmup_steps=3, decay_fraction=decay_fraction)
+        return [learning_rate_share(config, step, 20) for step in (0, 1, 2, 3, 10, 15, 20, 30)]
 
     assert shares(0.0) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
     assert shares(0.5) == pytest.approx([0.25, 0.5, 0.75, 1, 1, (1 + 0.05) / 2, 0.05, 0.05])

@@ -1,16 +1,24 @@
 """Tables shared out over ranks: the steps that one table would take, and a checkpoint that any number of ranks reads.
 
-Shape legend: R rows, D width, N rows asked for.
+Shape legend: R rows, D width, N rows asked for, B users, X items not to be ranked, K ranked items.
 """
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from passerelle.errors import UserError
+from passerelle.ids import FIRST_ITEM_ROW
+from tests.histories import untimed
+from training.evaluation_batches import EvaluationBatch
+from training.items import AnswersShard
+from training.ranking import rank_over_shards, rank_scores
 from training.sharding import ShardedTable
+from training.table_files import Shard, open_table, remove_other_tables, table_files, write_table
 from training.tables import SparseTable
 
 ROWS, DIM, STEPS = 101, 4, 4
@@ -27,31 +35,48 @@ def asked(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def on_rank(rank: int, world_size: int, folder: str) -> None:
+    """Two ranks train and save; four read that, and save it again."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
-    table = ShardedTable(ROWS, DIM, **OPTIONS)
+    table, checkpoints = ShardedTable(ROWS, DIM, **OPTIONS), Path(folder)
     table.place(world_size)
-    found = {"first": table.weight.clone()}
+    first = write_table(checkpoints, ROWS, DIM, table.shards)
     if world_size == 2:
         for step, share in enumerate(SHARES):
             table.learning_rate_share = share
             assert table.learning_rate_share == pytest.approx(share)
             rows_N, gradient_ND = asked(step, rank)
-            vectors_ND = table(rows_N)
-            assert torch.equal(vectors_ND.detach(), table.weight[rows_N])
-            (vectors_ND * gradient_ND).sum().backward()
+            (table(rows_N) * gradient_ND).sum().backward()
     else:
-        table.load(torch.load(f"{folder}/two.pt"))
+        open_table(checkpoints, json.loads((checkpoints / "2.json").read_text())["trained"]).read_into(table.shards)
     if rank == 0:
         assert not list(table.parameters()) and not table.state_dict(), "DistributedDataParallel would take them for its own"
-    saved = table.saved()
-    found |= {"weight": table.weight, **saved}
-    assert table.weight is table.weight, "gathered each time it is asked for"
+    assert sum(len(shard.weight_SD) for shard in table.shards) < ROWS, "a rank holds all rows"
+    name = write_table(checkpoints, ROWS, DIM, table.shards)
+    whole = open_table(checkpoints, name)
+    rows_N, _ = asked(0, rank)
+    assert torch.equal(table(rows_N).detach(), whole.weight_RD[rows_N])
+    check_ranking(table.shards, whole.weight_RD, rank)
     if rank == 0:
-        torch.save(found, f"{folder}/{world_size}-found.pt")
-        torch.save(saved, f"{folder}/{ {2: 'two', 4: 'four'}[world_size] }.pt")
+        (checkpoints / f"{world_size}.json").write_text(json.dumps({"first": first, "trained": name}))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def check_ranking(shards: list[Shard], weight_RD: torch.Tensor, rank: int) -> None:
+    """The best of all rows, of users that each rank has for itself, some of whom have seen nearly everything."""
+    generator = torch.Generator().manual_seed(rank)
+    users = 3 + rank
+    query_BD = torch.randn(users, DIM, generator=generator)
+    seen_BR = torch.rand(users, ROWS, generator=generator) < 0.5
+    seen_BR[0, FIRST_ITEM_ROW + 4 :] = True
+    user_X, item_X = seen_BR.nonzero(as_tuple=True)
+    nothing = np.zeros(0, dtype=np.int64)
+    batch = EvaluationBatch(untimed(torch.zeros(users, 1, dtype=torch.int64)), user_X, item_X, user_X, item_X, nothing, nothing, nothing)
+    answers = [AnswersShard(shard.first_row, shard.weight_SD) for shard in shards]
+    for k in (10, 99):
+        expected_BK, _ = rank_scores(query_BD @ weight_RD.T, batch, k)
+        assert torch.equal(rank_over_shards(query_BD, batch, answers, k)[:, : expected_BK.shape[1]], expected_BK)
 
 
 def test_two_ranks_step_as_one_and_four_read_what_they_saved(tmp_path: Path) -> None:
@@ -62,17 +87,19 @@ def test_two_ranks_step_as_one_and_four_read_what_they_saved(tmp_path: Path) -> 
         both = [asked(step, rank) for rank in (0, 1)]
         rows_U, places_N = torch.unique(torch.cat([rows_N for rows_N, _ in both]), return_inverse=True)
         (alone(rows_U)[places_N] * torch.cat([gradient_ND for _, gradient_ND in both])).sum().div(2).backward()
+    names = {}
     for world_size in (2, 4):
         torch.multiprocessing.spawn(on_rank, (world_size, str(tmp_path)), nprocs=world_size)
-        found = torch.load(tmp_path / f"{world_size}-found.pt")
-        assert torch.equal(found["first"], first), "other first vectors than a table on one rank has"
-        torch.testing.assert_close(found["weight"], alone.weight.detach(), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(found["momentum_R"], alone.momentum_R, atol=1e-6, rtol=1e-5)
-    two, four = (torch.load(tmp_path / f"{name}.pt") for name in ("two", "four"))
-    assert all(torch.equal(two[name], four[name]) for name in two)
+        names[world_size] = json.loads((tmp_path / f"{world_size}.json").read_text())
+        found = open_table(tmp_path, names[world_size]["trained"])
+        assert torch.equal(open_table(tmp_path, names[world_size]["first"]).weight_RD, first), "one rank begins with other vectors"
+        torch.testing.assert_close(found.weight_RD, alone.weight.detach(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(found.momentum_R, alone.momentum_R, atol=1e-6, rtol=1e-5)
+    two, four = (open_table(tmp_path, names[world_size]["trained"]) for world_size in (2, 4))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(two, four, strict=True))
     again = SparseTable(ROWS, DIM, **OPTIONS)
-    again.load_state_dict(two)
-    assert torch.equal(again.weight.detach(), two["collection.embeddings.item.weight"])
+    four.read_into(again.shards)
+    assert torch.equal(again.weight.detach(), two.weight_RD) and torch.equal(again.momentum_R, two.momentum_R)
 
 
 def too_large(rank: int, folder: str) -> None:
@@ -85,3 +112,26 @@ def too_large(rank: int, folder: str) -> None:
 
 def test_a_table_that_does_not_fit_is_told_in_one_line(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(too_large, (str(tmp_path),), nprocs=2)
+
+
+def test_tables_that_no_checkpoint_names_are_removed(tmp_path: Path) -> None:
+    shards = [Shard(0, torch.ones(3, 2), torch.zeros(3))]
+    names = [write_table(tmp_path, 3, 2, shards) for _ in range(3)]
+    (tmp_path / "tables" / ".killed").mkdir()
+    remove_other_tables(tmp_path, {names[1]})
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == [names[1]]
+    assert all(path.is_file() for path in table_files(tmp_path, names[1])) and table_files(tmp_path, None) == []
+
+
+def test_a_table_that_is_gone_is_told_in_one_line(tmp_path: Path) -> None:
+    name = write_table(tmp_path, 3, 2, [Shard(0, torch.ones(3, 2), torch.zeros(3))])
+    for damage in ("weight.npy", "momentum.npy"):
+        (tmp_path / "tables" / name / damage).write_bytes(b"")
+        with pytest.raises(UserError, match=f"tables/{name}: the table of a checkpoint is missing or damaged"):
+            open_table(tmp_path, name)
+
+
+def test_what_is_written_into_a_mapped_table_stays_in_this_process(tmp_path: Path) -> None:
+    name = write_table(tmp_path, 3, 2, [Shard(0, torch.ones(3, 2), torch.zeros(3))])
+    open_table(tmp_path, name).weight_RD.zero_()
+    assert open_table(tmp_path, name).weight_RD.eq(1).all()

@@ -15,7 +15,7 @@ from torch import Tensor
 from passerelle.dataset import Dataset
 from passerelle.splits import SplitConfig, make_split
 from tests.datasets import small_recipe
-from training import sequence_model
+from training import step_loss
 from training.batches import Batch, EpochBatches
 from training.sequence_model import SequenceModel
 from training.statistics import num_events
@@ -100,13 +100,13 @@ def test_settings_reach_the_loss(
     dataset: Dataset, overrides: tuple[str, ...], expected: dict[str, bool | float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "gbce" if "loss.kind=gbce" in overrides else "sampled_softmax" if "loss.kind=sampled" in overrides else "full_softmax"
-    loss, asked = getattr(sequence_model, name), {}
+    loss, asked = getattr(step_loss, name), {}
 
     def overheard(*arguments: Any, **settings: Any) -> Tensor:
         asked.update(settings)
         return cast(Tensor, loss(*arguments, **settings))
 
-    monkeypatch.setattr(sequence_model, name, overheard)
+    monkeypatch.setattr(step_loss, name, overheard)
     model, ranks = model_and_ranks(dataset, overrides, 1)
     assert float(loss_sum(model, ranks[0][0], monkeypatch).detach()) > 0
     assert expected.items() <= asked.items()

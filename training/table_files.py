@@ -1,0 +1,124 @@
+"""A sparse table on disk, beside the checkpoints that name it: each rank writes the rows it holds, whoever reads takes those it wants.
+
+checkpoints/
+  last.ckpt, best.ckpt       everything else, and the name of their table
+  tables/<name>/weight.npy   float32 [R, D]
+  tables/<name>/momentum.npy float32 [R], the state of row-wise Adagrad
+
+Nobody ever holds all rows but on one rank. Ranks of other machines have to see the folder.
+
+Shape legend: R rows, D width, S rows of a shard.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from passerelle.errors import UserError
+
+TABLES = "tables"
+TABLE_KEY = "table"
+"""What a checkpoint calls the name of its table."""
+WEIGHT, MOMENTUM = "weight.npy", "momentum.npy"
+
+
+class Shard(NamedTuple):
+    """Rows that a rank holds, one after the other."""
+
+    first_row: int
+    weight_SD: Tensor
+    momentum_S: Tensor
+
+
+class SavedTable(NamedTuple):
+    """All rows, mapped: what is written into them stays in this process."""
+
+    weight_RD: Tensor
+    momentum_R: Tensor
+
+    def read_into(self, shards: Sequence[Shard]) -> None:
+        """Overwrite some shards with what was saved."""
+        for first_row, *values in shards:
+            for own, saved in zip(values, self, strict=True):
+                own.copy_(saved[first_row : first_row + len(own)])
+
+
+def write_table(checkpoints: Path, num_rows: int, dim: int, shards: Sequence[Shard]) -> str:
+    """Write a table that ranks hold together, and give its name; every rank must ask."""
+    name = _agreed(uuid.uuid4().hex[:12])
+    unfinished = checkpoints / TABLES / f".{name}"
+    shapes = {WEIGHT: (num_rows, dim), MOMENTUM: (num_rows,)}
+    if _rank() == 0:
+        unfinished.mkdir(parents=True)
+        for file, shape in shapes.items():
+            np.lib.format.open_memmap(unfinished / file, "w+", np.float32, shape)
+    _wait()
+    for first_row, *values in shards:
+        for (file, shape), own in zip(shapes.items(), values, strict=True):
+            _write_rows(unfinished / file, first_row, shape, own.detach().cpu().numpy())
+    _wait()
+    if _rank() == 0:
+        unfinished.rename(checkpoints / TABLES / name)
+    _wait()
+    return name
+
+
+def _write_rows(path: Path, first_row: int, shape: tuple[int, ...], rows: npt.NDArray[np.float32]) -> None:
+    """In their place, as bytes: two machines that map one page of a shared file may lose what the other wrote."""
+    header_bytes = path.stat().st_size - 4 * int(np.prod(shape))
+    with path.open("r+b") as stream:
+        stream.seek(header_bytes + first_row * 4 * int(np.prod(shape[1:])))
+        stream.write(np.ascontiguousarray(rows).view(np.uint8).data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def open_table(checkpoints: Path, name: str) -> SavedTable:
+    """The table that a checkpoint names.
+
+    Raises:
+        UserError: it is not there.
+    """
+    folder = checkpoints / TABLES / name
+    try:
+        return SavedTable(*(torch.from_numpy(np.load(folder / file, mmap_mode="c", allow_pickle=False)) for file in (WEIGHT, MOMENTUM)))
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{folder}: the table of a checkpoint is missing or damaged ({error})") from None
+
+
+def table_files(checkpoints: Path, name: str | None) -> list[Path]:
+    """Where the table of a checkpoint is; nowhere, if the checkpoint has none."""
+    return [] if name is None else [checkpoints / TABLES / name / file for file in (WEIGHT, MOMENTUM)]
+
+
+def remove_other_tables(checkpoints: Path, kept: set[str]) -> None:
+    """Remove tables that no checkpoint names any more, those half-written by a process that was killed among them."""
+    for folder in (checkpoints / TABLES).glob("*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _agreed(name: str) -> str:
+    """Rank zero's."""
+    names = [name]
+    if dist.is_initialized():
+        dist.broadcast_object_list(names)
+    return names[0]
