@@ -26,7 +26,8 @@ MODEL = ("model.dim=16", "model.num_blocks=3", "model.max_history=9", "model.dis
 def random_model(*overrides: str, seed: int = 0) -> SequenceModel:
     """A model whose every parameter is random and large: zeros and ones would hide a bias or a norm that is not applied."""
     config, counts_R = small_recipe(*MODEL, *overrides), torch.zeros(NUM_ROWS, dtype=torch.float64)
-    model = SequenceModel(config, counts_R, 1, query_features=random_features(seed), num_event_types=NUM_EVENT_TYPES).eval()
+    features = random_features(seed) if config.query.features or config.query.clock else None
+    model = SequenceModel(config, counts_R, 1, query_features=features, num_event_types=NUM_EVENT_TYPES).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

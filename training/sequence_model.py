@@ -66,7 +66,7 @@ class SequenceModel(pl.LightningModule):
         counts_R: float64 counts of each item row for the sampler (`make_sampler`).
         total_steps: steps in `max_epochs`, for the learning-rate schedule.
         content: what declared features say of the items, for a candidate tower.
-        query_features: what is known of queries beside histories; needed where the recipe names features or the clock.
+        query_features: what is known of queries beside histories, where the recipe names features or the clock.
         num_event_types: kinds of events of the dataset.
         ids: the sparse table, for a recipe that wants one.
     """
@@ -94,8 +94,7 @@ class SequenceModel(pl.LightningModule):
         self.encoder = SequenceEncoder(config.model, generator, causal=causal, num_event_types=num_event_types)
         self.unit = config.items.kind == "tower"
         self.query_features, self.query_tower = None, None
-        if config.query.features or config.query.clock:
-            assert query_features is not None
+        if query_features is not None and (config.query.clock or query_features.reads_anything):
             self.query_features = query_features
             self.query_tower = QueryTower(query_features.encoding, config.query.clock, config.model.dim, generator)
         self.sampler = make_sampler(config.loss, counts_R)

@@ -4,8 +4,18 @@ A TOML file (`PrepareConfig`) says which files and columns; the presets in `pres
 """
 
 from passerelle.prepare.config import PrepareConfig, load_prepare_config, preset_names
+from passerelle.prepare.new_items import read_new_items
 from passerelle.prepare.pipeline import prepare
 from passerelle.prepare.quality import QualityReport, report_rows
 from passerelle.prepare.sources import find_source
 
-__all__ = ["PrepareConfig", "QualityReport", "find_source", "load_prepare_config", "prepare", "preset_names", "report_rows"]
+__all__ = [
+    "PrepareConfig",
+    "QualityReport",
+    "find_source",
+    "load_prepare_config",
+    "prepare",
+    "preset_names",
+    "read_new_items",
+    "report_rows",
+]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import pyarrow as pa
 from pydantic import AfterValidator, Field, model_validator
 
 from passerelle.config import Config, load_config
@@ -16,6 +17,7 @@ from passerelle.prepare.feature_config import FeatureConfig, regex
 from passerelle.prepare.moments import TimestampUnit, check_timestamp_format
 
 IdType = Literal["int64", "string"]
+ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 PRESETS = Path(__file__).parent / "presets"
 
 _CSV_ONLY = ("separator", "columns", "encoding", "quoting")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID, TIMESTAMP_MS, USER_ID
-from passerelle.prepare.config import Condition, EventsConfig, IdType, PrepareConfig
+from passerelle.prepare.config import ID_TYPES, Condition, EventsConfig, IdType, PrepareConfig
 from passerelle.prepare.moments import parse_timestamps_ms
 from passerelle.prepare.readers import read_batches
 from passerelle.prepare.sources import resolve_files
@@ -231,10 +231,9 @@ def _named(path: Path, column: str, parse: Callable[[], R]) -> R:
 
 
 def _log(chunks: _Chunks, config: PrepareConfig) -> EventLog:
-    types = {"int64": pa.int64(), "string": pa.string()}
     return EventLog(
-        users=_in_order(_encoded(chunks.user_ids, types[config.user_id_type])),
-        items=_in_order(_encoded(chunks.item_ids, types[config.item_id_type])),
+        users=_in_order(_encoded(chunks.user_ids, ID_TYPES[config.user_id_type])),
+        items=_in_order(_encoded(chunks.item_ids, ID_TYPES[config.item_id_type])),
         timestamps_ms_E=np.concatenate([np.empty(0, np.int64), *chunks.timestamps_ms]),
         event_types_E=np.concatenate([np.empty(0, np.uint8), *chunks.event_types]),
         weights_E=np.concatenate([np.empty(0, np.float32), *chunks.weights]),

@@ -16,7 +16,7 @@ from passerelle.prepare.config import EntityConfig
 from passerelle.prepare.conversions import make_feature
 from passerelle.prepare.events import Encoded
 from passerelle.prepare.feature_config import FeatureConfig
-from passerelle.prepare.readers import read_batches
+from passerelle.prepare.readers import OnBadLine, read_batches
 from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.tally import Tally, first_example
 from passerelle.prepare.values import as_text, parse_int64
@@ -112,6 +112,30 @@ def build_table(
     )
 
 
+def table_ids(name: str, config: EntityConfig, id_type: pa.DataType, source: Path, tally: Tally) -> pa.Array:
+    """Distinct ids of an entity's files, in the order in which they are met there.
+
+    Raises:
+        UserError: as for `build_table`; or a row has no id.
+    """
+    assert config.id is not None
+    found: list[pa.Array] = []
+    for path in resolve_files(source, config.files):
+        rows_before = 0
+        for batch in read_batches(path, config, [config.id], on_bad_line=_bad_lines(tally, path)):
+            found.append(_ids(path, config.id, batch.column(config.id), id_type, rows_before, tally))
+            rows_before += batch.num_rows
+    tally.stop_if_bad()
+    ids = pa.chunked_array(found, id_type).combine_chunks()
+    if ids.null_count:
+        raise UserError(f"{source / config.files[0]}: {ids.null_count} rows have no {name} (column {config.id!r})")
+    return ids.unique()
+
+
+def _bad_lines(tally: Tally, path: Path) -> OnBadLine:
+    return lambda example: tally.bad(path, "a wrong number of values", 1, example)
+
+
 def _read_rows(name: str, ids: pa.Array, config: EntityConfig, source: Path, tally: Tally, progress: Progress) -> tuple[pa.Table, int, int]:
     """(needed columns of the files, one row an id with nulls where there is none; ids without a row; repeated rows)."""
     assert config.id is not None
@@ -121,12 +145,8 @@ def _read_rows(name: str, ids: pa.Array, config: EntityConfig, source: Path, tal
     files = resolve_files(source, config.files)
     for done, path in enumerate(files):
         progress(f"read {name.removesuffix('_id')}s (files)", done, len(files))
-
-        def bad_line(example: str, path: Path = path) -> None:
-            tally.bad(path, "a wrong number of values", 1, example)
-
         rows_before = 0
-        for batch in read_batches(path, config, required, on_bad_line=bad_line):
+        for batch in read_batches(path, config, required, on_bad_line=_bad_lines(tally, path)):
             batches.append(batch)
             keys.append(_ids(path, config.id, batch.column(config.id), ids.type, rows_before, tally))
             rows_before += batch.num_rows

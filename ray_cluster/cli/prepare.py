@@ -17,9 +17,9 @@ from ray_cluster.cli.console import json_option, print_json, print_table, progre
 def command(preset_or_toml: str, source: Path | None, out: Path, overwrite: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Turn raw logs (csv, parquet, jsonl) into a memory-mapped dataset, with a data-quality report.
 
-    PRESET_OR_TOML is movielens-1m, movielens-100k, movielens-latest-small, online-retail, or a TOML file that describes your own logs.
-    Without --source, a preset's files are looked for in $PASSERELLE_DATA, in ../shared/data and in the cache, and then downloaded where the
-    archive's checksum is known; a TOML file's are looked for beside it.
+    PRESET_OR_TOML is movielens-1m, movielens-100k, movielens-latest-small, online-retail, globo-news, or a TOML file that describes
+    your own logs. Without --source, a preset's files are looked for in $PASSERELLE_DATA, in ../shared/data and in the cache, and then
+    downloaded where the archive's checksum is known; a TOML file's are looked for beside it.
 
     \b
     passerelle prepare movielens-1m --out artifacts/dataset

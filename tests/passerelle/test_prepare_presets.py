@@ -4,6 +4,7 @@ import gzip
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from passerelle.dataset import Dataset
@@ -112,8 +113,21 @@ def test_other_presets(preset: str, counts: tuple[int, int, int], item: dict[str
     assert not backwards_E.any()
 
 
+def test_globo_news_keeps_the_circumstances_of_clicks(tmp_path: Path) -> None:
+    dataset = prepare(load_prepare_config("globo-news"), source_of("globo-news"), tmp_path / "dataset")
+    assert (dataset.num_users, dataset.num_items, len(dataset.item_rows_E)) == (221_379, 41_367, 2_747_674)
+    assert dataset.contexts.num_rows == 2_747_674 and dataset.contexts.column_names == ["environment", "device", "os", "referrer"]
+    assert dataset.users.slice(0, 1).to_pylist() == [{"user_id": 0, "country": "1", "region": "20"}]
+    clicks = pyarrow.parquet.read_table(source_of("globo-news") / "clicks.parquet", filters=[("user_id", "==", 0)]).sort_by(
+        "click_timestamp"
+    )
+    mine = dataset.contexts.slice(0, int(dataset.offsets_U1[1])).to_pydict()
+    assert mine["device"] == [str(value) for value in clicks["click_deviceGroup"].to_pylist()]
+    assert mine["referrer"] == [str(value) for value in clicks["click_referrer_type"].to_pylist()]
+
+
 def test_presets_say_where_their_files_come_from() -> None:
-    assert preset_names() == ["movielens-100k", "movielens-1m", "movielens-latest-small", "online-retail"]
+    assert preset_names() == ["globo-news", "movielens-100k", "movielens-1m", "movielens-latest-small", "online-retail"]
     for name in preset_names():
         config = load_prepare_config(name)
         assert config.name == name

@@ -5,8 +5,6 @@ import re
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 
 from passerelle.bundle import open_bundle
@@ -54,29 +52,6 @@ def test_from_dataset_to_bundle(cli: Cli, dataset: Dataset, tmp_path: Path) -> N
     opened = open_bundle(bundle)
     assert opened.manifest.bundle_id == exported["bundle_id"]
     assert opened.manifest.offline_metrics["popularity"]["ndcg@10"] == evaluated["popularity"]["ndcg@10"]
-
-
-def test_items_are_added_to_a_bundle(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
-    run, bundle, grown = (tmp_path / name for name in ("run", "bundle", "grown"))
-    small = [part for setting in SHORT[1::2] if "mask" not in setting for part in ("--set", setting)]
-    for arguments in (
-        ("train", "two_tower", "--dataset", dataset.path, "--out", run, "--no-ray", *small),
-        ("train-ranker", run),
-        ("export", run, "--out", bundle),
-    ):
-        assert cli(*arguments)[0] == 0
-    new = open_bundle(bundle).items.slice(0, 2).set_column(0, "item_id", pa.array([10**6, 10**6 + 1]))
-    new = new.set_column(new.column_names.index("genres"), "genres", pa.array([["Drama"], ["of today"]]))
-    pyarrow.parquet.write_table(new, tmp_path / "new.parquet")
-    status, out, _ = cli("add-items", bundle, tmp_path / "new.parquet", "--out", grown)
-    assert status == 0
-    assert "2 items added, 122 in all" in out
-    assert "1 values of genres that training never saw" in out
-    report = parsed(cli("add-items", bundle, tmp_path / "new.parquet", "--out", grown, "--overwrite", "--json"))
-    assert (report["added"], report["items"], report["unknown_values"]) == (2, 122, {"genres": 1})
-    status, _, err = cli("add-items", grown, tmp_path / "new.parquet", "--out", tmp_path / "again")
-    assert status == 1
-    assert "2 of the items are in" in err
 
 
 def test_what_people_read(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:

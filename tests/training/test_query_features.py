@@ -3,6 +3,7 @@
 Shape legend: N queries.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,14 @@ def test_without_columns_nothing_is_known(dataset: Dataset) -> None:
     features = query_features(dataset, make_split(dataset, small_recipe().split), QueryConfig(clock=("hour",)))
     facts = features(torch.tensor([0, 239, UNKNOWN]), torch.tensor([5, UNKNOWN, 0]))
     assert not any(values.any() for values in facts) and all(values.shape == (3, 1) for values in facts)
+
+
+def test_a_recipe_that_takes_all_features_takes_none_where_none_is_declared(dataset: Dataset) -> None:
+    config = small_recipe("query.features=all")
+    bare = replace(dataset, manifest=dataset.manifest.model_copy(update={"user_features": (), "context_features": ()}))
+    split = make_split(dataset, config.split)
+    assert make_model(bare, split, config, total_steps=1).query_tower is None
+    assert make_model(dataset, split, config, total_steps=1).query_tower is not None
 
 
 def test_values_are_learnt_from_training_alone(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""The items of one file, as a description of logs has them: for those that come after a dataset was made."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from passerelle.errors import UserError
+from passerelle.ids import ITEM_ID
+from passerelle.prepare.config import ID_TYPES, PrepareConfig
+from passerelle.prepare.tables import EntityEvents, build_table, table_ids
+from passerelle.prepare.tally import Tally
+from passerelle.progress import Progress, silent
+
+
+def read_new_items(config: PrepareConfig, path: Path, progress: Progress = silent) -> pa.Table:
+    """`item_id` and the item features of a file that is like `items.files`; without those that are made from events.
+
+    Raises:
+        UserError: the description names no files of items; the file is missing, damaged or lacks a column; a row has no id; or a value
+            cannot be understood and bad rows stop the work.
+    """
+    if not config.items.files:
+        raise UserError(f"{config.name}: the description has no table of items (items.files), so it does not say how to read {path}")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    tally = Tally(config.on_bad_rows)
+    features = {name: feature for name, feature in config.items.features.items() if not feature.from_events}
+    table = config.items.model_copy(update={"files": (path.name,), "features": features})
+    ids = table_ids(ITEM_ID, table, ID_TYPES[config.item_id_type], path.parent, tally)
+    nothing = np.zeros(0, dtype=np.int64)
+    events = EntityEvents(nothing, len(ids), nothing, nothing, {})
+    return build_table(ITEM_ID, ids, table, path.parent, events=events, tally=tally, progress=progress).table
