@@ -1,7 +1,7 @@
 """Are new items found by what is said of them? A tenth of MovieLens-1M's films is removed from training altogether, and then asked for.
 
-    .venv/bin/python -m benchmarks.cold_items                              (about 20 minutes on one core)
-    .venv/bin/python -m benchmarks.cold_items --set items.text_encoder=wordllama --set training.max_epochs=12
+    .venv/bin/python -m benchmarks.cold_items                              (about an hour on one core)
+    .venv/bin/python -m benchmarks.cold_items --set items.text_encoder=wordllama --set training.max_epochs=12 --seeds 0
 
 Asked is each user's newest event of such a film, after the events of other films before it; all films but those of the history are
 ranked, the known ones too. Beside the candidate tower stand what knows as much of a new film: the popularity of its genres, also as far
@@ -25,7 +25,7 @@ from benchmarks.harness import environment, write_result
 from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import EvaluationUsers
-from training.config import load_recipe
+from training.config import RunConfig, load_recipe
 from training.content import item_content
 from training.evaluation import rank_users, ranking_metrics
 from training.evaluation_batches import EvaluationBatch
@@ -85,16 +85,10 @@ class ByContent:
         return sums_BC.index_add_(0, batch.seen_row_S, values_RC[batch.seen_item_S])
 
 
-@click.command()
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe.")
-@click.option("--seed", default=0, show_default=True, help="Which films are removed.")
-def main(overrides: tuple[str, ...], seed: int) -> None:
-    """Train without the cold films, ask for them, and store one result file."""
-    started = environment()
-    dataset = quality_dataset("ml-1m_sasrec")
+def measure(dataset: Dataset, config: RunConfig, seed: int) -> dict[str, Any]:
+    """The figures of one draw of films, and of the model that was trained without them."""
     cold_R = np.zeros(dataset.num_rows, dtype=bool)
     cold_R[np.random.default_rng(seed).choice(dataset.num_items, round(SHARE * dataset.num_items), replace=False) + FIRST_ITEM_ROW] = True
-    config = load_recipe("two_tower", overrides)
     with tempfile.TemporaryDirectory() as folder:
         warm = kept(dataset, ~cold_R[dataset.item_rows_E], Path(folder) / "warm")
         manifest = train_in_process("two_tower", warm, config, Path(folder) / "run")
@@ -111,10 +105,24 @@ def main(overrides: tuple[str, ...], seed: int) -> None:
         for name, scorer in scorers.items():
             rows_QK, _ = rank_users(asked, users, scorer, K, max_history=config.model.max_history)
             found[name] = {**ranking_metrics(asked, users, rows_QK, (10, K)), "cold_share_of_top": float(cold_R[rows_QK].mean())}
-            click.echo(f"{name}: recall@{K} {found[name][f'recall@{K}']:.4f}", err=True)
+            click.echo(f"seed {seed}, {name}: recall@{K} {found[name][f'recall@{K}']:.4f}", err=True)
     values = {"seed": seed, "cold_items": int(cold_R.sum()), "questions": len(users), "found": found}
-    training = {"epochs": manifest.epochs, "best_epoch": manifest.best_epoch, "validation": manifest.validation}
-    write_result("cold_items", started, {**values, **training, "config": config.model_dump(mode="json")})
+    return {**values, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch, "validation": manifest.validation}
+
+
+@click.command()
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Of the films that are removed and of training, with commas between.")
+def main(overrides: tuple[str, ...], seeds: str) -> None:
+    """Train without the cold films, ask for them, and store one result file."""
+    started = environment()
+    dataset, runs = quality_dataset("ml-1m_sasrec"), []
+    for seed in map(int, seeds.split(",")):
+        config = load_recipe("two_tower", (*overrides, f"training.seed={seed}"))
+        runs.append(measure(dataset, config, seed))
+    scorers = runs[0]["found"]
+    mean = {name: {metric: float(np.mean([run["found"][name][metric] for run in runs])) for metric in scorers[name]} for name in scorers}
+    write_result("cold_items", started, {"runs": runs, "mean": mean, "config": load_recipe("two_tower", overrides).model_dump(mode="json")})
 
 
 if __name__ == "__main__":

@@ -162,6 +162,7 @@ def test_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(doctor.data_sets().values()) == {None}
     monkeypatch.setenv("PASSERELLE_DATA", str(tmp_path / "mine"))
     assert doctor.data_sets() == {
+        "globo-news": None,
         "movielens-100k": None,
         "movielens-1m": str(tmp_path / "mine" / "ml-1m"),
         "movielens-latest-small": None,
