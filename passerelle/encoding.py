@@ -32,6 +32,8 @@ _TYPES: dict[FeatureKind, pa.DataType] = {
 }
 """Of a column, as datasets have them."""
 NO_CODE = 0
+LARGEST = 1000.0
+"""Of a scaled number: an absurd one must not make a query infinite."""
 MOST_SLOTS = 16
 """Of one column: a row's further values do not count."""
 MOST_VALUES = 100_000
@@ -140,9 +142,12 @@ class FeatureEncoding(Config):
             raise UserError(f"{where}: the model does not read {', '.join(strangers)}; it reads {', '.join(names) or 'none'}")
         table = {}
         for column in self.columns:
+            value = values.get(column.name)
             try:
-                table[column.name] = pa.array([values.get(column.name)], _TYPES[column.kind])
-            except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError) as error:
+                if column.kind in ("multi_categorical", "vector") and not isinstance(value, list | None):
+                    raise TypeError(f"{type(value).__name__} is no list")
+                table[column.name] = pa.array([value], _TYPES[column.kind])
+            except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, UnicodeError) as error:
                 raise UserError(f"{where}.{column.name}: not of kind {column.kind} ({error})") from None
         try:
             return self.encode(pa.table(table) if table else pa.table({"": [None]}))
@@ -178,12 +183,9 @@ def learn_encoding(table: pa.Table, features: Sequence[FeatureColumn], min_count
 
 def _learn(table: pa.Table, feature: FeatureColumn, min_count: int) -> ColumnEncoding:
     if feature.kind in ("categorical", "multi_categorical"):
-        lengths_N, texts = _texts(table, feature.name)
-        counts = pc.value_counts(texts)
-        frequent = sorted(
-            (-count, value) for value, count in zip(*(counts.field(i).to_pylist() for i in (0, 1)), strict=True) if count >= min_count
-        )
-        slots = min(MOST_SLOTS, int(lengths_N.max(initial=1)))
+        counts, longest = _value_counts(table, feature.name)
+        frequent = sorted((-count, value) for value, count in counts if count >= min_count)
+        slots = min(MOST_SLOTS, longest)
         return ColumnEncoding(name=feature.name, kind=feature.kind, values=tuple(value for _, value in frequent[:MOST_VALUES]), slots=slots)
     width = feature.width or 0
     column = ColumnEncoding(name=feature.name, kind=feature.kind, scaling=feature.scaling or "standard", width=width)
@@ -194,6 +196,18 @@ def _learn(table: pa.Table, feature: FeatureColumn, min_count: int) -> ColumnEnc
     center = 0.0 if feature.kind == "vector" else float(known_NC.mean())
     spread = float(np.sqrt(np.mean(np.square(known_NC - center).sum(axis=1))))
     return column.model_copy(update={"center": center, "scale": spread or 1.0})
+
+
+def _value_counts(table: pa.Table, name: str) -> tuple[list[tuple[str, int]], int]:
+    """Each value with how often it is there, and how many values a row has at most (1 or more)."""
+    column = table.column(name)
+    if pa.types.is_dictionary(column.type):  # of events: a text for each would be large
+        values = column.unify_dictionaries().combine_chunks()
+        counts_V = np.bincount(values.indices.drop_null().to_numpy(), minlength=len(values.dictionary))
+        return list(zip(values.dictionary.cast(pa.string()).to_pylist(), counts_V.tolist(), strict=True)), 1
+    lengths_N, texts = _texts(table, name)
+    counts = pc.value_counts(texts)
+    return list(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)), int(lengths_N.max(initial=1))
 
 
 def _texts(table: pa.Table, name: str) -> tuple[Int64Array, pa.Array]:
@@ -276,5 +290,5 @@ def _vectors(values: pa.Array, column: ColumnEncoding) -> Float64Array:
 def _scaled(raw_NC: Float64Array, column: ColumnEncoding) -> Float32Array:
     """[N, C + 1]: scaled numbers, 0 where they are missing, and a flag that says so."""
     missing_N1 = np.isnan(raw_NC).any(axis=1, keepdims=True)
-    scaled_NC = np.where(missing_N1, 0.0, (raw_NC - column.center) / column.scale)
+    scaled_NC = np.clip(np.where(missing_N1, 0.0, (raw_NC - column.center) / column.scale), -LARGEST, LARGEST)
     return np.concatenate([scaled_NC, missing_N1], axis=1).astype(np.float32)

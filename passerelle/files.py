@@ -22,7 +22,8 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,9 +38,9 @@ def new_file(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield beside
-        _flush(beside)
+        flush(beside)
         beside.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -80,13 +81,13 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield scratch
         for file in sorted(scratch.rglob("*")):
             if file.is_file():
-                _flush(file)
-        _flush(scratch)
+                flush(file)
+        flush(scratch)
         replaced = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.replaced")
         if path.exists():
             path.rename(replaced)
         scratch.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -18,7 +18,7 @@ def fitted_config(text: str, network: NetworkSpec, max_history: int, where: str,
     Triton's rule: a dimension that the ONNX file fixes must be written in the configuration; a free one may be anything there.
 
     Args:
-        widths: columns that the warm-up has to give inputs of a free width.
+        widths: columns that the warm-up has to give inputs of a free width, at least; other versions may read more.
 
     Raises:
         UserError: the text is not a configuration, has no batching, or its tensors are not those of the network.
@@ -73,7 +73,7 @@ def _with_dims(text: str, spec: TensorSpec, max_history: int, width: int | None)
         wanted = _dims(spec)
         if len(sizes) != len(wanted):
             return found[0]
-        free = [have if have == -1 else min(have, max_history) if width is None else width for have in sizes]
+        free = [have if have == -1 else min(have, max_history) if width is None else max(have, width) for have in sizes]
         fitted = [have if want == -1 else want for have, want in zip(free, wanted, strict=True)]
         return found[0] if fitted == sizes else f"{found['before']} {', '.join(map(str, fitted))} ]"
 

@@ -15,6 +15,7 @@ from passerelle.encoding import QueryEncoding, learn_encoding
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 from tests.datasets import small_recipe
 from training.evaluation_batches import Histories
+from training.onnx_files import query_inputs
 from training.query_features import QueryFeatures
 from training.sequence_model import SequenceModel
 
@@ -105,6 +106,12 @@ def histories_of(items: list[Tensor]) -> tuple[Histories, list[SlowTimes]]:
 def event_types_of(items_BL: Tensor) -> Tensor:
     """What each event was: it depends on the item, and is 0 in the padding."""
     return items_BL % NUM_EVENT_TYPES
+
+
+def inputs_of(model: SequenceModel, histories: Histories) -> dict[str, Tensor]:
+    """What the exported network is given."""
+    vectors_RD = model.history_vectors()
+    return query_inputs(model, histories, (model.item_vectors() if vectors_RD is None else vectors_RD).numpy())
 
 
 VARIANTS = {

@@ -15,7 +15,7 @@ from passerelle.splits import Split
 from training.config import RunConfig
 from training.items import IdTable, ItemContent, sparse_table
 from training.model_config import ItemsConfig
-from training.query_features import query_features
+from training.query_features import chosen_query_features, query_features
 from training.sequence_model import SequenceModel
 from training.statistics import num_events, sampler_counts
 from training.text import TextEncoder, with_text_vectors
@@ -44,6 +44,17 @@ def bare_model(
     known = query_features(dataset, split, config.query) if config.query.features or config.query.clock else None
     num_event_types = len(dataset.manifest.event_types)
     return SequenceModel(config, counts_R, total_steps, content, known, num_event_types=num_event_types, ids=ids)
+
+
+def check_features(dataset: Dataset, config: RunConfig) -> None:
+    """Before any work.
+
+    Raises:
+        UserError: the recipe names features that the dataset does not have.
+    """
+    if config.items.kind == "tower":
+        chosen_features(dataset, config.items)
+    chosen_query_features(dataset, config.query)
 
 
 def item_content(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemContent:

@@ -203,7 +203,7 @@ def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str,
     candidates = reference.candidates
     query_PD = np.empty_like(reference.query_PD)
     for histories, positions_B in reference.histories:
-        inputs = {name: values.numpy() for name, values in query_inputs(run.model, histories).items()}
+        inputs = {name: values.numpy() for name, values in query_inputs(run.model, histories, run.history_vectors_RD).items()}
         query_PD[positions_B] = encoder.run(["query"], inputs)[0]
     rows_PK, scores_PK = rerank(lambda features_SF: ranker.run(["score"], {"features": features_SF})[0][:, 0], candidates)
     top_found_PK = reference.top_rows_PK != PADDING_ROW

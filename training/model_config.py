@@ -98,7 +98,8 @@ class QueryConfig(Config):
     """What a query knows beside the history of its user. An option that the others leave without effect is an error."""
 
     features: Literal["all"] | tuple[str, ...] = ()
-    """Features of users, and of the circumstances of an event, to use: names, or `all` that are declared (but for text)."""
+    """Features of users, and of the circumstances of an event, to use: names, or `all` that are declared, but for text and for what
+    `from_events` makes of a user's events: that knows of those of validation and test, too."""
     clock: tuple[Literal["hour", "weekday"], ...] = ()
     """What the time of the request (UTC) says: in training, the time of the event that is predicted."""
     dropout: float = Field(default=0.1, ge=0, lt=1)

@@ -61,15 +61,19 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
 
 
 @torch.no_grad()
-def query_inputs(model: SequenceModel, histories: Histories) -> dict[str, torch.Tensor]:
-    """What the exported query encoder is to be given for some histories, by the names of its inputs."""
-    items_BL, vectors_RD = histories.items_BL, model.history_vectors()
+def query_inputs(model: SequenceModel, histories: Histories, vectors_RD: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
+    """What the exported query encoder is to be given for some histories, by the names of its inputs.
+
+    Args:
+        vectors_RD: of items in histories.
+    """
+    items_BL = histories.items_BL
     if model.query_features is None:
         facts = Facts(*(torch.zeros(len(items_BL), 1, dtype=dtype) for dtype in (torch.int64, torch.float32) * 2))
     else:
         facts = model.query_features(histories.user_rows_B, histories.request_events_B)
     return {
-        "item_vectors": (model.item_vectors() if vectors_RD is None else vectors_RD)[items_BL],
+        "item_vectors": torch.from_numpy(vectors_RD[items_BL.numpy()]),
         "mask": items_BL != PADDING_ROW,
         "event_types": histories.event_types_BL,
         "timestamps_ms": histories.timestamps_ms_BL,

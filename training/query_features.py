@@ -59,7 +59,7 @@ def query_features(dataset: Dataset, split: Split, config: QueryConfig) -> Query
     Raises:
         UserError: a named feature is not declared, or is text.
     """
-    users, contexts = _chosen(dataset, config)
+    users, contexts = chosen_query_features(dataset, config)
     positions_T, _ = training_events(split)
     seen_U = split.train_end_U > split.start_U
     encoding = QueryEncoding(
@@ -71,12 +71,16 @@ def query_features(dataset: Dataset, split: Split, config: QueryConfig) -> Query
     return QueryFeatures(encoding, _encoded(encoding.user, dataset.users), _encoded(encoding.context, dataset.contexts))
 
 
-def _chosen(dataset: Dataset, config: QueryConfig) -> tuple[tuple[FeatureColumn, ...], tuple[FeatureColumn, ...]]:
-    """The features of users and of circumstances that a recipe uses."""
+def chosen_query_features(dataset: Dataset, config: QueryConfig) -> tuple[tuple[FeatureColumn, ...], tuple[FeatureColumn, ...]]:
+    """The features of users and of circumstances that a recipe uses.
+
+    Raises:
+        UserError: a named one is not declared, or is text.
+    """
     declared = (dataset.manifest.user_features, dataset.manifest.context_features)
     usable = [[feature for feature in features if feature.kind != "text"] for features in declared]
     if config.features == "all":
-        return tuple(usable[0]), tuple(usable[1])
+        return tuple(feature for feature in usable[0] if not feature.from_events), tuple(usable[1])
     names = [feature.name for features in usable for feature in features]
     if missing := [name for name in config.features if name not in names]:
         raise UserError(

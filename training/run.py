@@ -26,9 +26,9 @@ from passerelle.splits import Split, evaluation_users, make_split
 from training.batches import EpochBatches
 from training.callbacks import read_checkpoint, read_history
 from training.config import RunConfig
-from training.content import bare_model
+from training.content import bare_model, check_features
 from training.sequence_model import MONITOR, SequenceModel
-from training.table_files import TABLE_KEY, open_table, table_files
+from training.table_files import TABLE_KEY, open_table, remove_other_tables, table_files, table_of
 from training.tables import MappedTable
 from training.windows import training_split
 
@@ -90,9 +90,10 @@ def plan_run(
 
     Raises:
         UserError: the run exists and `resume` is false, it was started with another configuration or dataset, or the dataset
-            is too small to be split among the workers.
+            lacks a feature that the recipe names, or is too small to be split among the workers.
     """
     split = make_split(dataset, config.split)
+    check_features(dataset, config)
     EpochBatches(dataset, training_split(split, config), config, epoch=0, world_size=num_workers)  # refuses what is too small
     validated = len(evaluation_users(split, "validation"))
     if validated < num_workers and not config.training.include_validation:
@@ -167,6 +168,7 @@ def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
         for name in (EVALUATION, DETAILS):
             (path / name).unlink(missing_ok=True)
     reached = {"epochs": epochs_trained, "best_epoch": best_epoch, "validation": validation}
+    remove_other_tables((path / LAST).parent, {file.parent.name for file in tables})
     manifest = manifest.updated(state="complete", files=files, sealed_best=None, **reached)
     write_manifest(path, manifest)
     return manifest
@@ -203,8 +205,9 @@ def load_model(path: Path, manifest: RunManifest, dataset: Dataset, split: Split
         UserError: its weights are not those of this code's model.
     """
     config, checkpoint, checkpoints = manifest.config, read_checkpoint(path / BEST), (path / BEST).parent
-    table = checkpoint.get(TABLE_KEY)
-    ids = None if table is None else MappedTable(open_table(checkpoints, table).weight_RD, checkpoints)
+    ids = None
+    if config.items.table == "sparse":
+        ids = MappedTable(open_table(checkpoints, table_of(checkpoint, str(path))).weight_RD, checkpoints)
     model = bare_model(dataset, training_split(split, config), config, torch.zeros(dataset.num_rows, dtype=torch.float64), ids)
     try:
         model.load_state_dict(checkpoint["state_dict"])

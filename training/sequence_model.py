@@ -48,7 +48,7 @@ from training.ranking import rank_over_shards, rank_scores
 from training.samplers import Negatives, make_sampler
 from training.sharding import ShardedTable
 from training.step_loss import loss_sum
-from training.table_files import TABLE_KEY, open_table, write_table
+from training.table_files import TABLE_KEY, open_table, table_of, write_table
 from training.tables import MappedTable, SparseTable
 from training.towers import Facts, QueryTower
 
@@ -171,7 +171,8 @@ class SequenceModel(pl.LightningModule):
     def configure_model(self) -> None:
         """Where there are several ranks, they know of each other by now."""
         if isinstance(self.items.ids, ShardedTable):
-            self.items.ids.place(int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())))
+            workers_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+            self.items.ids.place(workers_here, self.trainer.strategy.root_device)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
@@ -234,7 +235,7 @@ class SequenceModel(pl.LightningModule):
         self._train_loss = checkpoint["train_loss"].clone()
         if isinstance(self.items.ids, SparseTable | ShardedTable):
             assert self.checkpoints is not None
-            open_table(self.checkpoints, checkpoint[TABLE_KEY]).read_into(self.items.ids.shards)
+            open_table(self.checkpoints, table_of(checkpoint, str(self.checkpoints))).read_into(self.items.ids.shards)
             own = self.state_dict()
             checkpoint["state_dict"] |= {name: own[name] for name in self._trained_apart}
 

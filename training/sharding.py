@@ -38,11 +38,12 @@ class ShardedTable(nn.Module):
         super().__init__()
         self._shape, self._std, self._seed, self._learning_rate = (num_rows, dim), std, seed, learning_rate
 
-    def place(self, workers_here: int) -> None:
+    def place(self, workers_here: int, device: torch.device) -> None:
         """Share the rows out over the ranks of the process group and fill them; every rank must ask, and asking again does nothing.
 
         Args:
             workers_here: ranks of this machine, which share its memory; the same on every machine.
+            device: where this rank's rows go. With a GPU it has not been run yet.
 
         Raises:
             UserError: they do not fit the memory of the ranks together.
@@ -65,8 +66,9 @@ class ShardedTable(nn.Module):
         sharder = EmbeddingCollectionSharder(fused_params=fused)
         world_size = dist.get_world_size()
         by_row = ParameterConstraints(sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value])
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        topology = Topology(world_size=world_size, local_world_size=workers_here, compute_device="cpu", ddr_cap=memory // workers_here)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // workers_here
+        own_memory = {"hbm_cap": torch.cuda.get_device_properties(device).total_memory} if device.type == "cuda" else {}
+        topology = Topology(world_size=world_size, local_world_size=workers_here, compute_device=device.type, ddr_cap=memory, **own_memory)
         planner = EmbeddingShardingPlanner(
             topology=topology,
             constraints={TABLE: by_row},
@@ -79,9 +81,7 @@ class ShardedTable(nn.Module):
             raise UserError(f"a table of {num_rows} rows x {dim} does not fit {world_size} workers: {reason}") from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parallel = DistributedModelParallel(
-                collection, device=torch.device("cpu"), plan=plan, sharders=[sharder], init_data_parallel=False
-            )
+            parallel = DistributedModelParallel(collection, device=device, plan=plan, sharders=[sharder], init_data_parallel=False)
         object.__setattr__(self, "_parallel", parallel)
         for shard in self.shards:
             fill_rows(shard.weight_SD, shard.first_row, self._std, self._seed)

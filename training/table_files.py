@@ -13,9 +13,10 @@ Shape legend: R rows, D width, S rows of a shard.
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from passerelle.errors import UserError
+from passerelle.files import flush
 
 TABLES = "tables"
 TABLE_KEY = "table"
@@ -40,7 +42,7 @@ class Shard(NamedTuple):
 
 
 class SavedTable(NamedTuple):
-    """All rows, mapped: what is written into them stays in this process."""
+    """All rows, mapped: to be read, not to be written into."""
 
     weight_RD: Tensor
     momentum_R: Tensor
@@ -67,7 +69,9 @@ def write_table(checkpoints: Path, num_rows: int, dim: int, shards: Sequence[Sha
             _write_rows(unfinished / file, first_row, shape, own.detach().cpu().numpy())
     _wait()
     if _rank() == 0:
+        flush(unfinished)
         unfinished.rename(checkpoints / TABLES / name)
+        flush(checkpoints / TABLES)
     _wait()
     return name
 
@@ -90,9 +94,22 @@ def open_table(checkpoints: Path, name: str) -> SavedTable:
     """
     folder = checkpoints / TABLES / name
     try:
-        return SavedTable(*(torch.from_numpy(np.load(folder / file, mmap_mode="c", allow_pickle=False)) for file in (WEIGHT, MOMENTUM)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that they are read-only; a private, writable mapping would count as memory
+            return SavedTable(*(torch.from_numpy(np.load(folder / file, mmap_mode="r", allow_pickle=False)) for file in (WEIGHT, MOMENTUM)))
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{folder}: the table of a checkpoint is missing or damaged ({error})") from None
+
+
+def table_of(checkpoint: Mapping[str, Any], where: str) -> str:
+    """The name of its table.
+
+    Raises:
+        UserError: it has none.
+    """
+    if TABLE_KEY not in checkpoint:
+        raise UserError(f"{where}: the checkpoint of a sparse table was made by an older version of the code: train it again")
+    return str(checkpoint[TABLE_KEY])
 
 
 def table_files(checkpoints: Path, name: str | None) -> list[Path]:

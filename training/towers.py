@@ -28,11 +28,15 @@ class FeatureInput(nn.Module):
         super().__init__()
         self.slots = list(encoding.slots().values())
         self.width = CODE_DIM * len(self.slots) + encoding.num_numbers
-        self.codes_VC = nn.Parameter(torch.empty(encoding.num_codes, CODE_DIM))
-        nn.init.trunc_normal_(self.codes_VC, std=CODE_DIM**-0.5, generator=generator)
+        # A table that nothing reads would be without a gradient, which DistributedDataParallel does not forgive.
+        self.codes_VC = nn.Parameter(torch.empty(encoding.num_codes, CODE_DIM)) if self.slots else None
+        if self.codes_VC is not None:
+            nn.init.trunc_normal_(self.codes_VC, std=CODE_DIM**-0.5, generator=generator)
 
     def columns(self, codes_NS: Tensor, numbers_NF: Tensor) -> Tensor:
         """[N, W]."""
+        if self.codes_VC is None:
+            return numbers_NF
         present_NS1 = (codes_NS != NO_CODE)[..., None].to(numbers_NF.dtype)
         vectors_NSC = F.embedding(codes_NS, self.codes_VC) * present_NS1
         columns = [vectors_NSC[:, slots].sum(1) / present_NS1[:, slots].sum(1).clamp_min(1.0) for slots in self.slots]

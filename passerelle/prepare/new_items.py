@@ -14,11 +14,11 @@ from passerelle.progress import Progress, silent
 
 
 def read_new_items(config: PrepareConfig, path: Path, progress: Progress = silent) -> pa.Table:
-    """`item_id` and the item features of a file that is like `items.files`; without those that are made from events.
+    """`item_id` and the item features of a file that is like `items.files`; those that are made from events are missing.
 
     Raises:
-        UserError: the description names no files of items; the file is missing, damaged or lacks a column; a row has no id; or a value
-            cannot be understood and bad rows stop the work.
+        UserError: the description names no files of items; the file is missing, empty, damaged or lacks a column; a row has no id, or
+            another's; or a value cannot be understood and bad rows stop the work.
     """
     if not config.items.files:
         raise UserError(f"{config.name}: the description has no table of items (items.files), so it does not say how to read {path}")
@@ -26,8 +26,11 @@ def read_new_items(config: PrepareConfig, path: Path, progress: Progress = silen
         raise UserError(f"{path}: there is no such file")
     tally = Tally(config.on_bad_rows)
     features = {name: feature for name, feature in config.items.features.items() if not feature.from_events}
-    table = config.items.model_copy(update={"files": (path.name,), "features": features})
-    ids = table_ids(ITEM_ID, table, ID_TYPES[config.item_id_type], path.parent, tally)
+    entity = config.items.model_copy(update={"features": features})
+    ids = table_ids(ITEM_ID, entity, ID_TYPES[config.item_id_type], path, tally)
     nothing = np.zeros(0, dtype=np.int64)
     events = EntityEvents(nothing, len(ids), nothing, nothing, {})
-    return build_table(ITEM_ID, ids, table, path.parent, events=events, tally=tally, progress=progress).table
+    table = build_table(ITEM_ID, ids, entity, [path], path.parent, events=events, tally=tally, progress=progress).table
+    for name in config.items.features.keys() - features.keys():
+        table = table.append_column(name, pa.nulls(len(ids)))
+    return table

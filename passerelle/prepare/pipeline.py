@@ -23,6 +23,7 @@ from passerelle.prepare.events import Encoded, EventLog, read_events
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.filters import select_events
 from passerelle.prepare.quality import QualityReport, distinct_pairs, iso
+from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.tables import EntityEvents, EntityTable, build_table
 from passerelle.prepare.tally import Tally
 from passerelle.progress import Progress, silent
@@ -137,7 +138,8 @@ def _table(
     progress: Progress,
 ) -> EntityTable:
     events = EntityEvents(rows_K, len(ids), kept.timestamps_ms_K, kept.places_K, log.columns)
-    return build_table(name, ids, config, source, events=events, tally=tally, progress=progress)
+    files = resolve_files(source, config.files)
+    return build_table(name, ids, config, files, source, events=events, tally=tally, progress=progress)
 
 
 def _report(config: PrepareConfig, kept: _Kept, users: EntityTable, items: EntityTable, tally: Tally, seconds: float) -> QualityReport:
@@ -170,6 +172,12 @@ def _report(config: PrepareConfig, kept: _Kept, users: EntityTable, items: Entit
 
 def _feature_columns(features: Mapping[str, FeatureConfig]) -> tuple[FeatureColumn, ...]:
     return tuple(
-        FeatureColumn(name=name, kind=feature.kind, scaling=None if feature.scaling == "standard" else feature.scaling, width=feature.width)
+        FeatureColumn(
+            name=name,
+            kind=feature.kind,
+            scaling=None if feature.scaling == "standard" else feature.scaling,
+            width=feature.width,
+            from_events=feature.from_events is not None,
+        )
         for name, feature in features.items()
     )

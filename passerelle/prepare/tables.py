@@ -3,6 +3,7 @@
 Shape legend: T rows of a table file, N entities (users or items), K kept events, C columns of flags.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from passerelle.prepare.conversions import make_feature
 from passerelle.prepare.events import Encoded
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.readers import OnBadLine, read_batches
-from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.tally import Tally, first_example
 from passerelle.prepare.values import as_text, parse_int64
 from passerelle.progress import Progress
@@ -74,6 +74,7 @@ def build_table(
     name: str,
     ids: pa.Array,
     config: EntityConfig,
+    files: Sequence[Path],
     source: Path,
     *,
     events: EntityEvents,
@@ -85,18 +86,20 @@ def build_table(
     Args:
         name: name of the id column, `item_id` or `user_id`.
         ids: distinct ids of the entities, in row order.
+        files: of the entities; without them, every feature comes from the events.
+        source: folder of the events' files, for what is said of them.
 
     Raises:
-        UserError: a file is missing, damaged or lacks a column; a value cannot be understood and bad rows stop the work.
+        UserError: a file is damaged or lacks a column; a value cannot be understood and bad rows stop the work.
     """
     columns: dict[str, pa.Array] = {}
     without_row = repeated_rows = 0
-    if config.files:
-        raw, without_row, repeated_rows = _read_rows(name, ids, config, source, tally, progress)
+    if files:
+        raw, without_row, repeated_rows = _read_rows(name, ids, config, files, tally, progress)
         columns |= {key: raw.column(key).combine_chunks() for key in raw.column_names}
     features = {}
     for key, feature in config.features.items():
-        where = source / (config.files[0] if config.files and not feature.from_events else "")
+        where = files[0] if files and not feature.from_events else source
         given = [events.pick(feature)] if feature.from_events else [columns[column] for column in feature.columns()]
         try:
             features[key] = make_feature(where, f"{name.removesuffix('_id')}s.{key}", feature, given, tally)
@@ -112,37 +115,41 @@ def build_table(
     )
 
 
-def table_ids(name: str, config: EntityConfig, id_type: pa.DataType, source: Path, tally: Tally) -> pa.Array:
-    """Distinct ids of an entity's files, in the order in which they are met there.
+def table_ids(name: str, config: EntityConfig, id_type: pa.DataType, path: Path, tally: Tally) -> pa.Array:
+    """The ids of one file of entities.
 
     Raises:
-        UserError: as for `build_table`; or a row has no id.
+        UserError: as for `build_table`; or there is no row, a row has no id, or two have the same.
     """
     assert config.id is not None
     found: list[pa.Array] = []
-    for path in resolve_files(source, config.files):
-        rows_before = 0
-        for batch in read_batches(path, config, [config.id], on_bad_line=_bad_lines(tally, path)):
-            found.append(_ids(path, config.id, batch.column(config.id), id_type, rows_before, tally))
-            rows_before += batch.num_rows
+    rows_before = 0
+    for batch in read_batches(path, config, [config.id], on_bad_line=_bad_lines(tally, path)):
+        found.append(_ids(path, config.id, batch.column(config.id), id_type, rows_before, tally))
+        rows_before += batch.num_rows
     tally.stop_if_bad()
     ids = pa.chunked_array(found, id_type).combine_chunks()
+    if not len(ids):
+        raise UserError(f"{path}: there is no row in it")
     if ids.null_count:
-        raise UserError(f"{source / config.files[0]}: {ids.null_count} rows have no {name} (column {config.id!r})")
-    return ids.unique()
+        raise UserError(f"{path}: {ids.null_count} rows have no {name} (column {config.id!r})")
+    if len(ids.unique()) < len(ids):
+        raise UserError(f"{path}: {len(ids) - len(ids.unique())} rows repeat an {name} (column {config.id!r})")
+    return ids
 
 
 def _bad_lines(tally: Tally, path: Path) -> OnBadLine:
     return lambda example: tally.bad(path, "a wrong number of values", 1, example)
 
 
-def _read_rows(name: str, ids: pa.Array, config: EntityConfig, source: Path, tally: Tally, progress: Progress) -> tuple[pa.Table, int, int]:
+def _read_rows(
+    name: str, ids: pa.Array, config: EntityConfig, files: Sequence[Path], tally: Tally, progress: Progress
+) -> tuple[pa.Table, int, int]:
     """(needed columns of the files, one row an id with nulls where there is none; ids without a row; repeated rows)."""
     assert config.id is not None
     required = [config.id, *(column for feature in config.features.values() if not feature.from_events for column in feature.columns())]
     batches: list[pa.RecordBatch] = []
     keys: list[pa.Array] = []
-    files = resolve_files(source, config.files)
     for done, path in enumerate(files):
         progress(f"read {name.removesuffix('_id')}s (files)", done, len(files))
         rows_before = 0

@@ -81,7 +81,7 @@ def test_features_have_the_types_of_their_kinds(with_features: Dataset) -> None:
     }
     manifest = with_features.manifest
     assert manifest.item_features[2] == FeatureColumn(name="genres", kind="multi_categorical")
-    assert manifest.user_features == (FeatureColumn(name="place", kind="categorical"),)
+    assert manifest.user_features == (FeatureColumn(name="place", kind="categorical", from_events=True),)
     assert manifest.title == "title"
     assert manifest.config["items"]["features"]["year"]["extract"] == ITEM_FEATURES["year"]["extract"]
 

@@ -1,5 +1,6 @@
 """Items that come after a dataset was made, read from a file of the user's own."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,10 @@ def test_a_file_of_new_items_is_read_as_the_first_one_was(write_csv: WriteCsv, t
     write_csv([("a", "x", "1"), ("b", "", "2.5")], name="items.csv", header=HEADER)
     source = write_csv([("u", "a", 1, "red"), ("u", "b", 2, "")], header=("user", "item", "time", "colour"))
     before = prepare(config, source, tmp_path / "dataset").items
-    write_csv([("d", "y", ""), ("c", "x", "7"), ("d", "z", "8")], name="later.csv", header=HEADER)
+    write_csv([("d", "y", ""), ("c", "x", "7")], name="later.csv", header=HEADER)
     table = read_new_items(config, source / "later.csv")
-    assert table.to_pydict() == {"item_id": ["d", "c"], "brand": ["y", "x"], "price": [None, 7.0]}, "the first row of an id counts"
-    assert table.schema.names == [name for name in before.schema.names if name != "colour"]
-    assert all(table.schema.field(name).type == before.schema.field(name).type for name in table.schema.names)
+    assert table.to_pydict() == {"item_id": ["d", "c"], "brand": ["y", "x"], "price": [None, 7.0], "colour": [None, None]}
+    assert table.cast(before.schema).schema == before.schema
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,8 @@ def test_a_file_of_new_items_is_read_as_the_first_one_was(write_csv: WriteCsv, t
         ({}, [("a", "x", "1"), ("", "x", "1")], r"1 rows have no item_id \(column 'sku'\)"),
         ({}, [("a", "x", "cheap")], r"no number in column 'price' for items.price.*'cheap'"),
         ({"item_id_type": "int64"}, [("a", "x", "1")], "ids that are no integers"),
+        ({}, [("a", "x", "1"), ("a", "y", "2")], r"1 rows repeat an item_id \(column 'sku'\)"),
+        ({}, [], "there is no row in it"),
     ],
 )
 def test_files_that_cannot_be_read(changes: dict[str, Any], rows: list[Any], message: str, write_csv: WriteCsv) -> None:
@@ -45,6 +47,15 @@ def test_files_that_cannot_be_read(changes: dict[str, Any], rows: list[Any], mes
     config = config_of(**({"items": ITEMS} | changes))
     with pytest.raises(UserError, match=message):
         read_new_items(config, source / "later.csv")
+
+
+def test_the_file_that_is_named_is_read(write_csv: WriteCsv) -> None:
+    """Whatever stands in its name, and whatever stands beside it."""
+    folder = write_csv([("a", "x", "1")], name="new[1].csv", header=HEADER)
+    (folder / "new[1].csv.gz").write_bytes(gzip.compress(b"sku,brand,price\nb,x,1\n"))
+    write_csv([("c", "x", "1")], name="new1.csv", header=HEADER)
+    for name, item_id in (("new[1].csv", "a"), ("new[1].csv.gz", "b")):
+        assert read_new_items(config_of(items=ITEMS), folder / name)["item_id"].to_pylist() == [item_id]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from training.fit import train_in_process
 from training.open_run import load_run
 from training.run import BEST, LAST, RunManifest, open_run, open_run_dataset, refit_config
 from training.sequence_model import MONITOR
+from training.sharding import ShardedTable
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -115,7 +116,8 @@ def validate_on_rank(rank: int, world_size: int, folder: str) -> None:
     split = make_split(dataset, config.split)
     model = make_model(dataset, split, config, total_steps=1, num_shards=world_size)
     model.checkpoints = Path(folder) / "shared" / "checkpoints"
-    model.configure_model()
+    assert isinstance(model.items.ids, ShardedTable)
+    model.items.ids.place(world_size, torch.device("cpu"))
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
     users = evaluation_users(split, "validation")

@@ -21,6 +21,7 @@ from tests.encoders import (
     SlowTimes,
     event_types_of,
     histories_of,
+    inputs_of,
     padded,
     padded_times,
     random_items,
@@ -32,7 +33,6 @@ from tests.slow_encoder import slow_bucket, slow_encoder, slow_query
 from training.dropout import Dropout
 from training.encoder import Times, columns_of_rows, pad_right_aligned
 from training.layers import time_buckets
-from training.onnx_files import query_inputs
 from training.sequence_model import SequenceModel
 
 variants = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
@@ -100,7 +100,7 @@ def test_query_encoder_equals_the_model(overrides: tuple[str, ...]) -> None:
     network = model.query_encoder()
     for lengths in ([1], [9, 2, 1], [5, 5]):
         histories, _ = histories_of(random_items(lengths))
-        query_BD = network(**query_inputs(model, histories))
+        query_BD = network(**inputs_of(model, histories))
         torch.testing.assert_close(query_BD, model.encode_histories(histories), atol=1e-5, rtol=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_time_buckets_equal_the_slow_ones(elapsed_ms: int) -> None:
 @torch.no_grad()
 def test_query_encoder_shares_no_memory_with_the_table() -> None:
     model = random_model()
-    network, inputs = model.query_encoder(), query_inputs(model, untimed(padded(random_items([4]))))
+    network, inputs = model.query_encoder(), inputs_of(model, untimed(padded(random_items([4]))))
     before_BD = network(**inputs)
     model.items.ids.weight.zero_()
     assert torch.equal(network(**inputs), before_BD)
@@ -184,7 +184,7 @@ def test_padding_on_the_left_changes_nothing(extra_columns: int) -> None:
 def test_vectors_in_the_padding_do_not_matter() -> None:
     model = random_model()
     network, items_BL = model.query_encoder(), padded(random_items([3, 6]))
-    inputs = query_inputs(model, untimed(items_BL))
+    inputs = inputs_of(model, untimed(items_BL))
     spoilt_BLD = torch.where(inputs["mask"][..., None], inputs["item_vectors"], 1e4)
     spoilt = inputs | {"item_vectors": spoilt_BLD, "event_types": torch.where(inputs["mask"], inputs["event_types"], 2)}
     torch.testing.assert_close(network(**spoilt), network(**inputs), atol=1e-6, rtol=1e-6)

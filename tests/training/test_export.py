@@ -22,12 +22,12 @@ from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
 from tests.bundles import encoder_inputs
 from tests.datasets import Planted, planted_dataset, small_recipe
-from tests.encoders import VARIANTS, histories_of, random_items, random_model
+from tests.encoders import VARIANTS, histories_of, inputs_of, random_items, random_model
 from tests.histories import untimed
 from training.evaluation import read_evaluation
 from training.export import REFERENCE_USERS, _reference, check_onnx, export
 from training.fit import train_in_process
-from training.onnx_files import export_query_encoder, query_inputs
+from training.onnx_files import export_query_encoder
 from training.open_run import OpenRun, load_run
 from training.ranker import load_ranker, train_ranker
 from training.statistics import item_statistics
@@ -79,7 +79,7 @@ def test_every_part_of_an_encoder_can_be_exported(variant: str, tmp_path: Path) 
     encoder = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
     for lengths in ([1], [9, 2, 1], [5, 5], [8, 1, 1, 1]):
         histories, _ = histories_of(random_items(lengths, seed=lengths[0]))
-        inputs = {name: values.numpy() for name, values in query_inputs(model, histories).items()}
+        inputs = {name: values.numpy() for name, values in inputs_of(model, histories).items()}
         (query_BD,) = encoder.run(["query"], inputs)
         np.testing.assert_allclose(query_BD, model.encode_histories(histories).numpy(), atol=2e-5, rtol=2e-5)
 

@@ -60,6 +60,28 @@ def test_a_recipe_that_takes_all_features_takes_none_where_none_is_declared(data
     assert make_model(dataset, split, config, total_steps=1).query_tower is not None
 
 
+def test_all_leaves_out_what_is_made_of_events(dataset: Dataset) -> None:
+    """Which knows of the user's events in validation and test; by its name it may be had."""
+    country, age = dataset.manifest.user_features
+    made_of_events = (country.model_copy(update={"from_events": True}), age)
+    made = replace(dataset, manifest=dataset.manifest.model_copy(update={"user_features": made_of_events}))
+    split = make_split(dataset, small_recipe().split)
+    for features, expected in (("all", ["age"]), (("country",), ["country"])):
+        encoding = query_features(made, split, QueryConfig.model_validate({"features": features})).encoding
+        assert [column.name for column in encoding.user.columns] == expected
+
+
+@pytest.mark.parametrize("features", ["['age']", "['device']", "all"])
+def test_every_parameter_of_a_step_has_a_gradient(dataset: Dataset, features: str) -> None:
+    """DistributedDataParallel stops where one has not: also where no feature is categorical."""
+    config = small_recipe("items.kind=tower", "items.features=['year']", "objective.kind=causal", f"query.features={features}")
+    split = make_split(dataset, config.split)
+    model = make_model(dataset, split, config, total_steps=1)
+    model.log = lambda *_, **__: None  # type: ignore[method-assign]
+    model.training_step(next(iter(EpochBatches(dataset, split, config, epoch=0))), 0).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 def test_values_are_learnt_from_training_alone(dataset: Dataset, tmp_path: Path) -> None:
     """A device that is met in the last two events of users has no code."""
     devices = np.full(len(dataset.item_rows_E), "old")

@@ -108,6 +108,8 @@ def test_clicks_train_and_bookings_validate(dataset: Dataset, tmp_path: Path) ->
             ("objective.kind=causal", "objective.event_types=['views']"),
             r"objective.event_types: views: no such kind of event in .*: view, purchase",
         ),
+        (("query.features=['colour']",), r"query.features: colour: no feature of users"),
+        (("objective.kind=causal", "items.kind=tower", "items.features=['colour']"), r"items.features: colour: no item feature"),
         (("split.event_types=['buy']",), r"split.event_types: buy: no such kind of event in .*: view, purchase"),
     ],
 )
