@@ -77,6 +77,7 @@ CASES = {
     "sasrec_mixed": Case("ml-1m_sasrec", "sasrec", (*SAMPLED, "loss.sampler=mixed"), 0.1857),
     "sasrec_time": Case("ml-1m", "sasrec", ("model.time_bias=true", "model.time_gap=true"), published=0.2164),
     "two_tower": Case("ml-1m_sasrec", "two_tower"),
+    "two_tower_sparse": Case("ml-1m_sasrec", "two_tower", ("items.table=sparse",)),
     "two_tower_history": Case("ml-1m_sasrec", "two_tower", ("query.features=[]", "query.clock=[]")),
     "sasrec_beauty": Case("beauty", "sasrec", SHORT_HISTORIES, published=0.0531),
 }
