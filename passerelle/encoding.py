@@ -7,9 +7,8 @@ one has no code, or the number 0 and a flag that says so.
 Shape legend: N rows, S code slots of a row, F numbers of a row, V values of a column, C width of a vector column.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,6 @@ from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind, 
 from passerelle.errors import UserError
 from passerelle.features import DAY_MS
 
-_TYPES: dict[FeatureKind, pa.DataType] = {
-    "categorical": pa.string(),
-    "multi_categorical": pa.list_(pa.string()),
-    "numeric": pa.float64(),
-    "vector": pa.list_(pa.float32()),
-    "timestamp": pa.int64(),
-    "place": pa.struct([(LATITUDE, pa.float64()), (LONGITUDE, pa.float64())]),
-}
-"""Of a column, as datasets have them."""
 NO_CODE = 0
 LARGEST = 1000.0
 """Of a scaled number: an absurd one must not make a query infinite."""
@@ -130,29 +120,6 @@ class FeatureEncoding(Config):
                 numbers_NF[:, number : number + column.num_numbers] = _scaled(_raw_numbers(table, column), column)
             slot, code, number = slot + column.slots, code + column.num_codes, number + column.num_numbers
         return EncodedRows(codes_NS, numbers_NF, {name: count for name, count in unknown.items() if count})
-
-    def encode_values(self, values: Mapping[str, Any], where: str) -> EncodedRows:
-        """Codes and numbers of one row, given as plain values by name; what is not given is missing.
-
-        Raises:
-            UserError: a name that is none of the columns', or a value of another type; `where` says what is at fault.
-        """
-        names = [column.name for column in self.columns]
-        if strangers := sorted(set(values) - set(names)):
-            raise UserError(f"{where}: the model does not read {', '.join(strangers)}; it reads {', '.join(names) or 'none'}")
-        table = {}
-        for column in self.columns:
-            value = values.get(column.name)
-            try:
-                if column.kind in ("multi_categorical", "vector") and not isinstance(value, list | None):
-                    raise TypeError(f"{type(value).__name__} is no list")
-                table[column.name] = pa.array([value], _TYPES[column.kind])
-            except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, UnicodeError) as error:
-                raise UserError(f"{where}.{column.name}: not of kind {column.kind} ({error})") from None
-        try:
-            return self.encode(pa.table(table) if table else pa.table({"": [None]}))
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
 
 
 class QueryEncoding(Config):

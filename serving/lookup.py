@@ -14,6 +14,7 @@ from passerelle.bundle import QUERY_ENCODER, Bundle, History
 from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW, Id, IdMap
 from passerelle.ids import FIRST_ITEM_ROW
+from passerelle.request_features import encode_values
 from serving.schemas import RecommendRequest
 from serving.stages import Float32Array, Inference, Int64Array, Query
 
@@ -99,13 +100,13 @@ class EmbeddingLookup:
             name: np.zeros((1, width), np.int64 if name.endswith("codes") else np.float32) for name, width in encoding.widths().items()
         }
         if request.user_features is not None:
-            given = encoding.user.encode_values(request.user_features, "user_features")
+            given = encode_values(encoding.user, request.user_features, "user_features")
             inputs |= {"user_codes": given.codes_NS, "user_numbers": given.numbers_NF}
         elif user_row != UNKNOWN_ROW and bundle.user_codes_US is not None and bundle.user_numbers_UF is not None:
             codes_1S, numbers_1F = bundle.user_codes_US[[user_row]], bundle.user_numbers_UF[[user_row]]
             inputs |= {"user_codes": codes_1S.astype(np.int64), "user_numbers": np.asarray(numbers_1F)}
         if request.context.features is not None:
-            given = encoding.context.encode_values(request.context.features, "context.features")
+            given = encode_values(encoding.context, request.context.features, "context.features")
             inputs |= {"context_codes": given.codes_NS, "context_numbers": given.numbers_NF}
         return inputs
 

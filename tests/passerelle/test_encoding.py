@@ -1,7 +1,6 @@
 """Declared features to codes and numbers: against one row at a time, and for what training never saw."""
 
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -170,56 +169,13 @@ def test_an_encoding_survives_its_text() -> None:
     assert np.array_equal(again.encode(table_of(rows)).numbers_NF, encoding.encode(table_of(rows)).numbers_NF)
 
 
-FEATURES_OF_A_REQUEST = [FeatureColumn(name="place", kind="categorical"), FeatureColumn(name="tags", kind="multi_categorical")]
-FEATURES_OF_A_REQUEST += [FeatureColumn(name="age", kind="numeric"), FeatureColumn(name="image", kind="vector", width=2)]
-
-
-def encoding_of_a_request() -> FeatureEncoding:
-    table = pa.table({"place": ["a", "b"], "tags": [["x"], ["x", "y"]], "age": [1.0, 3.0], "image": [[1.0, 2.0], [0.0, 0.0]]})
-    return learn_encoding(table, FEATURES_OF_A_REQUEST, 1)
-
-
-def test_values_of_a_request_are_a_row() -> None:
-    encoding = encoding_of_a_request()
-    given = {"place": "b", "tags": ["y", "?"], "age": 3, "image": [1, 2]}
-    expected = encoding.encode(pa.table({name: [value] for name, value in given.items()}))
-    found = encoding.encode_values(given, "user_features")
-    assert np.array_equal(found.codes_NS, expected.codes_NS) and np.array_equal(found.numbers_NF, expected.numbers_NF)
-    nothing = encoding.encode_values({}, "user_features")
-    assert not nothing.codes_NS.any() and nothing.numbers_NF[0, 0] == 1, "somebody of whom nothing is told"
-
-
-@pytest.mark.parametrize("age", [1e300, -1e300, float(2**1000)])
-def test_an_absurd_number_is_a_large_one(age: float) -> None:
-    numbers_1F = encoding_of_a_request().encode_values({"age": age}, "user_features").numbers_NF
-    assert np.isfinite(numbers_1F).all() and np.abs(numbers_1F).max() == LARGEST
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"colour": "red", "height": 3}, "user_features: the model does not read colour, height; it reads place, tags, age, image"),
-        ({"place": 3}, "user_features.place: not of kind categorical"),
-        ({"place": "\ud800"}, "user_features.place: not of kind categorical"),
-        ({"tags": "Drama"}, "user_features.tags: not of kind multi_categorical"),
-        ({"tags": [3]}, "user_features.tags: not of kind multi_categorical"),
-        ({"age": "young"}, "user_features.age: not of kind numeric"),
-        ({"age": 10**400}, "user_features.age: not of kind numeric"),
-        ({"image": [1, 2, 3]}, "user_features: column 'image': 1 vectors are not 2 numbers long"),
-    ],
-)
-def test_values_of_a_request_that_are_wrong_are_named(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
-        encoding_of_a_request().encode_values(given, "user_features")
-
-
 def test_a_dictionary_is_encoded_as_its_values() -> None:
     """Of events in chunks, whose dictionaries differ; of some rows of them, too."""
     chunks = [pa.array(["a", None, "b", "b"]), pa.array(["c", "b", None])]
     plain = pa.table({"place": pa.chunked_array(chunks)})
     encoded = pa.table({"place": pa.chunked_array([chunk.dictionary_encode() for chunk in chunks])})
     for min_count in (1, 2):
-        one, other = (learn_encoding(table, FEATURES_OF_A_REQUEST[:1], min_count) for table in (plain, encoded))
+        one, other = (learn_encoding(table, [FeatureColumn(name="place", kind="categorical")], min_count) for table in (plain, encoded))
         assert one == other
         for rows in (slice(0, 7), slice(2, 3)):
             found, expected = (one.encode(table.slice(rows.start, rows.stop)) for table in (encoded, plain))

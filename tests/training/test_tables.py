@@ -74,6 +74,18 @@ def test_row_wise_adagrad_by_hand() -> None:
     torch.testing.assert_close(table.momentum_R.double(), torch.tensor(momentum, dtype=torch.float64), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.gpu
+def test_a_table_on_a_gpu_steps_as_on_a_cpu() -> None:
+    """Made on the CPU and moved, as Lightning does it."""
+    here, there = table_of(), table_of().to("cuda")
+    for rows_N, gradient_ND in steps_of(12, 5):
+        rows_U, places_N = torch.unique(rows_N, return_inverse=True)
+        (here(rows_U)[places_N] * gradient_ND).sum().backward()
+        (there(rows_U.cuda())[places_N.cuda()] * gradient_ND.cuda()).sum().backward()
+    torch.testing.assert_close(there.weight.detach().cpu(), here.weight.detach())
+    torch.testing.assert_close(there.momentum_R.cpu(), here.momentum_R)
+
+
 def test_a_step_touches_the_rows_it_asks_for() -> None:
     table = table_of()
     before = table.weight.detach().clone()
