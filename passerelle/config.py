@@ -60,10 +60,19 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     keys = name.strip().split(".")
     if not equals or not all(keys):
         raise UserError(f"--set {override}: write it as section.key=value")
+    return keys, plain_value(text)
+
+
+def plain_value(text: str) -> Any:
+    """What a user typed: a TOML value, or else a text.
+
+    >>> plain_value("3"), plain_value("['a', 'b']"), plain_value("mobile")
+    (3, ['a', 'b'], 'mobile')
+    """
     try:
-        return keys, tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return keys, text
+        return text
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

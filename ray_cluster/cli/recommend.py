@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from passerelle.config import plain_value
+from passerelle.errors import UserError
 from ray_cluster.cli.console import json_option, print_json, print_table, stderr
 
 if TYPE_CHECKING:
@@ -15,22 +17,37 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 @click.command()
 @click.option("--user", metavar="ID", help="User id.")
 @click.option("--history", metavar="A,B,C", help="Item ids, oldest first, instead of what is stored for the user.")
+@click.option("--user-feature", "user_features", multiple=True, metavar="NAME=VALUE", help="A feature of the user that the model reads.")
+@click.option("--context", "context", multiple=True, metavar="NAME=VALUE", help="A circumstance of the request that it reads.")
 @click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="How many items.")
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The running service.")
 @json_option
-def command(user: str | None, history: str | None, k: int, url: str, as_json: bool) -> None:
+def command(
+    user: str | None, history: str | None, user_features: tuple[str, ...], context: tuple[str, ...], k: int, url: str, as_json: bool
+) -> None:
     """Recommend items to a user or for a history, through the running service.
+
+    Features that are given take the place of those that are stored of the user.
 
     \b
     passerelle recommend --user 42
     passerelle recommend --history 1193,661,914 -k 5
+    passerelle recommend --history 1193,661 --user-feature gender=F --context device=mobile
     passerelle recommend --user 42 --url http://127.0.0.1:8080 --json
     """
     from ray_cluster.client import ServiceClient
 
     given = None if history is None else [item_id.strip() for item_id in history.split(",") if item_id.strip()]
     with ServiceClient(url) as client:
-        answer = client.recommend({"user_id": user, "history": given, "k": k})
+        answer = client.recommend(
+            {
+                "user_id": user,
+                "history": given,
+                "k": k,
+                "user_features": _named(user_features, "--user-feature"),
+                "context": {"features": _named(context, "--context")},
+            }
+        )
         if as_json:
             print_json(answer)
             return
@@ -41,6 +58,17 @@ def command(user: str | None, history: str | None, k: int, url: str, as_json: bo
         stderr.print(f"{answer['ignored_history']} ids of the history are not in the catalogue.")
     print_table(f"version {answer['model_version']}", ("item", "title", "score", "found by"), rows)
     stderr.print(", ".join(f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in answer["timings_ms"].items()))
+
+
+def _named(pairs: tuple[str, ...], option: str) -> dict[str, Any] | None:
+    """What was given, by name; None where nothing was."""
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not name or not equals:
+            raise UserError(f"{option} {pair}: write it as name=value")
+        values[name] = plain_value(text)
+    return values or None
 
 
 def item_rows(client: "ServiceClient", items: list[dict[str, Any]]) -> list[tuple[object, ...]]:

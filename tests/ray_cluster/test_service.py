@@ -74,6 +74,15 @@ def test_recommend_and_similar_print_titles(service_url: str) -> None:
     [
         (("recommend", "--user", "1003", "-k", "301"), "passerelle: k: 301 is more than the 300 items of the catalogue\n"),
         (("similar", "--item", "8"), "passerelle: item_id '8': not in the catalogue of 300 items\n"),
+        (("recommend", "--user", "1003", "--context", "device"), "passerelle: --context device: write it as name=value\n"),
+        (
+            ("recommend", "--user", "1003", "--context", "device=3"),
+            "passerelle: context.features: the model does not read device; it reads none\n",
+        ),
+        (
+            ("recommend", "--history", "7", "--user-feature", "tags=['a']"),
+            "passerelle: user_features: the model does not read tags; it reads none\n",
+        ),
         (("recommend", "--user", "ann"), "passerelle: user_id: user_id 'ann': this catalogue's ids are integers\n"),
     ],
 )
