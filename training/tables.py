@@ -7,6 +7,7 @@ Shape legend: R rows, D width, U rows of a step (each once).
 """
 
 import functools
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -106,6 +107,7 @@ class MappedTable(nn.Module):
 @functools.cache
 def torchrec_package() -> Any:
     """Imported where a recipe wants it: training without it needs no torchrec."""
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # it warns of its own caller
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # FBGEMM's CPU build warns of each operator that it lacks
         try:
