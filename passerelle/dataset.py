@@ -52,8 +52,8 @@ class FeatureColumn(Config):
     """Numeric: how networks are given it; standardised if absent."""
     width: int | None = None
     """Vector: numbers in it."""
-    from_events: bool = False
-    """Whether it was made of events, those of validation and test among them."""
+    from_events: Literal[True] | None = None
+    """It was made of events, those of validation and test among them."""
 
 
 class DatasetManifest(Manifest):

@@ -177,7 +177,7 @@ def _feature_columns(features: Mapping[str, FeatureConfig]) -> tuple[FeatureColu
             kind=feature.kind,
             scaling=None if feature.scaling == "standard" else feature.scaling,
             width=feature.width,
-            from_events=feature.from_events is not None,
+            from_events=True if feature.from_events else None,
         )
         for name, feature in features.items()
     )
