@@ -50,9 +50,7 @@ def fit(
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // workers_here))
-    warnings.filterwarnings(
-        "ignore", message="The number of training batches .* is smaller than", category=UserWarning
-    )
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than", category=UserWarning)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning 2.6 with torch 2.13
     whole = make_split(dataset, config.split)
