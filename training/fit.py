@@ -58,6 +58,7 @@ def fit(
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
     model = make_model(dataset, split, config, total_steps=steps_per_epoch * config.training.max_epochs, num_shards=num_workers)
     model.checkpoints = checkpoints = run_path / "checkpoints"
+    model.workers_here = workers_here
     choice: list[pl.Callback] = (
         [] if config.training.include_validation else [Patience(config.training.patience), BestCheckpoint(checkpoints)]
     )

@@ -12,7 +12,6 @@ history (`training/items.py`); everything else stays as it is.
 Shape legend: B sequences, L padded length, D width, T tokens, M target positions, R item rows, K ranked items, Q users.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +84,8 @@ class SequenceModel(pl.LightningModule):
         super().__init__()
         self.checkpoints: Path | None = None
         """Where a sparse table goes when the rest goes into a checkpoint."""
+        self.workers_here = 1
+        """Ranks of this machine, among which its memory is shared."""
         self.config = config
         self.total_steps = total_steps
         generator = torch.Generator().manual_seed(config.training.seed)
@@ -171,8 +172,7 @@ class SequenceModel(pl.LightningModule):
     def configure_model(self) -> None:
         """Where there are several ranks, they know of each other by now."""
         if isinstance(self.items.ids, ShardedTable):
-            workers_here = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
-            self.items.ids.place(workers_here, self.trainer.strategy.root_device)
+            self.items.ids.place(self.workers_here, self.trainer.strategy.root_device)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         items_BL, row_T, column_T = pad_right_aligned(batch.items_T, batch.offsets_B1)
