@@ -1,8 +1,10 @@
-"""Filters over item columns: typed conditions, all of which must hold, compiled to one boolean mask. Never to a string.
+"""Filters over item columns: trees of typed conditions, compiled to one boolean mask. Never to a string.
 
-    [{"op": "contains", "column": "genres", "value": "Drama"}, {"op": "range", "column": "year", "min": 1990}]
+    [{"op": "contains", "column": "genres", "value": "Drama"},
+     {"op": "or", "conditions": [{"op": "range", "column": "year", "min": 1990}, {"op": "not", "condition": ...}]}]
 
-An item whose value is missing meets no condition on that column. Shape legend: R item rows (special rows included).
+An item whose value is missing meets no condition on that column, and so meets the `not` of each: `present` tells them apart.
+Shape legend: R item rows (special rows included).
 """
 
 from collections.abc import Hashable, Sequence
@@ -16,7 +18,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model
 
 from passerelle.arrow import ragged
 from passerelle.config import Config
-from passerelle.dataset import FeatureColumn, FeatureKind
+from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 
@@ -63,17 +65,72 @@ class Contains(Config):
     value: Value
 
 
+class Within(Config):
+    """The item's place lies within so many kilometres of a point, along the surface of the Earth."""
+
+    op: Literal["within"]
+    column: str
+    latitude: Annotated[StrictInt | StrictFloat, Field(ge=-90, le=90)]
+    longitude: Annotated[StrictInt | StrictFloat, Field(ge=-180, le=180)]
+    radius_km: Annotated[StrictInt | StrictFloat, Field(gt=0, le=20_038)]
+
+
+class Present(Config):
+    """The item has a value (of several values, one at least)."""
+
+    op: Literal["present"]
+    column: str
+
+
+class And(Config):
+    """All of these hold."""
+
+    op: Literal["and"]
+    conditions: "tuple[Filter, ...]" = Field(min_length=1, max_length=100)
+
+
+class Or(Config):
+    """One of these holds."""
+
+    op: Literal["or"]
+    conditions: "tuple[Filter, ...]" = Field(min_length=1, max_length=100)
+
+
+class Not(Config):
+    """This does not hold: also of an item without a value."""
+
+    op: Literal["not"]
+    condition: "Filter"
+
+
 _OPERATIONS: dict[FeatureKind, tuple[str, ...]] = {
-    "categorical": ("equals", "in"),
-    "multi_categorical": ("contains",),
-    "numeric": ("equals", "in", "range"),
-    "timestamp": ("equals", "in", "range"),
-    "text": ("equals", "in"),
+    "categorical": ("equals", "in", "present"),
+    "multi_categorical": ("contains", "present"),
+    "numeric": ("equals", "in", "range", "present"),
+    "timestamp": ("equals", "in", "range", "present"),
+    "text": ("equals", "in", "present"),
+    "place": ("within", "present"),
 }
 """By kind of column; the others are for networks."""
 _NUMBERS: tuple[FeatureKind, ...] = ("numeric", "timestamp")
+_CODED: tuple[FeatureKind, ...] = ("categorical", "multi_categorical", "text", *_NUMBERS)
 
-Filter = Annotated[Equals | In | Range | Contains, Field(discriminator="op")]
+Filter = Annotated[Equals | In | Range | Contains | Within | Present | And | Or | Not, Field(discriminator="op")]
+for _group in (And, Or, Not):
+    _group.model_rebuild()
+
+MOST_CONDITIONS = 1000
+EARTH_RADIUS_KM = 6371.0088
+
+
+def count_conditions(filters: Sequence[Filter]) -> int:
+    """All conditions of some trees, groups among them."""
+    waiting, count = list(filters), 0
+    while waiting:
+        condition = waiting.pop()
+        count += 1
+        waiting += condition.conditions if isinstance(condition, And | Or) else [condition.condition] if isinstance(condition, Not) else []
+    return count
 
 
 @dataclass(frozen=True)
@@ -130,6 +187,19 @@ def _numbers(items: pa.Table, feature: FeatureColumn) -> npt.NDArray[np.float64]
     return np.concatenate([np.full(FIRST_ITEM_ROW, np.nan), values])
 
 
+def _points(items: pa.Table, feature: FeatureColumn) -> npt.NDArray[np.float64]:
+    """[R, 3] on the unit sphere, NaN where there is no place."""
+    values = items.column(feature.name).combine_chunks()
+    degrees = [values.field(name).cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False) for name in (LATITUDE, LONGITUDE)]
+    points = _on_the_sphere(*(np.where(values.is_valid().to_numpy(zero_copy_only=False), part, np.nan) for part in degrees))
+    return np.concatenate([np.full((FIRST_ITEM_ROW, 3), np.nan), points])
+
+
+def _on_the_sphere(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    north, east = np.radians(latitude), np.radians(longitude)
+    return np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=-1)
+
+
 class ItemFilters:
     """The filterable columns of a bundle, held in a form that makes a mask quickly.
 
@@ -141,7 +211,8 @@ class ItemFilters:
     def __init__(self, items: pa.Table, item_features: Sequence[FeatureColumn]) -> None:
         self._num_rows = items.num_rows + FIRST_ITEM_ROW
         self._kinds = {feature.name: feature.kind for feature in item_features}
-        self._codes = {feature.name: _codes(items, feature) for feature in item_features if feature.kind in _OPERATIONS}
+        self._codes = {feature.name: _codes(items, feature) for feature in item_features if feature.kind in _CODED}
+        self._points = {feature.name: _points(items, feature) for feature in item_features if feature.kind == "place"}
         self._numbers = {feature.name: _numbers(items, feature) for feature in item_features if feature.kind in _NUMBERS}
 
     def mask(self, filters: Sequence[Filter]) -> Mask:
@@ -156,8 +227,20 @@ class ItemFilters:
         mask_R = np.ones(self._num_rows, dtype=bool)
         mask_R[:FIRST_ITEM_ROW] = False
         for position, condition in enumerate(filters):
-            mask_R &= self._one(condition, f"filters.{position}: column {condition.column!r}")
+            mask_R &= self._tree(condition, f"filters.{position}")
         return mask_R
+
+    def _tree(self, condition: Filter, path: str) -> Mask:
+        if isinstance(condition, Not):
+            return ~self._tree(condition.condition, f"{path}.condition")
+        if isinstance(condition, And | Or):
+            masks = (self._tree(part, f"{path}.conditions.{place}") for place, part in enumerate(condition.conditions))
+            combine = np.logical_and if isinstance(condition, And) else np.logical_or
+            mask_R = next(masks)
+            for other_R in masks:
+                combine(mask_R, other_R, out=mask_R)
+            return mask_R
+        return self._one(condition, f"{path}: column {condition.column!r}")
 
     def _one(self, condition: Any, where: str) -> Mask:
         kind = self._kinds.get(condition.column)
@@ -172,5 +255,19 @@ class ItemFilters:
             low = -np.inf if condition.min is None else condition.min
             high = np.inf if condition.max is None else condition.max
             return np.asarray((numbers_R >= low) & (numbers_R <= high))
+        if isinstance(condition, Within):
+            centre = _on_the_sphere(condition.latitude, condition.longitude)
+            squares_R = np.square(self._points[condition.column] - centre).sum(axis=1)  # of chords: exact for small distances, too
+            angle = min(condition.radius_km / EARTH_RADIUS_KM, np.pi)
+            return np.asarray(squares_R <= (2 * np.sin(angle / 2)) ** 2)
+        if isinstance(condition, Present):
+            return self._present(condition.column, kind)
         values = condition.values if isinstance(condition, In) else (condition.value,)
         return self._codes[condition.column].rows_with(values, self._num_rows, where)
+
+    def _present(self, column: str, kind: FeatureKind) -> Mask:
+        if kind == "place":
+            return np.asarray(~np.isnan(self._points[column]).any(axis=1))
+        mask_R = np.zeros(self._num_rows, dtype=bool)
+        mask_R[self._codes[column].rows] = True
+        return mask_R

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue, StrictBool, StrictInt, StrictStr, model_validator
 
 from passerelle.config import Config
-from serving.filters import Filter
+from serving.filters import MOST_CONDITIONS, Filter, count_conditions
 
 MAX_K = 10_000
 MAX_HISTORY_ITEMS = 100_000
@@ -43,13 +43,19 @@ class RecommendRequest(Config):
     """Leave out the items of the history (of a model for bookings: those that were booked)."""
     context: Context = Context()
     filters: tuple[Filter, ...] = Field(default=(), max_length=100)
-    """Conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""
+    """Trees of conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""
 
     @model_validator(mode="after")
     def _one_value_an_item(self) -> "RecommendRequest":
         for name, values in (("history_timestamps_ms", self.history_timestamps_ms), ("history_event_types", self.history_event_types)):
             if values is not None and len(values) != len(self.history or ()):
                 raise ValueError(f"{name} has {len(values)} values for the {len(self.history or ())} items of history")
+        return self
+
+    @model_validator(mode="after")
+    def _no_forest(self) -> "RecommendRequest":
+        if (count := count_conditions(self.filters)) > MOST_CONDITIONS:
+            raise ValueError(f"filters has {count} conditions, at most {MOST_CONDITIONS} are possible")
         return self
 
     def timestamp_ms(self) -> int:
