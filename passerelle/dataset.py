@@ -125,6 +125,10 @@ class Dataset:
             raise UserError(f"{where}: {', '.join(strangers)}: no such kind of event in {self.path}; there are: {', '.join(known)}")
         return np.isin(self.event_types_E, [known.index(name) for name in names])
 
+    def user_rows_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Whose some events (positions) are."""
+        return np.searchsorted(self.offsets_U1, positions, side="right") - 1
+
     def fingerprint(self) -> str:
         """Checksum of the events and ids: two datasets with the same one train alike."""
         return "-".join(self.manifest.files[name].sha256[:12] for name in (*_FILES, _CONTEXTS) if name in self.manifest.files)

@@ -216,16 +216,25 @@ def _raw_numbers(table: pa.Table, column: ColumnEncoding) -> Float64Array:
     if column.kind == "vector":
         return _vectors(values, column)
     if column.kind == "place":
-        latitude_N, longitude_N = (np.radians(_floats(values.field(name), column.name)) for name in (LATITUDE, LONGITUDE))
-        present_N = values.is_valid().to_numpy(zero_copy_only=False)
-        point_3N = (np.cos(latitude_N) * np.cos(longitude_N), np.cos(latitude_N) * np.sin(longitude_N), np.sin(latitude_N))
-        return np.where(present_N[:, None], np.stack(point_3N, axis=1), np.nan)
+        return points(values, column.name)
     numbers_N = _floats(values, column.name)
     if column.kind == "timestamp":
         numbers_N = numbers_N / DAY_MS
     if column.scaling == "log":
         numbers_N = np.sign(numbers_N) * np.log1p(np.abs(numbers_N))
     return numbers_N[:, None]
+
+
+def points(places: pa.Array, name: str) -> Float64Array:
+    """Places of a column as points [N, 3] on the unit sphere, NaN where there is none."""
+    points_N3 = on_the_sphere(*(_floats(places.field(field), name) for field in (LATITUDE, LONGITUDE)))
+    return np.where(places.is_valid().to_numpy(zero_copy_only=False)[:, None], points_N3, np.nan)
+
+
+def on_the_sphere(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float64Array:
+    """Degrees as points [..., 3] on the unit sphere."""
+    north, east = np.radians(latitude), np.radians(longitude)
+    return np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=-1)
 
 
 def _floats(values: pa.Array, name: str) -> Float64Array:

@@ -18,7 +18,8 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model
 
 from passerelle.arrow import ragged
 from passerelle.config import Config
-from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind
+from passerelle.dataset import FeatureColumn, FeatureKind
+from passerelle.encoding import on_the_sphere, points
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 
@@ -188,16 +189,8 @@ def _numbers(items: pa.Table, feature: FeatureColumn) -> npt.NDArray[np.float64]
 
 
 def _points(items: pa.Table, feature: FeatureColumn) -> npt.NDArray[np.float64]:
-    """[R, 3] on the unit sphere, NaN where there is no place."""
-    values = items.column(feature.name).combine_chunks()
-    degrees = [values.field(name).cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False) for name in (LATITUDE, LONGITUDE)]
-    points = _on_the_sphere(*(np.where(values.is_valid().to_numpy(zero_copy_only=False), part, np.nan) for part in degrees))
-    return np.concatenate([np.full((FIRST_ITEM_ROW, 3), np.nan), points])
-
-
-def _on_the_sphere(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    north, east = np.radians(latitude), np.radians(longitude)
-    return np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=-1)
+    found = points(items.column(feature.name).combine_chunks(), feature.name)
+    return np.concatenate([np.full((FIRST_ITEM_ROW, 3), np.nan), found])
 
 
 class ItemFilters:
@@ -256,7 +249,7 @@ class ItemFilters:
             high = np.inf if condition.max is None else condition.max
             return np.asarray((numbers_R >= low) & (numbers_R <= high))
         if isinstance(condition, Within):
-            centre = _on_the_sphere(condition.latitude, condition.longitude)
+            centre = on_the_sphere(condition.latitude, condition.longitude)
             squares_R = np.square(self._points[condition.column] - centre).sum(axis=1)  # of chords: exact for small distances, too
             angle = min(condition.radius_km / EARTH_RADIUS_KM, np.pi)
             return np.asarray(squares_R <= (2 * np.sin(angle / 2)) ** 2)

@@ -129,7 +129,7 @@ class EpochBatches:
             items_T=torch.from_numpy(np.where(question.masked_T, MASK_ROW, rows_E[question.event_T])),
             offsets_B1=torch.from_numpy(question.offsets_B1),
             windows_B=torch.from_numpy(mine_B),
-            user_rows_B=torch.from_numpy(np.searchsorted(dataset.offsets_U1, windows.start_W[mine_B], side="right") - 1),
+            user_rows_B=torch.from_numpy(dataset.user_rows_of(windows.start_W[mine_B])),
             event_types_T=torch.from_numpy(dataset.event_types_E[positions_E[question.event_T]].astype(np.int64)),
             key_times_ms_T=torch.from_numpy(times_ms_E[question.event_T]),
             query_times_ms_T=torch.from_numpy(times_ms_E[question.asked_T]),

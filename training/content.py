@@ -41,7 +41,8 @@ def bare_model(
 ) -> SequenceModel:
     """The same with given counts for the sampler [R], and a given sparse table."""
     content = item_content(dataset, split, config.items) if config.items.kind == "tower" else None
-    known = query_features(dataset, split, config.query) if config.query.features or config.query.clock else None
+    reads_anything = config.query.clock or any(chosen_query_features(dataset, config.query))
+    known = query_features(dataset, split, config.query) if reads_anything else None
     num_event_types = len(dataset.manifest.event_types)
     return SequenceModel(config, counts_R, total_steps, content, known, num_event_types=num_event_types, ids=ids)
 

@@ -96,6 +96,7 @@ class SequenceEncoder(nn.Module):
         the last block then does no work for the others, which is half of it all when two blocks are asked for one position.
         """
         length = vectors_BLD.shape[1]
+        visible_BL = mask_BL if hidden_BL is None else mask_BL & ~hidden_BL
         if self.position is not None:
             vectors_BLD = vectors_BLD + self.position[self.max_length - length :]
         if self.time_gap is not None:
@@ -103,29 +104,19 @@ class SequenceEncoder(nn.Module):
             vectors_BLD = vectors_BLD + self.time_gap(times.query_BL, times.key_BL, mask_BL)
         if self.event_type is not None:
             assert event_types_BL is not None
-            told_BL = mask_BL if hidden_BL is None else mask_BL & ~hidden_BL
-            vectors_BLD = vectors_BLD + F.embedding(event_types_BL, self.event_type) * told_BL[..., None]
+            vectors_BLD = vectors_BLD + F.embedding(event_types_BL, self.event_type) * visible_BL[..., None]
         hidden_BLD = self.input_norm(vectors_BLD)
         if dropout:
             hidden_BLD = dropout(hidden_BLD)
-        if not self.blocks:
-            return self._pooled(hidden_BLD, mask_BL, columns_BP)
-        attend = self._attend(mask_BL if hidden_BL is None else mask_BL & ~hidden_BL, times)
-        angles_LK = None if self.angles_LK is None else self.angles_LK[self.max_length - length :]
-        for number, block in enumerate(self.blocks, start=1):
-            wanted_BP = columns_BP if number == len(self.blocks) else None
-            hidden_BLD = block(hidden_BLD, wanted_BP, attend, angles_LK, dropout)
+        if self.blocks:
+            attend = self._attend(visible_BL, times)
+            angles_LK = None if self.angles_LK is None else self.angles_LK[self.max_length - length :]
+            for number, block in enumerate(self.blocks, start=1):
+                wanted_BP = columns_BP if number == len(self.blocks) else None
+                hidden_BLD = block(hidden_BLD, wanted_BP, attend, angles_LK, dropout)
+        else:
+            hidden_BLD = _pooled(hidden_BLD, mask_BL, columns_BP)
         queries_BPD: Tensor = self.head(self.output_norm(hidden_BLD))
-        return queries_BPD
-
-    def _pooled(self, vectors_BLD: Tensor, mask_BL: Tensor, columns_BP: Tensor | None) -> Tensor:
-        """The mean of what each position sees, instead of attention."""
-        mask_BL1 = mask_BL[..., None].to(vectors_BLD.dtype)
-        sums_BLD, counts_BL1 = (vectors_BLD * mask_BL1).cumsum(1), mask_BL1.cumsum(1)
-        means_BLD = sums_BLD / counts_BL1.clamp_min(1.0)
-        if columns_BP is not None:
-            means_BLD = means_BLD.gather(1, columns_BP[..., None].expand(-1, -1, means_BLD.shape[-1]))
-        queries_BPD: Tensor = self.head(self.output_norm(means_BLD))
         return queries_BPD
 
     def _attend(self, visible_BL: Tensor, times: Times | None) -> Attend:
@@ -135,6 +126,14 @@ class SequenceEncoder(nn.Module):
             buckets_BLL = time_buckets(times.query_BL[:, :, None] - times.key_BL[:, None, :])
         preferences = Preferences(visible_BL, self.slopes_H, self.direction_H, buckets_BLL)
         return FlexAttention(preferences) if self.flex and visible_BL.device.type == "cuda" else DenseAttention(preferences)
+
+
+def _pooled(vectors_BLD: Tensor, mask_BL: Tensor, columns_BP: Tensor | None) -> Tensor:
+    """The mean of what each position sees, instead of attention."""
+    mask_BL1 = mask_BL[..., None].to(vectors_BLD.dtype)
+    sums_BLD, counts_BL1 = (vectors_BLD * mask_BL1).cumsum(1), mask_BL1.cumsum(1)
+    means_BLD = sums_BLD / counts_BL1.clamp_min(1.0)
+    return means_BLD if columns_BP is None else means_BLD.gather(1, columns_BP[..., None].expand(-1, -1, means_BLD.shape[-1]))
 
 
 class QueryEncoder(nn.Module):

@@ -104,6 +104,11 @@ class Items(nn.Module, ABC):
         rows_U = _distinct([asked])
         return StepItems(self._exact_of(rows_U), rows_U)
 
+    def room(self) -> Tensor:
+        """Something as large as the vectors of all rows, to write into: on disk where the table is."""
+        assert not isinstance(self.ids, ShardedTable), "no rank has all rows"
+        return self.ids.room() if isinstance(self.ids, MappedTable) else torch.empty_like(self.ids.weight)
+
     @abstractmethod
     def _of_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
         """Of some rows, or of all."""
@@ -203,8 +208,7 @@ class TowerItems(Items):
             if isinstance(self.ids, ShardedTable):
                 stored = [(shard.first_row, shard.weight_SD, torch.empty_like(shard.weight_SD)) for shard in self.ids.shards]
             else:
-                room_RD = self.ids.room() if isinstance(self.ids, MappedTable) else torch.empty_like(self.ids.weight)
-                stored = [(0, self.ids.weight, room_RD)]
+                stored = [(0, self.ids.weight, self.room())]
             for first_row, own_SD, found_SD in stored:
                 for start in range(0, len(own_SD), BLOCK_ROWS):
                     block = slice(start, start + BLOCK_ROWS)

@@ -93,8 +93,7 @@ def export_candidate_encoder(tower: CandidateTower, path: Path, dim: int, encodi
 
 
 def _export(network: torch.nn.Module, example: dict[str, torch.Tensor], output: str, dynamic: dict[str, Any], path: Path) -> None:
-    for name in ("torch.onnx", "torch.fx._symbolic_trace"):  # the latter warns of its own caller where torchrec is loaded
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(

@@ -41,11 +41,6 @@ class QueryFeatures(nn.Module):
         for name, values in zip(Facts._fields, (*users, *contexts), strict=True):
             self.register_buffer(name, torch.cat([values, values.new_zeros(1, values.shape[1])]), persistent=False)
 
-    @property
-    def reads_anything(self) -> bool:
-        """Whether any feature is declared among those a recipe asks for."""
-        return bool(self.encoding.user.columns or self.encoding.context.columns)
-
     def forward(self, user_rows_N: Tensor, events_N: Tensor) -> Facts:
         """What is known of users (int64 rows) in the circumstances of events (int64 positions)."""
         # Where nothing is encoded there is the row of zeros alone.

@@ -48,7 +48,7 @@ from training.samplers import Negatives, make_sampler
 from training.sharding import ShardedTable
 from training.step_loss import loss_sum
 from training.table_files import TABLE_KEY, open_table, table_of, write_table
-from training.tables import MappedTable, SparseTable
+from training.tables import SparseTable
 from training.towers import Facts, QueryTower
 
 MONITOR = "validation_ndcg@10"
@@ -65,7 +65,7 @@ class SequenceModel(pl.LightningModule):
         counts_R: float64 counts of each item row for the sampler (`make_sampler`).
         total_steps: steps in `max_epochs`, for the learning-rate schedule.
         content: what declared features say of the items, for a candidate tower.
-        query_features: what is known of queries beside histories, where the recipe names features or the clock.
+        query_features: what is known of queries beside histories, where anything is to be read.
         num_event_types: kinds of events of the dataset.
         ids: the sparse table, for a recipe that wants one.
     """
@@ -95,7 +95,7 @@ class SequenceModel(pl.LightningModule):
         self.encoder = SequenceEncoder(config.model, generator, causal=causal, num_event_types=num_event_types)
         self.unit = config.items.kind == "tower"
         self.query_features, self.query_tower = None, None
-        if query_features is not None and (config.query.clock or query_features.reads_anything):
+        if query_features is not None:
             self.query_features = query_features
             self.query_tower = QueryTower(query_features.encoding, config.query.clock, config.model.dim, generator)
         self.sampler = make_sampler(config.loss, counts_R)
@@ -119,8 +119,7 @@ class SequenceModel(pl.LightningModule):
         return None if vectors.history_UD is vectors.answers_UD else self._without_special_rows(vectors.history_UD)
 
     def _without_special_rows(self, vectors_RD: Tensor) -> Tensor:
-        ids = self.items.ids
-        copy_RD = ids.room() if isinstance(ids, MappedTable) else torch.empty_like(vectors_RD)
+        copy_RD = self.items.room()
         copy_RD.copy_(vectors_RD.detach())[:FIRST_ITEM_ROW] = 0.0
         return copy_RD
 
@@ -197,9 +196,8 @@ class SequenceModel(pl.LightningModule):
         time_ms_M = batch.query_times_ms_T[batch.target_positions_M]
         query_MD = finished_query(history_MD, self.query_tower, self._facts(batch, row_M), time_ms_M, unit=self.unit)
         # DDP averages gradients over ranks: with this divisor on each, that average is the mean over all targets of the step.
-        loss = loss_sum(
-            self.config.loss, query_MD, items, batch, negatives, num_items=self.num_rows - FIRST_ITEM_ROW
-        ) / self._mean_over_ranks(batch.weights_M.sum())
+        total = loss_sum(self.config.loss, query_MD, items, batch, negatives, num_items=self.num_rows - FIRST_ITEM_ROW)
+        loss = total / self._mean_over_ranks(batch.weights_M.sum())
         self._train_loss = self._train_loss.to(self.device)
         self._train_loss[0] += loss.detach()
         self._train_loss[1] += 1

@@ -42,8 +42,7 @@ def make_targets(dataset: Dataset, config: ObjectiveConfig) -> Targets:
 
 def times_before(dataset: Dataset, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """How many of some events (positions in ascending order) each is a repeat of: before it, by the same user, with the same item."""
-    users = np.searchsorted(dataset.offsets_U1, positions, side="right") - 1
-    pairs = users * np.int64(dataset.num_rows) + dataset.item_rows_E[positions]
+    pairs = dataset.user_rows_of(positions) * np.int64(dataset.num_rows) + dataset.item_rows_E[positions]
     order = np.argsort(pairs, kind="stable")
     starts_group = np.concatenate([[True], pairs[order][1:] != pairs[order][:-1]]) if len(order) else np.zeros(0, dtype=bool)
     place = np.arange(len(order))

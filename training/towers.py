@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passerelle.encoding import NO_CODE, FeatureEncoding, QueryEncoding
-from passerelle.features import DAY_MS
+from passerelle.features import DAY_MS, HOUR_MS
 
 CODE_DIM = 16
 HIDDEN_MULTIPLE = 2
-HOUR_MS = 3_600_000
 HOURS, WEEKDAYS = 24, 7
 _THURSDAY = 3
 """1970-01-01, where Monday is 0."""

@@ -68,15 +68,9 @@ def read_events(config: PrepareConfig, source: Path, tally: Tally, progress: Pro
     Raises:
         UserError: a file is missing, damaged or lacks a column; or bad rows stop the work (see `Tally.stop_if_bad`).
     """
-    features = [*config.items.features.values(), *config.users.features.values()]
-    optional = list(
-        dict.fromkeys(
-            [
-                *(name for feature in features if feature.from_events for name in feature.columns()),
-                *(name for feature in config.context.features.values() for name in feature.columns()),
-            ]
-        )
-    )
+    of_entities = (*config.items.features.values(), *config.users.features.values())
+    features = [*(feature for feature in of_entities if feature.from_events), *config.context.features.values()]
+    optional = list(dict.fromkeys(name for feature in features for name in feature.columns()))
     work = [(path, block) for block in config.events for path in resolve_files(source, block.files)]
     total_kb = max(1, sum(path.stat().st_size for path, _ in work) // 1000)
     chunks = _Chunks(columns={name: [] for name in optional})
