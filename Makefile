@@ -54,7 +54,7 @@ docs: setup  ## Write docs/cli.md, docs/configuration.md and the README's result
 
 clean:  ## Remove artifacts, published model versions and caches; .venv stays
 	@rm -rf artifacts dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	@rm -rf model_repository/*/[0-9]* model_repository/published.json
+	@rm -rf model_repository/*/[0-9]* model_repository/published.json model_repository/events.sqlite*
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## The same, and .venv

@@ -23,6 +23,7 @@ from passerelle.bundle import Bundle, open_bundle
 from passerelle.dataset import Dataset, FeatureColumn, write_dataset
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, USER_ID
 from serving.retrieval import Retrieval
+from serving.schemas import SimilarRequest
 from training.config import load_recipe
 from training.export import export
 from training.fit import train_in_process
@@ -126,7 +127,7 @@ def _found(grown: Bundle, retrieval: Retrieval, num_items: int, rng: np.random.G
         cosines_R = vectors_RD @ vectors_RD[near]
         cosines_R[near] = -np.inf
         best = set(np.argpartition(-cosines_R, K)[:K].tolist())
-        answered = set(asyncio.run(retrieval.similar(near, K)).rows_C.tolist())
+        answered = set(asyncio.run(retrieval.similar(SimilarRequest(item_id=0, k=K), [near])).rows_C.tolist())
         expected += sum(row >= first_new for row in best)
         there += sum(row >= first_new for row in best & answered)
     return {"asked": ASKED, "new_among_exact": expected, "of_these_found": there}

@@ -14,6 +14,19 @@ from pages import write_or_check
 from passerelle.config import Config
 from passerelle.prepare.config import Condition, EntityConfig, EventsConfig, FiltersConfig, PrepareConfig
 from passerelle.prepare.feature_config import FeatureConfig
+from serving.config import (
+    ColdStart,
+    Experiment,
+    LimitsConfig,
+    LiveEventsConfig,
+    LogConfig,
+    Offers,
+    Playlist,
+    Rules,
+    SourceConfig,
+    Variant,
+)
+from serving.ordering_config import Boost, Cap, Mixing, Mmr, OrderingConfig, Pin
 from training.config import RunConfig, load_recipe, recipe_names
 
 TARGET = Path(__file__).parent / "configuration.md"
@@ -21,12 +34,13 @@ INTRODUCTION = """\
 # Configuration
 
 Written by `make docs` from the docstrings of `training/config.py`, `training/model_config.py`, `passerelle/splits.py`,
-`passerelle/prepare/config.py` and `passerelle/prepare/feature_config.py`: edit those, not this file.
+`passerelle/prepare/config.py`, `passerelle/prepare/feature_config.py`, `serving/config.py` and `serving/ordering_config.py`: edit those,
+not this file.
 
 Every setting stands in a TOML file, and those of a section may be given anew with `--set section.key=value`, as often as needed. The
 value is TOML (`--set model.dim=128`, `--set "model.distance_slopes=[0.5, 0.03]"`), and a bare word is a text
 (`--set loss.kind=sampled`). An unknown key and a value out of range are errors, and so is an option of `[items]`, `[objective]`, `[loss]`
-or `[split]` that the others leave without effect. How to use them is in [training.md](training.md).
+or `[split]` that the others leave without effect. How to use them is in [training.md](training.md) and [serving.md](serving.md).
 
 ## A recipe
 
@@ -47,6 +61,30 @@ LOG_TABLES: tuple[tuple[str, type[Config]], ...] = (
     ("`[items.features.NAME]`, `[users.features.NAME]`", FeatureConfig),
     ("`[filters]`", FiltersConfig),
 )
+SERVING = """\
+
+## A serving file
+
+What `passerelle serve --config` takes. Conditions (`filters`, `when`) are written as in requests.
+"""
+SERVING_TABLES: tuple[tuple[str, type[Config]], ...] = (
+    ("`[playlists.NAME]`", Playlist),
+    ("`[[playlists.NAME.sources]]`, `[[cold_start.sources]]`", SourceConfig),
+    ("`[playlists.NAME.ordering]`", OrderingConfig),
+    ("`[[playlists.NAME.ordering.boosts]]`", Boost),
+    ("`[[playlists.NAME.ordering.caps]]`", Cap),
+    ("`[[playlists.NAME.ordering.pins]]`", Pin),
+    ("`[playlists.NAME.ordering.mixing]`", Mixing),
+    ("`[playlists.NAME.ordering.mmr]`", Mmr),
+    ("`[experiments.NAME]`", Experiment),
+    ("`[[experiments.NAME.variants]]`", Variant),
+    ("`[cold_start]`", ColdStart),
+    ("`[rules]`", Rules),
+    ("`[offers]`", Offers),
+    ("`[events]`", LiveEventsConfig),
+    ("`[limits]`", LimitsConfig),
+    ("`[log]`", LogConfig),
+)
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 PRESETS_ALONE = ("source",)
 
@@ -55,6 +93,8 @@ def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     """What may be written, in words."""
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
+    if "oneOf" in schema:
+        return "condition"
     if "anyOf" in schema:
         return " or ".join(kind(part, definitions) for part in schema["anyOf"] if part.get("type") != "null")
     if "enum" in schema:
@@ -105,10 +145,11 @@ def page() -> str:
         assert issubclass(field.annotation, Config)
         parts.append(f"\n### `[{section}]`\n\n{field.annotation.__doc__}\n\n")
         parts.extend(f"{line}\n" for line in table(field.annotation, {name: recipe[section] for name, recipe in recipes.items()}))
-    parts.append(LOGS)
-    for title, model in LOG_TABLES:
-        parts.append(f"\n### {title}\n\n{model.__doc__}\n\n")
-        parts.extend(f"{line}\n" for line in table(model))
+    for introduction, tables in ((LOGS, LOG_TABLES), (SERVING, SERVING_TABLES)):
+        parts.append(introduction)
+        for title, model in tables:
+            parts.append(f"\n### {title}\n\n{model.__doc__}\n\n")
+            parts.extend(f"{line}\n" for line in table(model))
     return "".join(parts)
 
 

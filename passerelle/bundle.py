@@ -17,6 +17,7 @@
       items.arrow            item_id, features, metadata; row i is item_row i + FIRST_ITEM_ROW
       popularity.arrow       count, recent_count; row = item_row, special rows included
       histories.arrow        user_id, item_rows, timestamps_ms and event_types (all of them, oldest first) of every known user
+      index/                 of the vectors, with a manifest of its own, once `passerelle build-index` or `publish` made it
       reference.arrow        what training computed for some real users: the parity gate compares every layer with it
 
 Shape legend: R item rows (special rows included), D vector width, L events of a user, U users, S code slots, F numbers (of a query) or
@@ -56,6 +57,7 @@ BUNDLE_FILES = (
     "histories.arrow",
     "reference.arrow",
 )
+INDEX = "index"
 HISTORY_VECTORS = "history_vectors.npy"
 ITEM_ENCODING = "item_encoding.json"
 QUERY_ENCODING = "query_encoding.json"

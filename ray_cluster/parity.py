@@ -11,14 +11,14 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from passerelle.bundle import Bundle
+from passerelle.bundle import QUERY_ENCODER, Bundle
 from passerelle.config import Config
 from passerelle.progress import Progress
 from serving.lookup import EmbeddingLookup
 from serving.ranking import Ranking
 from serving.schemas import RecommendRequest
-from serving.stages import PERSONAL, Candidates
-from serving.triton_client import TritonClient
+from serving.stages import Candidates
+from serving.triton_client import TritonClient, TritonError
 
 TOLERANCE = 1e-4
 TOP = 10
@@ -67,8 +67,10 @@ async def triton_parity(bundle: Bundle, version: int, address: str, progress: Pr
 
     async def compare(user: dict[str, Any]) -> tuple[float, float, bool]:
         query = await lookup.run(RecommendRequest(user_id=user["user_id"]), user["timestamp_ms"])
+        if query.degraded:
+            raise TritonError(QUERY_ENCODER, "UNAVAILABLE", f"no answer for user {user['user_id']}")
         assert query.query_D is not None, f"user {user['user_id']} has no history in the bundle"
-        candidates = Candidates(np.array(user["candidate_rows"]), np.array(user["candidate_scores"], dtype=np.float32), PERSONAL)
+        candidates = Candidates(np.array(user["candidate_rows"]), np.array(user["candidate_scores"], dtype=np.float32), found=())
         scores_C = await ranking.run(query, candidates, user["timestamp_ms"])
         best_K = np.argsort(-scores_C, kind="stable")[: len(user["top_rows"])]
         same = candidates.rows_C[best_K].tolist() == user["top_rows"]

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 from pydantic import Field
 
-from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle, BundleManifest, open_bundle
+from passerelle.bundle import INDEX, QUERY_ENCODER, RANKER, Bundle, BundleManifest, open_bundle
 from passerelle.config import Config, validate
 from passerelle.errors import UserError
 from passerelle.files import new_directory, sha256_of, write_text
@@ -31,11 +31,15 @@ from passerelle.manifest import open_manifest, write_manifest
 from passerelle.progress import Progress, silent
 from ray_cluster.networks import Networks
 from ray_cluster.parity import HttpParity, TritonParity, http_parity, triton_parity
+from serving.config import LiveEventsConfig, ServingConfig
 from serving.model_config import disagreements, fitted_config
+from serving.retrievers.directory import build_index
+from serving.retrievers.plan import SCAN_LIMIT
 from serving.triton_client import TritonError
 
 MODELS = (QUERY_ENCODER, RANKER)
 PUBLISHED_NAME = "published.json"
+_NO_EVENTS = ServingConfig(events=LiveEventsConfig(store="none"))
 _TEMPLATES = Path(__file__).parent.parent / "model_repository"
 
 
@@ -109,6 +113,10 @@ def publish(bundle_path: Path, repository: Path, progress: Progress = silent) ->
         same = [version for version, entry in published.versions.items() if entry.bundle_id == bundle.manifest.bundle_id]
         version = same[0] if same else 1 + max([0, *published.versions, *_version_folders(repository)])
         configs = _configs(bundle, repository, version)
+        if bundle.manifest.num_items > SCAN_LIMIT and not (bundle.path / INDEX).exists():
+            progress("building the index", 0, 1)
+            build_index(bundle)
+            progress("building the index", 1, 1)
         with tempfile.TemporaryDirectory(prefix="passerelle-gate-") as scratch:
             _place(bundle, Path(scratch), version, configs)
             parity = _gate(bundle, Path(scratch), version, published.active, progress)
@@ -202,7 +210,7 @@ def _gate(bundle: Bundle, repository: Path, version: int, active: int | None, pr
             raise UserError(f"{bundle.path}: not published: Triton does not answer: {error}") from None
         _require(triton, "Triton", bundle, active)
         progress("starting Serve", 0, 1)
-        with Service(bundle.path, repository, version, triton=networks.address) as service:
+        with Service(bundle.path, repository, version, triton=networks.address, serving=_NO_EVENTS) as service:
             progress("starting Serve", 1, 1)
             try:
                 http = asyncio.run(http_parity(bundle, service.url, progress))

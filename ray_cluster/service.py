@@ -19,10 +19,12 @@ from ray.serve.schema import LoggingConfig
 from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray, users_mistake
 from ray_cluster.networks import Networks
+from serving.config import ServingConfig
 from serving.graph import GraphSettings, Topology, build_graph
 from serving.ports import free_ports, require_free
 
 APPLICATION = "passerelle"
+EVENTS_NAME = "events.sqlite"
 READY_TIMEOUT_S = 60.0
 
 
@@ -37,6 +39,7 @@ class Service:
         host: address to listen on.
         port: HTTP port; a free one when absent.
         triton: `HOST:PORT` of a running server over the same repository; one is started here when absent.
+        serving: playlists, rules, limits; events go into the repository's folder where it names no other file.
     """
 
     def __init__(
@@ -49,14 +52,21 @@ class Service:
         host: str = "127.0.0.1",
         port: int | None = None,
         triton: str | None = None,
+        serving: ServingConfig | None = None,
     ) -> None:
         self._topology: Topology = topology
         self._host = host
         self._given_port = port
         self._port = port or free_ports(1)[0]
         self._networks = Networks(repository, version, triton)
+        serving = serving or ServingConfig()
+        events = serving.events.model_copy(update={"file": serving.events.file or repository.resolve() / EVENTS_NAME})
         self._settings = GraphSettings(
-            bundle=bundle.resolve(), version=version, triton=self._networks.address, listen=f"{self._host}:{self._port}"
+            bundle=bundle.resolve(),
+            version=version,
+            triton=self._networks.address,
+            listen=f"{self._host}:{self._port}",
+            serving=serving.model_copy(update={"events": events}),
         )
         self._cleanup = contextlib.ExitStack()
 

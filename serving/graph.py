@@ -4,6 +4,7 @@ A hop between deployments costs about 3 ms of CPU, so stages are fused until the
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +13,20 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from passerelle.bundle import Bundle, open_bundle
+from passerelle.bundle import open_bundle
 from passerelle.config import Config
 from serving.app import build_app
+from serving.config import ServingConfig
+from serving.events.base import EventStore
+from serving.events.intake import EventIntake, open_store
 from serving.listener import Listener
 from serving.lookup import EmbeddingLookup
 from serving.ordering import Ordering
 from serving.ranking import Ranking
 from serving.recommender import Recommender
+from serving.resilience import ResilientInference
 from serving.retrieval import Retrieval
+from serving.served_log import ServedLog
 from serving.triton_client import TritonClient
 
 Topology = Literal["fused", "staged"]
@@ -37,28 +43,43 @@ class GraphSettings(Config):
     """HOST:PORT of Triton's gRPC service."""
     listen: str | None = None
     """HOST:PORT that ingress replicas listen on themselves; without it, requests come through Serve's proxies alone."""
+    serving: ServingConfig = ServingConfig()
+    """Playlists, rules, limits."""
 
 
-Maker = Callable[[Bundle, TritonClient, int], Any]
+class Parts:
+    """What stages are made of, in one replica."""
 
-_STAGES: dict[str, Maker] = {
-    "lookup": EmbeddingLookup,
-    "retrieval": lambda bundle, _client, _version: Retrieval(bundle),
-    "ranking": Ranking,
-    "ordering": lambda bundle, _client, _version: Ordering(bundle),
+    def __init__(self, settings: GraphSettings) -> None:
+        self.settings = settings
+        self.config = settings.serving
+        self.bundle = open_bundle(settings.bundle, verify=False)
+        self.inference = ResilientInference(TritonClient(settings.triton))
+
+    @cached_property
+    def events(self) -> EventStore | None:
+        """Opened once: the lookup reads what the intake writes."""
+        return open_store(self.config.events)
+
+
+_STAGES: dict[str, Callable[[Parts], Any]] = {
+    "lookup": lambda parts: EmbeddingLookup(parts.bundle, parts.inference, parts.settings.version, parts.config, parts.events),
+    "retrieval": lambda parts: Retrieval(parts.bundle, parts.config),
+    "ranking": lambda parts: Ranking(parts.bundle, parts.inference, parts.settings.version),
+    "ordering": lambda parts: Ordering(parts.bundle, parts.config),
 }
-"""How each stage is made from a bundle, a client of Triton and the version, in the order of the chain."""
+"""How each stage is made, in the order of the chain."""
 
 
 class StageReplica:
     """One stage alone in a deployment."""
 
     def __init__(self, name: str, settings: GraphSettings) -> None:
-        self._stage = _STAGES[name](open_bundle(settings.bundle, verify=False), TritonClient(settings.triton), settings.version)
+        self._stage = _STAGES[name](Parts(settings))
 
-    async def call(self, method: str, *arguments: Any) -> Any:
+    async def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of the stage."""
-        return await getattr(self._stage, method)(*arguments)
+        return await getattr(self._stage, method)(*arguments, **options)
 
 
 class RemoteStage:
@@ -67,15 +88,18 @@ class RemoteStage:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
-    async def run(self, *arguments: Any) -> Any:
-        return await self._call("run", *arguments)
+    async def run(self, *arguments: Any, **options: Any) -> Any:
+        return await self._call("run", *arguments, **options)
 
     async def similar(self, *arguments: Any) -> Any:
         return await self._call("similar", *arguments)
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
+    async def history(self, *arguments: Any) -> Any:
+        return await self._call("history", *arguments)
+
+    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
-            return await self._handle.call.remote(method, *arguments)
+            return await self._handle.call.remote(method, *arguments, **options)
         except RayTaskError as error:  # the caller expects the stage's own exception, not one that carries a remote traceback
             raise error.cause from None
 
@@ -85,15 +109,17 @@ class Ingress:
     """The HTTP endpoint: builds the stages here, or speaks to those given."""
 
     def __init__(self, settings: GraphSettings, *stages: DeploymentHandle[Any]) -> None:
-        bundle, client = open_bundle(settings.bundle, verify=False), TritonClient(settings.triton)
-        chain: Any = map(RemoteStage, stages) if stages else (make(bundle, client, settings.version) for make in _STAGES.values())
-        self._recommender = Recommender(bundle, settings.version, client, *chain)
+        parts = Parts(settings)
+        chain: Any = list(map(RemoteStage, stages)) if stages else [make(parts) for make in _STAGES.values()]
+        log = ServedLog(parts.config.log.file)
+        self._recommender = Recommender(parts.bundle, settings.version, parts.inference, *chain, config=parts.config, log=log)
+        self._intake = None if parts.events is None else EventIntake(parts.bundle, parts.events)
         self._address = settings.listen
         self._listener: Listener | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve within the event loop that requests run in."""
-        app = build_app(self._recommender)
+        app = build_app(self._recommender, self._intake)
         self._listener = Listener(app, self._address) if self._address else None
         return app
 

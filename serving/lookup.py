@@ -1,10 +1,14 @@
-"""First stage: from a user or a history to one query vector.
+"""First stage: from a user or a history to one query vector. What users did since the version was trained comes from the event store.
 
 Shape legend: B batch (1 here), L history length, P padded length, D vector width, R item rows (special rows included).
 """
 
+import asyncio
+import contextlib
+import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +19,17 @@ from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW, Id, IdMap
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.request_features import encode_values
+from serving.config import ServingConfig
+from serving.events.base import NOBODY, EventStore, EventStoreError, UserState, new_identity
 from serving.schemas import RecommendRequest
-from serving.stages import Float32Array, Inference, Int64Array, Query
+from serving.stages import ENCODER_DOWN, EVENTS_DOWN, Float32Array, Inference, InferenceError, Int64Array, Query
 
 SHORTEST_BUCKET = 16
 ASSUMED_GAP_MS = 60_000
+INFER_TIMEOUT_S = 2.0
 NO_HISTORY = History(*(np.empty(0, dtype=np.int64) for _ in History._fields))
+
+logger = logging.getLogger(__name__)
 
 
 def bucket_length(length: int, max_history: int) -> int:
@@ -35,6 +44,20 @@ def bucket_length(length: int, max_history: int) -> int:
     return min(bucket, max_history)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What is known of the user of a request."""
+
+    history: History
+    user_row: int
+    ignored: int
+    """Given ids that are unknown."""
+    given: bool
+    """The history is the request's own."""
+    identity: str | None
+    degraded: tuple[str, ...]
+
+
 class EmbeddingLookup:
     """Turns ids into rows, gathers the item vectors and lets the query encoder make one vector of them.
 
@@ -42,37 +65,127 @@ class EmbeddingLookup:
         bundle: vectors, id maps and stored histories.
         inference: runs the query encoder.
         version: which version of it.
+        config: who is cold, and how long the event store may take.
+        events: what users did lately; None where that is not kept.
+
+    Raises:
+        UserError: the rule for cold users names a kind of event that the model does not know.
     """
 
-    def __init__(self, bundle: Bundle, inference: Inference, version: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        inference: Inference,
+        version: int,
+        config: ServingConfig | None = None,
+        events: EventStore | None = None,
+    ) -> None:
         self._bundle = bundle
         self._vectors_RD = np.asarray(bundle.history_vectors_RD)
         self._inference = inference
         self._version = version
+        config = config or ServingConfig()
+        self._cold, self._events_config = config.cold_start, config.events
+        self._events = events
+        self._background: set[asyncio.Task[None]] = set()
+        if strangers := sorted(set(self._cold.min_events_of) - set(bundle.manifest.event_types)):
+            known = ", ".join(bundle.manifest.event_types)
+            raise UserError(f"cold_start.min_events_of: no {strangers[0]!r} among the events of this model: {known}")
 
-    async def run(self, request: RecommendRequest, timestamp_ms: int) -> Query:
-        """The query vector of the request's history, else of the user's stored one; none when neither holds a known item.
+    async def run(self, request: RecommendRequest, timestamp_ms: int, timeout_s: float = INFER_TIMEOUT_S) -> Query:
+        """The query vector of the request's history, else of what is known of the user; none for those who are cold.
 
         Raises:
             UserError: an id is not of the catalogue's type, there is no such kind of event, or a feature is not one that the model reads.
         """
-        history, user_row, ignored = self._history(request, timestamp_ms)
-        newest = History(*(values_L[-self._bundle.manifest.max_history :] for values_L in history))
-        seen_S = self._bundle.seen(history) if request.exclude_seen else np.empty(0, dtype=np.int64)
-        if not len(history.item_rows_L):
-            return Query(newest.item_rows_L, seen_S, None, ignored, 0.0)
-        facts = self._facts(request, user_row)
         started = time.perf_counter()
-        query_D = await self._encode(newest, facts, timestamp_ms)
-        return Query(newest.item_rows_L, seen_S, query_D, ignored, 1e3 * (time.perf_counter() - started))
+        known = await self._known(request, timestamp_ms)
+        newest = History(*(values_L[-self._bundle.manifest.max_history :] for values_L in known.history))
+        seen_S = self._bundle.seen(known.history) if request.exclude_seen else np.empty(0, dtype=np.int64)
+        facts = self._facts(request, known.user_row)
+        nothing = Query(newest.item_rows_L, seen_S, None, known.ignored, 0.0, known.degraded, known.identity)
+        if self._is_cold(known):
+            return nothing
+        encoding = time.perf_counter()
+        try:
+            query_D = await self._encode(newest, facts, timestamp_ms, timeout_s - (encoding - started))
+        except InferenceError as error:
+            logger.warning("without the query encoder: %s", error)
+            return replace(nothing, degraded=(*known.degraded, ENCODER_DOWN))
+        return replace(nothing, query_D=query_D, encode_ms=1e3 * (time.perf_counter() - encoding))
 
-    def _history(self, request: RecommendRequest, timestamp_ms: int) -> tuple[History, int, int]:
-        """The known items among those given or stored, the row of the user, and how many of the given ids are unknown."""
-        user_row = UNKNOWN_ROW
+    async def history(self, user_id: Id, limit: int) -> History:
+        """The newest known events of a user, oldest first: those of the bundle and those since.
+
+        Raises:
+            UserError: the id is not of the type of this bundle's users.
+        """
+        known = await self._known(RecommendRequest(user_id=user_id), 0)
+        return History(*(values_L[-limit:] for values_L in known.history))
+
+    def _is_cold(self, known: _Known) -> bool:
+        """By the rule of the serving file."""
+        count = len(known.history.item_rows_L)
+        if known.given:
+            return count < self._cold.min_request_items
+        if not count or not self._cold.min_events_of:
+            return count < max(1, self._cold.min_events)
+        names = self._bundle.manifest.event_types
+        counts = np.bincount(known.history.event_types_L, minlength=len(names))
+        return all(counts[names.index(name)] < least for name, least in self._cold.min_events_of.items())
+
+    async def _known(self, request: RecommendRequest, timestamp_ms: int) -> _Known:
+        """The history that is given, or what is stored and what happened since."""
+        user_row, state = UNKNOWN_ROW, NOBODY
+        degraded: tuple[str, ...] = ()
         if request.user_id is not None:
-            user_row = self._bundle.user_ids.row(_parsed(self._bundle.user_ids, request.user_id, "user_id"))
-        if request.history is None:
-            return self._bundle.history(user_row) if user_row != UNKNOWN_ROW else NO_HISTORY, user_row, 0
+            user_id = _parsed(self._bundle.user_ids, request.user_id, "user_id")
+            user_row = self._bundle.user_ids.row(user_id)
+            state, degraded = await self._state(str(user_id))
+        if state.erased:
+            user_row = UNKNOWN_ROW
+        if request.history is not None:
+            history, ignored = self._given(request, timestamp_ms)
+            return _Known(history, user_row, ignored, True, state.identity, degraded)
+        stored = self._bundle.history(user_row) if user_row != UNKNOWN_ROW else NO_HISTORY
+        return _Known(self._with_events(stored, state), user_row, 0, False, state.identity, degraded)
+
+    async def _state(self, user_id: str) -> tuple[UserState, tuple[str, ...]]:
+        """What the event store knows, and whether it had to be done without."""
+        if self._events is None:
+            return NOBODY, ()
+        try:
+            timeout_s = self._events_config.timeout_ms / 1e3
+            state = await asyncio.wait_for(self._events.user(user_id, self._events_config.keep_per_user), timeout_s)
+        except (EventStoreError, TimeoutError) as error:
+            logger.warning("without events: %s", error or "the store took too long")
+            return NOBODY, (EVENTS_DOWN,)
+        if state.identity is None:
+            state = replace(state, identity=new_identity())
+            task = asyncio.create_task(_identified(self._events, user_id, str(state.identity)))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+        return state, ()
+
+    def _with_events(self, stored: History, state: UserState) -> History:
+        """A history and the events that came after it, in the order of time; unknown items are left out."""
+        if not state.events:
+            return stored
+        names = self._bundle.manifest.event_types
+        ids = [self._bundle.item_ids.parse(event.item_id) for event in state.events]
+        lately = History(
+            self._bundle.item_ids.rows(ids),
+            np.array([event.timestamp_ms for event in state.events], dtype=np.int64),
+            np.array([names.index(event.event_type) if event.event_type in names else -1 for event in state.events], dtype=np.int64),
+        )
+        known = (lately.item_rows_L >= FIRST_ITEM_ROW) & (lately.event_types_L >= 0)
+        both = History(*(np.concatenate([before, after[known]]) for before, after in zip(stored, lately, strict=True)))
+        order = np.argsort(both.timestamps_ms_L, kind="stable")
+        return History(*(values_L[order] for values_L in both))
+
+    def _given(self, request: RecommendRequest, timestamp_ms: int) -> tuple[History, int]:
+        """The known items of the request's history, and how many of its ids are unknown."""
+        assert request.history is not None, "no history given"
         item_ids = self._bundle.item_ids
         rows_L = item_ids.rows([_parsed(item_ids, item_id, f"history.{i}") for i, item_id in enumerate(request.history)])
         if request.history_timestamps_ms is None:
@@ -81,7 +194,7 @@ class EmbeddingLookup:
             times_ms_L = np.array(request.history_timestamps_ms, dtype=np.int64)
         known_L = rows_L >= FIRST_ITEM_ROW
         given = History(rows_L, times_ms_L, self._event_types(request, len(rows_L)))
-        return History(*(values_L[known_L] for values_L in given)), user_row, int(np.count_nonzero(~known_L))
+        return History(*(values_L[known_L] for values_L in given)), int(np.count_nonzero(~known_L))
 
     def _event_types(self, request: RecommendRequest, length: int) -> Int64Array:
         """Codes of the given kinds of events; where none are given, the first of all kinds."""
@@ -110,7 +223,7 @@ class EmbeddingLookup:
             inputs |= {"context_codes": given.codes_NS, "context_numbers": given.numbers_NF}
         return inputs
 
-    async def _encode(self, history: History, facts: Mapping[str, npt.NDArray[Any]], timestamp_ms: int) -> Float32Array:
+    async def _encode(self, history: History, facts: Mapping[str, npt.NDArray[Any]], timestamp_ms: int, timeout_s: float) -> Float32Array:
         length = len(history.item_rows_L)
         padded = bucket_length(length, self._bundle.manifest.max_history)
         vectors_BPD = np.zeros((1, padded, self._vectors_RD.shape[1]), dtype=np.float32)
@@ -123,7 +236,7 @@ class EmbeddingLookup:
             "query_timestamp_ms": np.array([[timestamp_ms]]),
             **facts,
         }
-        outputs = await self._inference.infer(QUERY_ENCODER, self._version, inputs)
+        outputs = await self._inference.infer(QUERY_ENCODER, self._version, inputs, timeout_s)
         return np.asarray(outputs["query"][0], dtype=np.float32)
 
 
@@ -137,3 +250,8 @@ def _parsed(ids: IdMap, value: Id, where: str) -> Id:
         return ids.parse(value)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+async def _identified(events: EventStore, user_id: str, identity: str) -> None:
+    with contextlib.suppress(EventStoreError):  # without it, the next request of this user has another name in the log
+        await events.identify(user_id, identity)

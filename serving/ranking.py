@@ -35,17 +35,21 @@ class Ranking:
         self._inference = inference
         self._version = version
 
-    async def run(self, query: Query, candidates: Candidates, timestamp_ms: int) -> Float32Array:
+    async def run(self, query: Query, candidates: Candidates, timestamp_ms: int, timeout_s: float = 2.0) -> Float32Array:
         """Scores of the candidates, in their order.
 
         Args:
             timestamp_ms: time of the request, milliseconds since the epoch.
+            timeout_s: for the network.
 
         Returns:
             float32 [C].
+
+        Raises:
+            InferenceError: the network does not answer in time.
         """
         features_CF = self._features.compute(candidates.rows_C, candidates.scores_C, query.history_L, timestamp_ms)
         most = await self._inference.max_batch_size(RANKER, self._version)
         parts = [features_CF[start : start + most] for start in range(0, len(features_CF), most)]
-        outputs = await asyncio.gather(*(self._inference.infer(RANKER, self._version, {"features": part}) for part in parts))
+        outputs = await asyncio.gather(*(self._inference.infer(RANKER, self._version, {"features": part}, timeout_s) for part in parts))
         return np.concatenate([output["score"][:, 0] for output in outputs]) if parts else np.empty(0, dtype=np.float32)

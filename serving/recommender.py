@@ -3,46 +3,70 @@
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
-from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle
+from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle, History
 from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID
-from serving.schemas import ExternalId, Item, ItemResponse, RecommendRequest, RecommendResponse, SimilarRequest, SimilarResponse, Timings
-from serving.stages import POPULARITY, Candidates, Float32Array, Inference, Query
+from serving.config import DEFAULT, Playlist, ServingConfig
+from serving.experiments import assigned
+from serving.schemas import (
+    ExternalId,
+    HistoryEvent,
+    HistoryResponse,
+    Item,
+    ItemResponse,
+    RecommendRequest,
+    RecommendResponse,
+    SimilarRequest,
+    SimilarResponse,
+    Timings,
+)
+from serving.served_log import ServedLog
+from serving.stages import RANKER_DOWN, Candidates, Float32Array, Inference, InferenceError, Query
 
 
 class UnknownItemError(UserError):
     """An item id that is not in the catalogue: HTTP 404."""
 
 
+class DeadlineError(Exception):
+    """The time of a request is over before there is anything to answer: HTTP 503."""
+
+
 class LookupStage(Protocol):
     """From a request to what is known of its user."""
 
-    async def run(self, request: RecommendRequest, timestamp_ms: int) -> Query: ...
+    async def run(self, request: RecommendRequest, timestamp_ms: int, timeout_s: float) -> Query: ...
+
+    async def history(self, user_id: ExternalId, limit: int) -> History: ...
 
 
 class RetrievalStage(Protocol):
-    """From a user to candidates, and from an item row to similar items."""
+    """From a user to candidates, and from item rows to similar items."""
 
-    async def run(self, request: RecommendRequest, query: Query) -> Candidates: ...
+    async def run(self, request: RecommendRequest, query: Query, playlist: Playlist) -> Candidates: ...
 
-    async def similar(self, row: int, k: int) -> Candidates: ...
+    async def similar(self, request: SimilarRequest, rows: Sequence[int]) -> Candidates: ...
 
 
 class RankingStage(Protocol):
     """From candidates to one score for each."""
 
-    async def run(self, query: Query, candidates: Candidates, timestamp_ms: int) -> Float32Array: ...
+    async def run(self, query: Query, candidates: Candidates, timestamp_ms: int, timeout_s: float) -> Float32Array: ...
 
 
 class OrderingStage(Protocol):
     """From scored candidates to the items of the answer."""
 
-    async def run(self, candidates: Candidates, scores_C: Float32Array, k: int) -> tuple[Item, ...]: ...
+    async def run(
+        self, candidates: Candidates, scores_C: Float32Array, k: int, playlist: str = DEFAULT, *, debug: bool = False
+    ) -> tuple[Item, ...]: ...
 
 
 class Recommender:
@@ -52,6 +76,8 @@ class Recommender:
         bundle: ids and metadata of the items.
         version: version of the model repository that serves this bundle.
         inference: asked only whether the networks are ready.
+        config: playlists and experiments.
+        log: told of every answer.
     """
 
     def __init__(
@@ -63,60 +89,87 @@ class Recommender:
         retrieval: RetrievalStage,
         ranking: RankingStage,
         ordering: OrderingStage,
+        *,
+        config: ServingConfig | None = None,
+        log: ServedLog | None = None,
     ) -> None:
         self.version = version
-        self._bundle = bundle
+        self.config = config or ServingConfig()
+        self.bundle = bundle
         self._inference = inference
         self._lookup = lookup
         self._retrieval = retrieval
         self._ranking = ranking
         self._ordering = ordering
+        self._log = log or ServedLog(None)
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Answer one request.
 
         Raises:
-            UserError: more items are asked for than there are, an id is of the wrong type, or a filter does not fit.
-            TritonError: the networks do not answer.
+            UserError: more items are asked for than there are, an id is of the wrong type, a filter does not fit, or there is no such
+                playlist or variant.
+            DeadlineError: the time is over before there are candidates.
         """
-        self._check_k(request.k)
-        timestamp_ms = request.timestamp_ms()
         started = time.perf_counter()
-        query = await self._lookup.run(request, timestamp_ms)
-        looked_up = time.perf_counter()
-        candidates = await self._retrieval.run(request, query)
+        until = started + (request.deadline_ms or self.config.limits.deadline_ms) / 1e3
+        arm = assigned(self.config, request)
+        playlist = self.config.playlist(arm.playlist)
+        k = self._checked_k(request.k) if request.k is not None else min(playlist.size, self.bundle.manifest.num_items)
+        timestamp_ms = request.timestamp_ms()
+        query = await self._lookup.run(request, timestamp_ms, _left_s(until))
+        looked_up = _in_time(until)
+        candidates = await self._retrieval.run(request, query, playlist)
         retrieved = time.perf_counter()
-        scores_C = candidates.scores_C
-        if query.query_D is not None:
-            scores_C = await self._ranking.run(query, candidates, timestamp_ms)
+        scores_C, degraded = await self._ranked(query, candidates, timestamp_ms, until - retrieved)
         ranked = time.perf_counter()
-        items = await self._ordering.run(candidates, scores_C, request.k)
+        items = await self._ordering.run(candidates, scores_C, k, arm.playlist, debug=request.debug)
+        ordered = time.perf_counter()
         timings = Timings(
             lookup=1e3 * (looked_up - started) - query.encode_ms,
             encode=query.encode_ms,
             retrieval=1e3 * (retrieved - looked_up),
             ranking=1e3 * (ranked - retrieved),
-            total=1e3 * (time.perf_counter() - started),
+            ordering=1e3 * (ordered - ranked),
+            total=1e3 * (ordered - started),
         )
-        return RecommendResponse(
+        answer = RecommendResponse(
             request_id=uuid.uuid4().hex,
             model_version=self.version,
             items=items,
-            fallback=POPULARITY if query.query_D is None else None,
+            fallback=candidates.fallback,
+            degraded=degraded,
+            playlist=arm.playlist,
+            experiment=arm.experiment,
+            variant=arm.variant,
             ignored_history=query.ignored_history,
             timings_ms=timings,
         )
+        self._log.served(answer, query.identity, request.context.place)
+        return answer
+
+    async def _ranked(self, query: Query, candidates: Candidates, timestamp_ms: int, left_s: float) -> tuple[Float32Array, tuple[str, ...]]:
+        """Scores of the ranker; where it does not answer in time those of retrieval, and that it was so."""
+        if query.query_D is None:
+            return _falling(len(candidates.rows_C)) if candidates.mixed else candidates.scores_C, query.degraded
+        try:
+            if left_s <= 0:
+                raise InferenceError(RANKER, "DEADLINE_EXCEEDED", "no time is left")
+            return await self._ranking.run(query, candidates, timestamp_ms, left_s), query.degraded
+        except InferenceError:
+            return candidates.scores_C, (*query.degraded, RANKER_DOWN)
 
     async def similar(self, request: SimilarRequest) -> SimilarResponse:
-        """The items nearest to one item, without itself.
+        """The items nearest to one item or to several together, without these.
 
         Raises:
-            UnknownItemError: it is not in the catalogue.
-            UserError: more items are asked for than there are.
+            UnknownItemError: one is not in the catalogue.
+            UserError: more items are asked for than there are, or a filter does not fit.
         """
-        self._check_k(request.k)
-        candidates = await self._retrieval.similar(self._row(request.item_id), request.k)
-        items = await self._ordering.run(candidates, candidates.scores_C, request.k)
+        k = self._checked_k(request.k)
+        rows = [self._row(item_id) for item_id in ((request.item_id,) if request.item_id is not None else request.item_ids)]
+        candidates = await self._retrieval.similar(request, rows)
+        items = await self._ordering.run(candidates, candidates.scores_C, k)
         return SimilarResponse(request_id=uuid.uuid4().hex, model_version=self.version, items=items)
 
     def item(self, item_id: ExternalId) -> ItemResponse:
@@ -125,31 +178,71 @@ class Recommender:
         Raises:
             UnknownItemError: it is not in the catalogue.
         """
-        row: dict[str, Any] = self._bundle.items.slice(self._row(item_id) - FIRST_ITEM_ROW, 1).to_pylist()[0]
-        manifest = self._bundle.manifest
+        row: dict[str, Any] = self.bundle.items.slice(self._row(item_id) - FIRST_ITEM_ROW, 1).to_pylist()[0]
+        manifest = self.bundle.manifest
         return ItemResponse(
             item_id=row[ITEM_ID],
             title=None if manifest.title is None else row[manifest.title],
             features={feature.name: _plain(row[feature.name]) for feature in manifest.item_features if feature.kind != "vector"},
         )
 
+    async def history(self, user_id: ExternalId, limit: int = 50) -> HistoryResponse:
+        """What is known of a user, the newest first.
+
+        Raises:
+            UserError: the id is not of the type of this bundle's users.
+        """
+        found = await self._lookup.history(user_id, limit)
+        names, title = self.bundle.manifest.event_types, self.bundle.manifest.title
+        items = self.bundle.items.take(pa.array(found.item_rows_L - FIRST_ITEM_ROW))
+        titles = [None] * len(items) if title is None else items.column(title).to_pylist()
+        ids, kinds, times_ms = self.bundle.item_ids.ids(found.item_rows_L), found.event_types_L.tolist(), found.timestamps_ms_L.tolist()
+        events = [
+            HistoryEvent(item_id=item_id, title=text, event_type=names[kind], timestamp_ms=at_ms)
+            for item_id, text, kind, at_ms in zip(ids, titles, kinds, times_ms, strict=True)
+        ]
+        return HistoryResponse(events=tuple(reversed(events)))
+
     async def ready(self) -> bool:
         """Whether Triton serves both networks of this version."""
         networks = await asyncio.gather(*(self._inference.ready(model, self.version) for model in (QUERY_ENCODER, RANKER)))
         return all(networks)
 
-    def _check_k(self, k: int) -> None:
-        if k > self._bundle.manifest.num_items:
-            raise UserError(f"k: {k} is more than the {self._bundle.manifest.num_items} items of the catalogue")
+    def _checked_k(self, k: int) -> int:
+        if k > self.bundle.manifest.num_items:
+            raise UserError(f"k: {k} is more than the {self.bundle.manifest.num_items} items of the catalogue")
+        return k
 
     def _row(self, item_id: ExternalId) -> int:
         try:
-            row = self._bundle.item_ids.row(self._bundle.item_ids.parse(item_id))
+            row = self.bundle.item_ids.row(self.bundle.item_ids.parse(item_id))
         except UserError as error:
             raise UnknownItemError(str(error)) from None
         if row == UNKNOWN_ROW:
-            raise UnknownItemError(f"item_id {item_id!r}: not in the catalogue of {self._bundle.manifest.num_items} items")
+            raise UnknownItemError(f"item_id {item_id!r}: not in the catalogue of {self.bundle.manifest.num_items} items")
         return row
+
+
+def _left_s(until: float) -> float:
+    """Seconds to a moment of `time.perf_counter`."""
+    return max(0.0, until - time.perf_counter())
+
+
+def _in_time(until: float) -> float:
+    """Now.
+
+    Raises:
+        DeadlineError: it is later than that.
+    """
+    now = time.perf_counter()
+    if now > until:
+        raise DeadlineError("the time of the request is over: ask again, or give a longer deadline_ms")
+    return now
+
+
+def _falling(count: int) -> Float32Array:
+    """Scores of items that came in turns from several sources, whose own scores cannot be compared."""
+    return np.arange(count, 0, -1, dtype=np.float32)
 
 
 def _plain(value: Any) -> Any:

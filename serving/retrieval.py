@@ -1,76 +1,214 @@
-"""Second stage: from a query vector to the candidates of the ranker, with seen items and filters applied inside the search.
+"""Second stage: from a query to candidates. Filters, hard rules and what was seen become one mask, under which every source searches.
 
-Shape legend: R item rows (special rows included), N = R - FIRST_ITEM_ROW items, D vector width, C candidates.
+Shape legend: R item rows (special rows included), D vector width, C candidates, K found by one source.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from passerelle.bundle import Bundle
+from passerelle.errors import UserError
+from passerelle.id_map import UNKNOWN_ROW
 from passerelle.ids import FIRST_ITEM_ROW
-from serving.faiss_index import EXACT_LIMIT, FaissIndex
-from serving.filters import Filter, ItemFilters, Mask
-from serving.schemas import RecommendRequest
-from serving.stages import PERSONAL, POPULARITY, SIMILAR, Candidates, Float32Array, Int64Array, Query
+from serving.catalogue import Catalogue, Eligible, item_columns
+from serving.columns import Float64Array, Mask
+from serving.config import Offers, Playlist, ServingConfig, SourceConfig
+from serving.offers import OFFER_ID, read_offers
+from serving.retrievers.directory import open_retriever
+from serving.retrievers.plan import SCAN_LIMIT
+from serving.rules import HardRules
+from serving.schemas import Context, RecommendRequest, SimilarRequest
+from serving.sources import Search, Sources
+from serving.stages import PERSONAL, PINNED, POPULARITY, Candidates, Float32Array, Found, Int64Array, Query
+from serving.watched_file import WatchedFile
 
-_SIMILAR_POOL = 1_000
-"""Neighbours by inner product that are ordered by cosine: long vectors would otherwise be similar to everything."""
+PLAIN = Playlist()
 
 
 class Retrieval:
-    """Finds candidates by inner product, and the popular items when there is no query.
+    """Finds candidates.
 
     Args:
-        bundle: item vectors, item columns and popularity.
-        exact_limit: largest catalogue that is scanned in full; see `FaissIndex`.
+        bundle: vectors, item columns and popularity.
+        config: playlists, rules, offers.
+        scan_limit: most survivors of a filter that are scanned although there is an index; see `Retriever`.
+
+    Raises:
+        UserError: the configuration names a column or an item that is not there, or the index is of other vectors.
     """
 
-    def __init__(self, bundle: Bundle, *, exact_limit: int = EXACT_LIMIT) -> None:
-        vectors_RD = np.asarray(bundle.vectors_RD)
-        self._vectors_ND = vectors_RD[FIRST_ITEM_ROW:]
-        self._norms_N = np.maximum(np.linalg.norm(self._vectors_ND, axis=1), np.finfo(np.float32).tiny)
-        self._index = FaissIndex(self._vectors_ND, _reference_queries(bundle), exact_limit=exact_limit)
-        self._filters = ItemFilters(bundle.items, bundle.manifest.item_features)
-        self._counts_R = bundle.counts_R.astype(np.float32)
-        self._popular_N = FIRST_ITEM_ROW + np.argsort(-bundle.counts_R[FIRST_ITEM_ROW:], kind="stable")
+    def __init__(self, bundle: Bundle, config: ServingConfig | None = None, *, scan_limit: int = SCAN_LIMIT) -> None:
+        self._config = config or ServingConfig()
+        self._item_ids = bundle.item_ids
         self._num_candidates = bundle.manifest.num_candidates
+        self._vectors_RD = np.asarray(bundle.vectors_RD)
+        retriever, self.index = open_retriever(bundle, scan_limit=scan_limit)
+        self._sources = Sources(bundle, retriever)
+        items, offers = item_columns(bundle), self._config.offers
+        if offers is None:
+            self._offers = None
+            self._fixed = self._checked(Catalogue(items))
+        else:
+            self._offers = WatchedFile(offers.file, lambda path: self._checked(Catalogue(items, read_offers(path, bundle.item_ids))))
+        self._rules = HardRules(self._config.rules, bundle.item_ids, self._catalogue)
+        self._pins = {pin.item_id: self._row(pin.item_id) for playlist in self._config.playlists.values() for pin in playlist.ordering.pins}
 
-    async def run(self, request: RecommendRequest, query: Query) -> Candidates:
-        """As many candidates as the ranker was trained to order, and at least k, as far as the filters leave them.
+    async def run(self, request: RecommendRequest, query: Query, playlist: Playlist = PLAIN) -> Candidates:
+        """As many candidates as the ranker was trained to order, and at least k, as far as filters and rules leave them.
 
         Raises:
             UserError: a filter names an unknown column, or does not fit it.
         """
-        allowed_R = self._allowed(request.filters, query.seen_S)
-        if query.query_D is None:
-            return self._popular(request.k, allowed_R)
-        allowed_N = None if allowed_R is None else allowed_R[FIRST_ITEM_ROW:]
-        positions_C, scores_C = self._index.search(query.query_D, max(request.k, self._num_candidates), allowed_N)
-        return Candidates(positions_C + FIRST_ITEM_ROW, scores_C, PERSONAL)
+        catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
+        eligible = self._eligible(catalogue, (*request.filters, *playlist.filters), request.context, timestamp_ms)
+        allowed_R = self._without(eligible, query.seen_S)
+        anchors_A = self._item_ids.rows(request.similar_to) if request.similar_to else np.empty(0, dtype=np.int64)
+        anchors_A = anchors_A[anchors_A >= FIRST_ITEM_ROW]
+        search = Search(query, anchors_A, catalogue, eligible, allowed_R, request.context, timestamp_ms)
+        k = request.k or playlist.size
+        if query.query_D is not None:
+            found = self._found(playlist.sources, search, max(k, self._num_candidates))
+            rows_C, scores_C = self._by_query(found, query.query_D)
+            fallback = None
+        else:
+            found = self._cold(playlist, search, k)
+            rows_C, scores_C = _in_turns(found)
+            rows_C, scores_C = rows_C[: max(k, self._num_candidates)], scores_C[: max(k, self._num_candidates)]
+            fallback = "+".join(dict.fromkeys(one.source for one in found if len(one.rows_K))) or POPULARITY
+        rows_C, scores_C, found = self._with_pins(playlist, search, rows_C, scores_C, found)
+        mixed = query.query_D is None and sum(len(one.rows_K) > 0 for one in found) > 1
+        return Candidates(rows_C, scores_C, found, mixed, fallback, self._best_offers(search, rows_C))
 
-    async def similar(self, row: int, k: int) -> Candidates:
-        """The k items whose vectors point most nearly the same way as that of item `row`, without itself; scores are cosines."""
-        position = row - FIRST_ITEM_ROW
-        others_N = np.ones(len(self._vectors_ND), dtype=bool)
-        others_N[position] = False
-        pool_C, products_C = self._index.search(self._vectors_ND[position], max(_SIMILAR_POOL, 2 * k), others_N)
-        cosines_C: Float32Array = (products_C / (self._norms_N[pool_C] * self._norms_N[position])).astype(np.float32)
-        best_C = np.argsort(-cosines_C, kind="stable")[:k]
-        return Candidates(pool_C[best_C] + FIRST_ITEM_ROW, cosines_C[best_C], SIMILAR)
+    async def similar(self, request: SimilarRequest, rows: Sequence[int]) -> Candidates:
+        """The items whose vectors point most nearly the same way as those of `rows` together, without these; scores are cosines."""
+        catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
+        eligible = self._eligible(catalogue, request.filters, request.context, timestamp_ms)
+        found = self._sources.similar(np.array(rows), self._without(eligible, np.empty(0, dtype=np.int64)), request.k)
+        search = Search(NOBODY, found.rows_K[:0], catalogue, eligible, None, request.context, timestamp_ms)
+        return Candidates(found.rows_K, found.scores_K, (found,), offers=self._best_offers(search, found.rows_K))
 
-    def _allowed(self, filters: Sequence[Filter], seen_S: Int64Array) -> Mask | None:
-        if not filters and not len(seen_S):
-            return None
-        allowed_R = self._filters.mask(filters)
+    @property
+    def _catalogue(self) -> Catalogue:
+        return self._fixed if self._offers is None else self._offers.value
+
+    def _checked(self, catalogue: Catalogue) -> Catalogue:
+        """The catalogue, once everything that the configuration asks of it is there."""
+        HardRules.check(self._config.rules, catalogue)
+        cold = self._config.cold_start.sources
+        for name, playlist in self._config.playlists.items():
+            catalogue.eligible(playlist.filters)
+            catalogue.eligible([boost.when for boost in playlist.ordering.boosts])
+            for source in (*playlist.sources, *(playlist.cold_sources or ())):
+                _check_source(source, catalogue, f"playlists.{name}")
+        for source in cold:
+            _check_source(source, catalogue, "cold_start")
+        if (offers := self._config.offers) is not None:
+            for column, kind in ((offers.place_column, "place"), (offers.price_column, "numeric")):
+                if column is not None:
+                    catalogue.require(f"offer.{column}", (kind,), "offers")
+        return catalogue
+
+    def _row(self, item_id: int | str) -> int:
+        row = self._item_ids.row(self._item_ids.parse(item_id))
+        if row == UNKNOWN_ROW:
+            raise UserError(f"playlists: pinned item {item_id!r} is not in the catalogue")
+        return row
+
+    def _eligible(self, catalogue: Catalogue, filters: Sequence[Any], context: Context, timestamp_ms: int) -> Eligible:
+        rules = self._rules.conditions(context, timestamp_ms)
+        offers = self._config.offers
+        eligible = catalogue.eligible((*filters, *rules), with_offer=offers is not None and offers.required)
+        eligible.rows_R[self._rules.blocked_B()] = False
+        return eligible
+
+    def _without(self, eligible: Eligible, seen_S: Int64Array) -> Mask | None:
+        allowed_R = eligible.rows_R.copy()
         allowed_R[seen_S] = False
-        return allowed_R
+        return None if allowed_R[FIRST_ITEM_ROW:].all() else allowed_R
 
-    def _popular(self, k: int, allowed_R: Mask | None) -> Candidates:
-        rows_C = self._popular_N[:k] if allowed_R is None else self._popular_N[allowed_R[self._popular_N]][:k]
-        return Candidates(rows_C, self._counts_R[rows_C], POPULARITY)
+    def _found(self, sources: Sequence[SourceConfig], search: Search, k: int) -> tuple[Found, ...]:
+        parts = (self._sources.find(source, search, source.candidates or k) for source in sources)
+        return tuple(part for part in parts if part is not None)
+
+    def _cold(self, playlist: Playlist, search: Search, k: int) -> tuple[Found, ...]:
+        """What the rule for cold starts says; items like those of a history where the network failed that should have read it."""
+        sources = playlist.cold_sources or self._config.cold_start.sources
+        if search.query.degraded and len(search.query.history_L):
+            sources = (SourceConfig(kind="similar"),)
+        found = self._found(sources, search, k)
+        if len(set().union(*(part.rows_K.tolist() for part in found))) >= k:
+            return found
+        return (*found, self._sources.popular(search.allowed_R, k)) if all(part.source != POPULARITY for part in found) else found
+
+    def _by_query(self, found: Sequence[Found], query_D: Float32Array) -> tuple[Int64Array, Float32Array]:
+        """Every row once, by inner product with the query."""
+        if len(found) == 1 and found[0].source == PERSONAL:
+            return found[0].rows_K, found[0].scores_K
+        rows_C = np.unique(np.concatenate([part.rows_K for part in found] or [np.empty(0, dtype=np.int64)]))
+        scores_C = (self._vectors_RD[rows_C] @ query_D).astype(np.float32)
+        order = np.lexsort((rows_C, -scores_C))
+        return rows_C[order], scores_C[order]
+
+    def _with_pins(
+        self, playlist: Playlist, search: Search, rows_C: Int64Array, scores_C: Float32Array, found: tuple[Found, ...]
+    ) -> tuple[Int64Array, Float32Array, tuple[Found, ...]]:
+        """Pinned items among the candidates, as far as filters and rules allow them; the ordering puts them in their places."""
+        if not playlist.ordering.pins:
+            return rows_C, scores_C, found
+        allowed_R = search.eligible.rows_R if playlist.ordering.keep_seen_pins or search.allowed_R is None else search.allowed_R
+        pinned = np.array([row for pin in playlist.ordering.pins if allowed_R[row := self._pins[pin.item_id]]], dtype=np.int64)
+        new = pinned[~np.isin(pinned, rows_C)]
+        query_D = search.query.query_D
+        scores = np.zeros(len(new), dtype=np.float32) if query_D is None else (self._vectors_RD[new] @ query_D).astype(np.float32)
+        pins = Found(PINNED, pinned, np.ones(len(pinned), dtype=np.float32))
+        return np.concatenate([rows_C, new]), np.concatenate([scores_C, scores]), (*found, pins)
+
+    def _best_offers(self, search: Search, rows_C: Int64Array) -> tuple[dict[str, Any] | None, ...] | None:
+        offers, catalogue = self._config.offers, search.catalogue
+        if offers is None or catalogue.offers is None:
+            return None
+        keys, distances_U = _offer_keys(offers, catalogue, search.context)
+        units_C = catalogue.best_offers(rows_C, search.eligible, keys)
+        found = catalogue.offers.table.take(np.maximum(units_C, 0)).to_pylist() if catalogue.offers.table.num_rows else []
+        answers: list[dict[str, Any] | None] = [None] * len(rows_C)
+        for place, unit in enumerate(units_C):
+            if unit >= 0:
+                values = {name: value for name, value in found[place].items() if name not in (OFFER_ID, "item_id")}
+                distance = None if distances_U is None or np.isnan(distances_U[unit]) else float(distances_U[unit])
+                answers[place] = {"offer_id": found[place][OFFER_ID], "distance_km": distance, "values": values}
+        return tuple(answers)
 
 
-def _reference_queries(bundle: Bundle) -> Float32Array:
-    queries = bundle.reference().column("query").combine_chunks()
-    return np.asarray(queries.flatten().to_numpy(), dtype=np.float32).reshape(len(queries), bundle.manifest.dim)
+NOBODY = Query(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), None, 0, 0.0)
+
+
+def _offer_keys(offers: Offers, catalogue: Catalogue, context: Context) -> tuple[list[Float64Array], Float64Array | None]:
+    """What the best offer has least of, the most important first; and how far away each is, where that is known."""
+    place = context.place
+    distances_U = None
+    if offers.place_column is not None and place is not None:
+        distances_U = catalogue.distances_km(f"offer.{offers.place_column}", (place.latitude, place.longitude))
+    prices = [] if offers.price_column is None else [catalogue.numbers(f"offer.{offers.price_column}")]
+    near = [] if distances_U is None else [distances_U]
+    return ([*near, *prices] if offers.best_by == "nearest" else [*prices, *near]), distances_U
+
+
+def _in_turns(found: Sequence[Found]) -> tuple[Int64Array, Float32Array]:
+    """The first of each source, then the second of each, and so on; every row once, with the score of the source that came first."""
+    if len(found) == 1:
+        return found[0].rows_K, found[0].scores_K
+    rows = np.concatenate([part.rows_K for part in found] or [np.empty(0, dtype=np.int64)])
+    scores = np.concatenate([part.scores_K for part in found] or [np.empty(0, dtype=np.float32)])
+    ranks = np.concatenate([np.arange(len(part.rows_K)) for part in found] or [np.empty(0, dtype=np.int64)])
+    turns = np.argsort(ranks, kind="stable")
+    _, first = np.unique(rows[turns], return_index=True)
+    chosen = turns[np.sort(first)]
+    return rows[chosen], scores[chosen]
+
+
+def _check_source(source: SourceConfig, catalogue: Catalogue, where: str) -> None:
+    if source.column is not None:
+        kinds = ("timestamp",) if source.kind in ("new", "soon") else ("place",)
+        catalogue.require(source.column, kinds, f"{where}: source {source.kind!r}")

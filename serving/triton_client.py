@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from passerelle.errors import UserError
+from serving.stages import InferenceError
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -23,6 +24,8 @@ INFER_TIMEOUT_S = 2.0
 LOAD_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 1.0
 _CHANNEL = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),  # else a server that comes back is found after up to two minutes
     ("grpc.max_send_message_length", -1),  # without limit, as tritonclient has them
     ("grpc.max_receive_message_length", -1),
     # Else clients of one address share what they know of it, and a new client of a server started again is told that it is gone.
@@ -30,13 +33,8 @@ _CHANNEL = [
 ]
 
 
-class TritonError(Exception):
-    """Triton could not answer: `code` is gRPC's name for why, `UNAVAILABLE` or `DEADLINE_EXCEEDED` for instance."""
-
-    def __init__(self, what: str, code: str, message: str) -> None:
-        super().__init__(f"{what}: {code}: {' '.join(message.split())}")
-        self.code = code
-        self.message = message
+class TritonError(InferenceError):
+    """Triton could not answer."""
 
 
 class TritonClient:

@@ -26,7 +26,9 @@ class OnnxInference:
         self._sessions = {model: session(bundle.path / f"{model}.onnx") for model in bundle.manifest.networks}
         self.shapes: list[tuple[int, ...]] = []
 
-    async def infer(self, model: str, version: int, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    async def infer(
+        self, model: str, version: int, inputs: Mapping[str, npt.NDArray[Any]], timeout_s: float = 2.0
+    ) -> dict[str, npt.NDArray[Any]]:
         network = self._sessions[model]
         self.shapes.append(next(iter(inputs.values())).shape)
         names = [output.name for output in network.get_outputs()]

@@ -19,10 +19,13 @@ from passerelle.dataset import open_dataset
 from passerelle.errors import UserError
 from passerelle.prepare import load_prepare_config, prepare
 from ray_cluster.cli.main import VERBS, passerelle
+from serving.config import load_serving_config
+from serving.schemas import RecommendRequest
 from training.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
@@ -36,7 +39,7 @@ def test_the_readme_has_commands() -> None:
     assert {arguments[0] for arguments in commands(README)} >= set(VERBS) - {"inspect", "doctor"}
 
 
-@pytest.mark.parametrize("arguments", [*commands(README), *commands(TRAINING)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [*commands(README), *commands(TRAINING), *commands(SERVING)], ids=" ".join)
 def test_commands_are_understood(arguments: list[str]) -> None:
     verb = passerelle.get_command(click.Context(passerelle), arguments[0])
     assert verb is not None
@@ -54,6 +57,21 @@ def test_settings_of_the_guide_are_accepted_and_change_the_recipe(
     for left_out in overrides:
         with contextlib.suppress(UserError):  # settings that only go together
             assert load_recipe(arguments[1], tuple(override for override in overrides if override != left_out)) != config, left_out
+
+
+def test_the_serving_file_of_the_guide_is_accepted(tmp_path: Path) -> None:
+    text = re.search(r"```toml\n(.*?)```", SERVING, flags=re.DOTALL)
+    assert text is not None
+    path = tmp_path / "shop.toml"
+    path.write_text(text[1], encoding="utf-8")
+    config = load_serving_config(path)
+    assert config.playlist("tonight").ordering.diversify == "mixing" and config.cold_start.min_request_items == 3
+
+
+def test_the_request_of_the_guide_is_accepted() -> None:
+    text = re.search(r"```json\n(.*?)```", SERVING, flags=re.DOTALL)
+    assert text is not None
+    assert RecommendRequest.model_validate_json(text[1]).debug
 
 
 def test_the_readme_description_of_own_logs_prepares(tmp_path: Path) -> None:

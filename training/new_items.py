@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from passerelle.arrow import write_table
-from passerelle.bundle import CANDIDATE_ENCODER, ITEM_ENCODING, RANKER, Bundle, BundleManifest, ItemEncoding, bundle_id, open_bundle
+from passerelle.bundle import CANDIDATE_ENCODER, INDEX, ITEM_ENCODING, RANKER, Bundle, BundleManifest, ItemEncoding, bundle_id, open_bundle
 from passerelle.config import validate
 from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
@@ -83,6 +83,8 @@ def add_items(
         for name in bundle.manifest.files:
             if name not in CHANGED:
                 shutil.copyfile(path / name, scratch / name)
+        if (path / INDEX).is_dir():  # of the vectors that were there: retrievers scan those that come after
+            shutil.copytree(path / INDEX, scratch / INDEX)
         np.save(scratch / "item_vectors.npy", grown.vectors_RD, allow_pickle=False)
         write_table(scratch / "items.arrow", grown.items)
         write_table(scratch / "popularity.arrow", pa.table({"count": grown.counts_R, "recent_count": grown.recent_counts_R}))

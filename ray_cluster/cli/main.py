@@ -21,6 +21,7 @@ VERBS = {
     "train-ranker": "train_ranker",
     "export": "export",
     "add-items": "add_items",
+    "build-index": "build_index",
     "publish": "publish",
     "serve": "serve",
     "recommend": "recommend",

@@ -3,7 +3,7 @@
 import json
 import shlex
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import click
 
@@ -22,24 +22,29 @@ from ray_cluster.cli.console import repository_option, stderr
     metavar="embedded|HOST:PORT",
     help="Where Triton listens for gRPC; `embedded` starts one here.",
 )
+@click.option("--config", type=click.Path(path_type=Path), help="Playlists, rules, offers, events, limits (TOML, docs/serving.md).")
 @repository_option
-def command(bundle: Path, port: int, host: str, topology: str, triton: str, repository: Path) -> None:
+def command(bundle: Path, port: int, host: str, topology: str, triton: str, config: Path | None, repository: Path) -> None:
     """Serve a published BUNDLE over HTTP until Ctrl-C or SIGTERM, then stop every process that was started.
 
     \b
     passerelle serve artifacts/bundle
     passerelle serve artifacts/bundle --port 8080 --topology staged
     passerelle serve artifacts/bundle --triton triton.internal:8001
+    passerelle serve artifacts/bundle --config shop.toml
     """
     from passerelle.bundle import open_bundle
     from ray_cluster.publishing import published_version
-    from ray_cluster.service import Service, Topology
+    from ray_cluster.service import Service
+    from serving.config import load_serving_config
 
+    serving = load_serving_config(config)
     opened = open_bundle(bundle)
     version = published_version(opened, repository)
     example = json.dumps({"user_id": opened.reference().column("user_id")[0].as_py(), "k": 10}, ensure_ascii=False)
     address = None if triton == "embedded" else triton
-    with Service(bundle, repository, version, topology=cast(Topology, topology), host=host, port=port, triton=address) as service:
+    options: Any = {"topology": topology, "host": host, "port": port, "triton": address, "serving": serving}
+    with Service(bundle, repository, version, **options) as service:
         stderr.print(f"{opened.manifest.model} version {version} answers at {service.url} (API: {service.url}/docs). Ctrl-C stops it.")
         click.echo(f"curl -s {service.url}/v1/recommend -H 'content-type: application/json' -d {shlex.quote(example)}")
         try:

@@ -56,7 +56,7 @@ def test_long_histories_and_concurrent_requests(service_url: str) -> None:
             "/v1/recommend", json={"history": [7 + 10 * (place % 400) for place in range(10_000)], "k": 5, "exclude_seen": False}
         )
         assert answer.status_code == 200 and answer.json()["ignored_history"] == 2_500 and len(answer.json()["items"]) == 5
-        assert client.get("/readyz").json() == {"ready": True, "model_version": 1}
+        assert client.get("/readyz").json() == {"ready": True, "model_version": 1, "checks": {"networks": True, "events": True}}
         assert "passerelle_requests_total" in client.get("/metrics").text
 
 

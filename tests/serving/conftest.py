@@ -3,19 +3,34 @@
 import pytest
 
 from passerelle.bundle import Bundle
+from serving.config import ServingConfig
+from serving.events.base import EventStore
 from serving.lookup import EmbeddingLookup
 from serving.ordering import Ordering
 from serving.ranking import Ranking
 from serving.recommender import Recommender
 from serving.retrieval import Retrieval
+from serving.served_log import ServedLog
 from serving.stages import Inference
 from tests.inference import OnnxInference
 
 
-def recommender_of(bundle: Bundle, inference: Inference, version: int) -> Recommender:
+def recommender_of(
+    bundle: Bundle,
+    inference: Inference,
+    version: int,
+    config: ServingConfig | None = None,
+    events: EventStore | None = None,
+    log: ServedLog | None = None,
+) -> Recommender:
     """All stages over a bundle."""
-    stages = (EmbeddingLookup(bundle, inference, version), Retrieval(bundle), Ranking(bundle, inference, version), Ordering(bundle))
-    return Recommender(bundle, version, inference, *stages)
+    stages = (
+        EmbeddingLookup(bundle, inference, version, config, events),
+        Retrieval(bundle, config),
+        Ranking(bundle, inference, version),
+        Ordering(bundle, config),
+    )
+    return Recommender(bundle, version, inference, *stages, config=config, log=log)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Filters against a definition that looks at one row after the other."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,22 @@ from passerelle.bundle import Bundle
 from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
-from serving.filters import EARTH_RADIUS_KM, And, Contains, Equals, Filter, In, ItemFilters, Not, Or, Present, Range, Within
+from serving.catalogue import Catalogue
+from serving.columns import EARTH_RADIUS_KM, Columns
+from serving.filters import And, Contains, Equals, Filter, In, Not, Or, Present, Range, Within
 from serving.schemas import RecommendRequest
 from tests.items import GENRES
+
+
+class ItemFilters:
+    """The masks of filters over a table of items."""
+
+    def __init__(self, items: pa.Table, features: Sequence[FeatureColumn]) -> None:
+        self._catalogue = Catalogue(Columns(items, features, offset=FIRST_ITEM_ROW))
+
+    def mask(self, filters: Sequence[Filter]) -> Any:
+        return self._catalogue.eligible(filters).rows_R
+
 
 KINDS = st.sampled_from(["film", "book", "unheard of"])
 YEARS = st.integers(1948, 2022)

@@ -19,13 +19,18 @@ from serving.ranking import Ranking
 from serving.recommender import Recommender, UnknownItemError
 from serving.retrieval import Retrieval
 from serving.schemas import Context, RecommendRequest, SimilarRequest
-from serving.stages import PERSONAL, Candidates, Query
+from serving.stages import PERSONAL, Candidates, Float32Array, Found, Int64Array, Query
 from tests.bundles import encoder_inputs
 from tests.inference import MAX_BATCH_SIZE, OnnxInference
 from tests.serving.test_filters import CONDITIONS, meets
 
 NOW_MS = 1_700_000_000_000
 NOTHING = np.empty(0, dtype=np.int64)
+
+
+def personal(rows_C: Int64Array, scores_C: Float32Array) -> Candidates:
+    """What the personal source alone found."""
+    return Candidates(rows_C, scores_C, (Found(PERSONAL, rows_C, scores_C),))
 
 
 def look_up(bundle: Bundle, **request: Any) -> Query:
@@ -138,23 +143,22 @@ def test_retrieval_against_a_row_by_row_definition(bundle: Bundle, conditions: l
     items = bundle.items.to_pylist()
     allowed = [row for row in range(2, 302) if row not in seen and all(meets(items[row - 2], condition) for condition in conditions)]
     expected = sorted(allowed, key=lambda row: -float(bundle.vectors_RD[row].astype(np.float64) @ query_D))
-    assert found.rows_C.tolist() == expected[: max(k, bundle.manifest.num_candidates)] and found.source == PERSONAL
+    assert found.rows_C.tolist() == expected[: max(k, bundle.manifest.num_candidates)] and found.found[0].source == PERSONAL
     np.testing.assert_allclose(found.scores_C, bundle.vectors_RD[found.rows_C] @ query_D, atol=1e-5)
 
     popular = asyncio.run(Retrieval(bundle).run(request, Query(seen_S, seen_S, None, 0, 0.0)))
-    assert popular.rows_C.tolist() == sorted(allowed, key=lambda row: -bundle.counts_R[row])[:k] and popular.source == "popularity"
+    assert popular.rows_C.tolist() == sorted(allowed, key=lambda row: -bundle.counts_R[row])[:k] and popular.fallback == "popularity"
     assert popular.scores_C.tolist() == bundle.counts_R[popular.rows_C].tolist()
 
 
-@pytest.mark.parametrize("exact_limit", [1_000, 100])
-def test_similar_items_by_cosine(bundle: Bundle, exact_limit: int) -> None:
-    retrieval = Retrieval(bundle, exact_limit=exact_limit)
+def test_similar_items_by_cosine(bundle: Bundle) -> None:
+    retrieval = Retrieval(bundle)
     unit_RD = bundle.vectors_RD / np.maximum(np.linalg.norm(bundle.vectors_RD, axis=1, keepdims=True), 1e-30)
     for row in (2, 150, 301):
         others_1R = np.ones((1, 302), dtype=bool)
         others_1R[0, row] = False
         rows_1K, cosines_1K = exact_topk(unit_RD[row][None], unit_RD, 5, others_1R)
-        found = asyncio.run(retrieval.similar(row, 5))
+        found = asyncio.run(retrieval.similar(SimilarRequest(item_id=0, k=5), [row]))
         assert found.rows_C.tolist() == rows_1K[0].tolist()
         np.testing.assert_allclose(found.scores_C, cosines_1K[0], atol=1e-5)
 
@@ -162,14 +166,14 @@ def test_similar_items_by_cosine(bundle: Bundle, exact_limit: int) -> None:
 def test_ranking_in_parts_no_larger_than_the_model_takes(bundle: Bundle) -> None:
     inference = OnnxInference(bundle)
     rows_C, history_L = np.arange(2, 202), np.array([5, 9])
-    candidates = Candidates(rows_C, np.linspace(1, 0, 200, dtype=np.float32), PERSONAL)
+    candidates = personal(rows_C, np.linspace(1, 0, 200, dtype=np.float32))
     scores_C = asyncio.run(Ranking(bundle, inference, 1).run(Query(history_L, NOTHING, None, 0, 0.0), candidates, 0))
     assert [shape[0] for shape in inference.shapes] == [MAX_BATCH_SIZE] * 3 + [200 - 3 * MAX_BATCH_SIZE]
     assert scores_C.shape == (200,) and len(np.unique(scores_C)) > 100
 
 
 def test_ranking_of_nothing(bundle: Bundle) -> None:
-    candidates = Candidates(NOTHING, np.empty(0, dtype=np.float32), PERSONAL)
+    candidates = personal(NOTHING, np.empty(0, dtype=np.float32))
     query = Query(np.array([5]), NOTHING, None, 0, 0.0)
     assert asyncio.run(Ranking(bundle, OnnxInference(bundle), 1).run(query, candidates, 0)).shape == (0,)
 
@@ -182,7 +186,7 @@ def test_ranking_refuses_other_features(bundle: Bundle) -> None:
 
 
 def test_ordering_breaks_ties_by_retrieval(bundle: Bundle) -> None:
-    candidates = Candidates(np.array([10, 11, 12, 13]), np.array([4, 3, 2, 1], dtype=np.float32), PERSONAL)
+    candidates = personal(np.array([10, 11, 12, 13]), np.array([4, 3, 2, 1], dtype=np.float32))
     items = asyncio.run(Ordering(bundle).run(candidates, np.array([0.5, 0.9, 0.5, 0.9], dtype=np.float32), 3))
     assert [item.item_id for item in items] == [97, 117, 87] and [item.rank for item in items] == [1, 2, 3]
     assert [(source.name, source.rank, source.score) for item in items for source in item.sources] == [

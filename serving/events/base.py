@@ -1,0 +1,73 @@
+"""What a store of live events is: durable before it answers, idempotent by event id, and able to forget."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+IDENTITY_BYTES = 12
+
+
+class EventStoreError(Exception):
+    """The store does not answer, is locked, or cannot write."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that a user did. Ids are the caller's, as text."""
+
+    event_id: str
+    user_id: str
+    item_id: str
+    event_type: str
+    timestamp_ms: int
+
+
+@dataclass(frozen=True)
+class UserState:
+    """What a store knows of a user."""
+
+    events: tuple[Event, ...] = ()
+    """The newest, oldest first."""
+    erased: bool = False
+    """The user asked to be forgotten: what a bundle holds of them is not to be used."""
+    identity: str | None = None
+    """What stands for the user in logs; once it is erased, nothing leads from it to the user."""
+
+
+NOBODY = UserState()
+
+
+class EventStore(Protocol):
+    """Keeps events by user. Every method raises `EventStoreError` where the store cannot do it."""
+
+    async def append(self, events: Sequence[Event]) -> int:
+        """Keep events; those whose id this user has already are left out. When it returns they survive a crash.
+
+        Returns:
+            how many are new.
+        """
+
+    async def user(self, user_id: str, limit: int) -> UserState:
+        """What is known of a user, with at most `limit` of the newest events."""
+
+    async def identify(self, user_id: str, identity: str) -> None:
+        """Have `identity` stand for a user who has none yet."""
+
+    async def erase(self, user_id: str) -> int:
+        """Forget a user's events and identity, and remember that what others hold of them is not to be used.
+
+        Returns:
+            how many events there were.
+        """
+
+    async def ping(self) -> None:
+        """Do nothing, if the store works."""
+
+    async def close(self) -> None:
+        """Give back what is held."""
+
+
+def new_identity() -> str:
+    """A name that says nothing."""
+    return secrets.token_hex(IDENTITY_BYTES)

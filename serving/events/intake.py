@@ -1,0 +1,77 @@
+"""Events as they come in over HTTP, and the stores they may go to."""
+
+from passerelle.bundle import Bundle
+from passerelle.errors import UserError
+from passerelle.id_map import Id, IdMap
+from serving.config import LiveEventsConfig
+from serving.event_schemas import EventsRequest, EventsResponse, ForgottenResponse
+from serving.events.base import Event, EventStore
+from serving.events.sqlite_store import SqliteEventStore
+
+
+def open_store(config: LiveEventsConfig) -> EventStore | None:
+    """The store that a serving file names; None where events are not kept.
+
+    Raises:
+        UserError: it cannot be opened, or is of no known kind.
+    """
+    if config.store == "none":
+        return None
+    if config.store == "sqlite":
+        if config.file is None:
+            raise UserError("events.file: say where, or store = 'none'")
+        return SqliteEventStore(config.file)
+    if config.store.startswith(("redis://", "rediss://", "unix://")):
+        from serving.events.redis_store import RedisEventStore  # an extra
+
+        return RedisEventStore(config.store)
+    raise UserError(f"events.store: {config.store!r} is none of sqlite, none, redis://HOST:PORT/DB")
+
+
+class EventIntake:
+    """Checks events against a bundle and keeps them.
+
+    Args:
+        bundle: the types of ids and the kinds of events.
+        store: where they go.
+    """
+
+    def __init__(self, bundle: Bundle, store: EventStore) -> None:
+        self._bundle = bundle
+        self.store = store
+
+    async def accept(self, request: EventsRequest, now_ms: int) -> EventsResponse:
+        """Keep events, all or none; when this returns they survive a crash. An event that was there already is not counted twice.
+
+        Raises:
+            UserError: an id is of the wrong type, or there is no such kind of event.
+            EventStoreError: they could not be kept.
+        """
+        names = self._bundle.manifest.event_types
+        events = []
+        for place, event in enumerate(request.all_events()):
+            kind = names[0] if event.event_type is None else event.event_type
+            if kind not in names:
+                raise UserError(f"events.{place}.event_type: no {kind!r} among the events of this model: {', '.join(names)}")
+            user_id = _text(self._bundle.user_ids, event.user_id, f"events.{place}.user_id")
+            item_id = _text(self._bundle.item_ids, event.item_id, f"events.{place}.item_id")
+            at_ms = now_ms if event.timestamp_ms is None else event.timestamp_ms
+            events.append(Event(event.event_id, user_id, item_id, kind, at_ms))
+        new = await self.store.append(events)
+        return EventsResponse(accepted=new, duplicates=len(events) - new)
+
+    async def forget(self, user_id: Id) -> ForgottenResponse:
+        """Erase what is kept of a user, and have the history in the bundle ignored.
+
+        Raises:
+            UserError: the id is of the wrong type.
+            EventStoreError: it could not be done.
+        """
+        return ForgottenResponse(events=await self.store.erase(_text(self._bundle.user_ids, user_id, "user_id")))
+
+
+def _text(ids: IdMap, value: Id, where: str) -> str:
+    try:
+        return str(ids.parse(value))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

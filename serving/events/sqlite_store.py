@@ -1,0 +1,193 @@
+"""Events in a SQLite file: for one machine. Several processes may share it.
+
+Writers take turns and share their commits: what waits while one is written to disk becomes the next one.
+"""
+
+import asyncio
+import hashlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from passerelle.errors import UserError
+from serving.events.base import Event, EventStoreError, UserState
+
+T = TypeVar("T")
+Write = Callable[[sqlite3.Connection], Any]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    user_id TEXT NOT NULL, event_id TEXT NOT NULL, item_id TEXT NOT NULL, event_type TEXT NOT NULL, timestamp_ms INTEGER NOT NULL,
+    PRIMARY KEY (user_id, event_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS events_by_time ON events (user_id, timestamp_ms);
+CREATE TABLE IF NOT EXISTS identities (user_id TEXT PRIMARY KEY, identity TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erased (user_digest TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+_READERS = 4
+_MOST_IN_ONE_COMMIT = 1000
+
+
+class SqliteEventStore:
+    """A store in one file, in WAL mode: readers never wait for writers.
+
+    Args:
+        path: the file; made when absent.
+        timeout_s: how long a writer waits for one of another process.
+
+    Raises:
+        UserError: the file cannot be opened, or is none of SQLite.
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float = 2.0) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            connection = self._connect()
+            connection.executescript(_SCHEMA)
+            connection.close()
+        except sqlite3.Error as error:
+            raise UserError(f"{path}: not a usable event store ({error})") from None
+        self._writes: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_all, name="event writer", daemon=True)
+        self._writer.start()
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="event reader")
+        self._local = threading.local()
+
+    async def append(self, events: Sequence[Event]) -> int:
+        rows = [(one.user_id, one.event_id, one.item_id, one.event_type, one.timestamp_ms) for one in events]
+
+        def insert(connection: sqlite3.Connection) -> int:
+            before = connection.total_changes
+            connection.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", rows)
+            return connection.total_changes - before
+
+        return int(await self._write(insert))
+
+    async def user(self, user_id: str, limit: int) -> UserState:
+        return await self._read(lambda connection: _user(connection, user_id, limit))
+
+    async def identify(self, user_id: str, identity: str) -> None:
+        await self._write(lambda connection: connection.execute("INSERT OR IGNORE INTO identities VALUES (?, ?)", (user_id, identity)))
+
+    async def erase(self, user_id: str) -> int:
+        def delete(connection: sqlite3.Connection) -> int:
+            count = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
+            connection.execute("DELETE FROM identities WHERE user_id = ?", (user_id,))
+            connection.execute("INSERT OR IGNORE INTO erased VALUES (?)", (_digest(user_id),))
+            return count
+
+        count = int(await self._write(delete))
+        await self._write(_empty_log, alone=True)  # else what was erased stays in the log beside the file for a while
+        return count
+
+    async def ping(self) -> None:
+        await self._read(lambda connection: connection.execute("SELECT 1").fetchone())
+
+    async def close(self) -> None:
+        self._writes.put(None)
+        await asyncio.get_running_loop().run_in_executor(None, self._writer.join)
+        self._readers.shutdown()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit that has returned is on disk
+        connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
+        return connection
+
+    async def _read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
+        def work() -> T:
+            try:
+                if not hasattr(self._local, "connection"):
+                    self._local.connection = self._connect()
+                return ask(self._local.connection)
+            except sqlite3.Error as error:
+                raise EventStoreError(f"{self._path}: {error}") from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+    async def _write(self, write: Write, *, alone: bool = False) -> Any:
+        waiting = _Waiting(write, Future(), alone)
+        self._writes.put(waiting)
+        return await asyncio.wrap_future(waiting.done)
+
+    def _write_all(self) -> None:
+        """The writer's thread: everything that waits goes into one transaction."""
+        connection: sqlite3.Connection | None = None
+        closing = False
+        while not closing:
+            waiting = [self._writes.get()]
+            while len(waiting) < _MOST_IN_ONE_COMMIT:
+                try:
+                    waiting.append(self._writes.get_nowait())
+                except queue.Empty:
+                    break
+            closing = None in waiting
+            wanted = [one for one in waiting if one is not None and one.done.set_running_or_notify_cancel()]
+            for batch in ([one for one in wanted if not one.alone], *([one] for one in wanted if one.alone)):
+                connection = self._commit(connection, batch) if batch else connection
+        if connection is not None:
+            connection.close()
+
+    def _commit(self, connection: sqlite3.Connection | None, batch: "Sequence[_Waiting]") -> sqlite3.Connection | None:
+        """One transaction; the connection to go on with."""
+        try:
+            connection = connection or self._connect()
+            if not batch[0].alone:
+                connection.execute("BEGIN IMMEDIATE")
+            answers = [one.write(connection) for one in batch]
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+        except Exception as error:  # nobody may wait for an answer that does not come
+            for one in batch:
+                one.done.set_exception(EventStoreError(f"{self._path}: {error}"))
+            return _rolled_back(connection)
+        for one, answer in zip(batch, answers, strict=True):
+            one.done.set_result(answer)
+        return connection
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Something to be written, and who waits for it."""
+
+    write: Write
+    done: Future[Any]
+    alone: bool
+    """Outside of transactions."""
+
+
+def _empty_log(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _rolled_back(connection: sqlite3.Connection | None) -> sqlite3.Connection | None:
+    """The connection without a transaction; None where it is of no more use."""
+    try:
+        if connection is not None and connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except sqlite3.Error:
+        return None
+    return connection
+
+
+def _user(connection: sqlite3.Connection, user_id: str, limit: int) -> UserState:
+    rows = connection.execute(
+        "SELECT event_id, user_id, item_id, event_type, timestamp_ms FROM events WHERE user_id = ? "
+        "ORDER BY timestamp_ms DESC, event_id DESC LIMIT ?",
+        (user_id, limit),
+    ).fetchall()
+    identity = connection.execute("SELECT identity FROM identities WHERE user_id = ?", (user_id,)).fetchone()
+    erased = connection.execute("SELECT 1 FROM erased WHERE user_digest = ?", (_digest(user_id),)).fetchone()
+    return UserState(tuple(Event(*row) for row in reversed(rows)), erased is not None, None if identity is None else identity[0])
+
+
+def _digest(user_id: str) -> str:
+    return hashlib.sha256(user_id.encode()).hexdigest()

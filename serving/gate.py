@@ -1,0 +1,144 @@
+"""The gate before the application: who may enter, how much at a time, and how large. Plain ASGI, so that a refusal costs little."""
+
+import hmac
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from passerelle.errors import UserError
+from serving.config import LimitsConfig
+from serving.watched_file import WatchedFile
+
+OPEN_PATHS = ("/healthz", "/readyz", "/metrics")
+"""For those who watch the service: they need no key, and are let in when it is full."""
+RETRY_AFTER_S = 1
+_MOST_CALLERS = 100_000
+
+
+class Gate:
+    """Wraps an application.
+
+    Args:
+        app: what is behind.
+        limits: keys, rates and sizes.
+        refused: told of each refusal, with its status.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limits: LimitsConfig, refused: Callable[[int], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._app = app
+        self._limits = limits
+        self._refused = refused
+        self._keys = None if limits.api_keys_file is None else WatchedFile(limits.api_keys_file, read_keys)
+        self._rates = None if limits.requests_per_s is None else Rates(limits.requests_per_s, clock)
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        caller = (scope.get("client") or ("",))[0].encode()
+        if self._keys is not None:
+            key = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            if not _is_one_of(key, self._keys.value):
+                await self._refuse(send, 401, "give a key of this service: Authorization: Bearer KEY", {b"www-authenticate": b"Bearer"})
+                return
+            caller = key
+        if self._rates is not None and not self._rates.admit(caller):
+            await self._refuse(send, 429, f"more than {self._limits.requests_per_s:g} requests a second of one caller", _RETRY)
+            return
+        if self._in_flight >= self._limits.max_in_flight:
+            await self._refuse(send, 429, f"{self._in_flight} requests are being answered here: ask again a little later", _RETRY)
+            return
+        most = self._limits.max_body_bytes
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > most:
+            await self._refuse(send, 413, f"the body is larger than {most} bytes")
+            return
+        self._in_flight += 1
+        try:
+            await self._app(scope, _Counted(receive, most).receive, send)
+        finally:
+            self._in_flight -= 1
+
+    async def _refuse(self, send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None) -> None:
+        self._refused(status)
+        body = json.dumps({"detail": [{"loc": [], "msg": message}]}).encode()
+        all_headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode(), **(headers or {})}
+        await send({"type": "http.response.start", "status": status, "headers": list(all_headers.items())})
+        await send({"type": "http.response.body", "body": body})
+
+
+_RETRY = {b"retry-after": str(RETRY_AFTER_S).encode()}
+
+
+class _Counted:
+    """Receives no more than so many bytes, also of a body that does not say how long it is."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive = receive
+        self._most = self._left = most
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            raise HTTPException(413, f"the body is larger than {self._most} bytes")
+        return message
+
+
+class Rates:
+    """So many requests a second of each caller, and as many at once (a token bucket each; callers not seen for long are forgotten).
+
+    Args:
+        requests_per_s: of one caller.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, requests_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = requests_per_s
+        self._most = max(1.0, requests_per_s)
+        self._clock = clock
+        self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
+
+    def admit(self, caller: bytes) -> bool:
+        """Whether one more request of a caller is within the rate."""
+        now = self._clock()
+        tokens, since = self._buckets.pop(caller, (self._most, now))
+        tokens = min(self._most, tokens + (now - since) * self._rate)
+        admitted = tokens >= 1.0
+        self._buckets[caller] = (tokens - 1.0 if admitted else tokens, now)
+        if len(self._buckets) > _MOST_CALLERS:
+            self._buckets.popitem(last=False)
+        return admitted
+
+
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """The keys of a file, one a line.
+
+    Raises:
+        UserError: it cannot be read, or has none.
+    """
+    try:
+        keys = tuple(line.strip() for line in path.read_bytes().splitlines() if line.strip())
+    except OSError as error:
+        raise UserError(f"{path}: the file of API keys cannot be read ({error.strerror})") from None
+    if not keys:
+        raise UserError(f"{path}: no API key in it, so nobody could ask: write one a line")
+    return keys
+
+
+def _is_one_of(key: bytes, keys: tuple[bytes, ...]) -> bool:
+    """Compared with each in a time that tells nothing of how much is right."""
+    right = False
+    for other in keys:
+        right |= hmac.compare_digest(key, other)
+    return right

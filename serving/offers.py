@@ -1,0 +1,77 @@
+"""Offers of items, from a Parquet file that may change while it is served.
+
+Shape legend: O offers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
+
+from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind
+from passerelle.errors import UserError
+from passerelle.id_map import UNKNOWN_ROW, IdMap
+from passerelle.ids import ITEM_ID
+
+OFFER_ID = "offer_id"
+PREFIX = "offer."
+
+
+@dataclass(frozen=True)
+class OfferTable:
+    """Offers of known items, sorted by item row."""
+
+    table: pa.Table
+    item_rows: npt.NDArray[np.int64]
+    """[O], ascending."""
+    features: tuple[FeatureColumn, ...]
+    ignored: int
+    """Offers of items that the bundle does not have."""
+
+
+def read_offers(path: Path, item_ids: IdMap) -> OfferTable:
+    """The offers of a Parquet file.
+
+    Raises:
+        UserError: it cannot be read, lacks `offer_id` or `item_id`, repeats an offer, or has a column of a type that has no meaning here.
+    """
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: cannot be read as a Parquet file ({error})") from None
+    for name in (OFFER_ID, ITEM_ID):
+        if name not in table.column_names:
+            raise UserError(f"{path}: column {name} is missing")
+        if table.column(name).null_count:
+            raise UserError(f"{path}: {table.column(name).null_count} rows have no {name}")
+    if repeated := table.num_rows - len(table.column(OFFER_ID).unique()):
+        raise UserError(f"{path}: {repeated} rows repeat an {OFFER_ID}")
+    features = tuple(
+        FeatureColumn(name=field.name, kind=_kind(field, path)) for field in table.schema if field.name not in (OFFER_ID, ITEM_ID)
+    )
+    rows = item_ids.rows(table.column(ITEM_ID).combine_chunks())
+    known = np.flatnonzero(rows != UNKNOWN_ROW)
+    order = known[np.argsort(rows[known], kind="stable")]
+    for field in table.schema:
+        if pa.types.is_timestamp(field.type):
+            milliseconds = table.column(field.name).cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
+            table = table.set_column(table.column_names.index(field.name), field.name, milliseconds)
+    return OfferTable(table.take(pa.array(order)).combine_chunks(), rows[order], features, table.num_rows - len(order))
+
+
+def _kind(field: pa.Field, path: Path) -> FeatureKind:
+    of = field.type
+    if pa.types.is_timestamp(of):
+        return "timestamp"
+    if pa.types.is_integer(of) or pa.types.is_floating(of):
+        return "numeric"
+    if pa.types.is_list(of) or pa.types.is_large_list(of):
+        return "multi_categorical"
+    if pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_boolean(of) or pa.types.is_dictionary(of):
+        return "categorical"
+    if pa.types.is_struct(of) and {part.name for part in of} == {LATITUDE, LONGITUDE}:
+        return "place"
+    raise UserError(f"{path}: column {field.name!r} holds {of}: neither numbers, text, lists of text, timestamps nor places")

@@ -1,0 +1,102 @@
+"""An inverted file of vectors, memory-mapped, searched under bitmaps. The only file that knows faiss.
+
+Shape legend: N vectors, D vector width, Q queries, K results, L lists, P lists of one round.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import faiss as typed_faiss
+import numpy as np
+
+from serving.retrievers.base import Float32Array, Hits, Int64Array, Mask, best, merged
+
+faiss: Any = typed_faiss  # its type hints know nothing of what its Python layer adds
+
+FILE = "vectors.faiss"
+FIRST_PROBES = 8
+SETTLED = 0.01
+"""A search ends when twice as many lists change less than this share of what it found."""
+_LISTS_PER_ROOT = 2
+_TRAINING_VECTORS_PER_LIST = 64
+_SEED = 1234
+
+
+class FaissIndex:
+    """Lists of neighbours, looked at from the nearest on until that no longer changes the answer.
+
+    A filter that leaves few, or only vectors far from the query, thereby makes a search look further, however it is related to the vectors.
+
+    Args:
+        path: a file that `build` wrote.
+        probes: lists of the first round; each further one doubles all so far.
+    """
+
+    def __init__(self, path: Path, *, probes: int = FIRST_PROBES) -> None:
+        self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        faiss.downcast_InvertedLists(self._index.invlists).prefetch_nthread = 0  # threads cost 2 ms a search, and pages are read once
+        self._centres_LD: Float32Array = self._index.quantizer.reconstruct_n(0, self._index.nlist)
+        self._probes = min(probes, self._index.nlist)
+
+    @classmethod
+    def build(cls, vectors_ND: Float32Array, directory: Path) -> Self:
+        """Write the index of vectors into a directory, and open it."""
+        num_vectors, dim = vectors_ND.shape
+        lists = min(num_vectors, int(_LISTS_PER_ROOT * np.sqrt(num_vectors)))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.seed = _SEED
+        index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = _TRAINING_VECTORS_PER_LIST, 1
+        contiguous_ND = np.ascontiguousarray(vectors_ND, dtype=np.float32)
+        index.train(contiguous_ND)
+        index.add(contiguous_ND)
+        faiss.write_index(index, str(directory / FILE))
+        return cls(directory / FILE)
+
+    @property
+    def num_vectors(self) -> int:
+        return int(self._index.ntotal)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"probes": self._probes, "lists": int(self._index.nlist)}
+
+    def look_further(self) -> bool:
+        if 2 * self._probes > self._index.nlist:
+            return False
+        self._probes *= 2
+        return True
+
+    def search(self, queries_QD: Float32Array, k: int, allowed_Q: Sequence[Mask | None]) -> list[Hits]:
+        queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
+        nearness_QL = queries_QD @ self._centres_LD.T
+        searches = zip(queries_QD, nearness_QL, allowed_Q, strict=True)
+        return [self._one(query_D, nearness_L, k, allowed_N) for query_D, nearness_L, allowed_N in searches]
+
+    def _one(self, query_D: Float32Array, nearness_L: Float32Array, k: int, allowed_N: Mask | None) -> Hits:
+        selector = None if allowed_N is None else faiss.IDSelectorBitmap(np.packbits(allowed_N, bitorder="little"))
+        lists_L = np.argsort(-nearness_L)
+        found = Hits(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        looked_at, next_round = 0, self._probes
+        while looked_at < len(lists_L):
+            lists_P = lists_L[looked_at : looked_at + next_round]
+            more = self._round(query_D, lists_P, nearness_L[lists_P], k, selector)
+            worst = found.scores_K[-1] if len(found) == k else -np.inf
+            changed = int(np.count_nonzero(more.scores_K > worst))
+            settled = looked_at > 0 and len(found) == k and changed <= SETTLED * k
+            found = merged((found, more), k)
+            looked_at += len(lists_P)
+            next_round = looked_at
+            if settled:
+                break
+        return found
+
+    def _round(self, query_D: Float32Array, lists_P: Int64Array, nearness_P: Float32Array, k: int, selector: Any) -> Hits:
+        """The k best of some lists. Faiss' Python layer has no such search with a selector, its C++ has."""
+        positions_K, scores_K = np.empty(k, dtype=np.int64), np.empty(k, dtype=np.float32)
+        arrays = [np.ascontiguousarray(array) for array in (lists_P, nearness_P)]
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=len(lists_P))
+        pointers = [faiss.swig_ptr(array) for array in (*arrays, scores_K, positions_K)]
+        self._index.search_preassigned_c(1, faiss.swig_ptr(query_D), k, *pointers, False, parameters)
+        there_K = positions_K >= 0
+        return best(positions_K[there_K], scores_K[there_K], k)

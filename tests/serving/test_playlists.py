@@ -1,0 +1,340 @@
+"""Playlists, sources, hard rules, experiments and cold users through the whole chain, with the networks in this process."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from passerelle.bundle import Bundle
+from passerelle.config import validate
+from passerelle.errors import UserError
+from passerelle.ids import FIRST_ITEM_ROW
+from serving.config import ServingConfig, load_serving_config
+from serving.experiments import assigned, variant_of
+from serving.recommender import Recommender
+from serving.retrieval import Retrieval
+from serving.schemas import Context, Place, RecommendRequest, RecommendResponse, SimilarRequest
+from serving.stages import Query
+from serving.watched_file import WatchedFile
+from tests.inference import OnnxInference
+from tests.serving.conftest import recommender_of
+
+PARIS, LYON = (48.8566, 2.3522), (45.7640, 4.8357)
+NOW_MS = 1_700_000_000_000
+HOUR_MS = 3_600_000
+EVERY_SOURCE = ["personal", "similar", "popular", "trending", "new", "near", "soon"]
+
+
+@pytest.fixture(scope="module")
+def offers(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two offers for each item but every seventh: one in Paris that is dear, one in Lyon that is cheap, at times around now."""
+    rows = []
+    for position, item_id in enumerate(bundle.items.column("item_id").to_pylist()):
+        if position % 7 == 0:
+            continue
+        for city, (latitude, longitude) in (("paris", PARIS), ("lyon", LYON)):
+            rows.append(
+                {
+                    "offer_id": f"{item_id}-{city}",
+                    "item_id": item_id,
+                    "price": float(position % 40 + (20 if city == "paris" else 0)),
+                    "stock": position % 5,
+                    "min_age": 18 if position % 11 == 0 else None,
+                    "starts": NOW_MS + (position - 150) * HOUR_MS,
+                    "place": {"latitude": latitude + position / 1000, "longitude": longitude},
+                }
+            )
+    schema = pa.schema(
+        [
+            ("offer_id", pa.string()),
+            ("item_id", pa.int64()),
+            ("price", pa.float64()),
+            ("stock", pa.int64()),
+            ("min_age", pa.int64()),
+            ("starts", pa.timestamp("ms")),
+            ("place", pa.struct([("latitude", pa.float64()), ("longitude", pa.float64())])),
+        ]
+    )
+    path = tmp_path_factory.mktemp("offers") / "offers.parquet"
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    return path
+
+
+def source(kind: str, **more: Any) -> dict[str, Any]:
+    columns = {"new": "offer.starts", "soon": "offer.starts", "near": "offer.place"}
+    return {"kind": kind, **({"column": columns[kind]} if kind in columns else {}), **more}
+
+
+def config_of(offers_file: Path, **sections: Any) -> ServingConfig:
+    offer_section = {"file": str(offers_file), "place_column": "place", "price_column": "price", **sections.pop("offers", {})}
+    return validate(ServingConfig, {"offers": offer_section, **sections}, "test")
+
+
+def recommender_with(bundle: Bundle, config: ServingConfig) -> Recommender:
+    return recommender_of(bundle, OnnxInference(bundle), 7, config)
+
+
+def ask(recommender: Recommender, **request: Any) -> RecommendResponse:
+    context = {"timestamp_ms": NOW_MS, **request.pop("context", {})}
+    return asyncio.run(recommender.recommend(RecommendRequest.model_validate({"context": context, **request})))
+
+
+def ids(answer: Any) -> list[Any]:
+    return [item.item_id for item in answer.items]
+
+
+@pytest.fixture(scope="module")
+def every_source(bundle: Bundle, offers: Path) -> Recommender:
+    """A playlist for each source alone, and one of all."""
+    playlists: dict[str, Any] = {kind: {"sources": [source(kind)], "cold_sources": [source(kind)]} for kind in EVERY_SOURCE}
+    playlists["all"] = {"sources": [source(kind, candidates=20) for kind in EVERY_SOURCE]}
+    return recommender_with(bundle, config_of(offers, playlists=playlists))
+
+
+def test_every_source_finds_what_its_name_says(bundle: Bundle, every_source: Recommender) -> None:
+    paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
+    position_of = {item_id: position for position, item_id in enumerate(bundle.items.column("item_id").to_pylist())}
+
+    def found(kind: str) -> list[int]:
+        answer = ask(every_source, playlist=kind, k=5, context=paris)
+        assert all(item.sources[0].name == answer.fallback.split("+")[0] for item in answer.items if answer.fallback)
+        return [position_of[item_id] for item_id in ids(answer)]
+
+    sold = [position for position in range(300) if position % 7]
+    assert found("near") == sold[:5]
+    assert found("soon") == [position for position in sold if position >= 150][:5]
+    assert found("new") == [position for position in reversed(sold) if position <= 150][:5]
+    assert found("popular") == list(np.argsort(-bundle.counts_R[FIRST_ITEM_ROW:], kind="stable")[:5])
+
+
+def test_trending_counts_lately_more(bundle: Bundle) -> None:
+    half_life_days = 0.5
+    config = validate(ServingConfig, {"cold_start": {"sources": [source("trending", half_life_days=half_life_days)]}}, "test")
+    rows, times_ms = (column.flatten().to_numpy() for column in bundle.histories[:2])
+    weights = dict.fromkeys(range(FIRST_ITEM_ROW, 302), 0.0)
+    for row, time_ms in zip(rows.tolist(), times_ms.tolist(), strict=True):
+        weights[row] += 0.5 ** ((int(times_ms.max()) - time_ms) / (half_life_days * 86_400_000))
+    expected = sorted(weights, key=lambda row: (-np.float32(weights[row]), row))[:10]
+    answer = ask(recommender_with(bundle, config), k=10)
+    assert ids(answer) == bundle.item_ids.ids(np.array(expected)) and answer.fallback == "trending"
+
+
+def test_candidates_of_all_sources_carry_every_source_that_found_them(every_source: Recommender) -> None:
+    paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
+    answer = ask(every_source, playlist="all", user_id=1003, k=60, context=paris)
+    names = [{one.name for one in item.sources} for item in answer.items]
+    assert answer.fallback is None and set().union(*names) == {"personal", "similar", "popularity", "trending", "new", "near", "soon"}
+    assert any(len(one) > 1 for one in names) and len(set(ids(answer))) == 60
+
+
+def test_items_that_are_named_are_what_similar_starts_from(every_source: Recommender) -> None:
+    answer = ask(every_source, playlist="similar", similar_to=[17, 27], k=5)
+    direct = asyncio.run(every_source.similar(SimilarRequest(item_ids=(17, 27), k=5)))
+    assert ids(answer) == ids(direct) and answer.fallback == "similar"
+    alone = ids(asyncio.run(every_source.similar(SimilarRequest(item_id=17, k=5))))
+    assert alone != ids(direct)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_source_gets_around_a_hard_rule(bundle: Bundle, offers: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """Blocked, too dear, sold out, for others' age: not by any source, fallback, pin or similarity."""
+    all_ids = bundle.items.column("item_id").to_pylist()
+    blocked = data.draw(st.sets(st.sampled_from(all_ids), max_size=200))
+    block_list = tmp_path / "blocked.txt"
+    block_list.write_text("\n".join(map(str, sorted(blocked))) + "\nno id\n", encoding="utf-8")
+    kind = data.draw(st.sampled_from(EVERY_SOURCE))
+    pinned = data.draw(st.sampled_from(all_ids))
+    pin = {"item_id": pinned, "place": 1}
+    config = config_of(
+        offers,
+        rules={
+            "min_age_column": "offer.min_age",
+            "price_column": "offer.price",
+            "stock_column": "offer.stock",
+            "block_list": str(block_list),
+        },
+        playlists={"p": {"sources": [source(kind)], "cold_sources": [source(kind)], "ordering": {"pins": [pin]}}},
+        offers={"required": True},
+    )
+    recommender = recommender_with(bundle, config)
+    credit = data.draw(st.none() | st.integers(0, 60))
+    age = data.draw(st.none() | st.sampled_from([12, 18]))
+    user_id = data.draw(st.sampled_from([None, 1003, 4]))
+    context: dict[str, Any] = {"credit": credit, "age": age, "place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
+    answer = ask(recommender, playlist="p", user_id=user_id, k=30, context=context)
+    similar = asyncio.run(recommender.similar(SimilarRequest(item_id=17, k=30, context=Context(age=age, credit=credit))))
+    for item in (*answer.items, *similar.items):
+        position = all_ids.index(item.item_id)
+        assert item.item_id not in blocked and position % 7 and position % 5 and item.offer is not None
+        assert (age == 18) or position % 11
+        assert credit is None or item.offer.values["price"] <= credit
+    if pinned not in blocked and pinned in ids(answer):
+        assert answer.items[0].item_id == pinned
+
+
+def test_the_block_list_is_hot(bundle: Bundle, tmp_path: Path) -> None:
+    block_list = tmp_path / "blocked.txt"
+    recommender = recommender_with(bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test"))
+    first = ids(ask(recommender, k=3))
+    block_list.write_text(f"{first[0]}\n{first[2]}\n", encoding="utf-8")
+    until = time.monotonic() + 5.0
+    while first[0] in ids(ask(recommender, k=3)):
+        assert time.monotonic() < until, "not effective after 5 s"
+        time.sleep(0.05)
+    assert first[1] == ids(ask(recommender, k=3))[0] and first[2] not in ids(ask(recommender, k=3))
+    block_list.write_bytes(b"\xff\xfe")  # half-written, perhaps: what was blocked stays blocked
+    time.sleep(1.5)
+    assert first[0] not in ids(ask(recommender, k=3))
+
+
+def test_a_file_that_breaks_later_keeps_what_was_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "value"
+    path.write_text("1", encoding="utf-8")
+
+    def load(from_: Path) -> int:
+        try:
+            return int(from_.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError("no number") from None
+
+    watched = WatchedFile(path, load, poll_s=1000)
+    for text, expected in (("2", 2), ("x", 2), ("33", 33)):
+        path.write_text(text, encoding="utf-8")
+        watched.check()
+        assert watched.value == expected
+    watched.close()
+    path.write_text("y", encoding="utf-8")
+    with pytest.raises(UserError, match="no number"):
+        WatchedFile(path, load)
+
+
+def test_the_answer_carries_the_nearest_offer_or_the_cheapest(bundle: Bundle, offers: Path) -> None:
+    nearest = recommender_with(bundle, config_of(offers, offers={"best_by": "nearest"}))
+    cheapest = recommender_with(bundle, config_of(offers))
+    paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
+    sold = [item for item in ask(nearest, user_id=1003, k=20, context=paris).items if item.offer]
+    assert sold and all(item.offer and str(item.offer.offer_id).endswith("paris") and item.offer.distance_km < 40 for item in sold)
+    sold = [item for item in ask(cheapest, user_id=1003, k=20, context=paris).items if item.offer]
+    assert sold and all(item.offer and str(item.offer.offer_id).endswith("lyon") for item in sold)
+    dear = [{"op": "range", "column": "offer.price", "min": 41}]
+    answer = ask(cheapest, user_id=1003, k=20, filters=dear)
+    assert answer.items and all(item.offer and item.offer.values["price"] >= 41 for item in answer.items)
+
+
+def test_unknown_users_with_a_place_get_what_is_popular_there(bundle: Bundle, offers: Path) -> None:
+    near = source("popular", column="offer.place", radius_km=5)
+    recommender = recommender_with(bundle, config_of(offers, cold_start={"sources": [near]}))
+    around = {"place": {"latitude": PARIS[0] + 0.1, "longitude": PARIS[1]}}
+    answer = ask(recommender, k=3, context=around)
+    positions = [bundle.items.column("item_id").to_pylist().index(item_id) for item_id in ids(answer)]
+    counts = bundle.counts_R[FIRST_ITEM_ROW:]
+    near_by = [position for position in range(300) if position % 7 and abs(position / 1000 - 0.1) * 111.2 < 5]
+    assert positions == sorted(near_by, key=lambda position: -counts[position])[:3] and answer.fallback == "popularity_near"
+    assert ask(recommender, k=3).fallback == "popularity"
+    many = ask(recommender, k=150, context=around)
+    assert many.fallback == "popularity_near+popularity" and len(many.items) == 150
+
+
+def test_the_rule_for_cold_users(bundle: Bundle) -> None:
+    rule = {"cold_start": {"min_events_of": {"view": 6}, "min_request_items": 3}}
+    recommender = recommender_with(bundle, validate(ServingConfig, rule, "test"))
+    for user_row, user_id in enumerate(bundle.reference().column("user_id").to_pylist()[:10]):
+        count = len(bundle.history(bundle.user_ids.row(user_id)).item_rows_L)
+        assert (ask(recommender, user_id=user_id).fallback is None) == (count >= 6), user_row
+    assert ask(recommender, history=[7, 17]).fallback == "popularity" and ask(recommender, history=[7, 17, 27]).fallback is None
+    with pytest.raises(UserError, match=r"cold_start.min_events_of: no 'buy' among the events of this model: view"):
+        recommender_with(bundle, validate(ServingConfig, {"cold_start": {"min_events_of": {"buy": 1}}}, "test"))
+
+
+def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) -> None:
+    variants = [{"name": "a", "weight": 3, "playlist": "default"}, {"name": "b", "playlist": "other"}]
+    values = {
+        "playlists": {"other": {"size": 4}},
+        "experiments": {"e": {"variants": variants}, "f": {"playlist": "other", "variants": variants}},
+    }
+    config = validate(ServingConfig, values, "test")
+    drawn = [variant_of("e", config.experiments["e"], str(user)).name for user in range(4000)]
+    assert drawn == [variant_of("e", config.experiments["e"], str(user)).name for user in range(4000)]
+    assert 0.22 < drawn.count("b") / 4000 < 0.28
+    other = [variant_of("f", config.experiments["f"], str(user)).name for user in range(4000)]
+    both = sum(one == two == "b" for one, two in zip(drawn, other, strict=True))
+    assert 0.04 < both / 4000 < 0.085  # independent: 1/16
+    recommender = recommender_with(bundle, config)
+    for user_id in (1000, 1001, 1002, 1003):
+        answer = ask(recommender, user_id=user_id)
+        assert answer.experiment == "e" and answer.variant == variant_of("e", config.experiments["e"], str(user_id)).name
+        assert len(answer.items) == (4 if answer.variant == "b" else 10)
+    assert ask(recommender, user_id=1000, variant="b").playlist == "other" and ask(recommender).variant is None
+    with pytest.raises(UserError, match="experiment 'e' has no 'c'; it has a, b"):
+        ask(recommender, variant="c")
+    with pytest.raises(UserError, match="playlist: there is no 'x'; there are default, other"):
+        ask(recommender, playlist="x")
+    assert assigned(ServingConfig(), RecommendRequest(user_id=3)).experiment is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[playlists.a]\nsizes = 3", "playlists.a.sizes: unknown key; did you mean size"),
+        ('[[playlists.a.sources]]\nkind = "near"', "a source 'near' needs a column"),
+        ('[[playlists.a.sources]]\nkind = "personal"\ncolumn = "x"', "column has no effect on a source 'personal'"),
+        ('[experiments.e]\nplaylist = "b"\nvariants = [{name = "x", playlist = "default"}]', "no playlist 'b'; there are default"),
+        ('[playlists.a.ordering]\ndiversify = "mixing"', "diversify = 'mixing' and [mixing] go together"),
+        ('[offers]\nfile = "o.parquet"\nbest_by = "nearest"', "best_by = 'nearest' needs a place_column"),
+        ("[playlists.a.ordering]\npins = [{item_id = 1, place = 1}, {item_id = 2, place = 1}]", "two pins share an item or a place"),
+    ],
+)
+def test_serving_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "serving.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_serving_config(path)
+    assert message in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rules": {"price_column": "cost"}}, r"rules.price_column: column 'cost' is not known; of numeric there are year"),
+        ({"rules": {"price_column": "offer.price"}}, r"rules.price_column: 'offer.price' is a column of offers, and there are none"),
+        ({"playlists": {"p": {"sources": [source("near")]}}}, r"playlists.p: source 'near': 'offer.place' is a column of offers"),
+        (
+            {"playlists": {"p": {"ordering": {"margin_column": "kind"}}}},
+            r"p.ordering.margin_column: column 'kind' is categorical",
+        ),
+        ({"playlists": {"p": {"ordering": {"pins": [{"item_id": 8, "place": 1}]}}}}, "pinned item 8 is not in the catalogue"),
+        ({"playlists": {"p": {"filters": [{"op": "present", "column": "x"}]}}}, "filters.0: column 'x' is not an item column"),
+    ],
+)
+def test_what_a_bundle_does_not_have_is_named_at_the_start(bundle: Bundle, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recommender_with(bundle, validate(ServingConfig, values, "test"))
+
+
+def test_paths_are_as_seen_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "serving.toml"
+    path.write_text('[rules]\nblock_list = "b.txt"\n[offers]\nfile = "o.parquet"\n[log]\nfile = "/x/log"\n', encoding="utf-8")
+    config = load_serving_config(path)
+    assert config.rules.block_list == tmp_path / "b.txt" and config.log.file == Path("/x/log")
+    assert config.offers is not None and config.offers.file == tmp_path / "o.parquet"
+
+
+def test_a_place_needs_no_query(bundle: Bundle, offers: Path) -> None:
+    """A source without what it starts from finds nothing, and what is popular fills the answer up."""
+    recommender = recommender_with(bundle, config_of(offers, cold_start={"sources": [source("near")]}))
+    assert ask(recommender, k=4).fallback == "popularity"
+    somewhere = Context(place=Place(latitude=0, longitude=0), timestamp_ms=NOW_MS)
+    found = asyncio.run(
+        Retrieval(bundle, config_of(offers, cold_start={"sources": [source("near")]})).run(
+            RecommendRequest(context=somewhere, k=4), Query(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), None, 0, 0.0)
+        )
+    )
+    assert found.fallback == "near" and len(found.rows_C) == 4
