@@ -24,6 +24,7 @@ from serving.config import (
     Playlist,
     Rules,
     SourceConfig,
+    TracingConfig,
     Variant,
 )
 from serving.ordering_config import Boost, Cap, Mixing, Mmr, OrderingConfig, Pin
@@ -84,6 +85,7 @@ SERVING_TABLES: tuple[tuple[str, type[Config]], ...] = (
     ("`[events]`", LiveEventsConfig),
     ("`[limits]`", LimitsConfig),
     ("`[log]`", LogConfig),
+    ("`[tracing]`", TracingConfig),
 )
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 PRESETS_ALONE = ("source",)

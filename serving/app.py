@@ -47,9 +47,10 @@ def build_app(recommender: Recommender, intake: EventIntake | None = None, telem
         app.add_middleware(CORSMiddleware, allow_origins=list(limits.allowed_origins), allow_methods=["*"], allow_headers=["*"])
 
     @app.post("/v1/recommend", response_model=RecommendResponse, responses=_REFUSALS)
-    async def recommend(request: RecommendRequest) -> Response:
+    async def recommend(request: RecommendRequest, http: Request) -> Response:
         """The best items for a user or a history; where too little is known, what the rule for cold users says (`fallback`)."""
-        answer = await recommender.recommend(request)
+        with recommender.tracer.request("recommend", http.headers):
+            answer = await recommender.recommend(request)
         telemetry.recommended(answer)
         return _json(answer)
 

@@ -153,8 +153,11 @@ class LiveEventsConfig(Config):
 class LimitsConfig(Config):
     """How much is let in."""
 
-    max_in_flight: int = Field(default=64, ge=1, le=10_000)
+    max_in_flight: int = Field(default=256, ge=1, le=10_000)
     """Requests of one replica at a time; more are answered 429."""
+    max_expected_ms: float = Field(default=80.0, gt=0)
+    """A request that would take longer, as the last ones went and with what is before it, is answered 429: those that are let in are
+    answered in time. A few are always let in."""
     deadline_ms: float = Field(default=1000.0, gt=0, le=60_000)
     """Time a request has where it gives none; what is not done by then is left out, or answered 503."""
     max_body_bytes: int = Field(default=2_000_000, ge=1000)
@@ -174,6 +177,13 @@ class LogConfig(Config):
     """JSON lines, one an answer: what was shown, by which version, playlist and variant, without user ids. Nothing where absent."""
 
 
+class TracingConfig(Config):
+    """Where traces go."""
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """Of an OpenTelemetry collector that takes OTLP over HTTP, `http://HOST:4318`; needs the extra `otel`. Nowhere, if absent."""
+
+
 class ServingConfig(Config):
     """The whole file; every section may be absent."""
 
@@ -185,6 +195,7 @@ class ServingConfig(Config):
     events: LiveEventsConfig = LiveEventsConfig()
     limits: LimitsConfig = LimitsConfig()
     log: LogConfig = LogConfig()
+    tracing: TracingConfig = TracingConfig()
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "ServingConfig":

@@ -4,7 +4,8 @@ import hmac
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
@@ -17,6 +18,9 @@ from serving.watched_file import WatchedFile
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics")
 """For those who watch the service: they need no key, and are let in when it is full."""
 RETRY_AFTER_S = 1
+ALWAYS_ROOM = 4
+"""Else a few slow requests would close the gate for good: costs are learnt from those inside."""
+SMOOTHING = 0.05
 _MOST_CALLERS = 100_000
 
 
@@ -38,7 +42,7 @@ class Gate:
         self._refused = refused
         self._keys = None if limits.api_keys_file is None else WatchedFile(limits.api_keys_file, read_keys)
         self._rates = None if limits.requests_per_s is None else Rates(limits.requests_per_s, clock)
-        self._in_flight = 0
+        self._crowd = Crowd(limits.max_in_flight, limits.max_expected_ms, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -55,19 +59,16 @@ class Gate:
         if self._rates is not None and not self._rates.admit(caller):
             await self._refuse(send, 429, f"more than {self._limits.requests_per_s:g} requests a second of one caller", _RETRY)
             return
-        if self._in_flight >= self._limits.max_in_flight:
-            await self._refuse(send, 429, f"{self._in_flight} requests are being answered here: ask again a little later", _RETRY)
+        if not self._crowd.has_room():
+            await self._refuse(send, 429, f"{self._crowd.inside} requests are inside: ask again a little later", _RETRY)
             return
         most = self._limits.max_body_bytes
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
             await self._refuse(send, 413, f"the body is larger than {most} bytes")
             return
-        self._in_flight += 1
-        try:
+        with self._crowd.one():
             await self._app(scope, _Counted(receive, most).receive, send)
-        finally:
-            self._in_flight -= 1
 
     async def _refuse(self, send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None) -> None:
         self._refused(status)
@@ -78,6 +79,43 @@ class Gate:
 
 
 _RETRY = {b"retry-after": str(RETRY_AFTER_S).encode()}
+
+
+class Crowd:
+    """How many requests are inside, and whether one more would be answered in time.
+
+    A request takes as long as those beside it make it take: its time divided by how many were inside when it came in is what one costs here.
+
+    Args:
+        most: inside at a time, whatever they cost.
+        max_expected_ms: time that one more may be expected to take.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, most: int, max_expected_ms: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._max_expected_s = max_expected_ms / 1e3
+        self._clock = clock
+        self._cost_s = 0.0
+        self.inside = 0
+
+    def has_room(self) -> bool:
+        """Whether one more may come in."""
+        return self.inside < min(self._most, ALWAYS_ROOM) or (
+            self.inside < self._most and (self.inside + 1) * self._cost_s <= self._max_expected_s
+        )
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """One more is inside, for as long as the block lasts."""
+        self.inside += 1
+        among, came = self.inside, self._clock()
+        try:
+            yield
+        finally:
+            self.inside -= 1
+            cost_s = (self._clock() - came) / among
+            self._cost_s += SMOOTHING * (cost_s - self._cost_s)
 
 
 class _Counted:

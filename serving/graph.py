@@ -27,6 +27,7 @@ from serving.recommender import Recommender
 from serving.resilience import ResilientInference
 from serving.retrieval import Retrieval
 from serving.served_log import ServedLog
+from serving.tracing import Tracer
 from serving.triton_client import TritonClient
 
 Topology = Literal["fused", "staged"]
@@ -111,8 +112,8 @@ class Ingress:
     def __init__(self, settings: GraphSettings, *stages: DeploymentHandle[Any]) -> None:
         parts = Parts(settings)
         chain: Any = list(map(RemoteStage, stages)) if stages else [make(parts) for make in _STAGES.values()]
-        log = ServedLog(parts.config.log.file)
-        self._recommender = Recommender(parts.bundle, settings.version, parts.inference, *chain, config=parts.config, log=log)
+        told: Any = {"log": ServedLog(parts.config.log.file), "tracer": Tracer(parts.config.tracing.endpoint)}
+        self._recommender = Recommender(parts.bundle, settings.version, parts.inference, *chain, config=parts.config, **told)
         self._intake = None if parts.events is None else EventIntake(parts.bundle, parts.events)
         self._address = settings.listen
         self._listener: Listener | None = None

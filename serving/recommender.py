@@ -29,6 +29,7 @@ from serving.schemas import (
 )
 from serving.served_log import ServedLog
 from serving.stages import RANKER_DOWN, Candidates, Float32Array, Inference, InferenceError, Query
+from serving.tracing import Tracer
 
 
 class UnknownItemError(UserError):
@@ -78,6 +79,7 @@ class Recommender:
         inference: asked only whether the networks are ready.
         config: playlists and experiments.
         log: told of every answer.
+        tracer: told of every stage.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Recommender:
         *,
         config: ServingConfig | None = None,
         log: ServedLog | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.version = version
         self.config = config or ServingConfig()
@@ -102,6 +105,7 @@ class Recommender:
         self._ranking = ranking
         self._ordering = ordering
         self._log = log or ServedLog(None)
+        self.tracer = tracer or Tracer(None)
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Answer one request.
@@ -117,13 +121,17 @@ class Recommender:
         playlist = self.config.playlist(arm.playlist)
         k = self._checked_k(request.k) if request.k is not None else min(playlist.size, self.bundle.manifest.num_items)
         timestamp_ms = request.timestamp_ms()
-        query = await self._lookup.run(request, timestamp_ms, _left_s(until))
+        with self.tracer.stage("lookup"):
+            query = await self._lookup.run(request, timestamp_ms, _left_s(until))
         looked_up = _in_time(until)
-        candidates = await self._retrieval.run(request, query, playlist)
+        with self.tracer.stage("retrieval"):
+            candidates = await self._retrieval.run(request, query, playlist)
         retrieved = time.perf_counter()
-        scores_C, degraded = await self._ranked(query, candidates, timestamp_ms, until - retrieved)
+        with self.tracer.stage("ranking"):
+            scores_C, degraded = await self._ranked(query, candidates, timestamp_ms, until - retrieved)
         ranked = time.perf_counter()
-        items = await self._ordering.run(candidates, scores_C, k, arm.playlist, debug=request.debug)
+        with self.tracer.stage("ordering"):
+            items = await self._ordering.run(candidates, scores_C, k, arm.playlist, debug=request.debug)
         ordered = time.perf_counter()
         timings = Timings(
             lookup=1e3 * (looked_up - started) - query.encode_ms,
@@ -146,6 +154,7 @@ class Recommender:
             timings_ms=timings,
         )
         self._log.served(answer, query.identity, request.context.place)
+        self.tracer.note(request_id=answer.request_id, playlist=arm.playlist, fallback=answer.fallback or "", degraded=",".join(degraded))
         return answer
 
     async def _ranked(self, query: Query, candidates: Candidates, timestamp_ms: int, left_s: float) -> tuple[Float32Array, tuple[str, ...]]:

@@ -231,7 +231,7 @@ def imported_packages(paths: list[Path]) -> dict[str, set[str]]:
 
 
 PEER = ROOT / "benchmarks" / "peer_rectools.py"
-OF_EXTRAS = (ROOT / "training" / "text.py", ROOT / "serving" / "events" / "redis_store.py")
+OF_EXTRAS = (ROOT / "training" / "text.py", ROOT / "serving" / "events" / "redis_store.py", ROOT / "serving" / "tracing.py")
 
 
 def test_a_peer_is_pinned_in_an_environment_of_its_own() -> None:

@@ -20,6 +20,7 @@ from passerelle.progress import silent
 from ray_cluster.networks import Networks
 from ray_cluster.parity import http_parity, triton_parity
 from ray_cluster.publishing import publish, published_version, read_published
+from ray_cluster.service import EVENTS_NAME
 from tests.bundles import Shape, build_bundle
 from tests.files import flip_byte
 
@@ -43,7 +44,8 @@ def test_first_publication(publication: dict[str, Any], repository: Path, bundle
     assert published.active == 1 and published.versions[1].bundle == str(bundle.path)
     for model in ("query_encoder", "ranker"):
         assert sha256_of(repository / model / "1" / "model.onnx") == bundle.manifest.files[f"{model}.onnx"].sha256
-    assert sorted(path.name for path in repository.iterdir()) == ["published.json", "query_encoder", "ranker"]
+    names = sorted(path.name for path in repository.iterdir() if not path.name.startswith(EVENTS_NAME))
+    assert names == ["published.json", "query_encoder", "ranker"]
     assert published_version(bundle, repository) == 1
 
 
