@@ -84,7 +84,7 @@ _RETRY = {b"retry-after": str(RETRY_AFTER_S).encode()}
 class Crowd:
     """How many requests are inside, and whether one more would be answered in time.
 
-    A request takes as long as those beside it make it take: its time divided by how many were inside when it came in is what one costs here.
+    A request takes as long as those beside it make it take: what one costs is its time divided by how many were inside when it came in.
 
     Args:
         most: inside at a time, whatever they cost.

@@ -12,6 +12,7 @@ from serving.recommender import Recommender
 from serving.retrieval import Retrieval
 from serving.served_log import ServedLog
 from serving.stages import Inference
+from serving.tracing import Tracer
 from tests.inference import OnnxInference
 
 
@@ -22,6 +23,7 @@ def recommender_of(
     config: ServingConfig | None = None,
     events: EventStore | None = None,
     log: ServedLog | None = None,
+    tracer: Tracer | None = None,
 ) -> Recommender:
     """All stages over a bundle."""
     stages = (
@@ -30,7 +32,7 @@ def recommender_of(
         Ranking(bundle, inference, version),
         Ordering(bundle, config),
     )
-    return Recommender(bundle, version, inference, *stages, config=config, log=log)
+    return Recommender(bundle, version, inference, *stages, config=config, log=log, tracer=tracer)
 
 
 @pytest.fixture(scope="session")
