@@ -39,6 +39,7 @@ class Service:
         host: address to listen on.
         port: HTTP port; a free one when absent.
         triton: `HOST:PORT` of a running server over the same repository; one is started here when absent.
+        replicas: processes that answer, of each deployment; they share the address, and the files of the bundle in memory.
         serving: playlists, rules, limits; events go into the repository's folder where it names no other file.
     """
 
@@ -52,15 +53,18 @@ class Service:
         host: str = "127.0.0.1",
         port: int | None = None,
         triton: str | None = None,
+        replicas: int = 1,
         serving: ServingConfig | None = None,
     ) -> None:
+        self._replicas = replicas
         self._topology: Topology = topology
         self._host = host
         self._given_port = port
         self._port = port or free_ports(1)[0]
         self._networks = Networks(repository, version, triton)
+        self.repository = repository.resolve()
         serving = serving or ServingConfig()
-        events = serving.events.model_copy(update={"file": serving.events.file or repository.resolve() / EVENTS_NAME})
+        events = serving.events.model_copy(update={"file": serving.events.file or self.repository / EVENTS_NAME})
         self._settings = GraphSettings(
             bundle=bundle.resolve(),
             version=version,
@@ -74,6 +78,11 @@ class Service:
     def url(self) -> str:
         """Where the HTTP interface answers."""
         return f"http://{'127.0.0.1' if self._host == '0.0.0.0' else self._host}:{self._port}"
+
+    @property
+    def triton(self) -> str:
+        """`HOST:PORT` of Triton's gRPC service."""
+        return self._networks.address
 
     def __enter__(self) -> Self:
         """Start everything and wait until `/readyz` says so.
@@ -111,7 +120,7 @@ class Service:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         try:
             serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)  # the ingress replica listens itself
-            graph = build_graph(self._settings, self._topology)
+            graph = build_graph(self._settings, self._topology, self._replicas)
             serve.run(graph, name=APPLICATION, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:
             deployments = [one for app in serve.status().applications.values() for one in app.deployments.values()]

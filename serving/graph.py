@@ -130,15 +130,19 @@ class Ingress:
             self._listener.require_running()
 
 
-def build_graph(settings: GraphSettings, topology: Topology) -> serve.Application:
-    """The application to pass to `serve.run`."""
-    stages = [_deployment(StageReplica, name).bind(name, settings) for name in _STAGES] if topology == "staged" else []
-    return _deployment(Ingress, "ingress").bind(settings, *stages)
+def build_graph(settings: GraphSettings, topology: Topology, replicas: int = 1) -> serve.Application:
+    """The application to pass to `serve.run`.
+
+    Args:
+        replicas: of each deployment.
+    """
+    stages = [_deployment(StageReplica, name, replicas).bind(name, settings) for name in _STAGES] if topology == "staged" else []
+    return _deployment(Ingress, "ingress", replicas).bind(settings, *stages)
 
 
-def _deployment(replica: type, name: str) -> serve.Deployment:
+def _deployment(replica: type, name: str, replicas: int) -> serve.Deployment:
     # A tenth of a core is what Ray reserves, not a limit: all stages must fit on a machine of one core.
-    options: Any = {"name": name, "max_ongoing_requests": 256, "ray_actor_options": {"num_cpus": 0.1}}
+    options: Any = {"name": name, "num_replicas": replicas, "max_ongoing_requests": 256, "ray_actor_options": {"num_cpus": 0.1}}
     deployment: Any = serve.deployment(replica)
     configured: serve.Deployment = deployment.options(**options)
     return configured

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,13 +66,13 @@ class ResilientInference:
 
     Args:
         inference: what is asked.
-        breaker: of this server.
+        new_breaker: makes one for each model: one that fails does not close the way to the others.
         seed: of the jitter.
     """
 
-    def __init__(self, inference: Inference, breaker: CircuitBreaker | None = None, seed: int | None = None) -> None:
+    def __init__(self, inference: Inference, new_breaker: Callable[[], CircuitBreaker] = CircuitBreaker, seed: int | None = None) -> None:
         self._inference = inference
-        self.breaker = breaker or CircuitBreaker()
+        self._breakers: defaultdict[str, CircuitBreaker] = defaultdict(new_breaker)
         self._random = random.Random(seed)
 
     async def infer(
@@ -82,23 +83,23 @@ class ResilientInference:
         Raises:
             InferenceError: of the last attempt, or `CIRCUIT_OPEN`.
         """
-        until = time.monotonic() + timeout_s
+        until, breaker = time.monotonic() + timeout_s, self._breakers[model]
         for attempt in range(1, ATTEMPTS + 1):
             left_s = until - time.monotonic()
             if left_s <= 0:
                 raise InferenceError(f"{model} version {version}", "DEADLINE_EXCEEDED", "no time is left")
-            if not self.breaker.admit():
+            if not breaker.admit():
                 raise InferenceError(f"{model} version {version}", OPEN, "it has failed again and again, and is asked later")
             try:
                 answer = await self._inference.infer(model, version, inputs, left_s)
             except InferenceError as error:
-                self.breaker.failed() if error.code in _SERVERS_FAULT else self.breaker.succeeded()
+                breaker.failed() if error.code in _SERVERS_FAULT else breaker.succeeded()
                 if error.code not in _WORTH_A_RETRY or attempt == ATTEMPTS:
                     raise
                 pause_s = FIRST_PAUSE_S * 2**attempt * self._random.random()
                 await asyncio.sleep(min(pause_s, max(0.0, until - time.monotonic())))
             else:
-                self.breaker.succeeded()
+                breaker.succeeded()
                 return answer
         raise AssertionError("the last attempt returns or raises")
 

@@ -82,7 +82,7 @@ def test_the_breaker_opens_lets_one_through_and_closes() -> None:
     now = [0.0]
     breaker = CircuitBreaker(failures=3, open_s=10.0, clock=lambda: now[0])
     inference = Failing(*["DEADLINE_EXCEEDED"] * 4)
-    resilient = ResilientInference(inference, breaker)
+    resilient = ResilientInference(inference, lambda: breaker)
     assert [ask(resilient) for _ in range(5)] == ["DEADLINE_EXCEEDED"] * 3 + [OPEN] * 2 and inference.asked == 3
     now[0] = 10.1
     assert ask(resilient) == "DEADLINE_EXCEEDED", "one finds out that it still fails"
@@ -91,8 +91,15 @@ def test_the_breaker_opens_lets_one_through_and_closes() -> None:
     assert [ask(resilient) for _ in range(3)] == ["ok"] * 3 and not breaker.is_open
 
 
+def test_a_model_that_fails_leaves_the_others_alone() -> None:
+    inference = Failing(*["DEADLINE_EXCEEDED"] * 5)
+    resilient = ResilientInference(inference)
+    assert [ask(resilient) for _ in range(6)] == ["DEADLINE_EXCEEDED"] * 5 + [OPEN]
+    assert asyncio.run(resilient.infer("query_encoder", 1, {})) == {}
+
+
 def test_a_mistake_of_ours_does_not_open_it() -> None:
-    resilient = ResilientInference(Failing(*["INVALID_ARGUMENT"] * 20), CircuitBreaker(failures=3))
+    resilient = ResilientInference(Failing(*["INVALID_ARGUMENT"] * 20), lambda: CircuitBreaker(failures=3))
     assert [ask(resilient) for _ in range(20)] == ["INVALID_ARGUMENT"] * 20
 
 
