@@ -97,3 +97,15 @@ class IdMap:
         positions = np.asarray(rows, dtype=np.int64) - self.first_row
         assert positions.size == 0 or (positions.min() >= 0 and positions.max() < len(self)), "row outside the map"
         return self._ids.take(pa.array(positions)).to_pylist()  # type: ignore[no-any-return]
+
+
+def parsed(ids: IdMap, value: Id, where: str) -> Id:
+    """`IdMap.parse`, with the place of the value in what is said of it.
+
+    Raises:
+        UserError: the value is not of the map's type.
+    """
+    try:
+        return ids.parse(value)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from passerelle.bundle import QUERY_ENCODER, Bundle, History
 from passerelle.errors import UserError
-from passerelle.id_map import UNKNOWN_ROW, Id, IdMap
+from passerelle.id_map import UNKNOWN_ROW, Id, parsed
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.request_features import encode_values
 from serving.config import ServingConfig
@@ -139,7 +139,7 @@ class EmbeddingLookup:
         user_row, state = UNKNOWN_ROW, NOBODY
         degraded: tuple[str, ...] = ()
         if request.user_id is not None:
-            user_id = _parsed(self._bundle.user_ids, request.user_id, "user_id")
+            user_id = parsed(self._bundle.user_ids, request.user_id, "user_id")
             user_row = self._bundle.user_ids.row(user_id)
             state, degraded = await self._state(str(user_id))
         if state.erased:
@@ -187,7 +187,7 @@ class EmbeddingLookup:
         """The known items of the request's history, and how many of its ids are unknown."""
         assert request.history is not None, "no history given"
         item_ids = self._bundle.item_ids
-        rows_L = item_ids.rows([_parsed(item_ids, item_id, f"history.{i}") for i, item_id in enumerate(request.history)])
+        rows_L = item_ids.rows([parsed(item_ids, item_id, f"history.{i}") for i, item_id in enumerate(request.history)])
         if request.history_timestamps_ms is None:
             times_ms_L = timestamp_ms - ASSUMED_GAP_MS * np.arange(len(rows_L), 0, -1)
         else:
@@ -243,13 +243,6 @@ class EmbeddingLookup:
 def _padded(values_L: Int64Array, length: int) -> Int64Array:
     """[1, length], zeros on the left."""
     return np.concatenate([np.zeros(length - len(values_L), dtype=np.int64), values_L])[None]
-
-
-def _parsed(ids: IdMap, value: Id, where: str) -> Id:
-    try:
-        return ids.parse(value)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 async def _identified(events: EventStore, user_id: str, identity: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
-from passerelle.id_map import UNKNOWN_ROW
+from passerelle.id_map import UNKNOWN_ROW, Id, parsed
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue import Catalogue, Eligible, item_columns
 from serving.columns import Float64Array, Mask
@@ -64,8 +64,7 @@ class Retrieval:
         catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
         eligible = self._eligible(catalogue, (*request.filters, *playlist.filters), request.context, timestamp_ms)
         allowed_R = self._without(eligible, query.seen_S)
-        anchors_A = self._item_ids.rows(request.similar_to) if request.similar_to else np.empty(0, dtype=np.int64)
-        anchors_A = anchors_A[anchors_A >= FIRST_ITEM_ROW]
+        anchors_A = self._known_rows(request.similar_to, "similar_to")
         search = Search(query, anchors_A, catalogue, eligible, allowed_R, request.context, timestamp_ms)
         k = request.k or playlist.size
         if query.query_D is not None:
@@ -109,6 +108,11 @@ class Retrieval:
                 if column is not None:
                     catalogue.require(f"offer.{column}", (kind,), "offers")
         return catalogue
+
+    def _known_rows(self, item_ids: Sequence[Id], where: str) -> Int64Array:
+        """Rows of those that the catalogue has."""
+        rows = self._item_ids.rows([parsed(self._item_ids, item_id, f"{where}.{place}") for place, item_id in enumerate(item_ids)])
+        return rows[rows >= FIRST_ITEM_ROW]
 
     def _row(self, item_id: int | str) -> int:
         row = self._item_ids.row(self._item_ids.parse(item_id))

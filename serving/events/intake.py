@@ -2,7 +2,7 @@
 
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
-from passerelle.id_map import Id, IdMap
+from passerelle.id_map import Id, parsed
 from serving.config import LiveEventsConfig
 from serving.event_schemas import EventsRequest, EventsResponse, ForgottenResponse
 from serving.events.base import Event, EventStore
@@ -53,8 +53,8 @@ class EventIntake:
             kind = names[0] if event.event_type is None else event.event_type
             if kind not in names:
                 raise UserError(f"events.{place}.event_type: no {kind!r} among the events of this model: {', '.join(names)}")
-            user_id = _text(self._bundle.user_ids, event.user_id, f"events.{place}.user_id")
-            item_id = _text(self._bundle.item_ids, event.item_id, f"events.{place}.item_id")
+            user_id = str(parsed(self._bundle.user_ids, event.user_id, f"events.{place}.user_id"))
+            item_id = str(parsed(self._bundle.item_ids, event.item_id, f"events.{place}.item_id"))
             at_ms = now_ms if event.timestamp_ms is None else event.timestamp_ms
             events.append(Event(event.event_id, user_id, item_id, kind, at_ms))
         new = await self.store.append(events)
@@ -67,11 +67,4 @@ class EventIntake:
             UserError: the id is of the wrong type.
             EventStoreError: it could not be done.
         """
-        return ForgottenResponse(events=await self.store.erase(_text(self._bundle.user_ids, user_id, "user_id")))
-
-
-def _text(ids: IdMap, value: Id, where: str) -> str:
-    try:
-        return str(ids.parse(value))
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        return ForgottenResponse(events=await self.store.erase(str(parsed(self._bundle.user_ids, user_id, "user_id"))))
