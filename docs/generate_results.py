@@ -87,27 +87,89 @@ def lines_of(rows: list[Row], title: str) -> list[str]:
 
 def results() -> str:
     """What the first screen shows, with the files that every figure in it comes from."""
-    path, job = newest("main_job")
     quality, quality_path = quality_rows()
     peers, peers_path = peers_rows()
-    noop, recommend = job["noop"], job["recommend"]
-    served: list[Row] = [
-        (
-            "A request: lookup, retrieval, ranking over HTTP, p50 / p99",
-            f"a Ray Serve deployment that does nothing {noop['p50_ms']:.1f} / {noop['p99_ms']:.1f} ms",
-            f"{recommend['p50_ms']:.1f} / {recommend['p99_ms']:.1f} ms",
-        )
-    ]
-    machine = job["environment"]
+    load, load_path = load_rows()
+    searches, retrieval_path = retrieval_rows()
+    machine = newest("serving_load")[1]["environment"]
     return "\n".join(
         [
-            *lines_of([*quality, *peers, *served], f"{machine['cores']} CPU cores"),
+            *lines_of([*quality, *peers, *load, searches[3]], f"{machine['cores']} CPU cores"),
             "",
             f"From {link(quality_path)} (leave-one-out, whole catalogue, seen items left out; `benchmarks/quality.py` says where the",
-            f"published figures are from), {link(peers_path)} (`make bench-peers`: in turns on the same machine)",
-            f"and {link(path)}.",
+            f"published figures are from), {link(peers_path)} (`make bench-peers`: in turns on the same machine),",
+            f"{link(load_path)} and {link(retrieval_path)}.",
         ]
     )
+
+
+def retrieval_rows() -> tuple[list[Row], Path]:
+    """Searches under filters, and the settings of a public recommender beside ours in the same run."""
+    path, result = newest("retrieval")
+    by_share, peer = result["retrievers"]["faiss"]["by_share"], result["peer"]
+    what = f"{result['vectors']:,} vectors, k={result['k']}"
+
+    def figure(share: str) -> str:
+        found = by_share[share]
+        return f"{found['latency']['p50_ms']:.1f} / {found['latency']['p99_ms']:.1f} ms, recall {found['recall']:.3f}"
+
+    passing = {"0.0001": "0.01 %", "0.01": "1 %", "0.1": "10 %", "0.54": "54 %", "1.0": "all", "region": "a tenth of them in one direction"}
+    rows = [(f"A search, {what}, a filter that lets pass {words}, p50 / p99", "", figure(share)) for share, words in passing.items()]
+    settings = f"LanceDB IVF_PQ {peer['partitions']}/{peer['sub_vectors']}, refine {peer['refine_factor']}"
+    ratio = f"ours is {result['peer_over_ours_p50_at_54_percent']:.0f} times as fast"
+    theirs = f"{settings}: {peer['latency']['p50_ms']:.0f} ms, recall {peer['recall']:.2f}; {ratio}"
+    place = list(passing).index("0.54")
+    rows[place] = (rows[place][0], theirs, rows[place][2])
+    return rows, path
+
+
+def load_rows() -> tuple[list[Row], Path]:
+    """The graph under load, beside a deployment that does nothing and a hand-written process."""
+    path, result = newest("serving_load")
+    noop, hand, fused, staged = (result[name] for name in ("noop", "handwritten", "fused", "staged"))
+
+    def latency(of: dict[str, Any]) -> str:
+        return f"{of['p50_ms']:.1f} / {of['p95_ms']:.1f} / {of['p99_ms']:.1f} ms"
+
+    one = [("nothing", noop["1"]), ("hand-written", hand["closed"]["1"]), ("staged", staged["closed"]["1"])]
+    rows: list[Row] = [
+        (
+            "The whole graph over HTTP, one client, p50 / p95 / p99",
+            ", ".join(f"{name} {latency(of)}" for name, of in one),
+            latency(fused["closed"]["1"]),
+        ),
+        (
+            "Throughput, client on the same cores",
+            f"hand-written {hand['throughput_per_s']:.0f} a second, staged {staged['throughput_per_s']:.0f}",
+            f"{fused['throughput_per_s']:.0f} a second",
+        ),
+        (
+            f"Answers within {result['objective_ms']:.0f} ms at twice the rate that is sustained, of the best",
+            f"hand-written {hand['goodput_at_twice_over_peak']:.0%}" if hand["goodput_at_twice_over_peak"] is not None else "",
+            f"{fused['goodput_at_twice_over_peak']:.0%}",
+        ),
+    ]
+    return rows, path
+
+
+def serving() -> str:
+    """The guide's table: retrieval and load in full."""
+    (retrieval, retrieval_path), (load, load_path) = retrieval_rows(), load_rows()
+    _, result = newest("serving_load")
+    _, searched = newest("retrieval")
+    stages: list[Row] = [
+        (f"Of it: {stage}, p50 / p95 / p99", "", " / ".join(f"{values[f'p{level}_ms']:.2f}" for level in (50, 95, 99)) + " ms")
+        for stage, values in result["fused"]["stages_ms"].items()
+        if stage != "total"
+    ]
+    memory = searched["replicas"]
+    replicas: Row = (
+        "Memory of two processes that search",
+        f"one {memory['one_mib']['total']:.0f} MiB",
+        f"{memory['two_mib']['total']:.0f} MiB",
+    )
+    rows = [*load[:1], *stages, *load[1:], *retrieval, replicas]
+    return "\n".join([*lines_of(rows, "2 CPU cores"), "", f"From {link(load_path, '../')} and {link(retrieval_path, '../')}."])
 
 
 def demo() -> str:
@@ -187,6 +249,7 @@ def ablation() -> str:
 TABLES = {
     "README.md": {"results": results, "demo": demo},
     "docs/training.md": {"towers": towers},
+    "docs/serving.md": {"serving": serving},
     "docs/decisions.md": {"ablation": ablation},
 }
 

@@ -26,7 +26,9 @@ from serving.ranking import Ranking
 from serving.recommender import Recommender
 from serving.resilience import ResilientInference
 from serving.retrieval import Retrieval
+from serving.retrievers.directory import index_of
 from serving.served_log import ServedLog
+from serving.telemetry import Telemetry
 from serving.tracing import Tracer
 from serving.triton_client import TritonClient
 
@@ -114,13 +116,17 @@ class Ingress:
         chain: Any = list(map(RemoteStage, stages)) if stages else [make(parts) for make in _STAGES.values()]
         told: Any = {"log": ServedLog(parts.config.log.file), "tracer": Tracer(parts.config.tracing.endpoint)}
         self._recommender = Recommender(parts.bundle, settings.version, parts.inference, *chain, config=parts.config, **told)
+        self._index = index_of(parts.bundle)
         self._intake = None if parts.events is None else EventIntake(parts.bundle, parts.events)
         self._address = settings.listen
         self._listener: Listener | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve within the event loop that requests run in."""
-        app = build_app(self._recommender, self._intake)
+        telemetry = Telemetry()
+        if self._index is not None:
+            telemetry.index(self._index.retriever, self._index.recall)
+        app = build_app(self._recommender, self._intake, telemetry)
         self._listener = Listener(app, self._address) if self._address else None
         return app
 

@@ -28,8 +28,13 @@ class InferenceError(Exception):
 
     def __init__(self, what: str, code: str, message: str) -> None:
         super().__init__(f"{what}: {code}: {' '.join(message.split())}")
+        self.what = what
         self.code = code
         self.message = message
+
+    def __reduce__(self) -> tuple[type["InferenceError"], tuple[str, str, str]]:
+        """So that it crosses from one process to another."""
+        return type(self), (self.what, self.code, self.message)
 
 
 class Inference(Protocol):

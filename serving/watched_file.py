@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -28,11 +29,11 @@ class WatchedFile(Generic[T]):
     def __init__(self, path: Path, load: Callable[[Path], T], *, poll_s: float = POLL_S) -> None:
         self._path = path
         self._load = load
-        self._poll_s = poll_s
         self._stamp = self._stamped()
         self.value = load(path)
         self._stopped = threading.Event()
-        threading.Thread(target=self._watch, name=f"watch {path.name}", daemon=True).start()
+        watching = (weakref.ref(self), self._stopped, poll_s)  # the thread ends with what it works for
+        threading.Thread(target=_watch, args=watching, name=f"watch {path.name}", daemon=True).start()
 
     def check(self) -> None:
         """Load the file anew if it has changed."""
@@ -56,9 +57,14 @@ class WatchedFile(Generic[T]):
             return None
         return status.st_ino, status.st_mtime_ns, status.st_size
 
-    def _watch(self) -> None:
-        while not self._stopped.wait(self._poll_s):
-            try:
-                self.check()
-            except Exception:  # whatever is in the file, the next version of it is to be read
-                logger.exception("%s is not read again, what was read before stays", self._path)
+
+def _watch(watched: "weakref.ref[WatchedFile[object]]", stopped: threading.Event, poll_s: float) -> None:
+    while not stopped.wait(poll_s):
+        alive = watched()
+        if alive is None:
+            return
+        try:
+            alive.check()
+        except Exception:  # whatever is in the file, the next version of it is to be read
+            logger.exception("what was read before stays")
+        del alive

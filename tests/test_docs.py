@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -20,7 +21,8 @@ from passerelle.errors import UserError
 from passerelle.prepare import load_prepare_config, prepare
 from ray_cluster.cli.main import VERBS, passerelle
 from serving.config import load_serving_config
-from serving.schemas import RecommendRequest
+from serving.schemas import RecommendRequest, Timings
+from serving.telemetry import Telemetry
 from training.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +68,19 @@ def test_the_serving_file_of_the_guide_is_accepted(tmp_path: Path) -> None:
     path.write_text(text[1], encoding="utf-8")
     config = load_serving_config(path)
     assert config.playlist("tonight").ordering.diversify == "mixing" and config.cold_start.min_request_items == 3
+
+
+def test_the_dashboard_asks_for_metrics_that_are_there() -> None:
+    telemetry = Telemetry()
+    telemetry.count("recommend", "ok")
+    telemetry.index("faiss", {"all": 1.0})
+    there = set(re.findall(r"^# TYPE (\w+) \w+$", telemetry.exposition().decode(), flags=re.MULTILINE))
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text(encoding="utf-8"))
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = {re.sub(r"_(bucket|sum|count)$", "", name) for text in expressions for name in re.findall(r"passerelle_\w+", text)}
+    assert asked == {name for name in there if not name.endswith("_created")}
+    stages = set(Timings.model_fields)
+    assert {stage for text in expressions for stage in re.findall(r'stage!?="(\w+)"', text)} <= stages
 
 
 def test_the_request_of_the_guide_is_accepted() -> None:

@@ -167,6 +167,16 @@ def measured_recall(retriever: Retriever, vectors_ND: Float32Array, queries_QD: 
     return recall
 
 
+def index_of(bundle: Bundle) -> IndexManifest | None:
+    """What is known of a bundle's index; None where it has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    directory = bundle.path / INDEX
+    return open_manifest(directory, IndexManifest, verify=False) if directory.exists() else None
+
+
 def open_retriever(bundle: Bundle, *, scan_limit: int = SCAN_LIMIT) -> tuple[Retriever, IndexManifest | None]:
     """The retriever of a bundle and what is known of its index; without an index every search is a scan.
 
@@ -174,10 +184,9 @@ def open_retriever(bundle: Bundle, *, scan_limit: int = SCAN_LIMIT) -> tuple[Ret
         UserError: the index is of other vectors, or damaged.
     """
     vectors_ND = np.asarray(bundle.vectors_RD)[FIRST_ITEM_ROW:]
-    directory = bundle.path / INDEX
-    if not directory.exists():
+    directory, manifest = bundle.path / INDEX, index_of(bundle)
+    if manifest is None:
         return Retriever(vectors_ND), None
-    manifest = open_manifest(directory, IndexManifest, verify=False)
     if manifest.num_vectors > len(vectors_ND) or manifest.vectors_sha256 != _digest(vectors_ND[: manifest.num_vectors]):
         raise UserError(f"{directory} is not of the vectors of {bundle.path}: build it anew with `passerelle build-index --overwrite`")
     index = open_index(manifest.retriever, directory, vectors_ND, **manifest.parameters)

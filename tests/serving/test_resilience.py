@@ -1,6 +1,7 @@
 """Retries, the circuit breaker, and traces."""
 
 import asyncio
+import pickle
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,6 +17,7 @@ from serving.recommender import Recommender
 from serving.resilience import ATTEMPTS, OPEN, CircuitBreaker, ResilientInference
 from serving.stages import InferenceError
 from serving.tracing import Tracer
+from serving.triton_client import TritonError
 from tests.inference import OnnxInference
 from tests.serving.conftest import recommender_of
 
@@ -96,6 +98,12 @@ def test_a_model_that_fails_leaves_the_others_alone() -> None:
     resilient = ResilientInference(inference)
     assert [ask(resilient) for _ in range(6)] == ["DEADLINE_EXCEEDED"] * 5 + [OPEN]
     assert asyncio.run(resilient.infer("query_encoder", 1, {})) == {}
+
+
+def test_errors_cross_processes() -> None:
+    for error in (InferenceError("ranker", "UNAVAILABLE", "gone"), TritonError("ranker", "UNAVAILABLE", "gone")):
+        other = pickle.loads(pickle.dumps(error))
+        assert type(other) is type(error) and str(other) == str(error) and other.code == "UNAVAILABLE"
 
 
 def test_a_mistake_of_ours_does_not_open_it() -> None:
