@@ -18,13 +18,15 @@ from serving.event_schemas import EventsRequest, EventsResponse, ForgottenRespon
 from serving.events.base import EventStoreError
 from serving.events.intake import EventIntake
 from serving.explorer import add_explorer
-from serving.gate import RETRY_AFTER_S, Gate
+from serving.gate import RETRY_AFTER_S, Gate, read_keys
 from serving.recommender import DeadlineError, Recommender, UnknownItemError
 from serving.schemas import ItemResponse, Problems, RecommendRequest, RecommendResponse, SimilarRequest, SimilarResponse
 from serving.stages import InferenceError
 from serving.telemetry import CONTENT_TYPE, Telemetry
+from serving.watched_file import WatchedFile
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
+    408: {"model": Problems, "description": "The body did not come."},
     401: {"model": Problems, "description": "No key of this service, where it asks for one."},
     413: {"model": Problems, "description": "The body is too large."},
     422: {"model": Problems, "description": "The request does not fit; `loc` names the field."},
@@ -42,7 +44,8 @@ def build_app(recommender: Recommender, intake: EventIntake | None = None, telem
     app = FastAPI(title="Passerelle", version=__version__, description="Recommendations: lookup, retrieval, ranking, ordering.")
     telemetry = telemetry or Telemetry()
     limits = recommender.config.limits
-    app.add_middleware(Gate, limits=limits, refused=lambda status: telemetry.count("gate", str(status)))
+    keys = None if limits.api_keys_file is None else WatchedFile(limits.api_keys_file, read_keys)
+    app.add_middleware(Gate, limits=limits, keys=keys, refused=lambda status: telemetry.count("gate", str(status)))
     if limits.allowed_origins:  # outside of the gate: a browser asks without a key whether it may ask
         app.add_middleware(CORSMiddleware, allow_origins=list(limits.allowed_origins), allow_methods=["*"], allow_headers=["*"])
 
@@ -55,9 +58,10 @@ def build_app(recommender: Recommender, intake: EventIntake | None = None, telem
         return _json(answer)
 
     @app.post("/v1/similar", response_model=SimilarResponse, responses={**_REFUSALS, **_NOT_FOUND})
-    async def similar(request: SimilarRequest) -> Response:
+    async def similar(request: SimilarRequest, http: Request) -> Response:
         """The items most like one item, or like several together."""
-        answer = await recommender.similar(request)
+        with recommender.tracer.request("similar", http.headers):
+            answer = await recommender.similar(request)
         telemetry.count("similar", "ok")
         return _json(answer)
 

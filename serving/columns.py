@@ -135,7 +135,7 @@ class Columns:
         self._postings = {feature.name: _postings(table, feature, offset) for feature in features if feature.kind in _CODED}
         self._places = {feature.name: _places(table, feature, offset) for feature in features if feature.kind == "place"}
         self._numbers = {
-            feature.name: np.concatenate([np.full(offset, np.nan), table.column(feature.name).cast(pa.float64()).to_numpy()])
+            feature.name: np.concatenate([np.full(offset, np.nan), table.column(feature.name).cast(pa.float64(), safe=False).to_numpy()])
             for feature in features
             if feature.kind in _NUMBERS
         }
@@ -149,11 +149,11 @@ class Columns:
         return self._places[name].points_R3
 
     def groups(self, name: str) -> Int64Array:
-        """The value of a column of categories by row, as a number; of several one; -1 where there is none."""
+        """The value of a column of single categories by row, as a number; -1 where there is none."""
         postings = self._postings[name]
         groups_R = np.full(self.num_rows, -1, dtype=np.int64)
         codes = np.repeat(np.arange(len(postings.starts) - 1), np.diff(postings.starts))
-        groups_R[postings.rows[::-1]] = codes[::-1]  # the smallest code is written last
+        groups_R[postings.rows] = codes
         return groups_R
 
     def require(self, name: str, operation: str, where: str) -> None:

@@ -91,7 +91,8 @@ class Rules(Config):
     ends_column: str | None = None
     """A timestamp: what is over by the time of the request is left out."""
     block_list: Path | None = None
-    """A text file, an item id a line: they are never shown. Read again within 2 s after it changes; a missing file blocks nothing."""
+    """A text file, an item id a line: they are never recommended, nor found as similar. It is read again within 3 s after it changes. A
+    file that is missing at the start blocks nothing, one that goes missing later leaves in force what it said."""
 
 
 class Offers(Config):

@@ -16,8 +16,11 @@ class Assignment(NamedTuple):
     variant: str | None
 
 
-def assigned(config: ServingConfig, request: RecommendRequest) -> Assignment:
+def assigned(config: ServingConfig, request: RecommendRequest, user_id: str | None) -> Assignment:
     """The playlist of a request: the one it names, or that of the user's variant. Without a user there is nobody to assign.
+
+    Args:
+        user_id: as the bundle writes it: `7` and `"07"` are one user.
 
     Raises:
         UserError: it names a variant that is not there.
@@ -31,9 +34,9 @@ def assigned(config: ServingConfig, request: RecommendRequest) -> Assignment:
                 known = ", ".join(one.name for one in experiment.variants)
                 raise UserError(f"variant: experiment {name!r} has no {request.variant!r}; it has {known}")
             return Assignment(variant.playlist, name, variant.name)
-        if request.user_id is None:
+        if user_id is None:
             return Assignment(request.playlist, None, None)
-        variant = variant_of(name, experiment, str(request.user_id))
+        variant = variant_of(name, experiment, user_id)
         return Assignment(variant.playlist, name, variant.name)
     if request.variant is not None:
         raise UserError(f"variant: there is no experiment on playlist {request.playlist!r}")

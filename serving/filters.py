@@ -17,7 +17,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model
 from passerelle.config import Config
 
 Value = StrictBool | StrictInt | StrictFloat | StrictStr
-Number = StrictInt | StrictFloat
+Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat
 
 
 class Equals(Config):
@@ -128,15 +128,23 @@ for _group in (And, Or, Not):
     _group.model_rebuild()
 
 MOST_CONDITIONS = 1000
+DEEPEST = 50
 
 
 def count_conditions(filters: Sequence[Filter]) -> int:
-    """All conditions of some trees, groups among them."""
-    waiting, count = list(filters), 0
+    """All conditions of some trees, groups among them.
+
+    Raises:
+        ValueError: they are nested too deeply.
+    """
+    waiting, count = [(condition, 1) for condition in filters], 0
     while waiting:
-        condition = waiting.pop()
+        condition, depth = waiting.pop()
         count += 1
-        waiting += condition.conditions if isinstance(condition, And | Or) else [condition.condition] if isinstance(condition, Not) else []
+        if depth > DEEPEST:
+            raise ValueError(f"filters are nested more than {DEEPEST} deep")
+        inner = condition.conditions if isinstance(condition, And | Or) else [condition.condition] if isinstance(condition, Not) else []
+        waiting += [(part, depth + 1) for part in inner]
     return count
 
 

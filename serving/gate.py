@@ -1,5 +1,6 @@
 """The gate before the application: who may enter, how much at a time, and how large. Plain ASGI, so that a refusal costs little."""
 
+import asyncio
 import hmac
 import json
 import time
@@ -8,15 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from passerelle.errors import UserError
 from serving.config import LimitsConfig
 from serving.watched_file import WatchedFile
 
-OPEN_PATHS = ("/healthz", "/readyz", "/metrics")
-"""For those who watch the service: they need no key, and are let in when it is full."""
+OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/")
+"""For those who watch the service, and the page that asks for a key: they need none, and are let in when it is full."""
+_COMPUTED = ("/v1/recommend", "/v1/similar")
+BODY_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 1
 ALWAYS_ROOM = 4
 """Else a few slow requests would close the gate for good: costs are learnt from those inside."""
@@ -30,19 +32,25 @@ class Gate:
     Args:
         app: what is behind.
         limits: keys, rates and sizes.
+        keys: of those who may enter; None lets everybody in.
         refused: told of each refusal, with its status.
         clock: seconds that only grow.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: LimitsConfig, refused: Callable[[int], None], clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGIApp,
+        limits: LimitsConfig,
+        keys: WatchedFile[tuple[bytes, ...]] | None,
+        refused: Callable[[int], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._limits = limits
+        self._keys = keys
         self._refused = refused
-        self._keys = None if limits.api_keys_file is None else WatchedFile(limits.api_keys_file, read_keys)
         self._rates = None if limits.requests_per_s is None else Rates(limits.requests_per_s, clock)
-        self._crowd = Crowd(limits.max_in_flight, limits.max_expected_ms, clock)
+        self._crowd, self._others = (Crowd(limits.max_in_flight, limits.max_expected_ms, clock) for _ in range(2))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -59,16 +67,26 @@ class Gate:
         if self._rates is not None and not self._rates.admit(caller):
             await self._refuse(send, 429, f"more than {self._limits.requests_per_s:g} requests a second of one caller", _RETRY)
             return
-        if not self._crowd.has_room():
-            await self._refuse(send, 429, f"{self._crowd.inside} requests are inside: ask again a little later", _RETRY)
+        # Events wait for a disk, recommendations must not wait for them.
+        crowd = self._crowd if scope["path"] in _COMPUTED else self._others
+        if not crowd.has_room():
+            await self._refuse(send, 429, f"{crowd.inside} requests are inside: ask again a little later", _RETRY)
             return
-        most = self._limits.max_body_bytes
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > most:
-            await self._refuse(send, 413, f"the body is larger than {most} bytes")
+        try:
+            body = await asyncio.wait_for(_whole_body(headers, receive, self._limits.max_body_bytes), BODY_TIMEOUT_S)
+        except _TooLargeError:
+            await self._refuse(send, 413, f"the body is larger than {self._limits.max_body_bytes} bytes")
             return
-        with self._crowd.one():
-            await self._app(scope, _Counted(receive, most).receive, send)
+        except TimeoutError:
+            await self._refuse(send, 408, f"the body did not come within {BODY_TIMEOUT_S:g} s")
+            return
+        if body is None:
+            return
+        if not crowd.has_room():  # others came while the body did
+            await self._refuse(send, 429, f"{crowd.inside} requests are inside: ask again a little later", _RETRY)
+            return
+        with crowd.one():  # from here on: how slowly a body comes says nothing of what it costs
+            await self._app(scope, _Replayed(body, receive).receive, send)
 
     async def _refuse(self, send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None) -> None:
         self._refused(status)
@@ -79,6 +97,46 @@ class Gate:
 
 
 _RETRY = {b"retry-after": str(RETRY_AFTER_S).encode()}
+
+
+class _TooLargeError(Exception):
+    """More bytes than a body may have."""
+
+
+async def _whole_body(headers: dict[bytes, bytes], receive: Receive, most: int) -> bytes | None:
+    """The body; None where the client has gone.
+
+    Raises:
+        _TooLargeError: it is, or says that it will be.
+    """
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or len(length) > 18 or int(length) > most:
+        raise _TooLargeError
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            raise _TooLargeError
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+class _Replayed:
+    """Gives a body that was read already, then what comes after it."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def receive(self) -> Message:
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
 
 
 class Crowd:
@@ -116,21 +174,6 @@ class Crowd:
             self.inside -= 1
             cost_s = (self._clock() - came) / among
             self._cost_s += SMOOTHING * (cost_s - self._cost_s)
-
-
-class _Counted:
-    """Receives no more than so many bytes, also of a body that does not say how long it is."""
-
-    def __init__(self, receive: Receive, most: int) -> None:
-        self._receive = receive
-        self._most = self._left = most
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise HTTPException(413, f"the body is larger than {self._most} bytes")
-        return message
 
 
 class Rates:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from passerelle.bundle import open_bundle
@@ -28,6 +29,7 @@ from serving.resilience import ResilientInference
 from serving.retrieval import Retrieval
 from serving.retrievers.directory import index_of
 from serving.served_log import ServedLog
+from serving.stages import InferenceError
 from serving.telemetry import Telemetry
 from serving.tracing import Tracer
 from serving.triton_client import TritonClient
@@ -88,7 +90,8 @@ class StageReplica:
 class RemoteStage:
     """A stage that lives in another deployment, with the methods of the stage itself."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    def __init__(self, name: str, handle: DeploymentHandle[Any]) -> None:
+        self._name = name
         self._handle = handle
 
     async def run(self, *arguments: Any, **options: Any) -> Any:
@@ -105,6 +108,8 @@ class RemoteStage:
             return await self._handle.call.remote(method, *arguments, **options)
         except RayTaskError as error:  # the caller expects the stage's own exception, not one that carries a remote traceback
             raise error.cause from None
+        except (RayError, BackPressureError) as error:  # its replica died, or there is none
+            raise InferenceError(f"stage {self._name}", "UNAVAILABLE", str(error)) from None
 
 
 @serve.ingress()
@@ -113,7 +118,7 @@ class Ingress:
 
     def __init__(self, settings: GraphSettings, *stages: DeploymentHandle[Any]) -> None:
         parts = Parts(settings)
-        chain: Any = list(map(RemoteStage, stages)) if stages else [make(parts) for make in _STAGES.values()]
+        chain: Any = list(map(RemoteStage, _STAGES, stages)) if stages else [make(parts) for make in _STAGES.values()]
         told: Any = {"log": ServedLog(parts.config.log.file), "tracer": Tracer(parts.config.tracing.endpoint)}
         self._recommender = Recommender(parts.bundle, settings.version, parts.inference, *chain, config=parts.config, **told)
         self._index = index_of(parts.bundle)

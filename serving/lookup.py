@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +20,16 @@ from passerelle.id_map import UNKNOWN_ROW, Id, parsed
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.request_features import encode_values
 from serving.config import ServingConfig
-from serving.events.base import NOBODY, EventStore, EventStoreError, UserState, new_identity
+from serving.events.base import NOBODY, EventStore, EventStoreError, UserState, new_identity, user_digest
 from serving.schemas import RecommendRequest
 from serving.stages import ENCODER_DOWN, EVENTS_DOWN, Float32Array, Inference, InferenceError, Int64Array, Query
 
 SHORTEST_BUCKET = 16
 ASSUMED_GAP_MS = 60_000
 INFER_TIMEOUT_S = 2.0
+EVENTS_SHARE, ENCODER_SHARE = 0.3, 0.6
+"""Of the time that is left: what fails takes no more, so that there is time for an answer without it."""
+ERASED_EVERY_S = 20.0
 NO_HISTORY = History(*(np.empty(0, dtype=np.int64) for _ in History._fields))
 
 logger = logging.getLogger(__name__)
@@ -87,6 +90,9 @@ class EmbeddingLookup:
         config = config or ServingConfig()
         self._cold, self._events_config = config.cold_start, config.events
         self._events = events
+        self._names_users = config.log.file is not None
+        self._erased: frozenset[str] | None = None
+        self._erased_at = -np.inf
         self._background: set[asyncio.Task[None]] = set()
         if strangers := sorted(set(self._cold.min_events_of) - set(bundle.manifest.event_types)):
             known = ", ".join(bundle.manifest.event_types)
@@ -99,7 +105,7 @@ class EmbeddingLookup:
             UserError: an id is not of the catalogue's type, there is no such kind of event, or a feature is not one that the model reads.
         """
         started = time.perf_counter()
-        known = await self._known(request, timestamp_ms)
+        known = await self._known(request, timestamp_ms, EVENTS_SHARE * timeout_s)
         newest = History(*(values_L[-self._bundle.manifest.max_history :] for values_L in known.history))
         seen_S = self._bundle.seen(known.history) if request.exclude_seen else np.empty(0, dtype=np.int64)
         facts = self._facts(request, known.user_row)
@@ -108,7 +114,7 @@ class EmbeddingLookup:
             return nothing
         encoding = time.perf_counter()
         try:
-            query_D = await self._encode(newest, facts, timestamp_ms, timeout_s - (encoding - started))
+            query_D = await self._encode(newest, facts, timestamp_ms, ENCODER_SHARE * (timeout_s - (encoding - started)))
         except InferenceError as error:
             logger.warning("without the query encoder: %s", error)
             return replace(nothing, degraded=(*known.degraded, ENCODER_DOWN))
@@ -120,7 +126,7 @@ class EmbeddingLookup:
         Raises:
             UserError: the id is not of the type of this bundle's users.
         """
-        known = await self._known(RecommendRequest(user_id=user_id), 0)
+        known = await self._known(RecommendRequest(user_id=user_id), 0, INFER_TIMEOUT_S)
         return History(*(values_L[-limit:] for values_L in known.history))
 
     def _is_cold(self, known: _Known) -> bool:
@@ -134,14 +140,14 @@ class EmbeddingLookup:
         counts = np.bincount(known.history.event_types_L, minlength=len(names))
         return all(counts[names.index(name)] < least for name, least in self._cold.min_events_of.items())
 
-    async def _known(self, request: RecommendRequest, timestamp_ms: int) -> _Known:
+    async def _known(self, request: RecommendRequest, timestamp_ms: int, timeout_s: float) -> _Known:
         """The history that is given, or what is stored and what happened since."""
         user_row, state = UNKNOWN_ROW, NOBODY
         degraded: tuple[str, ...] = ()
         if request.user_id is not None:
             user_id = parsed(self._bundle.user_ids, request.user_id, "user_id")
             user_row = self._bundle.user_ids.row(user_id)
-            state, degraded = await self._state(str(user_id))
+            state, degraded = await self._state(str(user_id), timeout_s)
         if state.erased:
             user_row = UNKNOWN_ROW
         if request.history is not None:
@@ -150,36 +156,50 @@ class EmbeddingLookup:
         stored = self._bundle.history(user_row) if user_row != UNKNOWN_ROW else NO_HISTORY
         return _Known(self._with_events(stored, state), user_row, 0, False, state.identity, degraded)
 
-    async def _state(self, user_id: str) -> tuple[UserState, tuple[str, ...]]:
+    async def _state(self, user_id: str, timeout_s: float) -> tuple[UserState, tuple[str, ...]]:
         """What the event store knows, and whether it had to be done without."""
         if self._events is None:
             return NOBODY, ()
         try:
-            timeout_s = self._events_config.timeout_ms / 1e3
-            state = await asyncio.wait_for(self._events.user(user_id, self._events_config.keep_per_user), timeout_s)
+            within_s = min(timeout_s, self._events_config.timeout_ms / 1e3)
+            state = await asyncio.wait_for(self._events.user(user_id, self._events_config.keep_per_user), within_s)
         except (EventStoreError, TimeoutError) as error:
             logger.warning("without events: %s", error or "the store took too long")
-            return NOBODY, (EVENTS_DOWN,)
-        if state.identity is None:
+            # Whoever asked to be forgotten stays so while the store is away; of whom it is not known, nothing is known.
+            return UserState(erased=self._erased is None or user_digest(user_id) in self._erased), (EVENTS_DOWN,)
+        if time.monotonic() - self._erased_at > ERASED_EVERY_S:
+            self._erased_at = time.monotonic()
+            self._in_background(self._read_erased())
+        if state.identity is None and self._names_users:
             state = replace(state, identity=new_identity())
-            task = asyncio.create_task(_identified(self._events, user_id, str(state.identity)))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._in_background(_identified(self._events, user_id, str(state.identity)))
         return state, ()
 
+    async def _read_erased(self) -> None:
+        """Remember who is erased, for when the store is away."""
+        assert self._events is not None, "no store"
+        with contextlib.suppress(EventStoreError):
+            self._erased = await self._events.erased()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     def _with_events(self, stored: History, state: UserState) -> History:
-        """A history and the events that came after it, in the order of time; unknown items are left out."""
+        """A history and the events that it does not have yet, in the order of time; what this bundle does not know is left out."""
         if not state.events:
             return stored
-        names = self._bundle.manifest.event_types
-        ids = [self._bundle.item_ids.parse(event.item_id) for event in state.events]
-        lately = History(
-            self._bundle.item_ids.rows(ids),
-            np.array([event.timestamp_ms for event in state.events], dtype=np.int64),
-            np.array([names.index(event.event_type) if event.event_type in names else -1 for event in state.events], dtype=np.int64),
-        )
-        known = (lately.item_rows_L >= FIRST_ITEM_ROW) & (lately.event_types_L >= 0)
-        both = History(*(np.concatenate([before, after[known]]) for before, after in zip(stored, lately, strict=True)))
+        names, item_ids = self._bundle.manifest.event_types, self._bundle.item_ids
+        there = set(zip(*(values_L.tolist() for values_L in stored), strict=True))  # an older bundle may have been made without them
+        lately = []
+        for event in state.events:
+            with contextlib.suppress(UserError, ValueError):  # of a bundle with other ids, or other kinds of events
+                new = (item_ids.row(item_ids.parse(event.item_id)), event.timestamp_ms, names.index(event.event_type))
+                if new[0] >= FIRST_ITEM_ROW and new not in there:
+                    lately.append(new)
+        after = np.array(lately, dtype=np.int64).reshape(-1, len(History._fields))
+        both = History(*(np.concatenate([before, more]) for before, more in zip(stored, after.T, strict=True)))
         order = np.argsort(both.timestamps_ms_L, kind="stable")
         return History(*(values_L[order] for values_L in both))
 

@@ -40,11 +40,15 @@ def read_offers(path: Path, item_ids: IdMap) -> OfferTable:
     """
     try:
         table = pyarrow.parquet.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        table = pa.table({name: table.column(name) for name in table.column_names})  # every column may then have gaps
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as a Parquet file ({error})") from None
     for name in (OFFER_ID, ITEM_ID):
         if name not in table.column_names:
             raise UserError(f"{path}: column {name} is missing")
+        of = table.schema.field(name).type
+        if not (pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_integer(of)):
+            raise UserError(f"{path}: column {name} holds {of}, neither text nor whole numbers")
         if table.column(name).null_count:
             raise UserError(f"{path}: {table.column(name).null_count} rows have no {name}")
     if repeated := table.num_rows - len(table.column(OFFER_ID).unique()):
@@ -52,7 +56,10 @@ def read_offers(path: Path, item_ids: IdMap) -> OfferTable:
     features = tuple(
         FeatureColumn(name=field.name, kind=_kind(field, path)) for field in table.schema if field.name not in (OFFER_ID, ITEM_ID)
     )
-    rows = item_ids.rows(table.column(ITEM_ID).combine_chunks())
+    try:
+        rows = item_ids.rows(table.column(ITEM_ID).combine_chunks())
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: column {ITEM_ID}: items of this bundle have ids of type {item_ids.type} ({error})") from None
     known = np.flatnonzero(rows != UNKNOWN_ROW)
     order = known[np.argsort(rows[known], kind="stable")]
     for field in table.schema:
@@ -68,7 +75,7 @@ def _kind(field: pa.Field, path: Path) -> FeatureKind:
         return "timestamp"
     if pa.types.is_integer(of) or pa.types.is_floating(of):
         return "numeric"
-    if pa.types.is_list(of) or pa.types.is_large_list(of):
+    if (pa.types.is_list(of) or pa.types.is_large_list(of)) and pa.types.is_string(of.value_type):
         return "multi_categorical"
     if pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_boolean(of) or pa.types.is_dictionary(of):
         return "categorical"

@@ -29,6 +29,11 @@ class _Compiled:
     mixing_groups_R: Int64Array | None
 
 
+_PLAIN = _Compiled(OrderingConfig(), (), None, (), None)
+MOST_DIVERSIFIED = 500
+"""Candidates that mixing and marginal relevance choose from; the others come after them."""
+
+
 class Ordering:
     """Puts the candidates in their final order and names where each one came from.
 
@@ -48,20 +53,27 @@ class Ordering:
         self._orderings = {name: _compiled(config.playlist(name).ordering, columns, name) for name in {DEFAULT, *config.playlists}}
 
     async def run(
-        self, candidates: Candidates, scores_C: Float32Array, k: int, playlist: str = DEFAULT, *, debug: bool = False
+        self, candidates: Candidates, scores_C: Float32Array, k: int, playlist: str | None = None, *, debug: bool = False
     ) -> tuple[Item, ...]:
-        """The k best by score and by the playlist's ordering, equal scores in the order of retrieval; fewer when there are fewer."""
-        ordering = self._orderings[playlist]
+        """The k best by score and the playlist's ordering, equal scores in the order of retrieval; fewer when there are fewer.
+
+        Args:
+            playlist: None orders by score alone.
+        """
+        ordering = self._orderings[playlist] if playlist is not None else _PLAIN
         config, rows_C = ordering.config, candidates.rows_C
         by_score = np.argsort(-scores_C, kind="stable")
         adjusted_C = self._adjusted(ordering, rows_C, scores_C)
         order: list[int] = np.argsort(-adjusted_C, kind="stable").tolist()
         for cap, groups_R in zip(config.caps, ordering.cap_groups_R, strict=True):
             order = capped(order, groups_R[rows_C], cap.most)
+        # Nobody looks at more, and each place costs a look at all candidates.
+        first, rest = order[:MOST_DIVERSIFIED], order[MOST_DIVERSIFIED:]
         if config.diversify == "mixing" and config.mixing is not None and ordering.mixing_groups_R is not None:
-            order = mixed(order, ordering.mixing_groups_R[rows_C], k, window=config.mixing.window, most=config.mixing.most)
+            first = mixed(first, ordering.mixing_groups_R[rows_C], k, window=config.mixing.window, most=config.mixing.most)
         elif config.diversify == "mmr":
-            order = maximal_marginal_relevance(order, adjusted_C, self._vectors_RD[rows_C], k, config.mmr.relevance)
+            first = maximal_marginal_relevance(first, adjusted_C, self._vectors_RD[rows_C], k, config.mmr.relevance)
+        order = [*first, *rest]
         pins = self._pins(config, candidates)
         order = pinned(order, pins, k) if config.pins else order[:k]
         found = [{int(row): rank for rank, row in enumerate(one.rows_K, start=1)} for one in candidates.found]
@@ -131,5 +143,5 @@ def _compiled(config: OrderingConfig, columns: Columns, name: str) -> _Compiled:
 
 
 def _groups(catalogue: Catalogue, column: str, where: str) -> Int64Array:
-    catalogue.require(column, ("categorical", "multi_categorical"), where)
+    catalogue.require(column, ("categorical",), where)
     return catalogue.items.groups(column)

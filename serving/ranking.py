@@ -49,7 +49,7 @@ class Ranking:
             InferenceError: the network does not answer in time.
         """
         features_CF = self._features.compute(candidates.rows_C, candidates.scores_C, query.history_L, timestamp_ms)
-        most = await self._inference.max_batch_size(RANKER, self._version)
+        most = await self._inference.max_batch_size(RANKER, self._version, timeout_s)
         parts = [features_CF[start : start + most] for start in range(0, len(features_CF), most)]
         outputs = await asyncio.gather(*(self._inference.infer(RANKER, self._version, {"features": part}, timeout_s) for part in parts))
         return np.concatenate([output["score"][:, 0] for output in outputs]) if parts else np.empty(0, dtype=np.float32)

@@ -3,17 +3,17 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle, History
 from passerelle.errors import UserError
-from passerelle.id_map import UNKNOWN_ROW
+from passerelle.id_map import UNKNOWN_ROW, parsed
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID
-from serving.config import DEFAULT, Playlist, ServingConfig
+from serving.config import Playlist, ServingConfig
 from serving.experiments import assigned
 from serving.schemas import (
     ExternalId,
@@ -30,6 +30,8 @@ from serving.schemas import (
 from serving.served_log import ServedLog
 from serving.stages import RANKER_DOWN, Candidates, Float32Array, Inference, InferenceError, Query
 from serving.tracing import Tracer
+
+T = TypeVar("T")
 
 
 class UnknownItemError(UserError):
@@ -66,7 +68,7 @@ class OrderingStage(Protocol):
     """From scored candidates to the items of the answer."""
 
     async def run(
-        self, candidates: Candidates, scores_C: Float32Array, k: int, playlist: str = DEFAULT, *, debug: bool = False
+        self, candidates: Candidates, scores_C: Float32Array, k: int, playlist: str | None = None, *, debug: bool = False
     ) -> tuple[Item, ...]: ...
 
 
@@ -117,15 +119,16 @@ class Recommender:
         """
         started = time.perf_counter()
         until = started + (request.deadline_ms or self.config.limits.deadline_ms) / 1e3
-        arm = assigned(self.config, request)
+        user_id = None if request.user_id is None else str(parsed(self.bundle.user_ids, request.user_id, "user_id"))
+        arm = assigned(self.config, request, user_id)
         playlist = self.config.playlist(arm.playlist)
         k = self._checked_k(request.k) if request.k is not None else min(playlist.size, self.bundle.manifest.num_items)
         timestamp_ms = request.timestamp_ms()
         with self.tracer.stage("lookup"):
-            query = await self._lookup.run(request, timestamp_ms, _left_s(until))
-        looked_up = _in_time(until)
+            query = await _within(self._lookup.run(request, timestamp_ms, _left_s(until)), until)
+        looked_up = time.perf_counter()
         with self.tracer.stage("retrieval"):
-            candidates = await self._retrieval.run(request, query, playlist)
+            candidates = await _within(self._retrieval.run(request, query, playlist), until)
         retrieved = time.perf_counter()
         with self.tracer.stage("ranking"):
             scores_C, degraded = await self._ranked(query, candidates, timestamp_ms, until - retrieved)
@@ -159,13 +162,13 @@ class Recommender:
 
     async def _ranked(self, query: Query, candidates: Candidates, timestamp_ms: int, left_s: float) -> tuple[Float32Array, tuple[str, ...]]:
         """Scores of the ranker; where it does not answer in time those of retrieval, and that it was so."""
-        if query.query_D is None:
+        if query.query_D is None or candidates.fallback is not None:
             return _falling(len(candidates.rows_C)) if candidates.mixed else candidates.scores_C, query.degraded
         try:
             if left_s <= 0:
                 raise InferenceError(RANKER, "DEADLINE_EXCEEDED", "no time is left")
-            return await self._ranking.run(query, candidates, timestamp_ms, left_s), query.degraded
-        except InferenceError:
+            return await asyncio.wait_for(self._ranking.run(query, candidates, timestamp_ms, left_s), left_s), query.degraded
+        except (InferenceError, TimeoutError):
             return candidates.scores_C, (*query.degraded, RANKER_DOWN)
 
     async def similar(self, request: SimilarRequest) -> SimilarResponse:
@@ -237,16 +240,16 @@ def _left_s(until: float) -> float:
     return max(0.0, until - time.perf_counter())
 
 
-def _in_time(until: float) -> float:
-    """Now.
+async def _within(stage: Awaitable[T], until: float) -> T:
+    """What a stage answers, in time.
 
     Raises:
-        DeadlineError: it is later than that.
+        DeadlineError: it does not.
     """
-    now = time.perf_counter()
-    if now > until:
-        raise DeadlineError("the time of the request is over: ask again, or give a longer deadline_ms")
-    return now
+    try:
+        return await asyncio.wait_for(stage, max(1e-4, _left_s(until)))
+    except TimeoutError:
+        raise DeadlineError("the time of the request is over: ask again, or give a longer deadline_ms") from None
 
 
 def _falling(count: int) -> Float32Array:

@@ -15,6 +15,8 @@ ATTEMPTS = 3
 FIRST_PAUSE_S = 0.01
 FAILURES_TO_OPEN = 5
 OPEN_S = 0.5
+FAIR_S = 0.25
+"""A server that does not answer within so much time is at fault."""
 _WORTH_A_RETRY = ("UNAVAILABLE",)
 _SERVERS_FAULT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED")
 OPEN = "CIRCUIT_OPEN"
@@ -93,7 +95,9 @@ class ResilientInference:
             try:
                 answer = await self._inference.infer(model, version, inputs, left_s)
             except InferenceError as error:
-                breaker.failed() if error.code in _SERVERS_FAULT else breaker.succeeded()
+                hurried = error.code == "DEADLINE_EXCEEDED" and left_s < FAIR_S
+                if not hurried:  # whoever gives too little time learns nothing of the server, and must not close it to others
+                    breaker.failed() if error.code in _SERVERS_FAULT else breaker.succeeded()
                 if error.code not in _WORTH_A_RETRY or attempt == ATTEMPTS:
                     raise
                 pause_s = FIRST_PAUSE_S * 2**attempt * self._random.random()
@@ -103,9 +107,15 @@ class ResilientInference:
                 return answer
         raise AssertionError("the last attempt returns or raises")
 
-    async def max_batch_size(self, model: str, version: int) -> int:
-        """As the inference itself."""
-        return await self._inference.max_batch_size(model, version)
+    async def max_batch_size(self, model: str, version: int, timeout_s: float = 2.0) -> int:
+        """As the inference itself; not asked where the breaker is open.
+
+        Raises:
+            InferenceError: of the inference, or `CIRCUIT_OPEN`.
+        """
+        if self._breakers[model].is_open:
+            raise InferenceError(f"{model} version {version}", OPEN, "it has failed again and again, and is asked later")
+        return await self._inference.max_batch_size(model, version, timeout_s)
 
     async def ready(self, model: str, version: int) -> bool:
         """As the inference itself."""

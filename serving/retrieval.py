@@ -21,7 +21,7 @@ from serving.retrievers.plan import SCAN_LIMIT
 from serving.rules import HardRules
 from serving.schemas import Context, RecommendRequest, SimilarRequest
 from serving.sources import Search, Sources
-from serving.stages import PERSONAL, PINNED, POPULARITY, Candidates, Float32Array, Found, Int64Array, Query
+from serving.stages import ENCODER_DOWN, PERSONAL, PINNED, POPULARITY, Candidates, Float32Array, Found, Int64Array, Query
 from serving.watched_file import WatchedFile
 
 PLAIN = Playlist()
@@ -54,6 +54,10 @@ class Retrieval:
             self._offers = WatchedFile(offers.file, lambda path: self._checked(Catalogue(items, read_offers(path, bundle.item_ids))))
         self._rules = HardRules(self._config.rules, bundle.item_ids, self._catalogue)
         self._pins = {pin.item_id: self._row(pin.item_id) for playlist in self._config.playlists.values() for pin in playlist.ordering.pins}
+        for name, playlist in self._config.playlists.items():
+            rows = [self._pins[pin.item_id] for pin in playlist.ordering.pins]
+            if len(set(rows)) < len(rows):
+                raise UserError(f"playlists.{name}.ordering.pins: an item is pinned twice")
 
     async def run(self, request: RecommendRequest, query: Query, playlist: Playlist = PLAIN) -> Candidates:
         """As many candidates as the ranker was trained to order, and at least k, as far as filters and rules leave them.
@@ -67,17 +71,17 @@ class Retrieval:
         anchors_A = self._known_rows(request.similar_to, "similar_to")
         search = Search(query, anchors_A, catalogue, eligible, allowed_R, request.context, timestamp_ms)
         k = request.k or playlist.size
-        if query.query_D is not None:
-            found = self._found(playlist.sources, search, max(k, self._num_candidates))
+        found = () if query.query_D is None else self._found(playlist.sources, search, max(k, self._num_candidates))
+        if query.query_D is not None and found:
             rows_C, scores_C = self._by_query(found, query.query_D)
             fallback = None
-        else:
+        else:  # also where every source lacks what it starts from: a place, for instance
             found = self._cold(playlist, search, k)
             rows_C, scores_C = _in_turns(found)
             rows_C, scores_C = rows_C[: max(k, self._num_candidates)], scores_C[: max(k, self._num_candidates)]
             fallback = "+".join(dict.fromkeys(one.source for one in found if len(one.rows_K))) or POPULARITY
         rows_C, scores_C, found = self._with_pins(playlist, search, rows_C, scores_C, found)
-        mixed = query.query_D is None and sum(len(one.rows_K) > 0 for one in found) > 1
+        mixed = fallback is not None and sum(len(one.rows_K) > 0 for one in found) > 1
         return Candidates(rows_C, scores_C, found, mixed, fallback, self._best_offers(search, rows_C))
 
     async def similar(self, request: SimilarRequest, rows: Sequence[int]) -> Candidates:
@@ -139,7 +143,7 @@ class Retrieval:
     def _cold(self, playlist: Playlist, search: Search, k: int) -> tuple[Found, ...]:
         """What the rule for cold starts says; items like those of a history where the network failed that should have read it."""
         sources = playlist.cold_sources or self._config.cold_start.sources
-        if search.query.degraded and len(search.query.history_L):
+        if ENCODER_DOWN in search.query.degraded and len(search.query.history_L):
             sources = (SourceConfig(kind="similar"),)
         found = self._found(sources, search, k)
         if len(set().union(*(part.rows_K.tolist() for part in found))) >= k:

@@ -86,7 +86,7 @@ def read_block_list(path: Path, item_ids: IdMap) -> Int64Array:
         UserError: it is not text.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return np.empty(0, dtype=np.int64)
     except UnicodeDecodeError as error:

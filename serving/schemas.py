@@ -36,7 +36,7 @@ class Context(Config):
     """Where the user is: for sources and offers that are near."""
     age: Annotated[StrictInt, Field(ge=0, le=150)] | None = None
     """Years: items with a higher minimum are left out, where the service has such a rule; all that have a minimum, without an age."""
-    credit: Annotated[StrictInt | StrictFloat, Field(ge=0)] | None = None
+    credit: Annotated[StrictInt | StrictFloat, Field(ge=0, le=1e15)] | None = None
     """What can be spent: dearer items are left out, where the service has such a rule."""
 
     def now_ms(self) -> int:

@@ -1,12 +1,15 @@
 """What was served, a JSON line an answer. No user ids, no secrets, no exact places."""
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import IO
 
 from passerelle.errors import UserError
 from serving.schemas import Place, RecommendResponse
+
+logger = logging.getLogger(__name__)
 
 
 class ServedLog:
@@ -21,6 +24,7 @@ class ServedLog:
 
     def __init__(self, path: Path | None) -> None:
         self._file: IO[bytes] | None = None
+        self._failing = False
         if path is None:
             return
         try:
@@ -55,4 +59,11 @@ class ServedLog:
             "scores": [item.score for item in answer.items],
             "timings_ms": {name: round(value, 3) for name, value in answer.timings_ms.model_dump().items()},
         }
-        self._file.write(json.dumps(line).encode() + b"\n")
+        try:
+            self._file.write(json.dumps(line).encode() + b"\n")
+        except OSError as error:  # an answer does not wait for room on a disk
+            if not self._failing:
+                logger.error("what is served is not written down: %s", error.strerror)
+            self._failing = True
+        else:
+            self._failing = False

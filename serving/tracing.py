@@ -7,6 +7,7 @@ from typing import Any
 from passerelle.errors import UserError
 
 SERVICE = "passerelle"
+_QUIET: Any = {"record_exception": False, "set_status_on_exception": False}  # what is said of a mistake names who made it
 
 
 class Tracer:
@@ -44,7 +45,7 @@ class Tracer:
         if self._tracer is None:
             yield
             return
-        with self._tracer.start_as_current_span(name, context=self._propagator.extract(headers)):
+        with self._tracer.start_as_current_span(name, context=self._propagator.extract(headers), **_QUIET):
             yield
 
     @contextmanager
@@ -53,7 +54,7 @@ class Tracer:
         if self._tracer is None:
             yield
             return
-        with self._tracer.start_as_current_span(name):
+        with self._tracer.start_as_current_span(name, **_QUIET):
             yield
 
     def note(self, **attributes: str | int | bool) -> None:

@@ -62,12 +62,12 @@ class TritonClient:
             raise _typed(f"{model} version {version} at {self.address}", error) from None
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
-    async def max_batch_size(self, model: str, version: int) -> int:
+    async def max_batch_size(self, model: str, version: int, timeout_s: float = INFER_TIMEOUT_S) -> int:
         """Most rows of one request, as the loaded configuration says; asked once."""
         key = (model, version)
         if key not in self._max_batch_sizes:
             try:
-                answer = await self._client().get_model_config(model, str(version), client_timeout=INFER_TIMEOUT_S)
+                answer = await self._client().get_model_config(model, str(version), client_timeout=timeout_s)
             except InferenceServerException as error:
                 raise _typed(f"{model} version {version} at {self.address}", error) from None
             self._max_batch_sizes[key] = int(answer.config.max_batch_size)

@@ -29,22 +29,24 @@ class WatchedFile(Generic[T]):
     def __init__(self, path: Path, load: Callable[[Path], T], *, poll_s: float = POLL_S) -> None:
         self._path = path
         self._load = load
-        self._stamp = self._stamped()
+        self._stamp = self._seen = self._stamped()
         self.value = load(path)
         self._stopped = threading.Event()
         watching = (weakref.ref(self), self._stopped, poll_s)  # the thread ends with what it works for
         threading.Thread(target=_watch, args=watching, name=f"watch {path.name}", daemon=True).start()
 
     def check(self) -> None:
-        """Load the file anew if it has changed."""
-        stamp = self._stamped()
-        if stamp == self._stamp:
+        """Load the file anew if it has changed, and is as it was when it was looked at before. One that has vanished changes nothing."""
+        stamp, before = self._stamped(), self._seen
+        self._seen = stamp
+        if stamp in (self._stamp, None) or stamp != before:  # one that is still being written is looked at again
             return
         try:
             self.value = self._load(self._path)
         except (UserError, OSError) as error:
             logger.error("%s is not read again, what was read before stays: %s", self._path, error)
-        self._stamp = stamp
+        finally:
+            self._stamp = stamp
 
     def close(self) -> None:
         """Look no longer."""

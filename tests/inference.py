@@ -34,7 +34,7 @@ class OnnxInference:
         names = [output.name for output in network.get_outputs()]
         return dict(zip(names, network.run(names, dict(inputs)), strict=True))
 
-    async def max_batch_size(self, model: str, version: int) -> int:
+    async def max_batch_size(self, model: str, version: int, timeout_s: float = 2.0) -> int:
         return MAX_BATCH_SIZE
 
     async def ready(self, model: str, version: int) -> bool:

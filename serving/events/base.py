@@ -1,5 +1,6 @@
 """What a store of live events is: durable before it answers, idempotent by event id, and able to forget."""
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,11 +62,19 @@ class EventStore(Protocol):
             how many events there were.
         """
 
+    async def erased(self) -> frozenset[str]:
+        """`user_digest` of everybody who was erased."""
+
     async def ping(self) -> None:
         """Do nothing, if the store works."""
 
     async def close(self) -> None:
         """Give back what is held."""
+
+
+def user_digest(user_id: str) -> str:
+    """What is remembered of a user who was erased."""
+    return hashlib.sha256(user_id.encode()).hexdigest()
 
 
 def new_identity() -> str:

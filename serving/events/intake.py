@@ -1,12 +1,16 @@
 """Events as they come in over HTTP, and the stores they may go to."""
 
+import asyncio
+
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
 from passerelle.id_map import Id, parsed
 from serving.config import LiveEventsConfig
 from serving.event_schemas import EventsRequest, EventsResponse, ForgottenResponse
-from serving.events.base import Event, EventStore
+from serving.events.base import Event, EventStore, EventStoreError
 from serving.events.sqlite_store import SqliteEventStore
+
+WRITE_TIMEOUT_S = 1.0
 
 
 def open_store(config: LiveEventsConfig) -> EventStore | None:
@@ -41,7 +45,8 @@ class EventIntake:
         self.store = store
 
     async def accept(self, request: EventsRequest, now_ms: int) -> EventsResponse:
-        """Keep events, all or none; when this returns they survive a crash. An event that was there already is not counted twice.
+        """Keep events; when this returns they survive a crash. An event that was there already is not counted twice, so what is not
+        acknowledged may be sent again.
 
         Raises:
             UserError: an id is of the wrong type, or there is no such kind of event.
@@ -57,7 +62,10 @@ class EventIntake:
             item_id = str(parsed(self._bundle.item_ids, event.item_id, f"events.{place}.item_id"))
             at_ms = now_ms if event.timestamp_ms is None else event.timestamp_ms
             events.append(Event(event.event_id, user_id, item_id, kind, at_ms))
-        new = await self.store.append(events)
+        try:
+            new = await asyncio.wait_for(self.store.append(events), WRITE_TIMEOUT_S)
+        except TimeoutError:
+            raise EventStoreError("events were not kept in time: send them again") from None
         return EventsResponse(accepted=new, duplicates=len(events) - new)
 
     async def forget(self, user_id: Id) -> ForgottenResponse:

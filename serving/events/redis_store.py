@@ -3,13 +3,12 @@
 By user, all in one slot of a cluster: a hash of events by id, a sorted set of ids by time, an identity, and a mark of erasure.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from passerelle.errors import UserError
-from serving.events.base import Event, EventStoreError, UserState
+from serving.events.base import Event, EventStoreError, UserState, user_digest
 
 try:
     import redis.asyncio as redis
@@ -39,6 +38,7 @@ redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 redis.call('SET', KEYS[4], '1')
 return count
 """
+_ALL_ERASED = "passerelle:erased"
 _CONNECTIONS = 32
 _MOST_UNPACKED = 5000
 """Lua has room for some 8,000 values on its stack."""
@@ -94,7 +94,14 @@ class RedisEventStore:
 
     async def erase(self, user_id: str) -> int:
         try:
+            await self._client.sadd(_ALL_ERASED, user_digest(user_id))
             return int(await self._erase(keys=_keys(user_id)))
+        except (RedisError, OSError) as error:
+            raise _failed(error) from None
+
+    async def erased(self) -> frozenset[str]:
+        try:
+            return frozenset(await self._client.smembers(_ALL_ERASED))
         except (RedisError, OSError) as error:
             raise _failed(error) from None
 
@@ -123,7 +130,7 @@ class RedisEventStore:
 
 
 def _keys(user_id: str) -> list[str]:
-    digest = hashlib.sha256(user_id.encode()).hexdigest()
+    digest = user_digest(user_id)
     slot = f"passerelle:{{{digest[:16]}}}"  # the part in braces decides about the node of a cluster
     return [f"{slot}:{digest}:{name}" for name in ("events", "times", "identity", "erased")]
 

@@ -4,10 +4,12 @@ Writers take turns and share their commits: what waits while one is written to d
 """
 
 import asyncio
-import hashlib
+import contextlib
+import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from passerelle.errors import UserError
-from serving.events.base import Event, EventStoreError, UserState
+from serving.events.base import Event, EventStoreError, UserState, user_digest
 
 T = TypeVar("T")
 Write = Callable[[sqlite3.Connection], Any]
@@ -30,7 +32,10 @@ CREATE TABLE IF NOT EXISTS identities (user_id TEXT PRIMARY KEY, identity TEXT N
 CREATE TABLE IF NOT EXISTS erased (user_digest TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _READERS = 4
+EMPTYING_ATTEMPTS, EMPTYING_PAUSE_S = 20, 0.05
 _MOST_IN_ONE_COMMIT = 1000
+
+logger = logging.getLogger(__name__)
 
 
 class SqliteEventStore:
@@ -48,17 +53,25 @@ class SqliteEventStore:
         self._path = path
         self._timeout_s = timeout_s
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            connection = self._connect()
-            connection.executescript(_SCHEMA)
-            connection.close()
-        except sqlite3.Error as error:
-            raise UserError(f"{path}: not a usable event store ({error})") from None
+        self._prepare()
         self._writes: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="event writer", daemon=True)
         self._writer.start()
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="event reader")
         self._local = threading.local()
+
+    def _prepare(self) -> None:
+        """Make the tables; others may be doing so, and the change to WAL does not wait for them by itself."""
+        until = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                with contextlib.closing(self._connect()) as connection:
+                    connection.executescript(_SCHEMA)
+                return
+            except sqlite3.Error as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise UserError(f"{self._path}: not a usable event store ({error})") from None
+                time.sleep(0.02)
 
     async def append(self, events: Sequence[Event]) -> int:
         rows = [(one.user_id, one.event_id, one.item_id, one.event_type, one.timestamp_ms) for one in events]
@@ -80,12 +93,19 @@ class SqliteEventStore:
         def delete(connection: sqlite3.Connection) -> int:
             count = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
             connection.execute("DELETE FROM identities WHERE user_id = ?", (user_id,))
-            connection.execute("INSERT OR IGNORE INTO erased VALUES (?)", (_digest(user_id),))
+            connection.execute("INSERT OR IGNORE INTO erased VALUES (?)", (user_digest(user_id),))
             return count
 
         count = int(await self._write(delete))
-        await self._write(_empty_log, alone=True)  # else what was erased stays in the log beside the file for a while
+        for _ in range(EMPTYING_ATTEMPTS):  # else what was erased stays in the log beside the file for a while
+            if await self._write(_empty_log, alone=True):
+                return count
+            await asyncio.sleep(EMPTYING_PAUSE_S)
+        logger.warning("%s: what was erased is in the log beside it until nobody reads there", self._path)
         return count
+
+    async def erased(self) -> frozenset[str]:
+        return await self._read(lambda connection: frozenset(row[0] for row in connection.execute("SELECT user_digest FROM erased")))
 
     async def ping(self) -> None:
         await self._read(lambda connection: connection.execute("SELECT 1").fetchone())
@@ -164,8 +184,15 @@ class _Waiting:
     """Outside of transactions."""
 
 
-def _empty_log(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+def _empty_log(connection: sqlite3.Connection) -> bool:
+    """Whether it could be done: not while somebody reads there, and nobody waits for that."""
+    (waiting_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {int(waiting_ms)}")
+    return not busy
 
 
 def _rolled_back(connection: sqlite3.Connection | None) -> sqlite3.Connection | None:
@@ -185,9 +212,5 @@ def _user(connection: sqlite3.Connection, user_id: str, limit: int) -> UserState
         (user_id, limit),
     ).fetchall()
     identity = connection.execute("SELECT identity FROM identities WHERE user_id = ?", (user_id,)).fetchone()
-    erased = connection.execute("SELECT 1 FROM erased WHERE user_digest = ?", (_digest(user_id),)).fetchone()
+    erased = connection.execute("SELECT 1 FROM erased WHERE user_digest = ?", (user_digest(user_id),)).fetchone()
     return UserState(tuple(Event(*row) for row in reversed(rows)), erased is not None, None if identity is None else identity[0])
-
-
-def _digest(user_id: str) -> str:
-    return hashlib.sha256(user_id.encode()).hexdigest()

@@ -183,6 +183,21 @@ def test_what_does_not_fit_is_named(catalogue: Catalogue, condition: Filter, mes
         Catalogue(catalogue.items).eligible([condition])
 
 
+def test_columns_without_gaps_and_huge_numbers(tmp_path: Path) -> None:
+    schema = pa.schema(
+        [
+            pa.field("offer_id", pa.int64(), nullable=False),
+            pa.field("item_id", pa.int64(), nullable=False),
+            pa.field("n", pa.int64(), nullable=False),
+        ]
+    )
+    path = tmp_path / "offers.parquet"
+    pyarrow.parquet.write_table(pa.table({"offer_id": [1], "item_id": [11], "n": [2**60 + 1]}, schema=schema), path)
+    offers = read_offers(path, IdMap(ITEMS.column("item_id"), first_row=FIRST_ITEM_ROW, name="item_id"))
+    found = Catalogue(Columns(ITEMS, ITEM_FEATURES, offset=FIRST_ITEM_ROW), offers).eligible([Range(op="range", column="offer.n", min=5)])
+    assert np.flatnonzero(found.rows_R).tolist() == [3]
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -190,6 +205,9 @@ def test_what_does_not_fit_is_named(catalogue: Catalogue, condition: Filter, mes
         (pa.table({"offer_id": [1, 1], "item_id": [10, 11]}), "1 rows repeat an offer_id"),
         (pa.table({"offer_id": [1, None], "item_id": [10, 11]}), "1 rows have no offer_id"),
         (pa.table({"offer_id": [1], "item_id": [10], "x": [b"y"]}), "column 'x' holds binary"),
+        (pa.table({"offer_id": [1.5], "item_id": [10]}), "column offer_id holds double, neither text nor whole numbers"),
+        (pa.table({"offer_id": [1], "item_id": ["ten"]}), "items of this bundle have ids of type int64"),
+        (pa.table({"offer_id": [1], "item_id": [10], "x": [[[1]]]}), "column 'x' holds list"),
     ],
 )
 def test_files_of_offers_that_make_no_sense(tmp_path: Path, table: pa.Table, message: str) -> None:

@@ -22,7 +22,7 @@ from passerelle.config import validate
 from passerelle.errors import UserError
 from serving.app import build_app
 from serving.config import LiveEventsConfig, ServingConfig
-from serving.events.base import Event, EventStore, EventStoreError
+from serving.events.base import NOBODY, Event, EventStore, EventStoreError, UserState, user_digest
 from serving.events.intake import EventIntake, open_store
 from serving.events.sqlite_store import SqliteEventStore
 from serving.ports import free_ports
@@ -146,6 +146,27 @@ def test_what_is_erased_is_gone_and_remembered_as_erased(open_one: Callable[[], 
         assert [one.timestamp_ms for one in (await store.user(user, 10)).events] == [70]
 
     with_store(open_one, work)
+
+
+def test_who_is_erased_can_be_listed(open_one: Callable[[], EventStore]) -> None:
+    user, other = new_user(), new_user()
+
+    async def work(store: EventStore) -> frozenset[str]:
+        await store.append([event(other, "a")])
+        await store.erase(user)
+        return await store.erased()
+
+    erased = with_store(open_one, work)
+    assert user_digest(user) in erased and user_digest(other) not in erased
+
+
+def test_many_processes_open_a_new_file_at_once(tmp_path: Path) -> None:
+    imports = "import sys; from pathlib import Path; from serving.events.sqlite_store import SqliteEventStore"
+    code = f"{imports}; SqliteEventStore(Path(sys.argv[1]))"
+    for number in range(3):
+        command = [sys.executable, "-c", code, str(tmp_path / f"{number}.sqlite")]
+        opening = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(6)]
+        assert [process.wait() for process in opening] == [0] * 6
 
 
 def test_erased_text_is_not_in_the_files_of_sqlite(tmp_path: Path) -> None:
@@ -343,17 +364,28 @@ def test_events_that_make_no_sense(bundle: Bundle, store: SqliteEventStore, body
     assert answer.status_code == 422 and any(message in problem["msg"] for problem in answer.json()["detail"]), answer.text
 
 
-class Broken:
-    """A store that is down, or hangs."""
+class Breaking:
+    """A store that works, has erased user 1001, and then is down or hangs."""
 
     def __init__(self, hang_s: float = 0.0) -> None:
         self._hang_s = hang_s
+        self.broken = False
+
+    async def user(self, *_arguments: Any) -> UserState:
+        if self.broken:
+            await self._fail()
+        return NOBODY
+
+    async def erased(self) -> frozenset[str]:
+        if self.broken:
+            await self._fail()
+        return frozenset({user_digest("1001")})
 
     async def _fail(self, *_arguments: Any) -> Any:
         await asyncio.sleep(self._hang_s)
         raise EventStoreError("the event server does not answer: gone")
 
-    append = user = identify = erase = ping = _fail
+    append = identify = erase = ping = _fail
 
     async def close(self) -> None:
         pass
@@ -361,22 +393,66 @@ class Broken:
 
 @pytest.mark.parametrize("hang_s", [0.0, 30.0])
 def test_a_store_that_is_down_is_done_without(bundle: Bundle, hang_s: float) -> None:
-    broken: Any = Broken(hang_s)
+    store: Any = Breaking(hang_s)
     config = validate(ServingConfig, {"events": {"timeout_ms": 50}}, "test")
-    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, config, broken), EventIntake(bundle, broken))
-    (answer,) = call(app, ("POST", "/v1/recommend", {"user_id": 1000}))
+    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, config, store), EventIntake(bundle, store))
+    known, forgotten = (("POST", "/v1/recommend", {"user_id": user_id, "deadline_ms": 5000}) for user_id in (1000, 1001))
+
+    async def main() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            await client.post("/v1/recommend", json=known[2])
+            await asyncio.sleep(0.05)
+            store.broken = True
+            answers = [await client.request(method, path, json=body) for method, path, body in (known, forgotten)]
+            if hang_s:
+                return answers
+            event_ = {"event_id": "x", "user_id": 1000, "item_id": 7}
+            return [*answers, await client.post("/v1/events", json=event_), await client.get("/readyz")]
+
+    answer, erased, *others = asyncio.run(main())
     assert answer.status_code == 200 and answer.json()["degraded"] == ["events"] and answer.json()["fallback"] is None
-    if not hang_s:
-        event_ = {"event_id": "x", "user_id": 1000, "item_id": 7}
-        kept, ready = call(app, ("POST", "/v1/events", event_), ("GET", "/readyz", None))
+    assert erased.json()["degraded"] == ["events"] and erased.json()["fallback"] == "popularity", "forgotten, also now"
+    if others:
+        kept, ready = others
         assert kept.status_code == 503 and kept.headers["retry-after"] == "1"
         assert ready.json()["checks"] == {"networks": True, "events": False}
+
+
+def test_of_whom_it_is_not_known_whether_they_are_erased_nothing_is_known(bundle: Bundle) -> None:
+    store: Any = Breaking()
+    store.broken = True
+    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store))
+    (answer,) = call(app, ("POST", "/v1/recommend", {"user_id": 1000}))
+    assert answer.json()["degraded"] == ["events"] and answer.json()["fallback"] == "popularity"
+
+
+def test_an_event_that_the_bundle_has_counts_once(bundle: Bundle, store: SqliteEventStore) -> None:
+    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store))
+    (before,) = call(app, ("GET", "/v1/users/1003/history", None))
+    known = before.json()["events"]
+    again = [
+        {"event_id": str(place), "user_id": 1003, "item_id": event["item_id"], "timestamp_ms": event["timestamp_ms"]}
+        for place, event in enumerate(known)
+    ]
+    new = {"event_id": "new", "user_id": "1003", "item_id": 7}
+    kept, after = call(app, ("POST", "/v1/events", {"events": [*again, new]}), ("GET", "/v1/users/1003/history", None))
+    assert kept.json()["accepted"] == len(known) + 1 and len(after.json()["events"]) == len(known) + 1
+    assert after.json()["events"][0]["item_id"] == 7
+
+
+def test_events_of_a_bundle_with_other_ids_are_left_out(bundle: Bundle, store: SqliteEventStore) -> None:
+    strangers = [Event("a", "4", "an item with a name", "view", 5), Event("b", "4", "7", "unheard of", 6)]
+    asyncio.run(store.append([*strangers, Event("c", "4", "7", "view", 7)]))
+    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store))
+    (found,) = call(app, ("GET", "/v1/users/4/history", None))
+    assert [event["timestamp_ms"] for event in found.json()["events"]] == [7]
 
 
 def test_who_was_served_is_not_in_the_log(bundle: Bundle, store: SqliteEventStore, tmp_path: Path) -> None:
     path = tmp_path / "served.jsonl"
     log = ServedLog(path)
-    recommender = recommender_of(bundle, OnnxInference(bundle), 7, events=store, log=log)
+    config = validate(ServingConfig, {"log": {"file": str(path)}}, "test")
+    recommender = recommender_of(bundle, OnnxInference(bundle), 7, config, store, log)
     place = {"place": {"latitude": 48.856613, "longitude": 2.352222}}
 
     async def main() -> None:

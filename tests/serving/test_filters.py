@@ -127,6 +127,7 @@ def test_the_second_condition_is_numbered(bundle: Bundle) -> None:
         {"op": "equals", "column": "year", "value": float("nan")},
         {"op": "equals", "column": "year", "value": 1, "negate": True},
         {"op": "equals", "column": "year", "value": [1]},
+        {"op": "range", "column": "year", "min": 10**400},
     ],
 )
 def test_malformed_conditions(values: dict[str, Any]) -> None:
@@ -208,6 +209,11 @@ def test_a_forest_is_refused() -> None:
     RecommendRequest.model_validate({"filters": [{"op": "or", "conditions": [tree] * 99}] * 10})
     with pytest.raises(ValidationError, match="filters has 1011 conditions, at most 1000 are possible"):
         RecommendRequest.model_validate({"filters": [wide]})
+    for _ in range(49):
+        tree = {"op": "not", "condition": tree}
+    RecommendRequest.model_validate({"filters": [tree]})
+    with pytest.raises(ValidationError, match="filters are nested more than 50 deep"):
+        RecommendRequest.model_validate({"filters": [{"op": "not", "condition": tree}]})
     for _ in range(3000):
         tree = {"op": "not", "condition": tree}
     with pytest.raises(ValidationError):

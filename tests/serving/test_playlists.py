@@ -191,8 +191,29 @@ def test_the_block_list_is_hot(bundle: Bundle, tmp_path: Path) -> None:
         time.sleep(0.05)
     assert first[1] == ids(ask(recommender, k=3))[0] and first[2] not in ids(ask(recommender, k=3))
     block_list.write_bytes(b"\xff\xfe")  # half-written, perhaps: what was blocked stays blocked
-    time.sleep(1.5)
+    time.sleep(2.5)
     assert first[0] not in ids(ask(recommender, k=3))
+
+
+def test_a_block_list_of_another_editor(bundle: Bundle, tmp_path: Path) -> None:
+    plain = ids(ask(recommender_with(bundle, ServingConfig()), k=2))
+    block_list = tmp_path / "blocked.txt"
+    block_list.write_bytes(b"\xef\xbb\xbf" + f"{plain[0]}\r\n".encode())
+    recommender = recommender_with(bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test"))
+    assert ids(ask(recommender, k=1)) == plain[1:]
+
+
+def test_an_item_that_is_pinned_twice_under_two_names(bundle: Bundle) -> None:
+    pins = [{"item_id": 57, "place": 1}, {"item_id": "57", "place": 3}]
+    with pytest.raises(UserError, match="an item is pinned twice"):
+        recommender_with(bundle, validate(ServingConfig, {"playlists": {"p": {"ordering": {"pins": pins}}}}, "test"))
+
+
+def test_similar_items_are_those_of_no_playlist(bundle: Bundle) -> None:
+    capped = validate(ServingConfig, {"playlists": {"default": {"ordering": {"caps": [{"column": "kind", "most": 1}]}}}}, "test")
+    request = SimilarRequest(item_id=17, k=20)
+    plain, same = (asyncio.run(recommender_with(bundle, config).similar(request)) for config in (ServingConfig(), capped))
+    assert ids(plain) == ids(same) and len(ids(same)) == 20
 
 
 def test_a_file_that_breaks_later_keeps_what_was_loaded(tmp_path: Path) -> None:
@@ -208,8 +229,13 @@ def test_a_file_that_breaks_later_keeps_what_was_loaded(tmp_path: Path) -> None:
     watched = WatchedFile(path, load, poll_s=1000)
     for text, expected in (("2", 2), ("x", 2), ("33", 33)):
         path.write_text(text, encoding="utf-8")
+        watched.check()  # perhaps it is still being written
         watched.check()
         assert watched.value == expected
+    path.unlink()
+    watched.check()
+    watched.check()
+    assert watched.value == 33, "what is gone for a moment says nothing"
     watched.close()
     path.write_text("y", encoding="utf-8")
     with pytest.raises(UserError, match="no number"):
@@ -272,12 +298,13 @@ def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) 
         answer = ask(recommender, user_id=user_id)
         assert answer.experiment == "e" and answer.variant == variant_of("e", config.experiments["e"], str(user_id)).name
         assert len(answer.items) == (4 if answer.variant == "b" else 10)
+    assert {ask(recommender, user_id=user_id).variant for user_id in (7, "7", "07")} == {variant_of("e", config.experiments["e"], "7").name}
     assert ask(recommender, user_id=1000, variant="b").playlist == "other" and ask(recommender).variant is None
     with pytest.raises(UserError, match="experiment 'e' has no 'c'; it has a, b"):
         ask(recommender, variant="c")
     with pytest.raises(UserError, match="playlist: there is no 'x'; there are default, other"):
         ask(recommender, playlist="x")
-    assert assigned(ServingConfig(), RecommendRequest(user_id=3)).experiment is None
+    assert assigned(ServingConfig(), RecommendRequest(user_id=3), "3").experiment is None
 
 
 @pytest.mark.parametrize(
@@ -331,6 +358,9 @@ def test_a_place_needs_no_query(bundle: Bundle, offers: Path) -> None:
     """A source without what it starts from finds nothing, and what is popular fills the answer up."""
     recommender = recommender_with(bundle, config_of(offers, cold_start={"sources": [source("near")]}))
     assert ask(recommender, k=4).fallback == "popularity"
+    nowhere = recommender_with(bundle, config_of(offers, playlists={"p": {"sources": [source("near")]}}))
+    answer = ask(nowhere, user_id=1003, k=4, playlist="p")
+    assert answer.fallback == "popularity" and len(answer.items) == 4
     somewhere = Context(place=Place(latitude=0, longitude=0), timestamp_ms=NOW_MS)
     found = asyncio.run(
         Retrieval(bundle, config_of(offers, cold_start={"sources": [source("near")]})).run(

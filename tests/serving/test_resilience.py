@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from passerelle.bundle import Bundle
 from serving.app import build_app
 from serving.recommender import Recommender
 from serving.resilience import ATTEMPTS, OPEN, CircuitBreaker, ResilientInference
+from serving.served_log import ServedLog
 from serving.stages import InferenceError
 from serving.tracing import Tracer
 from serving.triton_client import TritonError
@@ -38,7 +40,7 @@ class Failing:
             raise InferenceError(model, code, "on purpose")
         return {}
 
-    async def max_batch_size(self, model: str, version: int) -> int:
+    async def max_batch_size(self, model: str, version: int, timeout_s: float = 2.0) -> int:
         return 4
 
     async def ready(self, model: str, version: int) -> bool:
@@ -91,6 +93,32 @@ def test_the_breaker_opens_lets_one_through_and_closes() -> None:
     assert ask(resilient) == OPEN and breaker.is_open
     now[0] = 20.3
     assert [ask(resilient) for _ in range(3)] == ["ok"] * 3 and not breaker.is_open
+
+
+def test_a_caller_in_a_hurry_does_not_close_the_way_to_others() -> None:
+    resilient = ResilientInference(Failing(*["DEADLINE_EXCEEDED"] * 20))
+    assert [ask(resilient, timeout_s=0.05) for _ in range(20)] == ["DEADLINE_EXCEEDED"] * 20 and ask(resilient) == "ok"
+
+
+class Hanging(OnnxInference):
+    """Answers nothing within any time."""
+
+    async def infer(self, model: str, version: int, inputs: Any, timeout_s: float = 2.0) -> Any:
+        await asyncio.sleep(timeout_s)
+        raise InferenceError(model, "DEADLINE_EXCEEDED", "it hangs")
+
+
+def test_networks_that_hang_leave_time_for_an_answer_without_them(bundle: Bundle) -> None:
+    answer = post(build_app(recommender_of(bundle, Hanging(bundle), 7)), {"user_id": 1003, "deadline_ms": 300})
+    assert answer.status_code == 200 and answer.json()["fallback"] == "similar" and answer.json()["degraded"] == ["query_encoder"]
+
+
+def test_a_full_disk_costs_no_answer(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    log = ServedLog(Path("/dev/full"))
+    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, log=log))
+    assert [post(app, {"user_id": 1003}).status_code for _ in range(3)] == [200] * 3
+    assert caplog.text.count("No space left on device") == 1
+    log.close()
 
 
 def test_a_model_that_fails_leaves_the_others_alone() -> None:
