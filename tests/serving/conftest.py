@@ -1,5 +1,7 @@
 """A recommender whose networks run in this process."""
 
+from pathlib import Path
+
 import pytest
 
 from passerelle.bundle import Bundle
@@ -14,6 +16,7 @@ from serving.served_log import ServedLog
 from serving.stages import Inference
 from serving.tracing import Tracer
 from tests.inference import OnnxInference
+from tests.serving.offers import write_offers
 
 
 def recommender_of(
@@ -45,3 +48,9 @@ def recommender(bundle: Bundle) -> Recommender:
 def unicode_recommender(unicode_bundle: Bundle) -> Recommender:
     """Version 7, string ids."""
     return recommender_of(unicode_bundle, OnnxInference(unicode_bundle), 7)
+
+
+@pytest.fixture(scope="session")
+def offers(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `write_offers` writes."""
+    return write_offers(bundle, tmp_path_factory.mktemp("offers") / "offers.parquet")
