@@ -31,7 +31,7 @@ from passerelle.manifest import open_manifest, write_manifest
 from passerelle.progress import Progress, silent
 from ray_cluster.networks import Networks
 from ray_cluster.parity import HttpParity, TritonParity, http_parity, triton_parity
-from serving.config import LiveEventsConfig, ServingConfig
+from serving.config import LimitsConfig, LiveEventsConfig, ServingConfig
 from serving.model_config import disagreements, fitted_config
 from serving.retrievers.directory import build_index
 from serving.retrievers.plan import SCAN_LIMIT
@@ -39,7 +39,10 @@ from serving.triton_client import TritonError
 
 MODELS = (QUERY_ENCODER, RANKER)
 PUBLISHED_NAME = "published.json"
-_NO_EVENTS = ServingConfig(events=LiveEventsConfig(store="none"))
+# The gate asks many at once, on a machine that may be busy: it wants every answer, and in full.
+_OF_THE_GATE = ServingConfig(
+    events=LiveEventsConfig(store="none"), limits=LimitsConfig(max_in_flight=10_000, max_expected_ms=60_000, deadline_ms=60_000)
+)
 _TEMPLATES = Path(__file__).parent.parent / "model_repository"
 
 
@@ -210,7 +213,7 @@ def _gate(bundle: Bundle, repository: Path, version: int, active: int | None, pr
             raise UserError(f"{bundle.path}: not published: Triton does not answer: {error}") from None
         _require(triton, "Triton", bundle, active)
         progress("starting Serve", 0, 1)
-        with Service(bundle.path, repository, version, triton=networks.address, serving=_NO_EVENTS) as service:
+        with Service(bundle.path, repository, version, triton=networks.address, serving=_OF_THE_GATE) as service:
             progress("starting Serve", 1, 1)
             try:
                 http = asyncio.run(http_parity(bundle, service.url, progress))

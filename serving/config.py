@@ -175,7 +175,7 @@ class LogConfig(Config):
     """What is written of answers."""
 
     file: Path | None = None
-    """JSON lines, one an answer: what was shown, by which version, playlist and variant, without user ids. Nothing where absent."""
+    """JSON lines: what was shown, by which version, playlist and variant, without user ids; and warnings. Nothing where absent."""
 
 
 class TracingConfig(Config):

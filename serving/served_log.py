@@ -1,10 +1,11 @@
-"""What was served, a JSON line an answer. No user ids, no secrets, no exact places."""
+"""What was served and what went wrong, a JSON line each. No user ids, no secrets, no exact places."""
 
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from passerelle.errors import UserError
 from serving.schemas import Place, RecommendResponse
@@ -32,10 +33,13 @@ class ServedLog:
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        self._messages = _Messages(self._write)
+        logging.getLogger("serving").addHandler(self._messages)
 
     def close(self) -> None:
         """Write no more."""
         if self._file is not None:
+            logging.getLogger("serving").removeHandler(self._messages)
             self._file.close()
             self._file = None
 
@@ -45,7 +49,6 @@ class ServedLog:
             return
         line = {
             "kind": "served",
-            "at_ms": time.time_ns() // 1_000_000,
             "request_id": answer.request_id,
             "identity": identity,
             "model_version": answer.model_version,
@@ -59,11 +62,27 @@ class ServedLog:
             "scores": [item.score for item in answer.items],
             "timings_ms": {name: round(value, 3) for name, value in answer.timings_ms.model_dump().items()},
         }
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         try:
-            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.write(json.dumps({"at_ms": time.time_ns() // 1_000_000, **line}).encode() + b"\n")
         except OSError as error:  # an answer does not wait for room on a disk
-            if not self._failing:
+            already, self._failing = self._failing, True
+            if not already:
                 logger.error("what is served is not written down: %s", error.strerror)
-            self._failing = True
         else:
             self._failing = False
+
+
+class _Messages(logging.Handler):
+    """Warnings and errors of this package as lines of the same file."""
+
+    def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write({"kind": "message", "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()})

@@ -14,6 +14,7 @@ from passerelle.bundle import Bundle
 from ray_cluster.service import Service
 from serving.ports import free_ports
 from tests.processes import run, running
+from tests.serving.fuzz import requests
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,17 @@ def test_long_histories_and_concurrent_requests(service_url: str) -> None:
         assert answer.status_code == 200 and answer.json()["ignored_history"] == 2_500 and len(answer.json()["items"]) == 5
         assert client.get("/readyz").json() == {"ready": True, "model_version": 1, "checks": {"networks": True, "events": True}}
         assert "passerelle_requests_total" in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("which", ["fused", "staged"])
+def test_nothing_that_is_sent_over_http_makes_it_fail(service_url: str, staged: Service, which: str) -> None:
+    with httpx.Client(base_url=service_url if which == "fused" else staged.url, timeout=20) as client:
+        openapi = client.get("/openapi.json").json()
+        for method, path, body, headers in requests(openapi, 800 if which == "fused" else 200, seed=3):
+            answer = client.request(method, path, content=body, headers=headers)
+            assert answer.status_code in (200, 202, 400, 404, 405, 413, 422, 503), (answer.status_code, path[:100], body[:300])
+            assert answer.status_code != 503 or b'"deadline_ms"' in body, (answer.text, body[:300])
+        assert client.get("/readyz").status_code == 200
 
 
 def test_recommend_and_similar_print_titles(service_url: str) -> None:

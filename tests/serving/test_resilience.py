@@ -1,6 +1,7 @@
 """Retries, the circuit breaker, and traces."""
 
 import asyncio
+import json
 import pickle
 import threading
 import time
@@ -119,6 +120,15 @@ def test_a_full_disk_costs_no_answer(bundle: Bundle, caplog: pytest.LogCaptureFi
     assert [post(app, {"user_id": 1003}).status_code for _ in range(3)] == [200] * 3
     assert caplog.text.count("No space left on device") == 1
     log.close()
+
+
+def test_what_is_done_without_is_in_the_log(bundle: Bundle, tmp_path: Path) -> None:
+    log = ServedLog(tmp_path / "log.jsonl")
+    post(build_app(recommender_of(bundle, Hanging(bundle), 7, log=log)), {"user_id": 1003, "deadline_ms": 300})
+    log.close()
+    message, served = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    assert message["kind"] == "message" and message["level"] == "warning" and "without the query encoder" in message["message"]
+    assert served["kind"] == "served" and served["fallback"] == "similar" and served["degraded"] == ["query_encoder"]
 
 
 def test_a_model_that_fails_leaves_the_others_alone() -> None:
