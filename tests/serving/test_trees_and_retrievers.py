@@ -33,4 +33,5 @@ def test_every_retriever_under_random_trees(bundle: Bundle, retriever: Retriever
     passing = [position for position, item in enumerate(bundle.items.to_pylist()) if all(meets(item, tree) for tree in filters)]
     exact = bundle.vectors_RD[FIRST_ITEM_ROW:].astype(np.float64) @ query_D
     assert sorted(hits.positions_K.tolist()) == passing
-    assert hits.positions_K.tolist() == sorted(passing, key=lambda position: -exact[position])
+    in_order = np.sort(exact[passing])[::-1]
+    np.testing.assert_allclose(exact[hits.positions_K], in_order, atol=1e-5)  # float32 may tell two that are nearly equal apart otherwise
