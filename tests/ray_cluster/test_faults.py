@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
 import shutil
-import signal
 import sqlite3
 import threading
 import time
@@ -18,7 +16,7 @@ import psutil
 import pytest
 
 from passerelle.bundle import RANKER, Bundle
-from ray_cluster.service import EVENTS_NAME, Service
+from ray_cluster.service import APPLICATION, EVENTS_NAME, Service
 from serving.triton_client import TritonClient, TritonError
 
 NOW_MS = 1_700_000_000_000
@@ -33,6 +31,13 @@ def service(bundle: Bundle, repository: Path, tmp_path_factory: pytest.TempPathF
     shutil.copytree(repository, own, ignore=shutil.ignore_patterns(f"{EVENTS_NAME}*"))
     with Service(bundle.path, own, 1, replicas=2) as running:
         threading.Thread(target=running.watch, daemon=True).start()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def staged(bundle: Bundle, repository: Path) -> Iterator[Service]:
+    """A deployment a stage, each of two replicas."""
+    with Service(bundle.path, repository, 1, topology="staged", replicas=2) as running:
         yield running
 
 
@@ -132,19 +137,24 @@ def _same(items: list[Any], expected: list[Any]) -> bool:
     )
 
 
-def triton_pid() -> int:
-    (process,) = [child for child in psutil.Process().children(recursive=True) if child.name() == "tritonserver"]
-    return process.pid
+def listening(address: str) -> list[psutil.Process]:
+    """The processes behind HOST:PORT; other tests may run a service of their own beside this one."""
+    found, port = [], int(address.rpartition(":")[2])
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp")):
+                found.append(process)
+    return found
 
 
-def test_triton_is_killed(load: Load) -> None:
+def test_triton_is_killed(service: Service, load: Load) -> None:
     with load.running():
-        killed = triton_pid()
-        os.kill(killed, signal.SIGKILL)
+        (killed,) = listening(service.triton)
+        killed.kill()
         load.wait_for(lambda: load.degraded[("query_encoder",)] > 0, 5)
         seconds = load.wait_for(load.is_whole_again, 25)
         assert seconds <= 20 + 2.0, "full service within 20 s"
-    assert triton_pid() != killed and load.lost == 0
+    assert listening(service.triton) != [killed] and load.lost == 0
 
 
 def test_the_ranker_alone_fails(service: Service, load: Load) -> None:
@@ -177,17 +187,10 @@ def test_the_event_store_is_locked(service: Service, load: Load) -> None:
     assert set(load.degraded) <= {(), ("events",)}
 
 
-def replicas() -> list[psutil.Process]:
-    """The processes that answer."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        with contextlib.suppress(psutil.Error):
-            if "ServeReplica:passerelle:ingress" in " ".join(process.info["cmdline"] or []):
-                found.append(process)
-    return found
+def test_a_replica_is_killed(service: Service, load: Load) -> None:
+    def replicas() -> list[psutil.Process]:
+        return listening(service.url)
 
-
-def test_a_replica_is_killed(load: Load) -> None:
     before = replicas()
     assert len(before) == 2
     with load.running():
@@ -207,13 +210,34 @@ def test_what_was_kept_before_a_replica_is_killed_is_read_by_the_others(service:
             event = {"event_id": str(number), "user_id": 88_888, "item_id": 7 + 10 * number}
             if client.post("/v1/events", json=event).status_code == 202:
                 acknowledged.append(7 + 10 * number)
-    replicas()[0].kill()
+    listening(service.url)[0].kill()
     until = time.monotonic() + 30
     known: list[Any] = []
     while time.monotonic() < until and len(known) < len(acknowledged):
         with contextlib.suppress(httpx.TransportError), httpx.Client(base_url=service.url, timeout=10) as client:
             known = [event["item_id"] for event in client.get("/v1/users/88888/history").json()["events"]]
     assert sorted(known) == sorted(acknowledged) and len(acknowledged) == 30
+
+
+def test_a_replica_of_each_stage_is_killed(staged: Service, bundle: Bundle) -> None:
+    def replicas(stage: str) -> set[psutil.Process]:
+        found = set()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if f"ServeReplica:{APPLICATION}:{stage}" in " ".join(process.cmdline()):
+                    found.add(process)
+        return found
+
+    before = {stage: replicas(stage) for stage in ("lookup", "retrieval", "ranking", "ordering")}
+    load = Load(staged.url, bundle)
+    assert [len(processes) for processes in before.values()] == [2, 2, 2, 2]
+    with load.running():
+        for processes in before.values():
+            min(processes, key=lambda process: process.pid).kill()
+        load.wait_for(lambda: all(len(replicas(stage) - processes) == 1 for stage, processes in before.items()), 30)
+        answered = load.statuses[200]
+        load.wait_for(lambda: load.statuses[200] > answered + 50, 10)
+    assert load.lost == 0, "the replica that listens lives"
 
 
 def test_a_model_that_is_not_there_is_an_error_and_no_hang(service: Service) -> None:
