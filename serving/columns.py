@@ -3,12 +3,15 @@
 Shape legend: R rows of the table, after `offset` rows that meet nothing (the special rows of items).
 """
 
-from collections.abc import Hashable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from passerelle.arrow import ragged
 from passerelle.dataset import FeatureColumn, FeatureKind
@@ -37,23 +40,26 @@ _CODED: tuple[FeatureKind, ...] = ("categorical", "multi_categorical", "text", *
 
 @dataclass(frozen=True)
 class _Postings:
-    """The rows of each value of a column of single or several values."""
+    """The rows of each value of a column of single or several values; searched by halves, as a hash of millions of titles would not fit."""
 
-    code_of: dict[Hashable, int]
+    values: pa.Array
+    """Distinct, in order."""
     rows: npt.NDArray[np.int32]
     starts: Int64Array
-    value_type: pa.DataType
 
     def rows_with(self, value: Value, where: str) -> npt.NDArray[np.int32]:
-        code = self.code_of.get(self._checked(value, where))
-        return self.rows[:0] if code is None else self.rows[self.starts[code] : self.starts[code + 1]]
+        wanted = self._checked(value, where)
+        sides = (search(range(len(self.values)), wanted, key=lambda code: self.values[code].as_py()) for search in (bisect_left, bisect_right))
+        first, after = (self.starts[code] for code in sides)
+        return self.rows[first:after]
 
-    def _checked(self, value: Value, where: str) -> Value:
+    def _checked(self, value: Value, where: str) -> Any:
+        kind = self.values.type
         expected, fits = (
             ("text", isinstance(value, str))
-            if _is_text(self.value_type)
+            if _is_text(kind)
             else ("true or false", isinstance(value, bool))
-            if pa.types.is_boolean(self.value_type)
+            if pa.types.is_boolean(kind)
             else ("numbers", isinstance(value, int | float) and not isinstance(value, bool))
         )
         if not fits:
@@ -77,11 +83,14 @@ def _postings(table: pa.Table, feature: FeatureColumn, offset: int) -> _Postings
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     encoded = values.dictionary_encode()
-    codes = encoded.indices.to_numpy(zero_copy_only=False)
-    order = np.argsort(codes, kind="stable")
-    counts = np.bincount(codes, minlength=len(encoded.dictionary))
-    code_of = {value: code for code, value in enumerate(encoded.dictionary.to_pylist())}
-    return _Postings(code_of, (rows[order] + offset).astype(np.int32), np.concatenate([[0], np.cumsum(counts)]), values.type)
+    distinct = encoded.dictionary
+    ordered = pc.sort_indices(distinct.cast(pa.uint8()) if pa.types.is_boolean(distinct.type) else distinct)
+    place_of = np.empty(len(ordered), dtype=np.int32)
+    place_of[ordered.to_numpy()] = np.arange(len(ordered))
+    codes = place_of[encoded.indices.to_numpy(zero_copy_only=False)]
+    counts = np.bincount(codes, minlength=len(distinct))
+    rows_by_value = (rows[np.argsort(codes, kind="stable")] + offset).astype(np.int32)
+    return _Postings(distinct.take(ordered), rows_by_value, np.concatenate([[0], np.cumsum(counts)]))
 
 
 def _angle(radius_km: float) -> float:
