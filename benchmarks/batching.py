@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import environment, latency_summary, write_result
-from benchmarks.retrieval import K, TARGET, clustered
+from benchmarks.retrieval import TARGET, K, clustered
 from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle, open_bundle
 from ray_cluster.demo import BUNDLE, REPOSITORY
 from ray_cluster.publishing import published_version
@@ -96,9 +96,10 @@ def _networks(bundle: Bundle, merged: bool, seconds: float) -> dict[str, Any]:
             if not merged:
                 config.ClearField("dynamic_batching")
             path.write_text(str(config), encoding="utf-8")
-        server = TritonServer(repository)
-        with server:
-            return {model: asyncio.run(_asked(server.grpc_address, repository, model, version, one, seconds)) for model, one in inputs.items()}
+        with TritonServer(repository) as server:
+            return {
+                model: asyncio.run(_asked(server.grpc_address, repository, model, version, one, seconds)) for model, one in inputs.items()
+            }
 
 
 async def _asked(

@@ -48,10 +48,9 @@ class _Postings:
     starts: Int64Array
 
     def rows_with(self, value: Value, where: str) -> npt.NDArray[np.int32]:
-        wanted = self._checked(value, where)
-        sides = (search(range(len(self.values)), wanted, key=lambda code: self.values[code].as_py()) for search in (bisect_left, bisect_right))
-        first, after = (self.starts[code] for code in sides)
-        return self.rows[first:after]
+        wanted, codes = self._checked(value, where), range(len(self.values))
+        first, after = (find(codes, wanted, key=lambda code: self.values[code].as_py()) for find in (bisect_left, bisect_right))
+        return self.rows[self.starts[first] : self.starts[after]]
 
     def _checked(self, value: Value, where: str) -> Any:
         kind = self.values.type

@@ -3,6 +3,7 @@
 Columns are those of items; `offer.NAME` is a column of offers.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -227,6 +228,14 @@ class ServingConfig(Config):
         if name == DEFAULT:
             return Playlist()
         raise UserError(f"playlist: there is no {name!r}; there are {', '.join(sorted({DEFAULT, *self.playlists}))}")
+
+    def all_sources(self) -> Iterator[tuple[str, SourceConfig]]:
+        """Every source that is named anywhere, and where."""
+        for name, playlist in self.playlists.items():
+            for source in (*playlist.sources, *(playlist.cold_sources or ())):
+                yield f"playlists.{name}", source
+        for source in self.cold_start.sources:
+            yield "cold_start", source
 
 
 def load_serving_config(path: Path | None) -> ServingConfig:

@@ -69,7 +69,7 @@ class Parts:
 
 _STAGES: dict[str, Callable[[Parts], Any]] = {
     "lookup": lambda parts: EmbeddingLookup(parts.bundle, parts.inference, parts.settings.version, parts.config, parts.events),
-    "retrieval": lambda parts: Retrieval(parts.bundle, parts.config),
+    "retrieval": lambda parts: Retrieval(parts.bundle, parts.config, parts.events),
     "ranking": lambda parts: Ranking(parts.bundle, parts.inference, parts.settings.version),
     "ordering": lambda parts: Ordering(parts.bundle, parts.config),
 }

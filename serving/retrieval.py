@@ -15,6 +15,7 @@ from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue import Catalogue, Eligible, item_columns
 from serving.columns import Float64Array, Mask
 from serving.config import Offers, Playlist, ServingConfig, SourceConfig
+from serving.events.base import EventStore
 from serving.offers import OFFER_ID, read_offers
 from serving.retrievers.directory import open_retriever
 from serving.retrievers.plan import SCAN_LIMIT
@@ -22,6 +23,7 @@ from serving.rules import HardRules
 from serving.schemas import Context, RecommendRequest, SimilarRequest
 from serving.sources import Search, Sources
 from serving.stages import ENCODER_DOWN, PERSONAL, PINNED, POPULARITY, Candidates, Float32Array, Found, Int64Array, Query
+from serving.trends import Trends
 from serving.watched_file import WatchedFile
 
 PLAIN = Playlist()
@@ -33,19 +35,24 @@ class Retrieval:
     Args:
         bundle: vectors, item columns and popularity.
         config: playlists, rules, offers.
+        events: what happened since the bundle was made, for trends.
         scan_limit: most survivors of a filter that are scanned although there is an index; see `Retriever`.
 
     Raises:
         UserError: the configuration names a column or an item that is not there, or the index is of other vectors.
     """
 
-    def __init__(self, bundle: Bundle, config: ServingConfig | None = None, *, scan_limit: int = SCAN_LIMIT) -> None:
+    def __init__(
+        self, bundle: Bundle, config: ServingConfig | None = None, events: EventStore | None = None, *, scan_limit: int = SCAN_LIMIT
+    ) -> None:
         self._config = config or ServingConfig()
+        half_lives_days = {source.half_life_days for _, source in self._config.all_sources() if source.kind == "trending"}
+        self.trends = Trends(bundle, half_lives_days, events)
         self._item_ids = bundle.item_ids
         self._num_candidates = bundle.manifest.num_candidates
         self._vectors_RD = np.asarray(bundle.vectors_RD)
         retriever, self.index = open_retriever(bundle, scan_limit=scan_limit)
-        self._sources = Sources(bundle, retriever)
+        self._sources = Sources(bundle, retriever, self.trends)
         items, offers = item_columns(bundle), self._config.offers
         if offers is None:
             self._offers = None
@@ -65,6 +72,7 @@ class Retrieval:
         Raises:
             UserError: a filter names an unknown column, or does not fit it.
         """
+        self.trends.keep_up()
         catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
         eligible = self._eligible(catalogue, (*request.filters, *playlist.filters), request.context, timestamp_ms)
         allowed_R = self._without(eligible, query.seen_S)
@@ -99,14 +107,11 @@ class Retrieval:
     def _checked(self, catalogue: Catalogue) -> Catalogue:
         """The catalogue, once everything that the configuration asks of it is there."""
         HardRules.check(self._config.rules, catalogue)
-        cold = self._config.cold_start.sources
-        for name, playlist in self._config.playlists.items():
+        for playlist in self._config.playlists.values():
             catalogue.eligible(playlist.filters)
             catalogue.eligible([boost.when for boost in playlist.ordering.boosts])
-            for source in (*playlist.sources, *(playlist.cold_sources or ())):
-                _check_source(source, catalogue, f"playlists.{name}")
-        for source in cold:
-            _check_source(source, catalogue, "cold_start")
+        for where, source in self._config.all_sources():
+            _check_source(source, catalogue, where)
         if (offers := self._config.offers) is not None:
             for column, kind in ((offers.place_column, "place"), (offers.price_column, "numeric")):
                 if column is not None:

@@ -16,10 +16,10 @@ from serving.config import SourceConfig
 from serving.retrievers.plan import Retriever
 from serving.schemas import Context
 from serving.stages import PERSONAL, POPULARITY, POPULARITY_NEAR, SIMILAR, Float32Array, Found, Int64Array, Query
+from serving.trends import Trends
 
 SIMILAR_POOL = 1_000
 """Neighbours by inner product that are ordered by cosine: long vectors would otherwise be similar to everything."""
-DAY_MS = 86_400_000
 _STRIDE = 4096
 
 
@@ -43,18 +43,18 @@ class Sources:
     """All sources of a bundle.
 
     Args:
-        bundle: vectors, popularity and histories.
+        bundle: vectors and popularity.
         retriever: searches the vectors.
+        trends: of the half-lives that sources name.
     """
 
-    def __init__(self, bundle: Bundle, retriever: Retriever) -> None:
+    def __init__(self, bundle: Bundle, retriever: Retriever, trends: Trends) -> None:
         self._vectors_ND = np.asarray(bundle.vectors_RD)[FIRST_ITEM_ROW:]
         self._norms_N = np.maximum(np.linalg.norm(self._vectors_ND, axis=1), np.finfo(np.float32).tiny)
         self._retriever = retriever
         self._counts_R = bundle.counts_R.astype(np.float32)
         self._popular_N = FIRST_ITEM_ROW + np.argsort(-bundle.counts_R[FIRST_ITEM_ROW:], kind="stable")
-        self._bundle = bundle
-        self._trends: dict[float, tuple[Int64Array, Float32Array]] = {}
+        self._trends = trends
 
     def find(self, source: SourceConfig, search: Search, k: int) -> Found | None:
         """What one source finds, at most k; None where it lacks what it starts from (a query, a place, items to be similar to)."""
@@ -67,7 +67,7 @@ class Sources:
             case "popular":
                 return self._popular(source, search, k)
             case "trending":
-                ranked_N, scores_R = self._trend(source.half_life_days)
+                ranked_N, scores_R = self._trends.trend(source.half_life_days)
                 return _in_order(source.kind, ranked_N, scores_R, search.allowed_R, k)
             case "new" | "soon":
                 return self._by_time(source, search, k)
@@ -105,16 +105,6 @@ class Sources:
         if search.allowed_R is not None:
             near_R &= search.allowed_R
         return _in_order(POPULARITY_NEAR, self._popular_N, self._counts_R, near_R, k)
-
-    def _trend(self, half_life_days: float) -> tuple[Int64Array, Float32Array]:
-        """Rows from the most to the least trending, and each row's count of events, halved with every half-life before the newest."""
-        if half_life_days not in self._trends:
-            rows, times_ms = (column.flatten().to_numpy().astype(np.int64) for column in self._bundle.histories[:2])
-            ages = (times_ms.max(initial=0) - times_ms) / (half_life_days * DAY_MS)
-            weights_R = np.bincount(rows, weights=np.exp2(-ages), minlength=len(self._counts_R)).astype(np.float32)
-            ranked_N = FIRST_ITEM_ROW + np.argsort(-weights_R[FIRST_ITEM_ROW:], kind="stable")
-            self._trends[half_life_days] = ranked_N, weights_R
-        return self._trends[half_life_days]
 
     def _by_time(self, source: SourceConfig, search: Search, k: int) -> Found:
         """`new`: the latest not in the future. `soon`: the earliest not past. Scores are milliseconds from now, negative."""

@@ -4,9 +4,10 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 IDENTITY_BYTES = 12
+HOUR_MS = 3_600_000
 
 
 class EventStoreError(Exception):
@@ -39,6 +40,15 @@ class UserState:
 NOBODY = UserState()
 
 
+class HourlyCount(NamedTuple):
+    """Events of all users with one item."""
+
+    hour: int
+    """Hours since the epoch."""
+    item_id: str
+    events: int
+
+
 class EventStore(Protocol):
     """Keeps events by user. Every method raises `EventStoreError` where the store cannot do it."""
 
@@ -64,6 +74,9 @@ class EventStore(Protocol):
 
     async def erased(self) -> frozenset[str]:
         """`user_digest` of everybody who was erased."""
+
+    async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
+        """How many events each item had in each of these hours, by their own times; without the events of those who were erased."""
 
     async def ping(self) -> None:
         """Do nothing, if the store works."""

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from passerelle.errors import UserError
-from serving.events.base import Event, EventStoreError, UserState, user_digest
+from serving.events.base import HOUR_MS, Event, EventStoreError, HourlyCount, UserState, user_digest
 
 T = TypeVar("T")
 Write = Callable[[sqlite3.Connection], Any]
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS events (
     user_id TEXT NOT NULL, event_id TEXT NOT NULL, item_id TEXT NOT NULL, event_type TEXT NOT NULL, timestamp_ms INTEGER NOT NULL,
     PRIMARY KEY (user_id, event_id)
@@ -30,6 +30,14 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS events_by_time ON events (user_id, timestamp_ms);
 CREATE TABLE IF NOT EXISTS identities (user_id TEXT PRIMARY KEY, identity TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS erased (user_digest TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hourly (hour INTEGER, item_id TEXT, count INTEGER, PRIMARY KEY (hour, item_id)) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS events_counted AFTER INSERT ON events BEGIN
+    INSERT INTO hourly VALUES (new.timestamp_ms / {HOUR_MS}, new.item_id, 1) ON CONFLICT DO UPDATE SET count = count + 1;
+END;
+CREATE TRIGGER IF NOT EXISTS events_uncounted AFTER DELETE ON events BEGIN
+    UPDATE hourly SET count = count - 1 WHERE hour = old.timestamp_ms / {HOUR_MS} AND item_id = old.item_id;
+    DELETE FROM hourly WHERE hour = old.timestamp_ms / {HOUR_MS} AND item_id = old.item_id AND count <= 0;
+END;
 """
 _READERS = 4
 EMPTYING_ATTEMPTS, EMPTYING_PAUSE_S = 20, 0.05
@@ -77,9 +85,8 @@ class SqliteEventStore:
         rows = [(one.user_id, one.event_id, one.item_id, one.event_type, one.timestamp_ms) for one in events]
 
         def insert(connection: sqlite3.Connection) -> int:
-            before = connection.total_changes
-            connection.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?)", rows)
-            return connection.total_changes - before
+            # Not `INSERT OR IGNORE`: triggers would take over how it meets conflicts.
+            return connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows).rowcount
 
         return int(await self._write(insert))
 
@@ -106,6 +113,10 @@ class SqliteEventStore:
 
     async def erased(self) -> frozenset[str]:
         return await self._read(lambda connection: frozenset(row[0] for row in connection.execute("SELECT user_digest FROM erased")))
+
+    async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
+        ask = "SELECT hour, item_id, count FROM hourly WHERE hour BETWEEN ? AND ?"
+        return await self._read(lambda connection: [HourlyCount(*row) for row in connection.execute(ask, (first_hour, last_hour))])
 
     async def ping(self) -> None:
         await self._read(lambda connection: connection.execute("SELECT 1").fetchone())

@@ -17,7 +17,7 @@ import pytest
 
 from passerelle.errors import UserError
 from serving.config import LiveEventsConfig
-from serving.events.base import Event, EventStore, EventStoreError, user_digest
+from serving.events.base import HOUR_MS, Event, EventStore, EventStoreError, user_digest
 from serving.events.intake import open_store
 from serving.events.sqlite_store import SqliteEventStore
 from serving.ports import free_ports
@@ -135,6 +135,22 @@ def test_what_is_erased_is_gone_and_remembered_as_erased(open_one: Callable[[], 
         assert await store.erase(user) == 0
         await store.append([event(user, "a", 70)])
         assert [one.timestamp_ms for one in (await store.user(user, 10)).events] == [70]
+
+    with_store(open_one, work)
+
+
+def test_events_are_counted_by_hour_and_item(open_one: Callable[[], EventStore]) -> None:
+    one, other = new_user(), new_user()
+    noon = 1000 * HOUR_MS
+
+    async def work(store: EventStore) -> None:
+        first = [event(one, "a", noon, "商品"), event(one, "b", noon + HOUR_MS - 1, "商品"), event(one, "c", noon, "8")]
+        await store.append([*first, event(one, "a", noon, "商品"), event(other, "a", noon, "商品"), event(other, "b", noon + HOUR_MS, "8")])
+        await store.append(first)
+        assert sorted(await store.hourly(1000, 1001)) == [(1000, "8", 1), (1000, "商品", 3), (1001, "8", 1)]
+        assert await store.hourly(1001, 1001) == [(1001, "8", 1)] and await store.hourly(998, 999) == []
+        await store.erase(one)
+        assert sorted(await store.hourly(1000, 1001)) == [(1000, "商品", 1), (1001, "8", 1)]
 
     with_store(open_one, work)
 

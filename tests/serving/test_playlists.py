@@ -45,18 +45,6 @@ def test_every_source_finds_what_its_name_says(bundle: Bundle, every_source: Rec
     assert found("popular") == list(np.argsort(-bundle.counts_R[FIRST_ITEM_ROW:], kind="stable")[:5])
 
 
-def test_trending_counts_lately_more(bundle: Bundle) -> None:
-    half_life_days = 0.5
-    config = validate(ServingConfig, {"cold_start": {"sources": [source("trending", half_life_days=half_life_days)]}}, "test")
-    rows, times_ms = (column.flatten().to_numpy() for column in bundle.histories[:2])
-    weights = dict.fromkeys(range(FIRST_ITEM_ROW, 302), 0.0)
-    for row, time_ms in zip(rows.tolist(), times_ms.tolist(), strict=True):
-        weights[row] += 0.5 ** ((int(times_ms.max()) - time_ms) / (half_life_days * 86_400_000))
-    expected = sorted(weights, key=lambda row: (-np.float32(weights[row]), row))[:10]
-    answer = ask(recommender_with(bundle, config), k=10)
-    assert ids(answer) == bundle.item_ids.ids(np.array(expected)) and answer.fallback == "trending"
-
-
 def test_candidates_of_all_sources_carry_every_source_that_found_them(every_source: Recommender) -> None:
     paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
     answer = ask(every_source, playlist="all", user_id=1003, k=60, context=paris)
