@@ -127,7 +127,7 @@ def _found(grown: Bundle, retrieval: Retrieval, num_items: int, rng: np.random.G
         cosines_R = vectors_RD @ vectors_RD[near]
         cosines_R[near] = -np.inf
         best = set(np.argpartition(-cosines_R, K)[:K].tolist())
-        answered = set(asyncio.run(retrieval.similar(SimilarRequest(item_id=0, k=K), [near])).rows_C.tolist())
+        answered = set(asyncio.run(retrieval.similar(SimilarRequest(item_id=0), [near], K)).rows_C.tolist())
         expected += sum(row >= first_new for row in best)
         there += sum(row >= first_new for row in best & answered)
     return {"asked": ASKED, "new_among_exact": expected, "of_these_found": there}

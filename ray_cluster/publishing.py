@@ -213,7 +213,7 @@ def _gate(bundle: Bundle, repository: Path, version: int, active: int | None, pr
             raise UserError(f"{bundle.path}: not published: Triton does not answer: {error}") from None
         _require(triton, "Triton", bundle, active)
         progress("starting Serve", 0, 1)
-        with Service(bundle.path, repository, version, triton=networks.address, serving=_OF_THE_GATE) as service:
+        with Service(bundle.path, repository, version, triton=networks.address, serving=_OF_THE_GATE, exact=True) as service:
             progress("starting Serve", 1, 1)
             try:
                 http = asyncio.run(http_parity(bundle, service.url, progress))

@@ -5,6 +5,8 @@ with Service(Path("artifacts/bundle"), Path("model_repository"), version=3, port
 """
 
 import contextlib
+import logging
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +28,9 @@ from serving.ports import free_ports, require_free
 APPLICATION = "passerelle"
 EVENTS_NAME = "events.sqlite"
 READY_TIMEOUT_S = 60.0
+WATCH_S, LOOK_EVERY_S, LONGEST_PAUSE_S = 1.0, 5.0, 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class Service:
@@ -40,6 +45,7 @@ class Service:
         port: HTTP port; a free one when absent.
         triton: `HOST:PORT` of a running server over the same repository; one is started here when absent.
         replicas: processes that answer, of each deployment; they share the address, and the files of the bundle in memory.
+        exact: search everything, whatever index there is.
         serving: playlists, rules, limits; events go into the repository's folder where it names no other file.
     """
 
@@ -55,6 +61,7 @@ class Service:
         triton: str | None = None,
         replicas: int = 1,
         serving: ServingConfig | None = None,
+        exact: bool = False,
     ) -> None:
         self._replicas = replicas
         self._topology: Topology = topology
@@ -71,8 +78,11 @@ class Service:
             triton=self._networks.address,
             listen=f"{self._host}:{self._port}",
             serving=serving.model_copy(update={"events": events}),
+            exact=exact,
         )
         self._cleanup = contextlib.ExitStack()
+        self._closed = threading.Event()
+        self._ensuring = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -103,18 +113,29 @@ class Service:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._cleanup.close()
+        self._closed.set()
+        with self._ensuring:  # by a thread that watches
+            self._cleanup.close()
 
     def watch(self) -> None:
-        """Wait until an interrupt, and start Triton again should it end.
+        """Wait until an interrupt, or the end of the block.
 
-        Raises:
-            UserError: it cannot be started again.
+        Meanwhile start Triton again should it end, and have one that others started again load the networks; as long as that fails,
+        answers do without it.
         """
-        while True:
-            time.sleep(1.0)
-            if self._networks.ended:
-                self._networks.ensure()
+        pause_s, looked_at = WATCH_S, time.monotonic()
+        while not self._closed.wait(pause_s):
+            if pause_s == WATCH_S and not self._networks.ended and time.monotonic() - looked_at < LOOK_EVERY_S:
+                continue
+            try:
+                with self._ensuring:
+                    if not self._closed.is_set():
+                        self._networks.ensure()
+                pause_s = WATCH_S
+            except UserError as error:
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                logger.error("the networks are not served, and tried again in %.0f s: %s", pause_s, error)
+            looked_at = time.monotonic()
 
     def _start_graph(self) -> None:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)

@@ -3,6 +3,8 @@
 import json
 import logging
 import time
+import traceback
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -33,6 +35,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     429: {"model": Problems, "description": "Too many requests at a time, or of one caller: ask again after `Retry-After` seconds."},
     503: {"model": Problems, "description": "The time of the request is over, or what it needs does not answer."},
 }
+_MOST_PROBLEMS = 50
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problems, "description": "No such item."}}
 _ENDPOINTS = {"/v1/recommend": "recommend", "/v1/similar": "similar", "/v1/events": "events"}
 
@@ -72,7 +75,8 @@ def build_app(recommender: Recommender, intake: EventIntake | None = None, telem
         telemetry.count("items", "ok")
         return _json(answer)
 
-    add_explorer(app, recommender, recommender.bundle)
+    if limits.explorer:
+        add_explorer(app, recommender, recommender.bundle)
     if intake is not None:
         _add_events(app, intake, telemetry)
 
@@ -134,7 +138,7 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return refuse(request, 422, [{"loc": list(problem["loc"]), "msg": problem["msg"]} for problem in error.errors()])
+        return refuse(request, 422, [{"loc": list(problem["loc"]), "msg": problem["msg"]} for problem in error.errors()[:_MOST_PROBLEMS]])
 
     @app.exception_handler(UserError)
     async def mistaken(request: Request, error: UserError) -> Response:
@@ -146,6 +150,13 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
 
     for kind in (InferenceError, DeadlineError, EventStoreError):
         app.add_exception_handler(kind, unavailable)
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        """A mistake of ours: counted and said, without the values that it may carry."""
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error("500: %s at %s:%s in %s", type(error).__name__, Path(place.filename).name, place.lineno, place.name)
+        return refuse(request, 500, [{"loc": [], "msg": "this should not happen: it is in the log of the service"}])
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:

@@ -3,7 +3,8 @@
 Shape legend: R item rows (special rows included), U units (every offer, then every item that has none), C candidates.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +12,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from passerelle.bundle import Bundle
-from passerelle.encoding import on_the_sphere
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
-from serving.columns import EARTH_RADIUS_KM, HALF_EARTH_KM, Columns, Float64Array, Mask
+from serving.columns import HALF_EARTH_KM, Columns, Float64Array, Mask, arc_km
 from serving.filters import And, Filter, Leaf, Not, Or, Overlaps, Within, columns_of
 from serving.offers import OFFER_ID, PREFIX, OfferTable
 
 Int64Array = npt.NDArray[np.int64]
 
-_FIRST_RADIUS_KM = 5.0
+_RADII_KM = (5.0, 20.0, 80.0, 320.0, HALF_EARTH_KM)
+_FEW = 20_000
+"""Of so many items all distances are computed at once."""
+_STRIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,19 @@ def is_offers(name: str) -> bool:
 def item_columns(bundle: Bundle) -> Columns:
     """Those of a bundle's items, by item row."""
     return Columns(bundle.items, bundle.manifest.item_features, offset=FIRST_ITEM_ROW)
+
+
+def _first_distinct(rows: Int64Array, squares: Float64Array, k: int) -> tuple[Int64Array, Float64Array]:
+    """The k rows with the smallest squares of chords, each once, and their distances; sorts no more than it has to."""
+    most = 4 * k
+    while True:
+        chosen = np.flatnonzero(squares <= np.partition(squares, most)[most]) if most < len(squares) else np.arange(len(squares))
+        order = chosen[np.lexsort((rows[chosen], squares[chosen]))]
+        _, first = np.unique(rows[order], return_index=True)
+        if len(first) >= k or most >= len(squares):
+            best = order[np.sort(first)[:k]]
+            return rows[best], arc_km(squares[best])
+        most *= 4
 
 
 class Catalogue:
@@ -83,19 +99,17 @@ class Catalogue:
         rows_R[self._row_U[units_U]] = True
         return Eligible(rows_R, units_U)
 
-    def best_offers(self, rows_C: Int64Array, eligible: Eligible, keys_U: Sequence[Float64Array]) -> Int64Array:
+    def best_offers(self, rows_C: Int64Array, eligible: Eligible, keys: Sequence[Callable[[Int64Array], Float64Array]]) -> Int64Array:
         """Of each item the eligible offer with the smallest key (ties by the next key); -1 where it has none.
 
         Args:
-            keys_U: numbers by unit, the most important first; NaN comes last.
+            keys: make numbers of units, the most important first; NaN comes last.
         """
         assert self.offers is not None, "no offers"
-        counts_C = self._starts_R[rows_C + 1] - self._starts_R[rows_C]
-        owners = np.repeat(np.arange(len(rows_C)), counts_C)
-        offers = np.arange(len(owners)) + np.repeat(self._starts_R[rows_C] - np.concatenate([[0], np.cumsum(counts_C)[:-1]]), counts_C)
+        owners, offers = self._offers_of(rows_C)
         if eligible.units_U is not None:
             owners, offers = owners[eligible.units_U[offers]], offers[eligible.units_U[offers]]
-        order = np.lexsort((offers, *(key_U[offers] for key_U in reversed(keys_U)), owners))
+        order = np.lexsort((offers, *(key(offers) for key in reversed(keys)), owners))
         owners, first = np.unique(owners[order], return_index=True)
         found_C = np.full(len(rows_C), -1, dtype=np.int64)
         found_C[owners] = offers[order][first]
@@ -103,64 +117,96 @@ class Catalogue:
 
     def numbers(self, name: str) -> Float64Array:
         """A column of numbers, by unit where it is one of offers, by item row else."""
-        return self._units.numbers(name.removeprefix(PREFIX)) if is_offers(name) else self.items.numbers(name)
+        columns, column = self._of(name)
+        return columns.numbers(column)
 
-    def smallest(self, values: Float64Array, name: str, eligible: Eligible) -> Float64Array:
-        """A value [R] for each item: its own, or the smallest of its eligible offers; infinite where there is none.
+    def first_in_time(
+        self, name: str, from_ms: int, k: int, allowed_R: Mask, units_U: Mask | None, *, ahead: bool
+    ) -> tuple[Int64Array, Float64Array]:
+        """The k allowed items whose times come first from a moment on (`ahead`), or last before it, and how many milliseconds away.
+
+        Of several offers the one that comes first counts. Looks no further along the times than it has to.
 
         Args:
-            values: by unit where `name` is a column of offers, by item row else.
+            units_U: the offers that count, where the column is one of offers; None for all.
         """
-        if not is_offers(name):
-            return np.where(np.isnan(values) | ~eligible.rows_R, np.inf, values)
-        values_U = np.where(np.isnan(values), np.inf, values)
-        if eligible.units_U is not None:
-            values_U = np.where(eligible.units_U, values_U, np.inf)
-        smallest_R = np.full(self.items.num_rows, np.inf)
-        np.minimum.at(smallest_R, self._row_U, values_U)
-        return np.where(eligible.rows_R, smallest_R, np.inf)
+        columns, column = self._of(name)
+        order, times_ms = columns.in_time(column, ahead=ahead), columns.numbers(column)
+        sign = 1 if ahead else -1
+        place = bisect_left(range(len(order)), sign * from_ms, key=lambda one: sign * times_ms[order[one]])
+        rows, aways_ms = np.empty(0, dtype=np.int64), np.empty(0)
+        stride = max(_STRIDE, 2 * k)
+        while place < len(order) and len(rows) < k:
+            part = order[place : place + stride]
+            place, stride = place + stride, 2 * stride
+            part = part[self._counts(part, name, allowed_R, units_U)]
+            rows = np.concatenate([rows, self._rows(part, name)])
+            aways_ms = np.concatenate([aways_ms, sign * (times_ms[part] - from_ms)])
+            rows, first = np.unique(rows, return_index=True)  # the first of each in the order of time
+            aways_ms = aways_ms[first]
+            by_time = np.lexsort((rows, aways_ms))
+            rows, aways_ms = rows[by_time], aways_ms[by_time]
+        return rows[:k], aways_ms[:k]
 
     def nearest(
-        self, name: str, place: tuple[float, float], k: int, eligible: Eligible, allowed_R: Mask | None
+        self, name: str, place: tuple[float, float], k: int, allowed_R: Mask, units_U: Mask | None
     ) -> tuple[Int64Array, Float64Array]:
         """The k allowed items nearest to a place (latitude, longitude), and how many kilometres away; of several offers the nearest counts.
 
         Args:
-            allowed_R: None allows all that are eligible.
+            units_U: the offers that count, where the column is one of offers; None for all.
         """
-        columns, mask = (self._units, eligible.units_U) if is_offers(name) else (self.items, None)
-        allowed_R = eligible.rows_R if allowed_R is None else allowed_R
-        radius_km = _FIRST_RADIUS_KM
-        while True:
-            found, distances_km = columns.around(name.removeprefix(PREFIX), *place, radius_km)
-            if mask is not None:
-                found, distances_km = found[mask[found]], distances_km[mask[found]]
-            rows, first = np.unique(self._row_U[found] if is_offers(name) else found, return_index=True)  # the nearest come first
-            distances_km = distances_km[first]
-            there = allowed_R[rows]
-            if np.count_nonzero(there) >= k or radius_km >= HALF_EARTH_KM:
-                rows, distances_km = rows[there], distances_km[there]
-                best = np.lexsort((rows, distances_km))[:k]
-                return rows[best].astype(np.int64), distances_km[best]
-            radius_km *= 4
+        columns, column = self._of(name)
+        if np.count_nonzero(allowed_R) <= _FEW:
+            found = self._units_of(np.flatnonzero(allowed_R), name)
+            found = found if units_U is None else found[units_U[found]]
+            squares = columns.square_chords(column, *place, found)
+            there = ~np.isnan(squares)
+            return _first_distinct(self._rows(found[there], name), squares[there], k)
+        for radius_km in _RADII_KM:
+            near, squares = columns.around(column, *place, radius_km)
+            counts = self._counts(near, name, allowed_R, units_U)
+            rows, distances_km = _first_distinct(self._rows(near[counts], name), squares[counts], k)
+            if len(rows) == k:
+                break
+        return rows, distances_km
 
     def within(self, name: str, place: tuple[float, float], radius_km: float, eligible: Eligible) -> Mask:
         """Item rows [R] that lie, or of which an eligible offer lies, within a distance of a place."""
+        columns, column = self._of(name)
+        found, _ = columns.around(column, *place, radius_km)
         rows_R = np.zeros(self.items.num_rows, dtype=bool)
-        columns = self._units if is_offers(name) else self.items
-        found, _ = columns.around(name.removeprefix(PREFIX), *place, radius_km)
-        if is_offers(name):
-            found = found if eligible.units_U is None else found[eligible.units_U[found]]
-            rows_R[self._row_U[found]] = True
-        else:
-            rows_R[found] = True
-        return rows_R & eligible.rows_R
+        rows_R[self._rows(found[self._counts(found, name, eligible.rows_R, eligible.units_U)], name)] = True
+        return rows_R
 
-    def distances_km(self, name: str, place: tuple[float, float]) -> Float64Array:
-        """How far away each unit (where the column is one of offers) or item row is; NaN where there is no place."""
-        points = self._units.points(name.removeprefix(PREFIX)) if is_offers(name) else self.items.points(name)
-        chords = np.sqrt(np.square(points - on_the_sphere(*place)).sum(axis=1))
-        return np.asarray(2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(1.0, chords / 2)))
+    def distances_km(self, name: str, place: tuple[float, float], units: npt.NDArray[np.integer]) -> Float64Array:
+        """How far away some units are, by a column of offers; NaN where there is no place."""
+        columns, column = self._of(name)
+        return arc_km(columns.square_chords(column, *place, units))
+
+    def _of(self, name: str) -> tuple[Columns, str]:
+        """The columns that a name is of, and what it is called there."""
+        return (self._units, name.removeprefix(PREFIX)) if is_offers(name) else (self.items, name)
+
+    def _rows(self, found: npt.NDArray[np.integer], name: str) -> Int64Array:
+        """Item rows of what was found by a column."""
+        return np.asarray(self._row_U[found] if is_offers(name) else found, dtype=np.int64)
+
+    def _units_of(self, rows: Int64Array, name: str) -> Int64Array:
+        """What may be found of some items by a column: their offers, or themselves."""
+        return self._offers_of(rows)[1] if is_offers(name) else rows
+
+    def _counts(self, found: npt.NDArray[np.integer], name: str, allowed_R: Mask, units_U: Mask | None) -> Mask:
+        """Which of those that were found by a column count."""
+        allowed = allowed_R[self._rows(found, name)]
+        return allowed & units_U[found] if is_offers(name) and units_U is not None else allowed
+
+    def _offers_of(self, rows_C: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Of every offer of some items the place of its item among them, and its unit."""
+        counts_C = self._starts_R[rows_C + 1] - self._starts_R[rows_C]
+        owners = np.repeat(np.arange(len(rows_C)), counts_C)
+        before_C = np.cumsum(counts_C) - counts_C
+        return owners, np.arange(len(owners)) + np.repeat(self._starts_R[rows_C] - before_C, counts_C)
 
     def require(self, name: str, kinds: Sequence[str], where: str) -> None:
         """Check that a column is there, and of one of these kinds.

@@ -70,13 +70,18 @@ def _is_text(value_type: pa.DataType) -> bool:
     return bool(pa.types.is_string(value_type) or pa.types.is_large_string(value_type))
 
 
+def _finite(column: pa.Array) -> pa.Array:
+    """Nothing where there is no number, as files that know no nulls have it."""
+    return pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type)) if pa.types.is_floating(column.type) else column
+
+
 def _postings(table: pa.Table, feature: FeatureColumn, offset: int) -> _Postings:
     if feature.kind == "multi_categorical":
         offsets, _ = ragged(table, feature.name)
         values = table.column(feature.name).combine_chunks().flatten()
         rows = np.repeat(np.arange(table.num_rows), np.diff(offsets))
     else:
-        column = table.column(feature.name).combine_chunks()
+        column = _finite(table.column(feature.name).combine_chunks())
         values = column.drop_null()
         rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
     if pa.types.is_dictionary(values.type):
@@ -90,6 +95,11 @@ def _postings(table: pa.Table, feature: FeatureColumn, offset: int) -> _Postings
     counts = np.bincount(codes, minlength=len(distinct))
     rows_by_value = (rows[np.argsort(codes, kind="stable")] + offset).astype(np.int32)
     return _Postings(distinct.take(ordered), rows_by_value, np.concatenate([[0], np.cumsum(counts)]))
+
+
+def arc_km(square_chords: Float64Array) -> Float64Array:
+    """Distances along the surface of the Earth."""
+    return np.asarray(2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(1.0, np.sqrt(square_chords) / 2)))
 
 
 def _angle(radius_km: float) -> float:
@@ -118,6 +128,11 @@ class _Places:
         return band[near], squares[near]
 
 
+def _numbers(table: pa.Table, feature: FeatureColumn, offset: int) -> Float64Array:
+    values = _finite(table.column(feature.name).combine_chunks()).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return np.concatenate([np.full(offset, np.nan), values])
+
+
 def _places(table: pa.Table, feature: FeatureColumn, offset: int) -> _Places:
     found = points(table.column(feature.name).combine_chunks(), feature.name)
     points_R3 = np.concatenate([np.full((offset, 3), np.nan), found])
@@ -142,19 +157,20 @@ class Columns:
         self._things = things
         self._postings = {feature.name: _postings(table, feature, offset) for feature in features if feature.kind in _CODED}
         self._places = {feature.name: _places(table, feature, offset) for feature in features if feature.kind == "place"}
-        self._numbers = {
-            feature.name: np.concatenate([np.full(offset, np.nan), table.column(feature.name).cast(pa.float64(), safe=False).to_numpy()])
-            for feature in features
-            if feature.kind in _NUMBERS
-        }
+        self._numbers = {feature.name: _numbers(table, feature, offset) for feature in features if feature.kind in _NUMBERS}
+        self._in_time: dict[tuple[str, bool], npt.NDArray[np.int32]] = {}
 
     def numbers(self, name: str) -> Float64Array:
         """Values of a numeric column or timestamps by row, NaN where there is none."""
         return self._numbers[name]
 
-    def points(self, name: str) -> Float64Array:
-        """Places of a column as points [R, 3] on the unit sphere, NaN where there is none."""
-        return self._places[name].points_R3
+    def in_time(self, name: str, *, ahead: bool) -> npt.NDArray[np.int32]:
+        """Rows with a time, from the first to the last (`ahead`) or the other way round, equal ones by row; made when first asked."""
+        if (name, ahead) not in self._in_time:
+            times_R = self._numbers[name]
+            order = np.argsort(times_R if ahead else -times_R, kind="stable")
+            self._in_time[name, ahead] = order[: np.count_nonzero(~np.isnan(times_R))].astype(np.int32)
+        return self._in_time[name, ahead]
 
     def groups(self, name: str) -> Int64Array:
         """The value of a column of single categories by row, as a number; -1 where there is none."""
@@ -242,10 +258,12 @@ class Columns:
         return mask_R
 
     def around(self, name: str, latitude: float, longitude: float, radius_km: float) -> tuple[npt.NDArray[np.int32], Float64Array]:
-        """Rows within a distance of a point, the nearest first, and their distances in kilometres."""
-        rows, squares = self._places[name].within(on_the_sphere(latitude, longitude), _angle(radius_km))
-        order = np.lexsort((rows, squares))
-        return rows[order], 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(1.0, np.sqrt(squares[order]) / 2))
+        """Rows within a distance of a point, in no order, and the squares of their chords (see `arc_km`)."""
+        return self._places[name].within(on_the_sphere(latitude, longitude), _angle(radius_km))
+
+    def square_chords(self, name: str, latitude: float, longitude: float, rows: npt.NDArray[np.integer]) -> Float64Array:
+        """Of the way from a point to some rows; NaN where there is no place."""
+        return np.asarray(np.square(self._places[name].points_R3[rows] - on_the_sphere(latitude, longitude)).sum(axis=1))
 
     def angles(self, default_km: float, radius_by: RadiusBy, path: str) -> Float64Array:
         """The radius of each row as an angle.
@@ -264,6 +282,8 @@ class Columns:
         return np.where(angles_R > 0, angles_R, _angle(default_km))
 
     def _present(self, name: str) -> Mask:
+        if name in self._numbers:
+            return ~np.isnan(self._numbers[name])
         mask_R = np.zeros(self.num_rows, dtype=bool)
         mask_R[self._places[name].northwards if name in self._places else self._postings[name].rows] = True
         return mask_R

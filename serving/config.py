@@ -17,6 +17,7 @@ from serving.ordering_config import OrderingConfig
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SourceKind = Literal["personal", "similar", "popular", "trending", "new", "near", "soon"]
 DEFAULT = "default"
+MAX_K = 10_000
 _COLUMN_SOURCES = ("new", "near", "soon")
 
 
@@ -46,6 +47,9 @@ class SourceConfig(Config):
             raise ValueError(f"column has no effect on a source {self.kind!r}" + (" without radius_km" if self.kind == "popular" else ""))
         if self.radius_km is not None and self.kind != "popular":
             raise ValueError(f"radius_km has no effect on a source {self.kind!r}: `popular` has one, `near` takes the nearest")
+        for name, kind in (("half_life_days", "trending"), ("last", "similar")):
+            if name in self.model_fields_set and self.kind != kind:
+                raise ValueError(f"{name} has no effect on a source {self.kind!r}, but on {kind!r}")
         return self
 
 
@@ -61,7 +65,7 @@ class Playlist(Config):
     """For the others."""
     filters: tuple[Filter, ...] = Field(default=(), max_length=100)
     """Hold beside those of the request."""
-    size: int = Field(default=10, ge=1, le=10_000)
+    size: int = Field(default=10, ge=1, le=MAX_K)
     """Items of an answer, where the request gives no `k`."""
     ordering: OrderingConfig = OrderingConfig()
     """The order of its items: the ranker's, if absent."""
@@ -70,14 +74,14 @@ class Playlist(Config):
 class ColdStart(Config):
     """Who is cold, and what they get."""
 
-    min_events: int = Field(default=1, ge=0)
+    min_events: int = Field(default=1, ge=1)
     """A user with fewer known events, stored and live together, is cold; not asked where `min_events_of` is given."""
     min_events_of: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """By kind of event: a user is cold who has fewer of each kind (`{booking = 2, click = 25}`: neither 2 bookings nor 25 clicks)."""
     min_request_items: int = Field(default=1, ge=1)
     """So many known items in the history of a request make it personal, whatever is stored."""
     sources: Sources = (SourceConfig(kind="popular"),)
-    """Those of the answer, after one another in turns; what is popular fills it up."""
+    """Those of the answer, after one another in turns. What is popular fills up what they lack, here and in every playlist."""
 
 
 class Rules(Config):
@@ -90,10 +94,10 @@ class Rules(Config):
     stock_column: str | None = None
     """What has none left is left out."""
     ends_column: str | None = None
-    """A timestamp: what is over by the time of the request is left out."""
+    """A timestamp: what is over is left out, by the clock of the service, and by the time of the request where that is later."""
     block_list: Path | None = None
-    """A text file, an item id a line: they are never recommended, nor found as similar. It is read again within 3 s after it changes. A
-    file that is missing at the start blocks nothing, one that goes missing later leaves in force what it said."""
+    """A text file, an item id a line: they are never recommended, nor found as similar. It is read again within 5 s after it changes. A
+    file that is missing at the start is an error, one that goes missing later leaves in force what it said."""
 
 
 class Offers(Config):
@@ -148,8 +152,16 @@ class LiveEventsConfig(Config):
     """Of SQLite."""
     keep_per_user: int = Field(default=1000, ge=1, le=100_000)
     """Newest events of a user that are read for a recommendation."""
+    keep_days: float | None = Field(default=None, gt=0, le=36_500)
+    """Events older than that are deleted; kept until they are erased, if absent."""
     timeout_ms: float = Field(default=100.0, gt=0, le=10_000)
     """A store that takes longer is left out of a recommendation, which says so."""
+
+    @model_validator(mode="after")
+    def _file_is_of_sqlite(self) -> "LiveEventsConfig":
+        if self.file is not None and self.store != "sqlite":
+            raise ValueError('events.file is of store = "sqlite"')
+        return self
 
 
 class LimitsConfig(Config):
@@ -162,12 +174,16 @@ class LimitsConfig(Config):
     answered in time. A few are always let in."""
     deadline_ms: float = Field(default=1000.0, gt=0, le=60_000)
     """Time a request has where it gives none; what is not done by then is left out, or answered 503."""
+    max_k: int = Field(default=1000, ge=1, le=MAX_K)
+    """Most items of one answer."""
     max_body_bytes: int = Field(default=2_000_000, ge=1000)
     """Larger bodies are answered 413."""
     requests_per_s: float | None = Field(default=None, gt=0)
     """Of one API key (or address, where there are no keys); more are answered 429."""
     api_keys_file: Path | None = None
     """A text file, a key a line: requests need one of them as `Authorization: Bearer KEY`. Anybody may ask where this is absent."""
+    explorer: bool = True
+    """The page at `/`, and what it asks: ids of some users, and the history of any. Whoever may call may see them."""
     allowed_origins: tuple[str, ...] = ()
     """Other sites whose pages may call (CORS)."""
 

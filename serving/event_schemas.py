@@ -5,13 +5,14 @@ from typing import Annotated
 from pydantic import Field, StrictInt, StrictStr, model_validator
 
 from passerelle.config import Config
+from serving.incoming import Incoming, Several
 from serving.schemas import LATEST_TIMESTAMP_MS, ExternalId
 
 MOST_EVENTS = 1000
 EventId = Annotated[StrictStr, Field(min_length=1, max_length=128)]
 
 
-class EventIn(Config):
+class EventIn(Incoming):
     """One thing that a user did."""
 
     event_id: EventId
@@ -25,10 +26,10 @@ class EventIn(Config):
     """Milliseconds since the epoch; when it is received, if absent."""
 
 
-class EventsRequest(Config):
+class EventsRequest(Incoming):
     """One event, with its fields at the top, or several in `events`."""
 
-    events: tuple[EventIn, ...] = Field(default=(), max_length=MOST_EVENTS)
+    events: Several[EventIn] = Field(default=(), max_length=MOST_EVENTS)
     event_id: EventId | None = None
     user_id: ExternalId | None = None
     item_id: ExternalId | None = None

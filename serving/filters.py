@@ -10,17 +10,18 @@ Shape legend: R item rows (special rows included), U units (every offer, and eve
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
 
-from passerelle.config import Config
+from serving.incoming import Incoming, Several
 
+MOST_RADII = 1000
 Value = StrictBool | StrictInt | StrictFloat | StrictStr
 Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat
 
 
-class Equals(Config):
+class Equals(Incoming):
     """The item's value is this one."""
 
     op: Literal["equals"]
@@ -28,15 +29,15 @@ class Equals(Config):
     value: Value
 
 
-class In(Config):
+class In(Incoming):
     """The item's value is one of these."""
 
     op: Literal["in"]
     column: str
-    values: tuple[Value, ...] = Field(min_length=1, max_length=10_000)
+    values: Several[Value] = Field(min_length=1, max_length=10_000)
 
 
-class Range(Config):
+class Range(Incoming):
     """The item's number lies between `min` and `max`, both included; one of them may be absent."""
 
     op: Literal["range"]
@@ -51,7 +52,7 @@ class Range(Config):
         return self
 
 
-class Overlaps(Config):
+class Overlaps(Incoming):
     """The item's time, from the column `start` to the column `end`, has a moment in common with that from `min` to `max`, all included.
 
     An item without a start has always been, one without an end does not end, and one with neither meets no such condition.
@@ -64,7 +65,7 @@ class Overlaps(Config):
     max: Number | None = None
 
 
-class Contains(Config):
+class Contains(Incoming):
     """One of the item's several values is this one."""
 
     op: Literal["contains"]
@@ -75,14 +76,21 @@ class Contains(Config):
 Radius = Annotated[Number, Field(gt=0, le=20_038)]
 
 
-class RadiusBy(Config):
+class RadiusBy(Incoming):
     """Other radii for the items whose column has one of these values."""
 
     column: str
-    radii_km: dict[str, Radius] = Field(min_length=1, max_length=1000)
+    radii_km: dict[str, Radius] = Field(min_length=1)
+
+    @field_validator("radii_km", mode="before")
+    @classmethod
+    def _are_few(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_RADII:  # before each of them is looked at
+            raise ValueError(f"there are {len(given)} radii, at most {MOST_RADII} are possible")
+        return given
 
 
-class Within(Config):
+class Within(Incoming):
     """The item's place lies within so many kilometres of a point, along the surface of the Earth."""
 
     op: Literal["within"]
@@ -94,28 +102,28 @@ class Within(Config):
     """One value, or one of several: the largest of their radii counts. `radius_km` for what it does not name."""
 
 
-class Present(Config):
+class Present(Incoming):
     """The item has a value (of several values, one at least)."""
 
     op: Literal["present"]
     column: str
 
 
-class And(Config):
+class And(Incoming):
     """All of these hold."""
 
     op: Literal["and"]
-    conditions: "tuple[Filter, ...]" = Field(min_length=1, max_length=100)
+    conditions: "Several[Filter]" = Field(min_length=1, max_length=100)
 
 
-class Or(Config):
+class Or(Incoming):
     """One of these holds."""
 
     op: Literal["or"]
-    conditions: "tuple[Filter, ...]" = Field(min_length=1, max_length=100)
+    conditions: "Several[Filter]" = Field(min_length=1, max_length=100)
 
 
-class Not(Config):
+class Not(Incoming):
     """This does not hold: also of an item without a value."""
 
     op: Literal["not"]

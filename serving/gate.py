@@ -1,6 +1,7 @@
 """The gate before the application: who may enter, how much at a time, and how large. Plain ASGI, so that a refusal costs little."""
 
 import asyncio
+import codecs
 import hmac
 import json
 import time
@@ -18,6 +19,7 @@ from serving.watched_file import WatchedFile
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/")
 """For those who watch the service, and the page that asks for a key: they need none, and are let in when it is full."""
 _COMPUTED = ("/v1/recommend", "/v1/similar")
+_OF_EVENTS = ("/v1/events", "/v1/users/")
 BODY_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 1
 ALWAYS_ROOM = 4
@@ -50,7 +52,8 @@ class Gate:
         self._keys = keys
         self._refused = refused
         self._rates = None if limits.requests_per_s is None else Rates(limits.requests_per_s, clock)
-        self._crowd, self._others = (Crowd(limits.max_in_flight, limits.max_expected_ms, clock) for _ in range(2))
+        # Events wait for a disk or another machine: neither recommendations nor item pages must wait with them.
+        self._computed, self._of_events, self._others = (Crowd(limits.max_in_flight, limits.max_expected_ms, clock) for _ in range(3))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -59,7 +62,7 @@ class Gate:
         headers = dict(scope["headers"])
         caller = (scope.get("client") or ("",))[0].encode()
         if self._keys is not None:
-            key = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            key = _given_key(headers.get(b"authorization", b""))
             if not _is_one_of(key, self._keys.value):
                 await self._refuse(send, 401, "give a key of this service: Authorization: Bearer KEY", {b"www-authenticate": b"Bearer"})
                 return
@@ -67,8 +70,7 @@ class Gate:
         if self._rates is not None and not self._rates.admit(caller):
             await self._refuse(send, 429, f"more than {self._limits.requests_per_s:g} requests a second of one caller", _RETRY)
             return
-        # Events wait for a disk, recommendations must not wait for them.
-        crowd = self._crowd if scope["path"] in _COMPUTED else self._others
+        crowd = self._crowd(scope["path"])
         if not crowd.has_room():
             await self._refuse(send, 429, f"{crowd.inside} requests are inside: ask again a little later", _RETRY)
             return
@@ -87,6 +89,11 @@ class Gate:
             return
         with crowd.one():  # from here on: how slowly a body comes says nothing of what it costs
             await self._app(scope, _Replayed(body, receive).receive, send)
+
+    def _crowd(self, path: str) -> "Crowd":
+        if path in _COMPUTED:
+            return self._computed
+        return self._of_events if path.startswith(_OF_EVENTS) else self._others
 
     async def _refuse(self, send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None) -> None:
         self._refused(status)
@@ -209,12 +216,18 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
         UserError: it cannot be read, or has none.
     """
     try:
-        keys = tuple(line.strip() for line in path.read_bytes().splitlines() if line.strip())
+        keys = tuple(line.strip() for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines() if line.strip())
     except OSError as error:
         raise UserError(f"{path}: the file of API keys cannot be read ({error.strerror})") from None
     if not keys:
         raise UserError(f"{path}: no API key in it, so nobody could ask: write one a line")
     return keys
+
+
+def _given_key(authorization: bytes) -> bytes:
+    """What comes after the scheme, which may be written in any case (RFC 7235), or all where there is none."""
+    scheme, _, key = authorization.partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else authorization
 
 
 def _is_one_of(key: bytes, keys: tuple[bytes, ...]) -> bool:

@@ -1,8 +1,11 @@
 """The Ray Serve graph: every stage in one replica (`fused`), or a deployment a stage (`staged`). The only file that knows `ray.serve`.
 
-A hop between deployments costs about 3 ms of CPU, so stages are fused until they have to scale apart.
+A hop between deployments costs some 3 ms, so stages are fused until they have to scale apart.
 """
 
+import asyncio
+import os
+import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +13,16 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from passerelle.bundle import open_bundle
 from passerelle.config import Config
+from passerelle.errors import UserError
 from serving.app import build_app
+from serving.catalogue import item_columns
+from serving.columns import Columns
 from serving.config import ServingConfig
 from serving.events.base import EventStore
 from serving.events.intake import EventIntake, open_store
@@ -28,12 +34,14 @@ from serving.recommender import Recommender
 from serving.resilience import ResilientInference
 from serving.retrieval import Retrieval
 from serving.retrievers.directory import index_of
+from serving.retrievers.plan import SCAN_LIMIT
 from serving.served_log import ServedLog
 from serving.stages import InferenceError
 from serving.telemetry import Telemetry
 from serving.tracing import Tracer
 from serving.triton_client import TritonClient
 
+THERE_TIMEOUT_S = 1.0
 Topology = Literal["fused", "staged"]
 
 
@@ -50,6 +58,8 @@ class GraphSettings(Config):
     """HOST:PORT that ingress replicas listen on themselves; without it, requests come through Serve's proxies alone."""
     serving: ServingConfig = ServingConfig()
     """Playlists, rules, limits."""
+    exact: bool = False
+    """Search everything, whatever index there is: to compare with training, which does."""
 
 
 class Parts:
@@ -62,6 +72,11 @@ class Parts:
         self.inference = ResilientInference(TritonClient(settings.triton))
 
     @cached_property
+    def items(self) -> Columns:
+        """The columns of items, once for all stages of this process."""
+        return item_columns(self.bundle)
+
+    @cached_property
     def events(self) -> EventStore | None:
         """Opened once: the lookup reads what the intake writes."""
         return open_store(self.config.events)
@@ -69,9 +84,11 @@ class Parts:
 
 _STAGES: dict[str, Callable[[Parts], Any]] = {
     "lookup": lambda parts: EmbeddingLookup(parts.bundle, parts.inference, parts.settings.version, parts.config, parts.events),
-    "retrieval": lambda parts: Retrieval(parts.bundle, parts.config, parts.events),
+    "retrieval": lambda parts: Retrieval(
+        parts.bundle, parts.config, parts.events, parts.items, scan_limit=sys.maxsize if parts.settings.exact else SCAN_LIMIT
+    ),
     "ranking": lambda parts: Ranking(parts.bundle, parts.inference, parts.settings.version),
-    "ordering": lambda parts: Ordering(parts.bundle, parts.config),
+    "ordering": lambda parts: Ordering(parts.bundle, parts.config, parts.items),
 }
 """How each stage is made, in the order of the chain."""
 
@@ -80,11 +97,20 @@ class StageReplica:
     """One stage alone in a deployment."""
 
     def __init__(self, name: str, settings: GraphSettings) -> None:
-        self._stage = _STAGES[name](Parts(settings))
+        parts = Parts(settings)
+        self._log = ServedLog(parts.config.log.file)  # for the warnings of this process
+        self._stage = _STAGES[name](parts)
 
-    async def call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """Call a method of the stage."""
-        return await getattr(self._stage, method)(*arguments, **options)
+    async def call(self, method: str, *arguments: Any, **options: Any) -> tuple[Any, Exception | None]:
+        """Call a method of the stage: what it gives, or what was wrong. Serve would write an exception to its log, with the ids in it."""
+        try:
+            return await getattr(self._stage, method)(*arguments, **options), None
+        except (UserError, InferenceError) as error:
+            return None, error
+
+    async def is_there(self) -> bool:
+        """It is."""
+        return True
 
 
 class RemoteStage:
@@ -103,13 +129,21 @@ class RemoteStage:
     async def history(self, *arguments: Any) -> Any:
         return await self._call("history", *arguments)
 
+    async def is_there(self) -> bool:
+        """Whether one of its replicas answers."""
+        try:
+            return bool(await asyncio.wait_for(self._handle.is_there.remote(), THERE_TIMEOUT_S))
+        except (RayError, RayServeException, TimeoutError):
+            return False
+
     async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
-            return await self._handle.call.remote(method, *arguments, **options)
-        except RayTaskError as error:  # the caller expects the stage's own exception, not one that carries a remote traceback
-            raise error.cause from None
-        except (RayError, BackPressureError) as error:  # its replica died, or there is none
-            raise InferenceError(f"stage {self._name}", "UNAVAILABLE", str(error)) from None
+            answer, error = await self._handle.call.remote(method, *arguments, **options)
+        except (RayError, RayServeException) as failure:  # its replica died, or there is none
+            raise InferenceError(f"stage {self._name}", "UNAVAILABLE", str(failure)) from None
+        if error is not None:
+            raise error
+        return answer
 
 
 @serve.ingress()
@@ -128,7 +162,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve within the event loop that requests run in."""
-        telemetry = Telemetry()
+        telemetry = Telemetry(str(os.getpid()))
         if self._index is not None:
             telemetry.index(self._index.retriever, self._index.recall)
         app = build_app(self._recommender, self._intake, telemetry)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from passerelle.bundle import QUERY_ENCODER, Bundle, History
 from passerelle.errors import UserError
-from passerelle.id_map import UNKNOWN_ROW, Id, parsed
+from passerelle.id_map import UNKNOWN_ROW, Id, parsed, parsed_or_none
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.request_features import encode_values
 from serving.config import ServingConfig
@@ -29,7 +29,7 @@ ASSUMED_GAP_MS = 60_000
 INFER_TIMEOUT_S = 2.0
 EVENTS_SHARE, ENCODER_SHARE = 0.3, 0.6
 """Of the time that is left: what fails takes no more, so that there is time for an answer without it."""
-ERASED_EVERY_S = 20.0
+ERASED_EVERY_S = 5.0
 NO_HISTORY = History(*(np.empty(0, dtype=np.int64) for _ in History._fields))
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class EmbeddingLookup:
         self._events = events
         self._names_users = config.log.file is not None
         self._erased: frozenset[str] | None = None
-        self._erased_at = -np.inf
+        self._keeping_up: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         if strangers := sorted(set(self._cold.min_events_of) - set(bundle.manifest.event_types)):
             known = ", ".join(bundle.manifest.event_types)
@@ -166,20 +166,23 @@ class EmbeddingLookup:
         except (EventStoreError, TimeoutError) as error:
             logger.warning("without events: %s", error or "the store took too long")
             # Whoever asked to be forgotten stays so while the store is away; of whom it is not known, nothing is known.
-            return UserState(erased=self._erased is None or user_digest(user_id) in self._erased), (EVENTS_DOWN,)
-        if time.monotonic() - self._erased_at > ERASED_EVERY_S:
-            self._erased_at = time.monotonic()
-            self._in_background(self._read_erased())
+            digest = user_digest(user_id)
+            erased = self._erased is None or digest in self._erased or digest in self._events.erased_here
+            return UserState(erasures=int(erased)), (EVENTS_DOWN,)
+        if self._keeping_up is None or self._keeping_up.done():
+            self._keeping_up = asyncio.create_task(self._keep_up_with_erasures())
         if state.identity is None and self._names_users:
-            state = replace(state, identity=new_identity())
-            self._in_background(_identified(self._events, user_id, str(state.identity)))
+            state = replace(state, identity=(identity := new_identity()))
+            self._in_background(_identified(self._events, user_id, identity, state.erasures))
         return state, ()
 
-    async def _read_erased(self) -> None:
-        """Remember who is erased, for when the store is away."""
+    async def _keep_up_with_erasures(self) -> None:
+        """Remember who is erased, also by other processes and while nobody asks, for when the store is away."""
         assert self._events is not None, "no store"
-        with contextlib.suppress(EventStoreError):
-            self._erased = await self._events.erased()
+        while True:
+            with contextlib.suppress(EventStoreError):
+                self._erased = await self._events.erased()
+            await asyncio.sleep(ERASED_EVERY_S)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -192,12 +195,11 @@ class EmbeddingLookup:
             return stored
         names, item_ids = self._bundle.manifest.event_types, self._bundle.item_ids
         there = set(zip(*(values_L.tolist() for values_L in stored), strict=True))  # an older bundle may have been made without them
-        lately = []
-        for event in state.events:
-            with contextlib.suppress(UserError, ValueError):  # of a bundle with other ids, or other kinds of events
-                new = (item_ids.row(item_ids.parse(event.item_id)), event.timestamp_ms, names.index(event.event_type))
-                if new[0] >= FIRST_ITEM_ROW and new not in there:
-                    lately.append(new)
+        known = [(parsed_or_none(item_ids, event.item_id), event) for event in state.events if event.event_type in names]
+        known = [(item_id, event) for item_id, event in known if item_id is not None]  # others are of a bundle with other ids
+        rows = item_ids.rows([item_id for item_id, _ in known]).tolist()
+        news = [(row, event.timestamp_ms, names.index(event.event_type)) for row, (_, event) in zip(rows, known, strict=True)]
+        lately = [new for new in news if new[0] >= FIRST_ITEM_ROW and new not in there]
         after = np.array(lately, dtype=np.int64).reshape(-1, len(History._fields))
         both = History(*(np.concatenate([before, more]) for before, more in zip(stored, after.T, strict=True)))
         order = np.argsort(both.timestamps_ms_L, kind="stable")
@@ -257,7 +259,10 @@ class EmbeddingLookup:
             **facts,
         }
         outputs = await self._inference.infer(QUERY_ENCODER, self._version, inputs, timeout_s)
-        return np.asarray(outputs["query"][0], dtype=np.float32)
+        query_D = np.asarray(outputs["query"][0], dtype=np.float32)
+        if not np.isfinite(query_D).all():
+            raise InferenceError(QUERY_ENCODER, "INTERNAL", "a vector that holds no numbers")
+        return query_D
 
 
 def _padded(values_L: Int64Array, length: int) -> Int64Array:
@@ -265,6 +270,6 @@ def _padded(values_L: Int64Array, length: int) -> Int64Array:
     return np.concatenate([np.zeros(length - len(values_L), dtype=np.int64), values_L])[None]
 
 
-async def _identified(events: EventStore, user_id: str, identity: str) -> None:
+async def _identified(events: EventStore, user_id: str, identity: str, erasures: int) -> None:
     with contextlib.suppress(EventStoreError):  # without it, the next request of this user has another name in the log
-        await events.identify(user_id, identity)
+        await events.identify(user_id, identity, erasures)

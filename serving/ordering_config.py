@@ -1,18 +1,23 @@
 """What a playlist may say of the order of its items. All of it is off unless it is said."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from passerelle.config import Config
+from passerelle.dataset import FeatureKind
 from serving.filters import Filter
+
+GROUP_KINDS: tuple[FeatureKind, ...] = ("categorical",)
+NUMBER_KINDS: tuple[FeatureKind, ...] = ("numeric",)
 
 
 class Mixing(Config):
     """Categories in turns, the ranker's order kept within each."""
 
     column: str
-    """A category of items."""
+    """A category of items, or of the offers that are shown (`offer.NAME`)."""
     window: int = Field(default=5, ge=2, le=1000)
     """Among so many items in a row ..."""
     most: int = Field(default=2, ge=1, le=1000)
@@ -41,7 +46,7 @@ class Cap(Config):
     """At most so many items of one value, a seller for instance."""
 
     column: str
-    """A category of items."""
+    """A category of items, or of the offers that are shown (`offer.seller`)."""
     most: int = Field(ge=1)
     """Of one value in an answer; what comes after them is left out."""
 
@@ -61,7 +66,8 @@ class OrderingConfig(Config):
     boosts: tuple[Boost, ...] = Field(default=(), max_length=50)
     """Factors on scores."""
     margin_column: str | None = None
-    """A number of items that the score (brought to 0..1) is multiplied by; one without it has a margin of 0."""
+    """A number of items, or of the offers that are shown (`offer.NAME`), that the score (brought to 0..1) is multiplied by; one without it
+    has a margin of 0."""
     margin_power: StrictFloat | StrictInt = Field(default=1.0, ge=0, le=10)
     """Of the margin: 0 ignores it, 1 is the expected margin."""
     caps: tuple[Cap, ...] = Field(default=(), max_length=10)
@@ -88,3 +94,11 @@ class OrderingConfig(Config):
         if len({pin.place for pin in self.pins}) < len(self.pins) or len({pin.item_id for pin in self.pins}) < len(self.pins):
             raise ValueError("two pins share an item or a place")
         return self
+
+    def columns(self) -> Iterator[tuple[str, tuple[FeatureKind, ...], str]]:
+        """Every column that is named but in conditions, what kinds it may be of, and where it is named."""
+        yield from ((cap.column, GROUP_KINDS, "caps") for cap in self.caps)
+        if self.mixing is not None:
+            yield self.mixing.column, GROUP_KINDS, "mixing"
+        if self.margin_column is not None:
+            yield self.margin_column, NUMBER_KINDS, "margin_column"

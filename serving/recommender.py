@@ -1,10 +1,11 @@
 """One request through the stages: lookup -> retrieval -> ranking -> ordering. The stages may live here or in other processes."""
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,9 @@ from serving.stages import RANKER_DOWN, Candidates, Float32Array, Inference, Inf
 from serving.tracing import Tracer
 
 T = TypeVar("T")
+SIMILAR_K = 10
+
+logger = logging.getLogger(__name__)
 
 
 class UnknownItemError(UserError):
@@ -55,7 +59,7 @@ class RetrievalStage(Protocol):
 
     async def run(self, request: RecommendRequest, query: Query, playlist: Playlist) -> Candidates: ...
 
-    async def similar(self, request: SimilarRequest, rows: Sequence[int]) -> Candidates: ...
+    async def similar(self, request: SimilarRequest, rows: Sequence[int], k: int) -> Candidates: ...
 
 
 class RankingStage(Protocol):
@@ -70,6 +74,13 @@ class OrderingStage(Protocol):
     async def run(
         self, candidates: Candidates, scores_C: Float32Array, k: int, playlist: str | None = None, *, debug: bool = False
     ) -> tuple[Item, ...]: ...
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A stage that lives in another process."""
+
+    async def is_there(self) -> bool: ...
 
 
 class Recommender:
@@ -108,6 +119,7 @@ class Recommender:
         self._ordering = ordering
         self._log = log or ServedLog(None)
         self.tracer = tracer or Tracer(None)
+        self._are_there = [stage.is_there for stage in (lookup, retrieval, ranking, ordering) if isinstance(stage, Remote)]
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Answer one request.
@@ -118,7 +130,7 @@ class Recommender:
             DeadlineError: the time is over before there are candidates.
         """
         started = time.perf_counter()
-        until = started + (request.deadline_ms or self.config.limits.deadline_ms) / 1e3
+        until = self._until(request.deadline_ms)
         user_id = None if request.user_id is None else str(parsed(self.bundle.user_ids, request.user_id, "user_id"))
         arm = assigned(self.config, request, user_id)
         playlist = self.config.playlist(arm.playlist)
@@ -134,7 +146,7 @@ class Recommender:
             scores_C, degraded = await self._ranked(query, candidates, timestamp_ms, until - retrieved)
         ranked = time.perf_counter()
         with self.tracer.stage("ordering"):
-            items = await self._ordering.run(candidates, scores_C, k, arm.playlist, debug=request.debug)
+            items = await _within(self._ordering.run(candidates, scores_C, k, arm.playlist, debug=request.debug), until)
         ordered = time.perf_counter()
         timings = Timings(
             lookup=1e3 * (looked_up - started) - query.encode_ms,
@@ -167,9 +179,13 @@ class Recommender:
         try:
             if left_s <= 0:
                 raise InferenceError(RANKER, "DEADLINE_EXCEEDED", "no time is left")
-            return await asyncio.wait_for(self._ranking.run(query, candidates, timestamp_ms, left_s), left_s), query.degraded
-        except (InferenceError, TimeoutError):
+            scores_C = await asyncio.wait_for(self._ranking.run(query, candidates, timestamp_ms, left_s), left_s)
+            if not np.isfinite(scores_C).all():
+                raise InferenceError(RANKER, "INTERNAL", "scores that are no numbers")
+        except (InferenceError, TimeoutError) as error:
+            logger.warning("without the ranker: %s", error or "it took too long")
             return candidates.scores_C, (*query.degraded, RANKER_DOWN)
+        return scores_C, query.degraded
 
     async def similar(self, request: SimilarRequest) -> SimilarResponse:
         """The items nearest to one item or to several together, without these.
@@ -177,11 +193,13 @@ class Recommender:
         Raises:
             UnknownItemError: one is not in the catalogue.
             UserError: more items are asked for than there are, or a filter does not fit.
+            DeadlineError: the time is over.
         """
-        k = self._checked_k(request.k)
+        k = min(SIMILAR_K, self.bundle.manifest.num_items) if request.k is None else self._checked_k(request.k)
         rows = [self._row(item_id) for item_id in ((request.item_id,) if request.item_id is not None else request.item_ids)]
-        candidates = await self._retrieval.similar(request, rows)
-        items = await self._ordering.run(candidates, candidates.scores_C, k)
+        until = self._until(request.deadline_ms)
+        candidates = await _within(self._retrieval.similar(request, rows, k), until)
+        items = await _within(self._ordering.run(candidates, candidates.scores_C, k), until)
         return SimilarResponse(request_id=uuid.uuid4().hex, model_version=self.version, items=items)
 
     def item(self, item_id: ExternalId) -> ItemResponse:
@@ -204,7 +222,7 @@ class Recommender:
         Raises:
             UserError: the id is not of the type of this bundle's users.
         """
-        found = await self._lookup.history(user_id, limit)
+        found = await _within(self._lookup.history(user_id, limit), self._until(None))
         names, title = self.bundle.manifest.event_types, self.bundle.manifest.title
         items = self.bundle.items.take(pa.array(found.item_rows_L - FIRST_ITEM_ROW))
         titles = [None] * len(items) if title is None else items.column(title).to_pylist()
@@ -216,11 +234,17 @@ class Recommender:
         return HistoryResponse(events=tuple(reversed(events)))
 
     async def ready(self) -> bool:
-        """Whether Triton serves both networks of this version."""
-        networks = await asyncio.gather(*(self._inference.ready(model, self.version) for model in (QUERY_ENCODER, RANKER)))
-        return all(networks)
+        """Whether Triton serves both networks of this version, and every stage that lives elsewhere answers."""
+        networks = [self._inference.ready(model, self.version) for model in (QUERY_ENCODER, RANKER)]
+        return all(await asyncio.gather(*networks, *(is_there() for is_there in self._are_there)))
+
+    def _until(self, deadline_ms: float | None) -> float:
+        """When a request that comes now has to be answered, by `time.perf_counter`."""
+        return time.perf_counter() + (deadline_ms or self.config.limits.deadline_ms) / 1e3
 
     def _checked_k(self, k: int) -> int:
+        if k > self.config.limits.max_k:
+            raise UserError(f"k: {k} is more than the {self.config.limits.max_k} items that this service gives at a time (limits.max_k)")
         if k > self.bundle.manifest.num_items:
             raise UserError(f"k: {k} is more than the {self.bundle.manifest.num_items} items of the catalogue")
         return k

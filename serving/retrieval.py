@@ -3,7 +3,8 @@
 Shape legend: R item rows (special rows included), D vector width, C candidates, K found by one source.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW, Id, parsed
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue import Catalogue, Eligible, item_columns
-from serving.columns import Float64Array, Mask
-from serving.config import Offers, Playlist, ServingConfig, SourceConfig
+from serving.columns import Columns, Float64Array, Mask
+from serving.config import Playlist, ServingConfig, SourceConfig
 from serving.events.base import EventStore
 from serving.offers import OFFER_ID, read_offers
 from serving.retrievers.directory import open_retriever
@@ -27,6 +28,8 @@ from serving.trends import Trends
 from serving.watched_file import WatchedFile
 
 PLAIN = Playlist()
+APART_FROM = 50_000
+"""A thread costs a tenth of a millisecond; without one, every other request waits for the search."""
 
 
 class Retrieval:
@@ -36,14 +39,23 @@ class Retrieval:
         bundle: vectors, item columns and popularity.
         config: playlists, rules, offers.
         events: what happened since the bundle was made, for trends.
+        items: the columns of items, where others share them.
         scan_limit: most survivors of a filter that are scanned although there is an index; see `Retriever`.
+        apart_from: catalogues of more items and offers are searched in threads.
 
     Raises:
         UserError: the configuration names a column or an item that is not there, or the index is of other vectors.
     """
 
     def __init__(
-        self, bundle: Bundle, config: ServingConfig | None = None, events: EventStore | None = None, *, scan_limit: int = SCAN_LIMIT
+        self,
+        bundle: Bundle,
+        config: ServingConfig | None = None,
+        events: EventStore | None = None,
+        items: Columns | None = None,
+        *,
+        scan_limit: int = SCAN_LIMIT,
+        apart_from: int = APART_FROM,
     ) -> None:
         self._config = config or ServingConfig()
         half_lives_days = {source.half_life_days for _, source in self._config.all_sources() if source.kind == "trending"}
@@ -53,12 +65,14 @@ class Retrieval:
         self._vectors_RD = np.asarray(bundle.vectors_RD)
         retriever, self.index = open_retriever(bundle, scan_limit=scan_limit)
         self._sources = Sources(bundle, retriever, self.trends)
-        items, offers = item_columns(bundle), self._config.offers
+        items, offers = items or item_columns(bundle), self._config.offers
         if offers is None:
             self._offers = None
             self._fixed = self._checked(Catalogue(items))
         else:
             self._offers = WatchedFile(offers.file, lambda path: self._checked(Catalogue(items, read_offers(path, bundle.item_ids))))
+        num_offers = 0 if self._catalogue.offers is None else self._catalogue.offers.table.num_rows
+        self._is_large = bundle.manifest.num_items + num_offers > apart_from
         self._rules = HardRules(self._config.rules, bundle.item_ids, self._catalogue)
         self._pins = {pin.item_id: self._row(pin.item_id) for playlist in self._config.playlists.values() for pin in playlist.ordering.pins}
         for name, playlist in self._config.playlists.items():
@@ -73,30 +87,42 @@ class Retrieval:
             UserError: a filter names an unknown column, or does not fit it.
         """
         self.trends.keep_up()
+        return await self._apart(lambda: self._run(request, query, playlist))
+
+    async def similar(self, request: SimilarRequest, rows: Sequence[int], k: int) -> Candidates:
+        """The k items whose vectors point most nearly the same way as those of `rows` together, without these; scores are cosines."""
+        return await self._apart(lambda: self._similar(request, rows, k))
+
+    async def _apart(self, work: Callable[[], Candidates]) -> Candidates:
+        """In a thread where it may take long: others are answered meanwhile, and a deadline can end the waiting."""
+        return await asyncio.to_thread(work) if self._is_large else work()
+
+    def _run(self, request: RecommendRequest, query: Query, playlist: Playlist) -> Candidates:
         catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
         eligible = self._eligible(catalogue, (*request.filters, *playlist.filters), request.context, timestamp_ms)
         allowed_R = self._without(eligible, query.seen_S)
         anchors_A = self._known_rows(request.similar_to, "similar_to")
         search = Search(query, anchors_A, catalogue, eligible, allowed_R, request.context, timestamp_ms)
         k = request.k or playlist.size
-        found = () if query.query_D is None else self._found(playlist.sources, search, max(k, self._num_candidates))
-        if query.query_D is not None and found:
+        wanted = max(k, self._num_candidates)
+        found = () if query.query_D is None else self._found(playlist.sources, search, wanted)
+        if query.query_D is not None and found and (any(len(one.rows_K) for one in found) or not search.allowed.any()):
+            found = self._filled(found, search, k)
             rows_C, scores_C = self._by_query(found, query.query_D)
             fallback = None
-        else:  # also where every source lacks what it starts from: a place, for instance
-            found = self._cold(playlist, search, k)
+        else:  # also where no source finds anything: each lacks a place, for instance
+            found = self._filled(self._cold(playlist, search, wanted), search, k)
             rows_C, scores_C = _in_turns(found)
-            rows_C, scores_C = rows_C[: max(k, self._num_candidates)], scores_C[: max(k, self._num_candidates)]
+            rows_C, scores_C = rows_C[:wanted], scores_C[:wanted]
             fallback = "+".join(dict.fromkeys(one.source for one in found if len(one.rows_K))) or POPULARITY
         rows_C, scores_C, found = self._with_pins(playlist, search, rows_C, scores_C, found)
         mixed = fallback is not None and sum(len(one.rows_K) > 0 for one in found) > 1
         return Candidates(rows_C, scores_C, found, mixed, fallback, self._best_offers(search, rows_C))
 
-    async def similar(self, request: SimilarRequest, rows: Sequence[int]) -> Candidates:
-        """The items whose vectors point most nearly the same way as those of `rows` together, without these; scores are cosines."""
+    def _similar(self, request: SimilarRequest, rows: Sequence[int], k: int) -> Candidates:
         catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
         eligible = self._eligible(catalogue, request.filters, request.context, timestamp_ms)
-        found = self._sources.similar(np.array(rows), self._without(eligible, np.empty(0, dtype=np.int64)), request.k)
+        found = self._sources.similar(np.array(rows), self._without(eligible, np.empty(0, dtype=np.int64)), k)
         search = Search(NOBODY, found.rows_K[:0], catalogue, eligible, None, request.context, timestamp_ms)
         return Candidates(found.rows_K, found.scores_K, (found,), offers=self._best_offers(search, found.rows_K))
 
@@ -107,9 +133,11 @@ class Retrieval:
     def _checked(self, catalogue: Catalogue) -> Catalogue:
         """The catalogue, once everything that the configuration asks of it is there."""
         HardRules.check(self._config.rules, catalogue)
-        for playlist in self._config.playlists.values():
+        for name, playlist in self._config.playlists.items():
             catalogue.eligible(playlist.filters)
             catalogue.eligible([boost.when for boost in playlist.ordering.boosts])
+            for named, kinds, part in playlist.ordering.columns():
+                catalogue.require(named, kinds, f"playlists.{name}.ordering.{part}")
         for where, source in self._config.all_sources():
             _check_source(source, catalogue, where)
         if (offers := self._config.offers) is not None:
@@ -145,15 +173,20 @@ class Retrieval:
         parts = (self._sources.find(source, search, source.candidates or k) for source in sources)
         return tuple(part for part in parts if part is not None)
 
-    def _cold(self, playlist: Playlist, search: Search, k: int) -> tuple[Found, ...]:
-        """What the rule for cold starts says; items like those of a history where the network failed that should have read it."""
+    def _cold(self, playlist: Playlist, search: Search, wanted: int) -> tuple[Found, ...]:
+        """What the rule for cold starts says; where the network failed that should have read a history, the playlist's own sources,
+        with items like those of the history instead of personal ones."""
         sources = playlist.cold_sources or self._config.cold_start.sources
         if ENCODER_DOWN in search.query.degraded and len(search.query.history_L):
-            sources = (SourceConfig(kind="similar"),)
-        found = self._found(sources, search, k)
-        if len(set().union(*(part.rows_K.tolist() for part in found))) >= k:
+            sources = tuple(SourceConfig(kind="similar") if source.kind == "personal" else source for source in playlist.sources)
+        return self._found(sources, search, wanted)
+
+    def _filled(self, found: tuple[Found, ...], search: Search, k: int) -> tuple[Found, ...]:
+        """With what is popular, where the sources do not find the k items that filters and rules would let pass."""
+        there = len(np.unique(np.concatenate([one.rows_K for one in found]))) if found else 0
+        if there >= k or there == np.count_nonzero(search.allowed):
             return found
-        return (*found, self._sources.popular(search.allowed_R, k)) if all(part.source != POPULARITY for part in found) else found
+        return (*found, self._sources.popular(search.allowed_R, k))
 
     def _by_query(self, found: Sequence[Found], query_D: Float32Array) -> tuple[Int64Array, Float32Array]:
         """Every row once, by inner product with the query."""
@@ -182,30 +215,31 @@ class Retrieval:
         offers, catalogue = self._config.offers, search.catalogue
         if offers is None or catalogue.offers is None:
             return None
-        keys, distances_U = _offer_keys(offers, catalogue, search.context)
+        place, places = search.context.place, None if offers.place_column is None else f"offer.{offers.place_column}"
+
+        def distances_km(units: Int64Array) -> Float64Array:
+            assert place is not None and places is not None, "nowhere to start from"
+            return catalogue.distances_km(places, (place.latitude, place.longitude), units)
+
+        def prices(units: Int64Array) -> Float64Array:
+            return catalogue.numbers(f"offer.{offers.price_column}")[units]
+
+        near = [] if place is None or places is None else [distances_km]
+        cheap = [] if offers.price_column is None else [prices]
+        keys = [*near, *cheap] if offers.best_by == "nearest" else [*cheap, *near]
         units_C = catalogue.best_offers(rows_C, search.eligible, keys)
         found = catalogue.offers.table.take(np.maximum(units_C, 0)).to_pylist() if catalogue.offers.table.num_rows else []
+        distances_C = distances_km(units_C) if near else np.full(len(units_C), np.nan)
         answers: list[dict[str, Any] | None] = [None] * len(rows_C)
-        for place, unit in enumerate(units_C):
+        for at, unit in enumerate(units_C):
             if unit >= 0:
-                values = {name: value for name, value in found[place].items() if name not in (OFFER_ID, "item_id")}
-                distance = None if distances_U is None or np.isnan(distances_U[unit]) else float(distances_U[unit])
-                answers[place] = {"offer_id": found[place][OFFER_ID], "distance_km": distance, "values": values}
+                values = {name: value for name, value in found[at].items() if name not in (OFFER_ID, "item_id")}
+                distance = None if np.isnan(distances_C[at]) else float(distances_C[at])
+                answers[at] = {"offer_id": found[at][OFFER_ID], "distance_km": distance, "values": values}
         return tuple(answers)
 
 
 NOBODY = Query(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), None, 0, 0.0)
-
-
-def _offer_keys(offers: Offers, catalogue: Catalogue, context: Context) -> tuple[list[Float64Array], Float64Array | None]:
-    """What the best offer has least of, the most important first; and how far away each is, where that is known."""
-    place = context.place
-    distances_U = None
-    if offers.place_column is not None and place is not None:
-        distances_U = catalogue.distances_km(f"offer.{offers.place_column}", (place.latitude, place.longitude))
-    prices = [] if offers.price_column is None else [catalogue.numbers(f"offer.{offers.price_column}")]
-    near = [] if distances_U is None else [distances_U]
-    return ([*near, *prices] if offers.best_by == "nearest" else [*prices, *near]), distances_U
 
 
 def _in_turns(found: Sequence[Found]) -> tuple[Int64Array, Float32Array]:

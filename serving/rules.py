@@ -4,6 +4,7 @@ Shape legend: B blocked items.
 """
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ class HardRules:
             nothing_left = Range(op="range", column=rules.stock_column, max=0)
             found.append(Not(op="not", condition=nothing_left))
         if rules.ends_column is not None:
-            over = Range(op="range", column=rules.ends_column, max=timestamp_ms - 1)
+            now_ms = max(timestamp_ms, time.time_ns() // 1_000_000)  # who asks must not bring back what is over
+            over = Range(op="range", column=rules.ends_column, max=now_ms - 1)
             found.append(Not(op="not", condition=over))
         return tuple(found)
 
@@ -80,15 +82,17 @@ def _unless_above(column: str, limit: float) -> Filter:
 
 
 def read_block_list(path: Path, item_ids: IdMap) -> Int64Array:
-    """Rows of the items that a file names, an id a line; none where there is no file. Lines that name no item are logged.
+    """Rows of the items that a file names, an id a line. Lines that name no item are logged.
 
     Raises:
-        UserError: it is not text.
+        UserError: it is missing, cannot be read, or is not text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        return np.empty(0, dtype=np.int64)
+        raise UserError(f"{path}: no such block list: make an empty file where nothing is blocked") from None
+    except OSError as error:
+        raise UserError(f"{path}: the block list cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error})") from None
     parsed, strangers = [], 0

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from passerelle.config import Config
+from serving.config import MAX_K
 from serving.filters import MOST_CONDITIONS, Filter, count_conditions
+from serving.incoming import Incoming, Several
 
-MAX_K = 10_000
 MAX_HISTORY_ITEMS = 100_000
 LATEST_TIMESTAMP_MS = 253_402_300_799_999  # the year 9999: a larger number is in microseconds or nanoseconds
 
@@ -18,14 +19,14 @@ Features = Annotated[dict[str, JsonValue], Field(max_length=1000)]
 Count = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
 
 
-class Place(Config):
+class Place(Incoming):
     """A point on the Earth, in degrees."""
 
     latitude: Annotated[StrictInt | StrictFloat, Field(ge=-90, le=90)]
     longitude: Annotated[StrictInt | StrictFloat, Field(ge=-180, le=180)]
 
 
-class Context(Config):
+class Context(Incoming):
     """The circumstances of a request."""
 
     timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
@@ -49,15 +50,15 @@ def _refuse_forest(filters: Sequence[Filter]) -> None:
         raise ValueError(f"filters has {count} conditions, at most {MOST_CONDITIONS} are possible")
 
 
-class RecommendRequest(Config):
+class RecommendRequest(Incoming):
     """Who to recommend to, and what. Of whom too little is known gets what the rule for cold users says: the popular items, by default."""
 
     user_id: ExternalId | None = None
-    history: tuple[ExternalId, ...] | None = Field(default=None, max_length=MAX_HISTORY_ITEMS)
+    history: Several[ExternalId] | None = Field(default=None, max_length=MAX_HISTORY_ITEMS)
     """Item ids, oldest first; takes the place of what is stored for `user_id`. Unknown ids are counted and ignored."""
-    history_timestamps_ms: tuple[Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)], ...] | None = None
+    history_timestamps_ms: Several[Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)]] | None = None
     """When each item of `history` happened, milliseconds since the epoch; a minute apart, up to the request, when absent."""
-    history_event_types: tuple[StrictStr, ...] | None = None
+    history_event_types: Several[StrictStr] | None = None
     """What each event of `history` was; the first kind that the model knows, when absent."""
     user_features: Features | None = None
     """Features of the user that the model reads, by name; takes the place of what is stored for `user_id`."""
@@ -69,14 +70,14 @@ class RecommendRequest(Config):
     """A variant of the playlist's experiment, instead of the one that the user belongs to."""
     deadline_ms: Annotated[StrictInt | StrictFloat, Field(gt=0, le=60_000)] | None = None
     """Time for the answer; what is not done by then is left out, or answered 503."""
-    similar_to: tuple[ExternalId, ...] = Field(default=(), max_length=100)
+    similar_to: Several[ExternalId] = Field(default=(), max_length=100)
     """Items that the source `similar` starts from, instead of the newest of the history."""
     debug: StrictBool = False
     """Say of each item why it stands where it stands."""
     exclude_seen: StrictBool = True
     """Leave out the items of the history (of a model for bookings: those that were booked)."""
     context: Context = Context()
-    filters: tuple[Filter, ...] = Field(default=(), max_length=100)
+    filters: Several[Filter] = Field(default=(), max_length=100)
     """Trees of conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""
 
     @model_validator(mode="after")
@@ -96,14 +97,17 @@ class RecommendRequest(Config):
         return self.context.now_ms()
 
 
-class SimilarRequest(Config):
+class SimilarRequest(Incoming):
     """Which item, or which items together, to find neighbours of."""
 
     item_id: ExternalId | None = None
-    item_ids: tuple[ExternalId, ...] = Field(default=(), max_length=100)
-    k: Count = 10
+    item_ids: Several[ExternalId] = Field(default=(), max_length=100)
+    k: Count | None = None
+    """Items of the answer; 10, if absent."""
+    deadline_ms: Annotated[StrictInt | StrictFloat, Field(gt=0, le=60_000)] | None = None
+    """Time for the answer; 503 after it."""
     context: Context = Context()
-    filters: tuple[Filter, ...] = Field(default=(), max_length=100)
+    filters: Several[Filter] = Field(default=(), max_length=100)
     """Trees of conditions on item columns; all must hold."""
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import IO, Any
 
 from passerelle.errors import UserError
 from serving.schemas import Place, RecommendResponse
+
+LOOK_EVERY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +27,9 @@ class ServedLog:
     """
 
     def __init__(self, path: Path | None) -> None:
+        self._path = path
         self._file: IO[bytes] | None = None
+        self._looked_at = 0.0
         self._failing = False
         if path is None:
             return
@@ -68,6 +73,7 @@ class ServedLog:
         if self._file is None:
             return
         try:
+            self._follow()
             self._file.write(json.dumps({"at_ms": time.time_ns() // 1_000_000, **line}).encode() + b"\n")
         except OSError as error:  # an answer does not wait for room on a disk
             already, self._failing = self._failing, True
@@ -75,6 +81,15 @@ class ServedLog:
                 logger.error("what is served is not written down: %s", error.strerror)
         else:
             self._failing = False
+
+    def _follow(self) -> None:
+        """Go on in a new file where what rotates logs has moved the old one away."""
+        if self._file is None or self._path is None or time.monotonic() - self._looked_at < LOOK_EVERY_S:
+            return
+        self._looked_at = time.monotonic()
+        if not self._path.exists() or not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+            old, self._file = self._file, self._path.open("ab", buffering=0)
+            old.close()
 
 
 class _Messages(logging.Handler):

@@ -38,6 +38,11 @@ class Search:
     context: Context
     timestamp_ms: int
 
+    @property
+    def allowed(self) -> Mask:
+        """[R]."""
+        return self.eligible.rows_R if self.allowed_R is None else self.allowed_R
+
 
 class Sources:
     """All sources of a bundle.
@@ -109,13 +114,10 @@ class Sources:
     def _by_time(self, source: SourceConfig, search: Search, k: int) -> Found:
         """`new`: the latest not in the future. `soon`: the earliest not past. Scores are milliseconds from now, negative."""
         assert source.column is not None, "configuration requires it"
-        until_ms = search.catalogue.numbers(source.column) - search.timestamp_ms
-        with np.errstate(invalid="ignore"):
-            ahead = np.where(until_ms >= 0, until_ms, np.nan) if source.kind == "soon" else np.where(until_ms <= 0, -until_ms, np.nan)
-        distance_R = search.catalogue.smallest(ahead, source.column, search.eligible)
-        rows = np.flatnonzero(np.isfinite(distance_R) if search.allowed_R is None else np.isfinite(distance_R) & search.allowed_R)
-        best = rows[np.lexsort((rows, distance_R[rows]))[:k]]
-        return Found(source.kind, best.astype(np.int64), -distance_R[best].astype(np.float32))
+        rows_K, aways_ms_K = search.catalogue.first_in_time(
+            source.column, search.timestamp_ms, k, search.allowed, search.eligible.units_U, ahead=source.kind == "soon"
+        )
+        return Found(source.kind, rows_K, -aways_ms_K.astype(np.float32))
 
     def _near(self, source: SourceConfig, search: Search, k: int) -> Found | None:
         """The nearest; scores are kilometres, negative so that more is better."""
@@ -123,9 +125,8 @@ class Sources:
         place = search.context.place
         if place is None:
             return None
-        rows_K, distances_K = search.catalogue.nearest(
-            source.column, (place.latitude, place.longitude), k, search.eligible, search.allowed_R
-        )
+        point = place.latitude, place.longitude
+        rows_K, distances_K = search.catalogue.nearest(source.column, point, k, search.allowed, search.eligible.units_U)
         return Found(source.kind, rows_K, -distances_K.astype(np.float32))
 
 

@@ -1,8 +1,9 @@
 """Prometheus metrics of one replica: the only file that knows `prometheus_client`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from serving.schemas import RecommendResponse, Timings
 
@@ -11,9 +12,16 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class Telemetry:
-    """Counts requests by endpoint and outcome, and how long each stage takes, in a registry of its own."""
+    """Counts requests by endpoint and outcome, and how long each stage takes, in a registry of its own.
 
-    def __init__(self) -> None:
+    Replicas that share an address are asked by chance, one at a time: each says which it is, so that no counter goes backwards.
+
+    Args:
+        replica: its name.
+    """
+
+    def __init__(self, replica: str = "") -> None:
+        self._replica = replica
         self._registry = CollectorRegistry()
         self._requests = Counter("passerelle_requests", "Requests answered, by outcome.", ["endpoint", "outcome"], registry=self._registry)
         self._stages = Histogram(
@@ -55,4 +63,17 @@ class Telemetry:
 
     def exposition(self) -> bytes:
         """Everything, in the text format that Prometheus reads."""
-        return generate_latest(self._registry)
+        return generate_latest(_Named(self._registry, self._replica) if self._replica else self._registry)
+
+
+class _Named(Collector):
+    """What a registry tells, with the name of a replica."""
+
+    def __init__(self, registry: CollectorRegistry, replica: str) -> None:
+        self._registry = registry
+        self._replica = replica
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [sample._replace(labels={**sample.labels, "replica": self._replica}) for sample in metric.samples]
+            yield metric

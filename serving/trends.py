@@ -13,11 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from passerelle.bundle import Bundle
-from passerelle.errors import UserError
-from passerelle.id_map import Id, IdMap
+from passerelle.id_map import IdMap, parsed_or_none
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.columns import Float64Array
 from serving.events.base import HOUR_MS, EventStore, EventStoreError, HourlyCount
@@ -71,11 +69,12 @@ class Trends:
         self._events = events
         self._clock = clock
         self._half_lives_hours = {days: 24 * days for days in half_lives_days}
-        newest_ms = int(pc.max(bundle.histories[1].values).as_py() or 0)
+        now_ms = int(1e3 * clock())
+        newest_ms = _newest(bundle.histories[1].values, now_ms)
         self._reference_hour = newest_ms // HOUR_MS
         """Weights of closed hours are as of then."""
         self._next_hour = self._reference_hour + 1
-        self._closed_R = {days: _in_bundle(bundle, newest_ms, days * 24 * HOUR_MS) for days in half_lives_days}
+        self._closed_R = {days: _in_bundle(bundle, now_ms, newest_ms, days * 24 * HOUR_MS) for days in half_lives_days}
         self._of_bundle = {days: _ranked(weights_R) for days, weights_R in self._closed_R.items()}
         self._trends = {days: Trend(ranked_N, self._closed_R[days].astype(np.float32)) for days, ranked_N in self._of_bundle.items()}
         self._read_at = -np.inf
@@ -110,6 +109,8 @@ class Trends:
             await self.read()
         except EventStoreError as error:
             logger.warning("trends without the latest events: %s", error)
+        except Exception as error:  # nobody waits for it, so that nobody else would tell
+            logger.error("trends without the latest events: %s", type(error).__name__)
 
     def _take_in(self, told: Sequence[HourlyCount], now_hour: int) -> None:
         counts = _known(self._item_ids, told)
@@ -127,13 +128,20 @@ class Trends:
         self._reference_hour, self._next_hour = reference_hour, max(self._next_hour, open_from)
 
 
-def _in_bundle(bundle: Bundle, newest_ms: int, half_life_ms: float) -> Float64Array:
-    """[R] as of the newest event; in pieces, as histories of millions of users are mapped from a file."""
+def _newest(times_ms: pa.Array, now_ms: int) -> int:
+    """The last that is not dated after now: one wrong date would halve everything else to nothing."""
+    pieces = (times_ms.slice(first, _CHUNK).to_numpy() for first in range(0, len(times_ms), _CHUNK))
+    return max((int(piece.max(initial=0, where=piece <= now_ms)) for piece in pieces), default=0)
+
+
+def _in_bundle(bundle: Bundle, now_ms: int, newest_ms: int, half_life_ms: float) -> Float64Array:
+    """[R] as of the newest event, without what is dated after now; in pieces, as histories of millions of users are mapped from a file."""
     rows_E, times_ms_E = (column.values for column in bundle.histories[:2])
     weights_R = np.zeros(len(bundle.counts_R))
     for first in range(0, len(rows_E), _CHUNK):
         rows, times_ms = (values.slice(first, _CHUNK).to_numpy() for values in (rows_E, times_ms_E))
-        weights_R += np.bincount(rows, weights=np.exp2((times_ms - newest_ms) / half_life_ms), minlength=len(weights_R))
+        halved = np.where(times_ms <= now_ms, np.exp2(np.minimum(times_ms - newest_ms, 0) / half_life_ms), 0.0)
+        weights_R += np.bincount(rows, weights=halved, minlength=len(weights_R))
     return weights_R
 
 
@@ -151,14 +159,7 @@ def _ranked(weights_R: Float64Array) -> Int64Array:
 def _known(item_ids: IdMap, told: Sequence[HourlyCount]) -> _Counts:
     """Of items that this bundle has; a store may hold events of another one's."""
     texts_H = pa.array([one.item_id for one in told], pa.string()).dictionary_encode()
-    ids = [_parsed(item_ids, text) for text in texts_H.dictionary.to_pylist()]
+    ids = [parsed_or_none(item_ids, text) for text in texts_H.dictionary.to_pylist()]
     rows_H = item_ids.rows(pa.array(ids, item_ids.type))[texts_H.indices.to_numpy()]
     hours_H, counts_H = np.array([one.hour for one in told], np.int64), np.array([one.events for one in told], np.float64)
     return _Counts(hours_H, rows_H, counts_H)[rows_H >= FIRST_ITEM_ROW]
-
-
-def _parsed(item_ids: IdMap, text: str) -> Id | None:
-    try:
-        return item_ids.parse(text)
-    except UserError:
-        return None

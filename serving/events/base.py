@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 IDENTITY_BYTES = 12
 HOUR_MS = 3_600_000
+DAY_S = 86_400
 
 
 class EventStoreError(Exception):
@@ -31,10 +32,15 @@ class UserState:
 
     events: tuple[Event, ...] = ()
     """The newest, oldest first."""
-    erased: bool = False
-    """The user asked to be forgotten: what a bundle holds of them is not to be used."""
+    erasures: int = 0
+    """How often the user asked to be forgotten."""
     identity: str | None = None
     """What stands for the user in logs; once it is erased, nothing leads from it to the user."""
+
+    @property
+    def erased(self) -> bool:
+        """What a bundle holds of the user is not to be used."""
+        return self.erasures > 0
 
 
 NOBODY = UserState()
@@ -52,6 +58,9 @@ class HourlyCount(NamedTuple):
 class EventStore(Protocol):
     """Keeps events by user. Every method raises `EventStoreError` where the store cannot do it."""
 
+    erased_here: set[str]
+    """`user_digest` of everybody whom this process was asked to erase: known at once, and also while the store is away."""
+
     async def append(self, events: Sequence[Event]) -> int:
         """Keep events; those whose id this user has already are left out. When it returns they survive a crash.
 
@@ -62,8 +71,12 @@ class EventStore(Protocol):
     async def user(self, user_id: str, limit: int) -> UserState:
         """What is known of a user, with at most `limit` of the newest events."""
 
-    async def identify(self, user_id: str, identity: str) -> None:
-        """Have `identity` stand for a user who has none yet."""
+    async def identify(self, user_id: str, identity: str, erasures: int) -> None:
+        """Have `identity` stand for a user who has none yet, and was not erased since it was thought of.
+
+        Args:
+            erasures: the `UserState.erasures` of then.
+        """
 
     async def erase(self, user_id: str) -> int:
         """Forget a user's events and identity, and remember that what others hold of them is not to be used.

@@ -24,11 +24,11 @@ def open_store(config: LiveEventsConfig) -> EventStore | None:
     if config.store == "sqlite":
         if config.file is None:
             raise UserError("events.file: say where, or store = 'none'")
-        return SqliteEventStore(config.file)
+        return SqliteEventStore(config.file, keep_days=config.keep_days)
     if config.store.startswith(("redis://", "rediss://", "unix://")):
         from serving.events.redis_store import RedisEventStore  # an extra
 
-        return RedisEventStore(config.store)
+        return RedisEventStore(config.store, keep_days=config.keep_days)
     raise UserError(f"events.store: {config.store!r} is none of sqlite, none, redis://HOST:PORT/DB")
 
 

@@ -1,30 +1,43 @@
 """Events in Redis or Valkey: for several machines. The only file that knows the `redis` client.
 
-By user, all in one slot of a cluster: a hash of events by id, a sorted set of ids by time, an identity, and a mark of erasure.
+By user, all in one slot of a cluster: a hash of events by id, a sorted set of ids by time, an identity, and a count of erasures.
 By hour: a hash of counts by item. It is written after the events, so that what trends may lack some where a process is killed.
 """
 
+import asyncio
 import contextlib
 import json
+import logging
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from passerelle.errors import UserError
-from serving.events.base import HOUR_MS, Event, EventStoreError, HourlyCount, UserState, user_digest
+from serving.events.base import DAY_S, HOUR_MS, Event, EventStoreError, HourlyCount, UserState, user_digest
 
 try:
     import redis.asyncio as redis
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisError, ResponseError
 except ImportError as error:  # an extra
     raise UserError("events.store is Redis, whose client is not here: pip install 'passerelle[redis]'") from error
 
 _APPEND = """
 local new = {}
-for place = 1, #ARGV, 3 do
+for place = 3, #ARGV, 3 do
     if redis.call('HSETNX', KEYS[1], ARGV[place], ARGV[place + 1]) == 1 then
         redis.call('ZADD', KEYS[2], ARGV[place + 2], ARGV[place])
         table.insert(new, ARGV[place + 1])
     end
+end
+if ARGV[2] == '0' then
+    redis.call('PERSIST', KEYS[1])
+    redis.call('PERSIST', KEYS[2])
+else
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[1])) do redis.call('HDEL', KEYS[1], id) end
+    redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[1])
+    redis.call('EXPIRE', KEYS[1], ARGV[2])
+    redis.call('EXPIRE', KEYS[2], ARGV[2])
 end
 return new
 """
@@ -32,19 +45,29 @@ _USER = """
 local ids = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)
 local events = {}
 if #ids > 0 then events = redis.call('HMGET', KEYS[1], unpack(ids)) end
-return {events, redis.call('GET', KEYS[3]), redis.call('EXISTS', KEYS[4])}
+return {events, redis.call('GET', KEYS[3]), redis.call('GET', KEYS[4])}
+"""
+_IDENTIFY = """
+if (redis.call('GET', KEYS[4]) or '0') == ARGV[2] then redis.call('SET', KEYS[3], ARGV[1], 'NX') end
 """
 _ERASE = """
 local events = redis.call('HVALS', KEYS[1])
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-redis.call('SET', KEYS[4], '1')
+redis.call('INCR', KEYS[4])
 return events
+"""
+# An item without events is not named: it may be of somebody who was erased. Below zero it is: the events are counted a little later.
+_COUNT = """
+if redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2]) == 0 then redis.call('HDEL', KEYS[1], ARGV[1]) end
+redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
 _ALL_ERASED = "passerelle:erased"
 _CONNECTIONS = 32
-_HOURS_KEPT_S = 90 * 86_400
+_HOURS_KEPT_S = 90 * DAY_S
 _MOST_UNPACKED = 5000
 """Lua has room for some 8,000 values on its stack."""
+
+logger = logging.getLogger(__name__)
 
 
 class RedisEventStore:
@@ -53,9 +76,17 @@ class RedisEventStore:
     Args:
         url: `redis://HOST:PORT/DB`.
         timeout_s: of a connection and of an answer.
+        keep_days: a user's older events are deleted when newer ones come, and all of them so long after the last came; none, if absent.
+        rewrite_after_s: so long after an erasure the server is asked to write its log anew, where the erased would still be.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 2.0, keep_days: float | None = None, rewrite_after_s: float = 60.0) -> None:
+        self.erased_here: set[str] = set()
+        self._keep_s = 0 if keep_days is None else math.ceil(keep_days * DAY_S)
+        self._rewrite_after_s = rewrite_after_s
+        self._log_holds_erased = False
+        self._rewriting: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
         pool = redis.BlockingConnectionPool.from_url(
             url,
             socket_timeout=timeout_s,
@@ -66,17 +97,22 @@ class RedisEventStore:
         )
         self._client: Any = redis.Redis.from_pool(pool)
         self._durable = False
-        self._append, self._user, self._erase = map(self._client.register_script, (_APPEND, _USER, _ERASE))
+        scripts = (_APPEND, _USER, _IDENTIFY, _ERASE, _COUNT)
+        self._append, self._user, self._identify, self._erase, self._add = map(self._client.register_script, scripts)
 
     async def append(self, events: Sequence[Event]) -> int:
         if not self._durable:
             await self._require_durable()
+        oldest_ms = int(1e3 * (time.time() - self._keep_s))
         by_user: dict[str, list[str | int]] = {}
         for event in events:
             value = json.dumps([event.item_id, event.event_type, event.timestamp_ms])
-            by_user.setdefault(event.user_id, []).extend((event.event_id, value, event.timestamp_ms))
+            by_user.setdefault(event.user_id, [oldest_ms, self._keep_s]).extend((event.event_id, value, event.timestamp_ms))
         try:
-            new = [value for user_id, arguments in by_user.items() for value in await self._append(keys=_keys(user_id), args=arguments)]
+            async with self._client.pipeline(transaction=False) as pipeline:  # the server writes all of it to disk at once
+                for user_id, arguments in by_user.items():
+                    await self._append(keys=_keys(user_id), args=arguments, client=pipeline)
+                new = [value for values in await pipeline.execute() for value in values]
         except (RedisError, OSError) as error:
             raise _failed(error) from None
         await self._count(new, 1)
@@ -84,25 +120,30 @@ class RedisEventStore:
 
     async def user(self, user_id: str, limit: int) -> UserState:
         try:
-            found, identity, erased = await self._user(keys=_keys(user_id), args=[min(limit, _MOST_UNPACKED)])
+            found, identity, erasures = await self._user(keys=_keys(user_id), args=[min(limit, _MOST_UNPACKED)])
         except (RedisError, OSError) as error:
             raise _failed(error) from None
         # The script gives values without their ids: nobody downstream needs them.
         events = (Event("", user_id, *json.loads(value)) for value in reversed(found))
-        return UserState(tuple(events), bool(erased), identity or None)
+        return UserState(tuple(events), int(erasures or 0), identity or None)
 
-    async def identify(self, user_id: str, identity: str) -> None:
+    async def identify(self, user_id: str, identity: str, erasures: int) -> None:
         try:
-            await self._client.set(_keys(user_id)[2], identity, nx=True)
+            await self._identify(keys=_keys(user_id), args=[identity, erasures])
         except (RedisError, OSError) as error:
             raise _failed(error) from None
 
     async def erase(self, user_id: str) -> int:
+        self.erased_here.add(digest := user_digest(user_id))  # first: what fails may yet have been done
         try:
-            await self._client.sadd(_ALL_ERASED, user_digest(user_id))
+            await self._client.sadd(_ALL_ERASED, digest)
             gone = await self._erase(keys=_keys(user_id))
         except (RedisError, OSError) as error:
             raise _failed(error) from None
+        finally:
+            self._log_holds_erased = True
+            if self._rewriting is None or self._rewriting.done():
+                self._rewriting = asyncio.create_task(self._rewrite_log())
         await self._count(gone, -1)
         return len(gone)
 
@@ -129,8 +170,7 @@ class RedisEventStore:
         with contextlib.suppress(RedisError, OSError):
             async with self._client.pipeline(transaction=False) as pipeline:
                 for item_id, _, timestamp_ms in map(json.loads, values):
-                    pipeline.hincrby(key := _hour_key(timestamp_ms // HOUR_MS), item_id, by)
-                    pipeline.expire(key, _HOURS_KEPT_S)
+                    await self._add(keys=[_hour_key(timestamp_ms // HOUR_MS)], args=[item_id, by, _HOURS_KEPT_S], client=pipeline)
                 await pipeline.execute()
 
     async def ping(self) -> None:
@@ -140,7 +180,24 @@ class RedisEventStore:
             raise _failed(error) from None
 
     async def close(self) -> None:
+        self._closing.set()
+        if self._rewriting is not None:
+            await self._rewriting
         await self._client.aclose()
+
+    async def _rewrite_log(self) -> None:
+        """Have the server write its log anew, once for the erasures of a while; at once when closing."""
+        while self._log_holds_erased:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), self._rewrite_after_s)
+            self._log_holds_erased = False  # until the next erasure, which this one may miss
+            try:
+                await self._client.bgrewriteaof()
+            except (RedisError, OSError) as error:
+                # What is in progress may have begun before the erasure; only a server that refuses is not asked again.
+                again = not isinstance(error, ResponseError) or "in progress" in str(error)
+                self._log_holds_erased |= again and not self._closing.is_set()
+                logger.warning("what was erased is still in the log of the event server, which is not written anew: %s", error)
 
     async def _require_durable(self) -> None:
         """Check once that what is acknowledged is on disk.

@@ -6,6 +6,7 @@ Writers take turns and share their commits: what waits while one is written to d
 import asyncio
 import contextlib
 import logging
+import math
 import queue
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from passerelle.errors import UserError
-from serving.events.base import HOUR_MS, Event, EventStoreError, HourlyCount, UserState, user_digest
+from serving.events.base import DAY_S, HOUR_MS, Event, EventStoreError, HourlyCount, UserState, user_digest
 
 T = TypeVar("T")
 Write = Callable[[sqlite3.Connection], Any]
@@ -28,8 +29,9 @@ CREATE TABLE IF NOT EXISTS events (
     PRIMARY KEY (user_id, event_id)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS events_by_time ON events (user_id, timestamp_ms);
+CREATE INDEX IF NOT EXISTS events_by_age ON events (timestamp_ms);
 CREATE TABLE IF NOT EXISTS identities (user_id TEXT PRIMARY KEY, identity TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS erased (user_digest TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS erasures (user_digest TEXT PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hourly (hour INTEGER, item_id TEXT, count INTEGER, PRIMARY KEY (hour, item_id)) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS events_counted AFTER INSERT ON events BEGIN
     INSERT INTO hourly VALUES (new.timestamp_ms / {HOUR_MS}, new.item_id, 1) ON CONFLICT DO UPDATE SET count = count + 1;
@@ -39,7 +41,16 @@ CREATE TRIGGER IF NOT EXISTS events_uncounted AFTER DELETE ON events BEGIN
     DELETE FROM hourly WHERE hour = old.timestamp_ms / {HOUR_MS} AND item_id = old.item_id AND count <= 0;
 END;
 """
+_IDENTIFY = """
+INSERT OR IGNORE INTO identities SELECT ?, ? WHERE coalesce((SELECT times FROM erasures WHERE user_digest = ?), 0) = ?
+"""
+# One statement: what it tells is of one moment, so that an erasure after it makes its count an old one.
+_WHO = """
+SELECT (SELECT identity FROM identities WHERE user_id = ?), coalesce((SELECT times FROM erasures WHERE user_digest = ?), 0)
+"""
+_PRUNE = "DELETE FROM events WHERE (user_id, event_id) IN (SELECT user_id, event_id FROM events WHERE timestamp_ms < ? LIMIT ?)"
 _READERS = 4
+PRUNE_EVERY_S = 3600.0
 EMPTYING_ATTEMPTS, EMPTYING_PAUSE_S = 20, 0.05
 _MOST_IN_ONE_COMMIT = 1000
 
@@ -52,14 +63,18 @@ class SqliteEventStore:
     Args:
         path: the file; made when absent.
         timeout_s: how long a writer waits for one of another process.
+        keep_days: older events are deleted, when the file is opened and every hour; none, if absent.
 
     Raises:
         UserError: the file cannot be opened, or is none of SQLite.
     """
 
-    def __init__(self, path: Path, *, timeout_s: float = 2.0) -> None:
+    def __init__(self, path: Path, *, timeout_s: float = 2.0, keep_days: float | None = None) -> None:
+        self.erased_here: set[str] = set()
         self._path = path
         self._timeout_s = timeout_s
+        self._keep_days = keep_days
+        self._prune_at = -math.inf
         path.parent.mkdir(parents=True, exist_ok=True)
         self._prepare()
         self._writes: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
@@ -93,14 +108,17 @@ class SqliteEventStore:
     async def user(self, user_id: str, limit: int) -> UserState:
         return await self._read(lambda connection: _user(connection, user_id, limit))
 
-    async def identify(self, user_id: str, identity: str) -> None:
-        await self._write(lambda connection: connection.execute("INSERT OR IGNORE INTO identities VALUES (?, ?)", (user_id, identity)))
+    async def identify(self, user_id: str, identity: str, erasures: int) -> None:
+        values = (user_id, identity, user_digest(user_id), erasures)
+        await self._write(lambda connection: connection.execute(_IDENTIFY, values))
 
     async def erase(self, user_id: str) -> int:
+        self.erased_here.add(digest := user_digest(user_id))  # first: what fails may yet have been done
+
         def delete(connection: sqlite3.Connection) -> int:
             count = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
             connection.execute("DELETE FROM identities WHERE user_id = ?", (user_id,))
-            connection.execute("INSERT OR IGNORE INTO erased VALUES (?)", (user_digest(user_id),))
+            connection.execute("INSERT INTO erasures VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (digest,))
             return count
 
         count = int(await self._write(delete))
@@ -112,7 +130,7 @@ class SqliteEventStore:
         return count
 
     async def erased(self) -> frozenset[str]:
-        return await self._read(lambda connection: frozenset(row[0] for row in connection.execute("SELECT user_digest FROM erased")))
+        return await self._read(lambda connection: frozenset(row[0] for row in connection.execute("SELECT user_digest FROM erasures")))
 
     async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
         ask = "SELECT hour, item_id, count FROM hourly WHERE hour BETWEEN ? AND ?"
@@ -154,7 +172,7 @@ class SqliteEventStore:
         connection: sqlite3.Connection | None = None
         closing = False
         while not closing:
-            waiting = [self._writes.get()]
+            waiting = [self._next()]
             while len(waiting) < _MOST_IN_ONE_COMMIT:
                 try:
                     waiting.append(self._writes.get_nowait())
@@ -166,6 +184,29 @@ class SqliteEventStore:
                 connection = self._commit(connection, batch) if batch else connection
         if connection is not None:
             connection.close()
+
+    def _next(self) -> "_Waiting | None":
+        """What is to be written next; when it is due, the deletion of what is too old."""
+        if self._keep_days is None:
+            return self._writes.get()
+        left_s = self._prune_at - time.monotonic()
+        if left_s > 0:
+            with contextlib.suppress(queue.Empty):
+                return self._writes.get(timeout=left_s)
+        self._prune_at = time.monotonic() + PRUNE_EVERY_S
+        return _Waiting(self._prune, Future(), True)
+
+    def _prune(self, connection: sqlite3.Connection) -> None:
+        """Delete some of what is too old; more of it only after what waits by now, which is not to wait long."""
+        assert self._keep_days is not None, "everything is kept"
+        oldest_ms = int(1e3 * (time.time() - self._keep_days * DAY_S))
+        try:
+            gone = connection.execute(_PRUNE, (oldest_ms, _MOST_IN_ONE_COMMIT)).rowcount
+        except sqlite3.Error as error:  # nobody waits for an answer
+            logger.warning("%s: what is older than %g days is not deleted yet (%s)", self._path, self._keep_days, error)
+        else:
+            if gone == _MOST_IN_ONE_COMMIT:
+                self._writes.put(_Waiting(self._prune, Future(), True))
 
     def _commit(self, connection: sqlite3.Connection | None, batch: "Sequence[_Waiting]") -> sqlite3.Connection | None:
         """One transaction; the connection to go on with."""
@@ -222,6 +263,5 @@ def _user(connection: sqlite3.Connection, user_id: str, limit: int) -> UserState
         "ORDER BY timestamp_ms DESC, event_id DESC LIMIT ?",
         (user_id, limit),
     ).fetchall()
-    identity = connection.execute("SELECT identity FROM identities WHERE user_id = ?", (user_id,)).fetchone()
-    erased = connection.execute("SELECT 1 FROM erased WHERE user_digest = ?", (user_digest(user_id),)).fetchone()
-    return UserState(tuple(Event(*row) for row in reversed(rows)), erased is not None, None if identity is None else identity[0])
+    identity, erasures = connection.execute(_WHO, (user_id, user_digest(user_id))).fetchone()
+    return UserState(tuple(Event(*row) for row in reversed(rows)), erasures, identity)

@@ -126,8 +126,7 @@ def groups(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 @given(st.lists(st.recursive(CONDITIONS, groups, max_leaves=8), max_size=3), st.booleans())
 def test_offers_against_the_definition(catalogue: Catalogue, filters: list[Filter], with_offer: bool) -> None:
     eligible = catalogue.eligible(filters, with_offer=with_offer)
-    no_key = np.full(5, np.nan)
-    best = catalogue.best_offers(np.arange(FIRST_ITEM_ROW, FIRST_ITEM_ROW + 4), eligible, [no_key])
+    best = catalogue.best_offers(np.arange(FIRST_ITEM_ROW, FIRST_ITEM_ROW + 4), eligible, [])
     assert eligible.rows_R[:FIRST_ITEM_ROW].tolist() == [False] * FIRST_ITEM_ROW
     for row, item in enumerate(ITEMS.to_pylist()):
         offers: list[Any] = [offer for offer in OFFERS if offer["item_id"] == item["item_id"]]
@@ -141,8 +140,12 @@ def test_offers_against_the_definition(catalogue: Catalogue, filters: list[Filte
 
 def test_the_best_offer_is_the_cheapest_or_the_nearest_of_those_that_pass(catalogue: Catalogue) -> None:
     rows = np.array([3, 2, 5])
-    prices = catalogue.numbers("offer.price")
-    distances = catalogue.distances_km("offer.place", (48.85, 2.35))
+
+    def prices(units: Any) -> Any:
+        return catalogue.numbers("offer.price")[units]
+
+    def distances(units: Any) -> Any:
+        return catalogue.distances_km("offer.place", (48.85, 2.35), units)
 
     def best(keys: list[Any], *filters: Filter) -> list[str | None]:
         found = catalogue.best_offers(rows, catalogue.eligible(filters), keys)
@@ -155,12 +158,12 @@ def test_the_best_offer_is_the_cheapest_or_the_nearest_of_those_that_pass(catalo
 
 def test_nearest_items(catalogue: Catalogue) -> None:
     everything = catalogue.eligible([])
-    rows, distances_km = catalogue.nearest("offer.place", (48.85, 2.35), 3, everything, None)
+    rows, distances_km = catalogue.nearest("offer.place", (48.85, 2.35), 3, everything.rows_R, everything.units_U)
     assert rows.tolist() == [3, 4]
     expected = [great_circle_km((48.85, 2.35), (place["latitude"], place["longitude"])) for place in (PARIS, VERSAILLES)]
     np.testing.assert_allclose(distances_km, expected, rtol=1e-9)
     cheap = catalogue.eligible([Range(op="range", column="offer.price", max=20)])
-    rows, distances_km = catalogue.nearest("offer.place", (48.85, 2.35), 3, cheap, None)
+    rows, distances_km = catalogue.nearest("offer.place", (48.85, 2.35), 3, cheap.rows_R, cheap.units_U)
     assert rows.tolist() == [3] and math.isclose(distances_km[0], great_circle_km((48.85, 2.35), (45.764, 4.8357)))
 
 

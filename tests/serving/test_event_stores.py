@@ -1,9 +1,7 @@
 """Event stores: one behaviour for SQLite and a real Redis server; what was acknowledged survives."""
 
 import asyncio
-import itertools
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -11,53 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from passerelle.config import validate
 from passerelle.errors import UserError
-from serving.config import LiveEventsConfig
-from serving.events.base import HOUR_MS, Event, EventStore, EventStoreError, user_digest
+from serving.config import LiveEventsConfig, ServingConfig
+from serving.events.base import HOUR_MS, EventStore, EventStoreError, user_digest
 from serving.events.intake import open_store
 from serving.events.sqlite_store import SqliteEventStore
-from serving.ports import free_ports
-
-REDIS = shutil.which("redis-server") or shutil.which("valkey-server")
-needs_redis = pytest.mark.skipif(REDIS is None, reason="no redis-server here: apt-get install redis-server")
-_users = itertools.count()
-
-
-def start_redis(folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], str]:
-    """A real server on loopback, and its address, once it answers."""
-    (port,) = free_ports(1)
-    assert REDIS is not None
-    server = subprocess.Popen(
-        [REDIS, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options], stdout=subprocess.DEVNULL
-    )
-    url = f"redis://127.0.0.1:{port}/0"
-    wait_for(url)
-    return server, url
-
-
-def wait_for(url: str) -> None:
-    async def answers() -> bool:
-        store = open_store(LiveEventsConfig(store=url))
-        assert store is not None
-        try:
-            await store.ping()
-        except EventStoreError:
-            return False
-        finally:
-            await store.close()
-        return True
-
-    until = time.monotonic() + 10
-    while not asyncio.run(answers()):
-        assert time.monotonic() < until, "the server did not start"
-        time.sleep(0.05)
-
-
-DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+from tests.serving.stores import DURABLE, event, needs_redis, new_user, start_redis, with_store
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("redis", marks=needs_redis)])
@@ -73,25 +34,6 @@ def open_one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     finally:
         server.terminate()
         server.wait()
-
-
-def event(user_id: str, event_id: str, timestamp_ms: int = 5, item_id: str = "7") -> Event:
-    return Event(event_id, user_id, item_id, "view", timestamp_ms)
-
-
-def new_user() -> str:
-    return f"user № {next(_users)}"
-
-
-def with_store(open_one: Callable[[], EventStore], work: Callable[[EventStore], Any]) -> Any:
-    async def main() -> Any:
-        store = open_one()
-        try:
-            return await work(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(main())
 
 
 def test_events_come_back_in_the_order_of_time_once_each(open_one: Callable[[], EventStore]) -> None:
@@ -125,8 +67,8 @@ def test_what_is_erased_is_gone_and_remembered_as_erased(open_one: Callable[[], 
 
     async def work(store: EventStore) -> None:
         await store.append([event(user, "a"), event(user, "b"), event(other, "a")])
-        await store.identify(user, "nobody")
-        await store.identify(user, "somebody else")
+        await store.identify(user, "nobody", 0)
+        await store.identify(user, "somebody else", 0)
         assert (await store.user(user, 10)).identity == "nobody"
         assert await store.erase(user) == 2
         state = await store.user(user, 10)
@@ -135,6 +77,35 @@ def test_what_is_erased_is_gone_and_remembered_as_erased(open_one: Callable[[], 
         assert await store.erase(user) == 0
         await store.append([event(user, "a", 70)])
         assert [one.timestamp_ms for one in (await store.user(user, 10)).events] == [70]
+
+    with_store(open_one, work)
+
+
+def test_an_identity_thought_of_before_an_erasure_is_not_kept(open_one: Callable[[], EventStore]) -> None:
+    user = new_user()
+
+    async def work(store: EventStore) -> None:
+        for erasures in range(3):
+            before = await store.user(user, 10)
+            assert before.erasures == erasures
+            await store.erase(user)
+            await store.identify(user, "in lines of the log already", before.erasures)
+            after = await store.user(user, 10)
+            assert after.identity is None
+            await store.identify(user, f"new {erasures}", after.erasures)
+            assert (await store.user(user, 10)).identity == f"new {erasures}"
+        assert store.erased_here == {user_digest(user)}
+
+    with_store(open_one, work)
+
+
+def test_events_of_many_users_at_once(open_one: Callable[[], EventStore]) -> None:
+    users = [new_user() for _ in range(200)]
+    events = [event(user, name, time) for name, time in (("a", 10), ("b", 20)) for user in users]
+
+    async def work(store: EventStore) -> None:
+        assert await store.append(events[:100]) == 100 and await store.append(events) == 300
+        assert {len((await store.user(user, 10)).events) for user in users} == {2}
 
     with_store(open_one, work)
 
@@ -188,6 +159,63 @@ def test_erased_text_is_not_in_the_files_of_sqlite(tmp_path: Path) -> None:
         assert b"a secret" not in file.read_bytes(), file
 
 
+def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, now_ms = tmp_path / "events.sqlite", int(1e3 * time.time())
+    old_ms = now_ms - 3 * 86_400_000
+    opened = SqliteEventStore(path)
+    aged = [event(f"u{number % 7}", str(number), old_ms + number, "old") for number in range(2500)]
+    asyncio.run(opened.append([*aged, event("u1", "new", now_ms - 86_400_000)]))
+    asyncio.run(opened.close())
+
+    async def left(store: EventStore, count: int) -> None:
+        until = time.monotonic() + 10
+        while sum([len((await store.user(f"u{number}", 1000)).events) for number in range(7)]) != count:
+            assert time.monotonic() < until, "not pruned"
+            await asyncio.sleep(0.01)
+
+    async def work(store: EventStore) -> None:
+        await left(store, 1)
+        assert await store.hourly(old_ms // HOUR_MS, now_ms // HOUR_MS) == [((now_ms - 86_400_000) // HOUR_MS, "7", 1)]
+        assert await store.append([event("u2", "late", old_ms)]) == 1
+        await asyncio.sleep(0.1)
+        await left(store, 2)
+
+    def open_kept(keep_days: float | None) -> SqliteEventStore:
+        store = open_store(LiveEventsConfig(file=path, keep_days=keep_days))
+        assert isinstance(store, SqliteEventStore)
+        return store
+
+    with_store(lambda: open_kept(None), lambda store: left(store, 2501))
+    with_store(lambda: open_kept(2), work)
+    monkeypatch.setattr("serving.events.sqlite_store.PRUNE_EVERY_S", 0.05)
+
+    async def again(store: EventStore) -> None:
+        await left(store, 1)
+        await store.append([event("u2", "late again", old_ms)])
+        await left(store, 1)  # though nobody writes
+
+    with_store(lambda: open_kept(2), again)
+
+
+def test_deleting_old_events_does_not_disturb_those_who_write(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "events.sqlite"
+
+    async def work(store: EventStore) -> None:
+        await store.ping()
+        blocker = sqlite3.connect(path)
+        blocker.execute("CREATE TRIGGER never BEFORE DELETE ON events BEGIN SELECT RAISE(FAIL, 'not now'); END")
+        blocker.close()
+        assert await store.append([event("u", "old")]) == 1
+        await store.close()
+
+    async def look(store: EventStore) -> None:
+        assert await store.append([event("u", "new", int(1e3 * time.time()))]) == 1
+
+    asyncio.run(work(SqliteEventStore(path)))
+    with_store(lambda: SqliteEventStore(path, keep_days=1.5), look)
+    assert [message.partition(": ")[2] for message in caplog.messages] == ["what is older than 1.5 days is not deleted yet (not now)"]
+
+
 def test_a_locked_file_is_said_and_then_used_again(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
 
@@ -213,17 +241,8 @@ def test_stores_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"events.store: 'mysql' is none of sqlite, none, redis://"):
         open_store(LiveEventsConfig(store="mysql"))
     assert open_store(LiveEventsConfig(store="none")) is None
-
-
-@needs_redis
-def test_a_server_that_would_lose_events_is_refused(tmp_path: Path) -> None:
-    server, url = start_redis(tmp_path)
-    try:
-        with pytest.raises(EventStoreError, match="set `appendonly yes` and `appendfsync always`"):
-            with_store(lambda: open_store(LiveEventsConfig(store=url)), lambda store: store.append([event("u", "a")]))  # type: ignore[arg-type, return-value]
-    finally:
-        server.terminate()
-        server.wait()
+    with pytest.raises(UserError, match=r'events: events.file is of store = "sqlite"'):
+        validate(ServingConfig, {"events": {"store": "redis://127.0.0.1:6379/0", "file": "events.sqlite"}}, "serving.toml")
 
 
 _WRITER = """
@@ -274,35 +293,3 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_what_was_acknowledged_survives_kill_9_a_thousand_times(tmp_path: Path) -> None:
     killed_writers(tmp_path, 1000)
-
-
-@needs_redis
-def test_what_a_server_acknowledged_survives_its_kill_9(tmp_path: Path) -> None:
-    acknowledged = 0
-
-    async def write(url: str, until: float) -> None:
-        nonlocal acknowledged
-        store = open_store(LiveEventsConfig(store=url))
-        assert store is not None
-        with_error = False
-        while not with_error and time.monotonic() < until:
-            try:
-                await store.append([event("u", str(acknowledged), acknowledged)])
-                acknowledged += 1
-            except EventStoreError:
-                with_error = True
-        await store.close()
-
-    for _ in range(3):
-        server, url = start_redis(tmp_path, *DURABLE)
-        asyncio.run(write(url, time.monotonic() + 0.3))
-        server.kill()
-        server.wait()
-    server, url = start_redis(tmp_path, *DURABLE)
-    try:
-        kept = with_store(lambda: open_store(LiveEventsConfig(store=url)), lambda store: store.user("u", 100_000))  # type: ignore[arg-type, return-value]
-        times = [one.timestamp_ms for one in kept.events]
-        assert acknowledged > 10 and times == list(range(acknowledged - len(times), acknowledged)) and len(times) == min(5000, acknowledged)
-    finally:
-        server.terminate()
-        server.wait()

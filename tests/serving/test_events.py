@@ -91,6 +91,7 @@ class Breaking:
     def __init__(self, hang_s: float = 0.0) -> None:
         self._hang_s = hang_s
         self.broken = False
+        self.erased_here: set[str] = set()
 
     async def user(self, *_arguments: Any) -> UserState:
         if self.broken:
@@ -147,6 +148,36 @@ def test_of_whom_it_is_not_known_whether_they_are_erased_nothing_is_known(bundle
     assert answer.json()["degraded"] == ["events"] and answer.json()["fallback"] == "popularity"
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_who_was_erased_a_moment_ago_is_a_stranger_also_without_the_store(
+    bundle: Bundle, store: SqliteEventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    """By this process; or by another one, as soon as it was read who is erased."""
+    monkeypatch.setattr("serving.lookup.ERASED_EVERY_S", 0.05)
+    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store))
+    ask = {"user_id": 1000, "deadline_ms": 5000}
+
+    async def fail(*_arguments: Any) -> UserState:
+        raise EventStoreError("gone")
+
+    async def main() -> tuple[Any, Any]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            before = await client.post("/v1/recommend", json=ask)
+            await asyncio.sleep(0.05)  # reads who is erased
+            if here:
+                await client.delete("/v1/users/1000")
+            else:
+                other = SqliteEventStore(tmp_path / "events.sqlite")
+                await other.erase("1000")
+                await other.close()
+                await asyncio.sleep(0.2)  # nobody asks meanwhile
+            monkeypatch.setattr(store, "user", fail)
+            return before.json(), (await client.post("/v1/recommend", json=ask)).json()
+
+    before, after = asyncio.run(main())
+    assert before["fallback"] is None and after["degraded"] == ["events"] and after["fallback"] == "popularity"
+
+
 def test_an_event_that_the_bundle_has_counts_once(bundle: Bundle, store: SqliteEventStore) -> None:
     app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store))
     (before,) = call(app, ("GET", "/v1/users/1003/history", None))
@@ -167,6 +198,31 @@ def test_events_of_a_bundle_with_other_ids_are_left_out(bundle: Bundle, store: S
     app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store))
     (found,) = call(app, ("GET", "/v1/users/4/history", None))
     assert [event["timestamp_ms"] for event in found.json()["events"]] == [7]
+
+
+class ErasedMeanwhile(SqliteEventStore):
+    """Somebody erases the user whenever an identity is about to be kept."""
+
+    async def identify(self, user_id: str, identity: str, erasures: int) -> None:
+        await self.erase(user_id)
+        await super().identify(user_id, identity, erasures)
+
+
+def test_nothing_leads_from_lines_of_the_log_to_a_user_who_was_erased_meanwhile(bundle: Bundle, tmp_path: Path) -> None:
+    store = ErasedMeanwhile(tmp_path / "events.sqlite")
+    config = validate(ServingConfig, {"log": {"file": str(tmp_path / "served.jsonl")}}, "test")
+    recommender = recommender_of(bundle, OnnxInference(bundle), 7, config, store)
+
+    async def main() -> list[UserState]:
+        states = []
+        for _ in range(2):
+            await recommender.recommend(RecommendRequest(user_id=1000, k=3))
+            await asyncio.sleep(0.3)  # the identity is written beside the answer
+            states.append(await store.user("1000", 10))
+        await store.close()
+        return states
+
+    assert [(state.erasures, state.identity) for state in asyncio.run(main())] == [(1, None), (2, None)]
 
 
 def test_who_was_served_is_not_in_the_log(bundle: Bundle, store: SqliteEventStore, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The explorer in a real headless browser, over a real server and networks in this process."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ import pytest
 import uvicorn
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.expected_conditions import alert_is_present
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -46,10 +48,11 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def url(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    store = SqliteEventStore(tmp_path_factory.mktemp("events") / "events.sqlite")
-    recommender = recommender_of(bundle, OnnxInference(bundle), 7, validate(ServingConfig, CONFIG, "test"), store)
+@contextlib.contextmanager
+def served(bundle: Bundle, folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    """The address of a server in a thread."""
+    store = SqliteEventStore(folder / "events.sqlite")
+    recommender = recommender_of(bundle, OnnxInference(bundle), 7, validate(ServingConfig, config, "test"), store)
     (port,) = free_ports(1)
     app = build_app(recommender, EventIntake(bundle, store))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
@@ -61,6 +64,12 @@ def url(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     server.should_exit = True
     thread.join()
     asyncio.run(store.close())
+
+
+@pytest.fixture(scope="module")
+def url(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(bundle, tmp_path_factory.mktemp("events"), CONFIG) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +190,18 @@ def test_a_narrow_screen(page: webdriver.Chrome) -> None:
 def test_markup_in_titles_is_text(page: webdriver.Chrome) -> None:
     text = page.execute_script("const node = element('span', '<img src=x onerror=alert(1)>'); return node.innerHTML")
     assert text == "&lt;img src=x onerror=alert(1)&gt;"
+
+
+def test_a_service_with_keys_is_asked_with_one(browser: webdriver.Chrome, bundle: Bundle, tmp_path: Path) -> None:
+    """The page asks for a key, and again while it is none of the service's."""
+    (tmp_path / "keys.txt").write_text("the right one\n", encoding="utf-8")
+    with served(bundle, tmp_path, {"limits": {"api_keys_file": str(tmp_path / "keys.txt")}}) as url:
+        browser.get(url)
+        for key in ("a wrong one", "the right one"):
+            question = WebDriverWait(browser, 10).until(alert_is_present())
+            assert "API key" in question.text
+            question.send_keys(key)
+            question.accept()
+        wait(browser, lambda: len(items(browser)) == 10)
+        assert not browser.find_elements(By.CSS_SELECTOR, ".problem:not(:empty)")
+        browser.get("about:blank")

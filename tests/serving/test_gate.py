@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from passerelle.config import validate
 from passerelle.errors import UserError
 from serving.app import build_app
 from serving.config import LimitsConfig, ServingConfig
+from serving.events.base import Event
+from serving.events.intake import EventIntake
+from serving.events.sqlite_store import SqliteEventStore
 from serving.gate import ALWAYS_ROOM, Crowd, Rates, read_keys
 from serving.stages import InferenceError
 from tests.inference import OnnxInference
@@ -45,15 +48,35 @@ def test_keys(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     async def work(client: httpx.AsyncClient) -> list[int]:
         found = []
-        for header in (None, "Bearer first key", "Bearer second", "Bearer third", "second", "Bearer ", "Bearer \xff"):
+        for header in (
+            None,
+            "Bearer first key",
+            "Bearer second",
+            "Bearer third",
+            "second",
+            "Bearer ",
+            "Bearer \xff",
+            "bearer second",
+            "BEARER  second",
+            "bearer third",
+        ):
             headers = {} if header is None else {"authorization": header.encode("latin-1")}
             found.append((await client.post("/v1/recommend", json={}, headers=headers)).status_code)
         found += [(await client.get(path)).status_code for path in ("/healthz", "/metrics", "/readyz", "/", "/v1/items/7", "/docs")]
         return found
 
     statuses = run(app, work)
-    assert statuses == [401, 200, 200, 401, 200, 401, 401, 200, 200, 200, 200, 401, 401]
+    assert statuses[:10] == [401, 200, 200, 401, 200, 401, 401, 200, 200, 401], "the case of the scheme says nothing"
+    assert statuses[10:] == [200, 200, 200, 200, 401, 401]
     assert compared.count(b"first key") == compared.count(b"second"), "each key is compared, also after one was right"
+
+
+def test_keys_of_another_editor(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbffirst\r\nsecond\r\n")
+    assert read_keys(tmp_path / "keys") == (b"first", b"second")
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbf\r\n")
+    with pytest.raises(UserError, match="no API key in it"):
+        read_keys(tmp_path / "keys")
 
 
 def test_files_of_keys_that_make_no_sense(tmp_path: Path) -> None:
@@ -138,6 +161,50 @@ def test_a_crowd_is_answered_as_far_as_there_is_room(bundle: Bundle) -> None:
 
     statuses = run(app, work)
     assert statuses[:-2].count(200) == 5 and statuses[:-2].count(429) == 25 and statuses[-2:] == [200, 200]
+
+
+class HangingStore(SqliteEventStore):
+    """Neither writes nor erases for as long as the test lasts."""
+
+    async def append(self, events: Sequence[Event]) -> int:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def erase(self, user_id: str) -> int:
+        return await self.append(())
+
+
+@pytest.mark.parametrize("write", ["events", "erasures"])
+def test_a_store_that_hangs_closes_the_gate_for_what_needs_it_alone(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    monkeypatch.setattr("serving.events.intake.WRITE_TIMEOUT_S", 3600.0)
+    config = validate(ServingConfig, {"limits": {"max_in_flight": 3}}, "test")
+    store = HangingStore(tmp_path / "events.sqlite")
+    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, config), EventIntake(bundle, store))
+
+    async def work(client: httpx.AsyncClient) -> list[int]:
+        event = {"event_id": "a", "user_id": 1003, "item_id": 7}
+
+        def one() -> Any:
+            return client.post("/v1/events", json={"events": [event]}) if write == "events" else client.delete("/v1/users/1003")
+
+        waiting = [asyncio.ensure_future(one()) for _ in range(3)]
+        done, _ = await asyncio.wait(waiting, timeout=0.3)
+        assert not done
+        answers = [
+            await client.post("/v1/events", json={"events": [event]}),
+            await client.delete("/v1/users/1003"),
+            *[await client.get("/v1/items/7") for _ in range(5)],
+            await client.post("/v1/recommend", json={"user_id": 1003}),
+        ]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await store.close()
+        return [answer.status_code for answer in answers]
+
+    assert run(app, work) == [429, 429, *[200] * 5, 200]
 
 
 def test_the_gate_learns_what_a_request_costs() -> None:

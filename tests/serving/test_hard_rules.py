@@ -14,7 +14,6 @@ from passerelle.config import validate
 from passerelle.errors import UserError
 from serving.config import ServingConfig
 from serving.schemas import Context, SimilarRequest
-from serving.watched_file import WatchedFile
 from tests.serving.offers import PARIS
 from tests.serving.playlists import EVERY_SOURCE, ask, config_of, ids, recommender_with, source
 
@@ -59,6 +58,7 @@ def test_no_source_gets_around_a_hard_rule(bundle: Bundle, offers: Path, tmp_pat
 
 def test_the_block_list_is_hot(bundle: Bundle, tmp_path: Path) -> None:
     block_list = tmp_path / "blocked.txt"
+    block_list.touch()
     recommender = recommender_with(bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test"))
     first = ids(ask(recommender, k=3))
     block_list.write_text(f"{first[0]}\n{first[2]}\n", encoding="utf-8")
@@ -70,6 +70,12 @@ def test_the_block_list_is_hot(bundle: Bundle, tmp_path: Path) -> None:
     block_list.write_bytes(b"\xff\xfe")  # half-written, perhaps: what was blocked stays blocked
     time.sleep(2.5)
     assert first[0] not in ids(ask(recommender, k=3))
+
+
+def test_a_block_list_that_is_missing_at_the_start(bundle: Bundle, tmp_path: Path) -> None:
+    for block_list, said in ((tmp_path / "blocked.txt", "no such block list: make an empty file"), (tmp_path, "cannot be read")):
+        with pytest.raises(UserError, match=said):
+            recommender_with(bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test"))
 
 
 def test_a_block_list_of_another_editor(bundle: Bundle, tmp_path: Path) -> None:
@@ -91,29 +97,3 @@ def test_similar_items_are_those_of_no_playlist(bundle: Bundle) -> None:
     request = SimilarRequest(item_id=17, k=20)
     plain, same = (asyncio.run(recommender_with(bundle, config).similar(request)) for config in (ServingConfig(), capped))
     assert ids(plain) == ids(same) and len(ids(same)) == 20
-
-
-def test_a_file_that_breaks_later_keeps_what_was_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "value"
-    path.write_text("1", encoding="utf-8")
-
-    def load(from_: Path) -> int:
-        try:
-            return int(from_.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError("no number") from None
-
-    watched = WatchedFile(path, load, poll_s=1000)
-    for text, expected in (("2", 2), ("x", 2), ("33", 33)):
-        path.write_text(text, encoding="utf-8")
-        watched.check()  # perhaps it is still being written
-        watched.check()
-        assert watched.value == expected
-    path.unlink()
-    watched.check()
-    watched.check()
-    assert watched.value == 33, "what is gone for a moment says nothing"
-    watched.close()
-    path.write_text("y", encoding="utf-8")
-    with pytest.raises(UserError, match="no number"):
-        WatchedFile(path, load)

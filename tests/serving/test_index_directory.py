@@ -1,5 +1,6 @@
 """The index of a bundle on disk: built, measured, opened, refused."""
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,12 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
 from ray_cluster.cli.build_index import command
+from serving import graph
+from serving.config import LiveEventsConfig, ServingConfig
 from serving.retrievers.directory import KINDS, PASSING, build_index, open_retriever, reference_queries
+from serving.retrievers.faiss_index import FaissIndex
+from serving.schemas import RecommendRequest
+from serving.stages import Query
 
 
 @pytest.fixture
@@ -62,6 +68,29 @@ def test_a_bundle_that_grew_keeps_its_index(copy: Bundle) -> None:
     assert manifest is not None and manifest.num_vectors == 300
     for query_D in grown_RD[-5:]:
         assert retriever.search(query_D[None], 1)[0].positions_K[0] >= 300
+
+
+def test_what_is_compared_with_training_asks_no_index(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate of `publish`: an index that misses one candidate of a user would change the answer."""
+    build_index(copy, scan_limit=0)
+    monkeypatch.setattr(graph, "SCAN_LIMIT", 0)
+    query = Query(np.empty(0, np.int64), np.empty(0, np.int64), copy.vectors_RD[5], 0, 0.0)
+
+    def asked(*_: object) -> None:
+        raise AssertionError("the index was asked")
+
+    def retrieved(*, exact: bool) -> list[int]:
+        settings = graph.GraphSettings(
+            bundle=copy.path, version=1, triton="127.0.0.1:9", serving=ServingConfig(events=LiveEventsConfig(store="none")), exact=exact
+        )
+        retrieval = graph._STAGES["retrieval"](graph.Parts(settings))
+        return list(asyncio.run(retrieval.run(RecommendRequest(k=10), query)).rows_C)
+
+    same = retrieved(exact=False)[:10]
+    monkeypatch.setattr(FaissIndex, "search", asked)
+    assert retrieved(exact=True)[:10] == same
+    with pytest.raises(AssertionError, match="the index was asked"):
+        retrieved(exact=False)
 
 
 def test_the_command(copy: Bundle) -> None:

@@ -122,6 +122,19 @@ def test_a_full_disk_costs_no_answer(bundle: Bundle, caplog: pytest.LogCaptureFi
     log.close()
 
 
+def test_the_log_goes_on_in_a_new_file_after_a_rotation(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.served_log.LOOK_EVERY_S", 0.0)
+    log = ServedLog(tmp_path / "log.jsonl")
+    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, log=log))
+    post(app, {"user_id": 1003})
+    (tmp_path / "log.jsonl").rename(tmp_path / "log.jsonl.1")
+    post(app, {"user_id": 1003})
+    post(app, {"user_id": 1003})
+    log.close()
+    lines = [len((tmp_path / name).read_text(encoding="utf-8").splitlines()) for name in ("log.jsonl.1", "log.jsonl")]
+    assert lines == [1, 2]
+
+
 def test_what_is_done_without_is_in_the_log(bundle: Bundle, tmp_path: Path) -> None:
     log = ServedLog(tmp_path / "log.jsonl")
     post(build_app(recommender_of(bundle, Hanging(bundle), 7, log=log)), {"user_id": 1003, "deadline_ms": 300})

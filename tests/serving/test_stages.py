@@ -147,7 +147,8 @@ def test_retrieval_against_a_row_by_row_definition(bundle: Bundle, conditions: l
     np.testing.assert_allclose(found.scores_C, bundle.vectors_RD[found.rows_C] @ query_D, atol=1e-5)
 
     popular = asyncio.run(Retrieval(bundle).run(request, Query(seen_S, seen_S, None, 0, 0.0)))
-    assert popular.rows_C.tolist() == sorted(allowed, key=lambda row: -bundle.counts_R[row])[:k] and popular.fallback == "popularity"
+    assert popular.rows_C.tolist() == sorted(allowed, key=lambda row: -bundle.counts_R[row])[: max(k, bundle.manifest.num_candidates)]
+    assert popular.fallback == "popularity"
     assert popular.scores_C.tolist() == bundle.counts_R[popular.rows_C].tolist()
 
 
@@ -158,7 +159,7 @@ def test_similar_items_by_cosine(bundle: Bundle) -> None:
         others_1R = np.ones((1, 302), dtype=bool)
         others_1R[0, row] = False
         rows_1K, cosines_1K = exact_topk(unit_RD[row][None], unit_RD, 5, others_1R)
-        found = asyncio.run(retrieval.similar(SimilarRequest(item_id=0, k=5), [row]))
+        found = asyncio.run(retrieval.similar(SimilarRequest(item_id=0), [row], 5))
         assert found.rows_C.tolist() == rows_1K[0].tolist()
         np.testing.assert_allclose(found.scores_C, cosines_1K[0], atol=1e-5)
 

@@ -1,6 +1,7 @@
 """Trends: each event halved with its age, in the bundle and since, however often what happened since is read."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import defaultdict
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,6 +83,7 @@ def test_however_often_it_is_read_live_events_count_like_those_of_the_bundle(
     """Events come in when they happen; readings fall between them."""
     start, item_ids, clock = newest_hour(bundle), bundle.items.column("item_id").to_pylist(), [0.0]
     store = kept(tmp_path_factory.mktemp("trends") / "events.sqlite", [event(0, item_ids[5], start - 1), event(1, "unknown", start + 1)])
+    clock[0] = (start + 1) * HOUR_MS / 1e3
     trends = Trends(bundle, {DAYS, 7.0}, store, clock=lambda: clock[0])
 
     async def live_through() -> None:
@@ -96,6 +99,19 @@ def test_however_often_it_is_read_live_events_count_like_those_of_the_bundle(
     counted = [(start + hour, item + FIRST_ITEM_ROW, 1) for hour, item in live]
     for days in (DAYS, 7.0):
         check(trends.trend(days), slowly(bundle, counted, days))
+
+
+def test_what_is_dated_in_the_future_is_left_out(bundle: Bundle) -> None:
+    """One wrong date would otherwise halve everything else to nothing."""
+    rows, times_ms = (np.array(column.values) for column in bundle.histories[:2])
+    wrong = times_ms.copy()
+    wrong[0] = 4_070_908_800_000  # 2099
+    columns = [pa.LargeListArray.from_arrays(bundle.histories[0].offsets, values) for values in (rows, wrong)]
+    changed = dataclasses.replace(bundle, histories=(*columns, bundle.histories[2]))
+    weights = slowly(bundle, [], DAYS)
+    weights[int(rows[0])] -= 2.0 ** ((int(times_ms[0]) - int(times_ms.max())) / (DAYS * 24 * HOUR_MS))
+    trends = Trends(changed, {DAYS})
+    check(trends.trend(DAYS), weights)
 
 
 def test_what_happened_long_after_the_bundle_comes_first_and_the_rest_keeps_its_order(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,0 +1,258 @@
+"""Answers that are not quite what was asked for: too few found, networks that fail, too little time, mistakes of ours."""
+
+import asyncio
+import itertools
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle
+from passerelle.config import validate
+from passerelle.errors import UserError
+from serving.app import build_app
+from serving.config import ServingConfig
+from serving.recommender import DeadlineError, Recommender
+from serving.retrieval import Retrieval
+from serving.retrievers.plan import Retriever
+from serving.schemas import RecommendRequest, SimilarRequest
+from serving.stages import InferenceError
+from tests.inference import OnnxInference
+from tests.serving.conftest import recommender_of
+from tests.serving.offers import HOUR_MS, NOW_MS
+from tests.serving.playlists import ask, config_of, ids, recommender_with, source
+
+KNOWN_USER = 1003
+
+
+class Broken(OnnxInference):
+    """One network fails, or answers what is no number."""
+
+    def __init__(self, bundle: Bundle, model: str, answer: float | None) -> None:
+        super().__init__(bundle)
+        self._model = model
+        self._answer = answer
+
+    async def infer(self, model: str, version: int, inputs: Any, timeout_s: float = 2.0) -> dict[str, Any]:
+        outputs = await super().infer(model, version, inputs, timeout_s)
+        if model != self._model:
+            return outputs
+        if self._answer is None:
+            raise InferenceError(model, "INTERNAL", "broken")
+        return {name: np.full_like(values, self._answer) for name, values in outputs.items()}
+
+
+def config_with(**sections: Any) -> ServingConfig:
+    return validate(ServingConfig, sections, "test")
+
+
+def test_cold_answers_have_as_much_to_choose_from_as_others(bundle: Bundle) -> None:
+    kind_of = dict(zip(bundle.items.column("item_id").to_pylist(), bundle.items.column("kind").to_pylist(), strict=True))
+    kinds = len({kind for kind in kind_of.values() if kind is not None})
+    capped = recommender_with(bundle, config_with(playlists={"default": {"ordering": {"caps": [{"column": "kind", "most": 1}]}}}))
+    answer = ask(capped, k=20)
+    named = [kind_of[item_id] for item_id in ids(answer) if kind_of[item_id] is not None]
+    assert answer.fallback == "popularity" and sorted(named) == sorted(set(named)) and len(named) == kinds > 1
+
+
+def test_what_sources_lack_is_filled_up(bundle: Bundle, offers: Path) -> None:
+    few = recommender_with(bundle, config_with(cold_start={"sources": [source("popular", candidates=5)]}))
+    assert len(ask(few, k=10).items) == 10
+    after = {"timestamp_ms": NOW_MS + 1000 * HOUR_MS}
+    soon = recommender_with(bundle, config_of(offers, playlists={"p": {"sources": [source("soon")]}}))
+    nothing = ask(soon, user_id=KNOWN_USER, playlist="p", context=after)
+    assert len(nothing.items) == 10 and nothing.fallback == "popularity"
+    three = recommender_with(bundle, config_of(offers, playlists={"p": {"sources": [source("soon", candidates=3)]}}))
+    some = ask(three, user_id=KNOWN_USER, playlist="p")
+    assert len(some.items) == 10 and some.fallback is None
+    assert {one.name for item in some.items for one in item.sources} == {"soon", "popularity"}
+
+
+def test_what_cannot_be_filled_up_is_not_called_a_fallback(bundle: Bundle) -> None:
+    nothing = [{"op": "equals", "column": "kind", "value": "no such kind"}]
+    answer = ask(recommender_with(bundle, ServingConfig()), user_id=KNOWN_USER, filters=nothing)
+    assert answer.items == () and answer.fallback is None
+
+
+@pytest.mark.parametrize("answer", [None, float("nan"), float("inf")])
+def test_without_the_query_encoder_a_playlist_keeps_its_own_sources(bundle: Bundle, answer: float | None) -> None:
+    playlists = {
+        "trending": {"sources": [{"kind": "trending"}]},
+        "both": {"sources": [{"kind": "personal"}, {"kind": "trending"}]},
+    }
+    broken = recommender_of(bundle, Broken(bundle, QUERY_ENCODER, answer), 7, config_with(playlists=playlists))
+    for playlist, fallback in (("trending", "trending"), ("both", "similar+trending"), ("default", "similar")):
+        found = ask(broken, user_id=KNOWN_USER, playlist=playlist)
+        assert (found.fallback, found.degraded, len(found.items)) == (fallback, ("query_encoder",), 10)
+
+
+@pytest.mark.parametrize("answer", [None, float("nan"), float("inf")])
+def test_a_ranker_that_gives_no_numbers_leaves_the_order_of_retrieval(bundle: Bundle, answer: float | None) -> None:
+    found = ask(recommender_of(bundle, Broken(bundle, RANKER, answer), 7), user_id=KNOWN_USER)
+    assert found.degraded == ("ranker",) and found.fallback is None
+    assert [item.sources[0].rank for item in found.items] == list(range(1, 11))
+
+
+def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    recommender = recommender_of(bundle, OnnxInference(bundle), 7)
+    apart = recommender_of(bundle, OnnxInference(bundle), 7)
+    apart._retrieval = Retrieval(bundle, apart_from=0)
+    for request in ({"user_id": KNOWN_USER}, {}, {"history": [7, 17]}):
+        assert ids(ask(apart, **request)) == ids(ask(recommender, **request))
+
+    def slow(*_: Any, **__: Any) -> Any:
+        time.sleep(0.5)
+        raise AssertionError("nobody waits for this")
+
+    monkeypatch.setattr(Retriever, "search", slow)
+
+    async def asked(coroutine: Any) -> float:
+        begun = time.perf_counter()
+        with pytest.raises(DeadlineError):
+            await coroutine
+        return time.perf_counter() - begun
+
+    async def both() -> list[float]:
+        recommend = apart.recommend(RecommendRequest.model_validate({"user_id": KNOWN_USER, "deadline_ms": 50}))
+        return [await asked(recommend), await asked(apart.similar(SimilarRequest(item_id=17, deadline_ms=50)))]
+
+    assert max(asyncio.run(both())) < 0.4
+
+
+def test_an_ordering_that_hangs_ends_with_the_deadline(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    recommender = recommender_of(bundle, OnnxInference(bundle), 7)
+
+    async def hang(*_: Any, **__: Any) -> Any:
+        await asyncio.sleep(5)
+
+    monkeypatch.setattr(recommender._ordering, "run", hang)
+    begun = time.perf_counter()
+    with pytest.raises(DeadlineError):
+        ask(recommender, user_id=KNOWN_USER, deadline_ms=50)
+    assert time.perf_counter() - begun < 2
+
+
+def call(app: Any, path: str, body: Any) -> httpx.Response:
+    async def request() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            content, kind = json.dumps(body, separators=(",", ":")).encode(), {"content-type": "application/json"}
+            return await client.post(path, content=content, headers=kind) if body is not None else await client.get(path)
+
+    return asyncio.run(request())
+
+
+def test_a_mistake_of_ours_is_counted_and_said_without_values(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender = recommender_of(bundle, OnnxInference(bundle), 7)
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        raise KeyError("user 1003")
+
+    monkeypatch.setattr(recommender._lookup, "run", fail)
+    app = build_app(recommender)
+    with caplog.at_level(logging.ERROR, "serving"):
+        answer = call(app, "/v1/recommend", {"user_id": KNOWN_USER})
+    assert answer.status_code == 500 and "1003" not in answer.text
+    assert [text for text in caplog.messages if text.startswith("500: KeyError at")] and "1003" not in caplog.text
+    assert 'passerelle_requests_total{endpoint="recommend",outcome="500"} 1.0' in call(app, "/metrics", None).text
+
+
+MANY = 100_000
+WITHIN = {"op": "within", "column": "a", "latitude": 1, "longitude": 1, "radius_km": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"filters": [{"op": "in", "column": "kind", "values": [None] * 10_000}] * 36},
+        {"filters": [{"op": "or", "conditions": [None] * MANY}]},
+        {"filters": [{**WITHIN, "radius_by": {"column": "x", "radii_km": dict.fromkeys(map(str, range(MANY)))}}]},
+        {"history": [0.5] * MANY},
+        {"history": [7] * 50_000, "history_timestamps_ms": [-1] * 50_000},
+        {"similar_to": [None] * MANY},
+        dict.fromkeys(map(str, range(MANY)), 0),
+        {"context": dict.fromkeys(map(str, range(MANY)), 0)},
+        {"user_features": dict.fromkeys(map(str, range(MANY)), 0)},
+    ],
+    ids=["values", "conditions", "radii", "history", "times", "similar_to", "fields", "context", "features"],
+)
+def test_little_is_said_of_many_mistakes(recommender: Recommender, body: dict[str, Any]) -> None:
+    """Pydantic makes an object of each mistake: a body of 2 MB once gave an answer of 144 MB after 24 s."""
+    answer = call(build_app(recommender), "/v1/recommend", body)
+    assert answer.status_code == 422 and len(answer.content) < 20_000 and len(answer.json()["detail"]) <= 50
+
+
+def test_the_most_items_of_one_answer(bundle: Bundle) -> None:
+    recommender = recommender_with(bundle, config_with(limits={"max_k": 20}))
+    assert len(ask(recommender, user_id=KNOWN_USER, k=20).items) == 20
+    with pytest.raises(UserError, match=r"k: 21 is more than the 20 items that this service gives at a time"):
+        ask(recommender, user_id=KNOWN_USER, k=21)
+    assert len(asyncio.run(recommender.similar(SimilarRequest(item_id=17))).items) == 10
+
+
+def test_without_the_explorer_nobody_sees_users_and_histories(bundle: Bundle) -> None:
+    app = build_app(recommender_with(bundle, config_with(limits={"explorer": False})))
+    for path in ("/", "/v1/explorer", f"/v1/users/{KNOWN_USER}/history"):
+        assert call(app, path, None).status_code in (404, 405), path
+
+
+def offers_of(bundle: Bundle, folder: Path, **columns: list[Any]) -> Path:
+    """One offer for each of the first items."""
+    item_ids = bundle.items.column("item_id").to_pylist()[: len(next(iter(columns.values())))]
+    table = pa.table({"offer_id": [f"o{item_id}" for item_id in item_ids], "item_id": item_ids, **columns})
+    pyarrow.parquet.write_table(table, folder / "some.parquet")
+    return folder / "some.parquet"
+
+
+def test_caps_mixing_and_margin_go_by_the_offers_that_are_shown(bundle: Bundle, tmp_path: Path) -> None:
+    sellers = ["a"] * 20 + ["b"] * 10 + [None] * 5
+    file = offers_of(bundle, tmp_path, seller=sellers, margin=[float(number) for number in range(35)])
+    seller_of = dict(zip(bundle.items.column("item_id").to_pylist(), sellers, strict=False))
+    playlists = {
+        "caps": {"ordering": {"caps": [{"column": "offer.seller", "most": 2}]}},
+        "margin": {"ordering": {"margin_column": "offer.margin"}},
+        "mixing": {"ordering": {"diversify": "mixing", "mixing": {"column": "offer.seller", "window": 2, "most": 1}}},
+    }
+    config = config_with(offers={"file": str(file), "required": True}, playlists=playlists)
+    recommender = recommender_with(bundle, config)
+    found = [seller_of[item_id] for item_id in ids(ask(recommender, playlist="caps", k=35))]
+    assert sorted(map(str, found)) == sorted(["a", "a", "b", "b", *["None"] * 5])
+    shown = ask(recommender, playlist="margin", k=35, debug=True).items
+    assert all(item.why and item.offer and item.why.margin == item.offer.values["margin"] for item in shown)
+    adjusted = [item.why.adjusted_score for item in shown if item.why]
+    assert adjusted == sorted(adjusted, reverse=True)
+    mixed = [seller_of[item_id] for item_id in ids(ask(recommender, playlist="mixing", k=10))]
+    assert all(one != other or one is None for one, other in itertools.pairwise(mixed))
+    wrong = {"p": {"ordering": {"caps": [{"column": "offer.shop", "most": 1}]}}}
+    with pytest.raises(UserError, match=r"playlists.p.ordering.caps: column 'offer.shop' is not known; of categorical there are seller"):
+        recommender_with(bundle, config_with(offers={"file": str(file)}, playlists=wrong))
+
+
+def test_what_is_over_stays_over_whatever_time_is_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    ends = [now_ms + hours * HOUR_MS for hours in (-48, -1, 1, 48)] + [None]
+    file = offers_of(bundle, tmp_path, ends=pa.array(ends, pa.timestamp("ms")))
+    recommender = recommender_with(bundle, config_with(offers={"file": str(file), "required": True}, rules={"ends_column": "offer.ends"}))
+    first = bundle.items.column("item_id").to_pylist()[:5]
+    for asked_ms, open_ in ((now_ms, first[2:]), (0, first[2:]), (now_ms + 24 * HOUR_MS, first[3:])):
+        assert set(ids(ask(recommender, context={"timestamp_ms": asked_ms}))) == set(open_)
+
+
+def test_a_price_that_is_no_number_is_no_price(bundle: Bundle, tmp_path: Path) -> None:
+    prices = [10.0, 90.0, float("nan"), float("inf"), None]
+    file = offers_of(bundle, tmp_path, price=prices)
+    config = config_with(offers={"file": str(file), "required": True, "price_column": "price"}, rules={"price_column": "offer.price"})
+    recommender = recommender_with(bundle, config)
+    first = bundle.items.column("item_id").to_pylist()[:5]
+    assert set(ids(ask(recommender, context={"credit": 50}))) == {first[0], *first[2:]}
+    present = [{"op": "present", "column": "offer.price"}]
+    assert set(ids(ask(recommender, filters=present))) == set(first[:2])
