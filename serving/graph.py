@@ -116,9 +116,10 @@ class StageReplica:
 class RemoteStage:
     """A stage that lives in another deployment, with the methods of the stage itself."""
 
-    def __init__(self, name: str, handle: DeploymentHandle[Any]) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._handle = handle
+        # Made here and not by the driver: how it calls is decided by the settings of the process that makes it.
+        self._handle: DeploymentHandle[Any] = serve.get_deployment_handle(name, serve.get_replica_context().app_name)
 
     async def run(self, *arguments: Any, **options: Any) -> Any:
         return await self._call("run", *arguments, **options)
@@ -152,7 +153,7 @@ class Ingress:
 
     def __init__(self, settings: GraphSettings, *stages: DeploymentHandle[Any]) -> None:
         parts = Parts(settings)
-        chain: Any = list(map(RemoteStage, _STAGES, stages)) if stages else [make(parts) for make in _STAGES.values()]
+        chain: Any = list(map(RemoteStage, _STAGES)) if stages else [make(parts) for make in _STAGES.values()]
         told: Any = {"log": ServedLog(parts.config.log.file), "tracer": Tracer(parts.config.tracing.endpoint)}
         self._recommender = Recommender(parts.bundle, settings.version, parts.inference, *chain, config=parts.config, **told)
         self._index = index_of(parts.bundle)
