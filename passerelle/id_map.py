@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrow import places_in
 from passerelle.errors import UserError
 
 Id = str | int
@@ -106,13 +107,7 @@ class IdMap:
         if pa.types.is_int64(self.type):
             places: npt.NDArray[np.int64] = np.searchsorted(self._sorted.to_numpy(), pc.fill_null(ids, 0).to_numpy())
             return np.minimum(places, len(self) - 1)
-        ids = pc.fill_null(ids, "")
-        low, high = np.zeros(len(ids), dtype=np.int64), np.full(len(ids), len(self) - 1)
-        for _ in range(len(self).bit_length()):  # all of them at once, by halves
-            middle = (low + high) // 2
-            is_after = pc.less(self._sorted.take(pa.array(middle)), ids).to_numpy(zero_copy_only=False)
-            low, high = np.where(is_after, np.minimum(middle + 1, high), low), np.where(is_after, high, middle)
-        return low
+        return places_in(self._sorted, pc.fill_null(ids, ""))
 
     def ids(self, rows: npt.NDArray[np.integer]) -> list[Id]:
         """Ids of rows that are in the map."""

@@ -60,7 +60,7 @@ class Networks:
                 self._load()
                 return
             except UserError as error:
-                if self._server is None or attempt == ATTEMPTS or not self._server.ends_within(_DYING_S):
+                if self._server is None or not self._server.started or attempt == ATTEMPTS or not self._server.ends_within(_DYING_S):
                     raise
                 logger.warning("Triton has ended and is started again: %s", error)
                 self._server.stop()
@@ -68,6 +68,8 @@ class Networks:
 
     def _load(self) -> None:
         if self._server is not None:
+            if not self._server.started:  # it could not be started again
+                self._server.start()
             self._server.wait_until_ready()
         try:
             asyncio.run(self._load_networks())

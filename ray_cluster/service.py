@@ -132,7 +132,7 @@ class Service:
                     if not self._closed.is_set():
                         self._networks.ensure()
                 pause_s = WATCH_S
-            except UserError as error:
+            except Exception as error:  # a full disk, too little memory: whatever it is, answers go on without the networks
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 logger.error("the networks are not served, and tried again in %.0f s: %s", pause_s, error)
             looked_at = time.monotonic()

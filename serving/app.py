@@ -3,8 +3,6 @@
 import json
 import logging
 import time
-import traceback
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,6 +19,7 @@ from serving.events.base import EventStoreError
 from serving.events.intake import EventIntake
 from serving.explorer import add_explorer
 from serving.gate import RETRY_AFTER_S, Gate, read_keys
+from serving.guard import Guard
 from serving.recommender import DeadlineError, Recommender, UnknownItemError
 from serving.schemas import ItemResponse, Problems, RecommendRequest, RecommendResponse, SimilarRequest, SimilarResponse
 from serving.stages import InferenceError
@@ -51,6 +50,8 @@ def build_app(recommender: Recommender, intake: EventIntake | None = None, telem
     app.add_middleware(Gate, limits=limits, keys=keys, refused=lambda status: telemetry.count("gate", str(status)))
     if limits.allowed_origins:  # outside of the gate: a browser asks without a key whether it may ask
         app.add_middleware(CORSMiddleware, allow_origins=list(limits.allowed_origins), allow_methods=["*"], allow_headers=["*"])
+
+    app.add_middleware(Guard, failed=lambda path: telemetry.count(_endpoint(path), "500"))
 
     @app.post("/v1/recommend", response_model=RecommendResponse, responses=_REFUSALS)
     async def recommend(request: RecommendRequest, http: Request) -> Response:
@@ -131,7 +132,7 @@ async def _works(intake: EventIntake) -> bool:
 
 def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
     def refuse(request: Request, status: int, problems: list[dict[str, Any]]) -> Response:
-        telemetry.count(_endpoint(request), str(status))
+        telemetry.count(_endpoint(request.url.path), str(status))
         headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else None
         # Plain ASCII, and nothing of the request but field names: whatever came in, this can be sent back.
         return Response(json.dumps({"detail": problems}), status_code=status, media_type="application/json", headers=headers)
@@ -151,13 +152,6 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
     for kind in (InferenceError, DeadlineError, EventStoreError):
         app.add_exception_handler(kind, unavailable)
 
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        """A mistake of ours: counted and said, without the values that it may carry."""
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        logger.error("500: %s at %s:%s in %s", type(error).__name__, Path(place.filename).name, place.lineno, place.name)
-        return refuse(request, 500, [{"loc": [], "msg": "this should not happen: it is in the log of the service"}])
-
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         return refuse(request, error.status_code, [{"loc": [], "msg": str(error.detail)}])
@@ -167,7 +161,6 @@ def _json(answer: BaseModel, status: int = 200) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json", status_code=status)
 
 
-def _endpoint(request: Request) -> str:
+def _endpoint(path: str) -> str:
     """A bounded set of names, whatever paths clients invent."""
-    path = request.url.path
     return _ENDPOINTS.get(path, "items" if path.startswith("/v1/items/") else "users" if path.startswith("/v1/users/") else "other")

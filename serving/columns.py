@@ -3,21 +3,18 @@
 Shape legend: R rows of the table, after `offset` rows that meet nothing (the special rows of items).
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from passerelle.arrow import ragged
 from passerelle.dataset import FeatureColumn, FeatureKind
 from passerelle.encoding import on_the_sphere, points
 from passerelle.errors import UserError
-from serving.filters import Contains, Equals, In, Leaf, Overlaps, Present, RadiusBy, Range, Value, Within
+from serving.filters import Contains, Equals, In, Leaf, Overlaps, Present, RadiusBy, Range, Within
+from serving.postings import finite, make_postings
 
 Mask = npt.NDArray[np.bool_]
 Float64Array = npt.NDArray[np.float64]
@@ -36,65 +33,6 @@ _OPERATIONS: dict[FeatureKind, tuple[str, ...]] = {
 """By kind of column; the others are for networks."""
 _NUMBERS: tuple[FeatureKind, ...] = ("numeric", "timestamp")
 _CODED: tuple[FeatureKind, ...] = ("categorical", "multi_categorical", "text", *_NUMBERS)
-
-
-@dataclass(frozen=True)
-class _Postings:
-    """The rows of each value of a column of single or several values; searched by halves, as a hash of millions of titles would not fit."""
-
-    values: pa.Array
-    """Distinct, in order."""
-    rows: npt.NDArray[np.int32]
-    starts: Int64Array
-
-    def rows_with(self, value: Value, where: str) -> npt.NDArray[np.int32]:
-        wanted, codes = self._checked(value, where), range(len(self.values))
-        first, after = (find(codes, wanted, key=lambda code: self.values[code].as_py()) for find in (bisect_left, bisect_right))
-        return self.rows[self.starts[first] : self.starts[after]]
-
-    def _checked(self, value: Value, where: str) -> Any:
-        kind = self.values.type
-        expected, fits = (
-            ("text", isinstance(value, str))
-            if _is_text(kind)
-            else ("true or false", isinstance(value, bool))
-            if pa.types.is_boolean(kind)
-            else ("numbers", isinstance(value, int | float) and not isinstance(value, bool))
-        )
-        if not fits:
-            raise UserError(f"{where} holds {expected}, got {value!r}")
-        return value
-
-
-def _is_text(value_type: pa.DataType) -> bool:
-    return bool(pa.types.is_string(value_type) or pa.types.is_large_string(value_type))
-
-
-def _finite(column: pa.Array) -> pa.Array:
-    """Nothing where there is no number, as files that know no nulls have it."""
-    return pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type)) if pa.types.is_floating(column.type) else column
-
-
-def _postings(table: pa.Table, feature: FeatureColumn, offset: int) -> _Postings:
-    if feature.kind == "multi_categorical":
-        offsets, _ = ragged(table, feature.name)
-        values = table.column(feature.name).combine_chunks().flatten()
-        rows = np.repeat(np.arange(table.num_rows), np.diff(offsets))
-    else:
-        column = _finite(table.column(feature.name).combine_chunks())
-        values = column.drop_null()
-        rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    encoded = values.dictionary_encode()
-    distinct = encoded.dictionary
-    ordered = pc.sort_indices(distinct.cast(pa.uint8()) if pa.types.is_boolean(distinct.type) else distinct)
-    place_of = np.empty(len(ordered), dtype=np.int32)
-    place_of[ordered.to_numpy()] = np.arange(len(ordered))
-    codes = place_of[encoded.indices.to_numpy(zero_copy_only=False)]
-    counts = np.bincount(codes, minlength=len(distinct))
-    rows_by_value = (rows[np.argsort(codes, kind="stable")] + offset).astype(np.int32)
-    return _Postings(distinct.take(ordered), rows_by_value, np.concatenate([[0], np.cumsum(counts)]))
 
 
 def arc_km(square_chords: Float64Array) -> Float64Array:
@@ -129,7 +67,7 @@ class _Places:
 
 
 def _numbers(table: pa.Table, feature: FeatureColumn, offset: int) -> Float64Array:
-    values = _finite(table.column(feature.name).combine_chunks()).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    values = finite(table.column(feature.name).combine_chunks()).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return np.concatenate([np.full(offset, np.nan), values])
 
 
@@ -155,7 +93,7 @@ class Columns:
         self.num_rows = table.num_rows + offset
         self.kinds = {feature.name: feature.kind for feature in features}
         self._things = things
-        self._postings = {feature.name: _postings(table, feature, offset) for feature in features if feature.kind in _CODED}
+        self._postings = {feature.name: make_postings(table, feature, offset) for feature in features if feature.kind in _CODED}
         self._places = {feature.name: _places(table, feature, offset) for feature in features if feature.kind == "place"}
         self._numbers = {feature.name: _numbers(table, feature, offset) for feature in features if feature.kind in _NUMBERS}
         self._in_time: dict[tuple[str, bool], npt.NDArray[np.int32]] = {}
@@ -222,8 +160,7 @@ class Columns:
                 postings = self._postings[condition.column]
                 values = condition.values if isinstance(condition, In) else (condition.value,)
                 mask_R = np.zeros(self.num_rows, dtype=bool)
-                for value in values:
-                    mask_R[postings.rows_with(value, where)] = True
+                mask_R[postings.rows_with(values, where)] = True
                 return mask_R
 
     def _between(self, numbers_R: Float64Array, low: float | None, high: float | None) -> Mask:
@@ -277,7 +214,7 @@ class Columns:
         postings = self._postings[radius_by.column]
         angles_R = np.zeros(self.num_rows)
         for value, radius_km in radius_by.radii_km.items():
-            rows = postings.rows_with(value, where)
+            rows = postings.rows_with([value], where)
             angles_R[rows] = np.maximum(angles_R[rows], _angle(radius_km))
         return np.where(angles_R > 0, angles_R, _angle(default_km))
 

@@ -150,7 +150,7 @@ class LiveEventsConfig(Config):
     Valkey), which several machines share."""
     file: Path | None = None
     """Of SQLite."""
-    keep_per_user: int = Field(default=1000, ge=1, le=100_000)
+    keep_per_user: int = Field(default=1000, ge=1, le=5000)
     """Newest events of a user that are read for a recommendation."""
     keep_days: float | None = Field(default=None, gt=0, le=36_500)
     """Events older than that are deleted; kept until they are erased, if absent."""
@@ -168,7 +168,7 @@ class LimitsConfig(Config):
     """How much is let in."""
 
     max_in_flight: int = Field(default=256, ge=1, le=10_000)
-    """Requests of one replica at a time; more are answered 429."""
+    """Requests of one replica at a time, of each kind: recommendations, events, all others. More are answered 429."""
     max_expected_ms: float = Field(default=80.0, gt=0)
     """A request that would take longer, as the last ones went and with what is before it, is answered 429: those that are let in are
     answered in time. A few are always let in."""
@@ -217,6 +217,9 @@ class ServingConfig(Config):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "ServingConfig":
+        for name, playlist in self.playlists.items():
+            if playlist.size > self.limits.max_k:
+                raise ValueError(f"playlists.{name}.size is {playlist.size}, limits.max_k {self.limits.max_k}")
         asked: dict[str, str] = {}
         for name, experiment in self.experiments.items():
             self._require(experiment.playlist, f"experiments.{name}.playlist")

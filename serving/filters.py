@@ -136,6 +136,7 @@ for _group in (And, Or, Not):
     _group.model_rebuild()
 
 MOST_CONDITIONS = 1000
+MOST_VALUES = 20_000
 DEEPEST = 50
 
 
@@ -154,6 +155,11 @@ def count_conditions(filters: Sequence[Filter]) -> int:
         inner = condition.conditions if isinstance(condition, And | Or) else [condition.condition] if isinstance(condition, Not) else []
         waiting += [(part, depth + 1) for part in inner]
     return count
+
+
+def count_values(filters: Sequence[Filter]) -> int:
+    """All values that the `in` conditions of some trees name."""
+    return sum(len(condition.values) for condition in leaves(filters) if isinstance(condition, In))
 
 
 def columns_of(filters: Sequence[Filter]) -> set[str]:

@@ -26,6 +26,7 @@ from serving.columns import Columns
 from serving.config import ServingConfig
 from serving.events.base import EventStore
 from serving.events.intake import EventIntake, open_store
+from serving.guard import StageBrokenError, place_of
 from serving.listener import Listener
 from serving.lookup import EmbeddingLookup
 from serving.ordering import Ordering
@@ -107,6 +108,8 @@ class StageReplica:
             return await getattr(self._stage, method)(*arguments, **options), None
         except (UserError, InferenceError) as error:
             return None, error
+        except Exception as error:  # ours; what it says may hold ids
+            return None, StageBrokenError(f"stage {type(self._stage).__name__}: {place_of(error)}")
 
     async def is_there(self) -> bool:
         """It is."""
@@ -141,7 +144,7 @@ class RemoteStage:
         try:
             answer, error = await self._handle.call.remote(method, *arguments, **options)
         except (RayError, RayServeException) as failure:  # its replica died, or there is none
-            raise InferenceError(f"stage {self._name}", "UNAVAILABLE", str(failure)) from None
+            raise InferenceError(f"stage {self._name}", "UNAVAILABLE", type(failure).__name__) from None
         if error is not None:
             raise error
         return answer

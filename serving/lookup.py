@@ -30,6 +30,8 @@ INFER_TIMEOUT_S = 2.0
 EVENTS_SHARE, ENCODER_SHARE = 0.3, 0.6
 """Of the time that is left: what fails takes no more, so that there is time for an answer without it."""
 ERASED_EVERY_S = 5.0
+_REST = 50
+"""Where very many are erased, who they are is asked less often: it takes a fiftieth of the time at most."""
 NO_HISTORY = History(*(np.empty(0, dtype=np.int64) for _ in History._fields))
 
 logger = logging.getLogger(__name__)
@@ -164,7 +166,7 @@ class EmbeddingLookup:
             within_s = min(timeout_s, self._events_config.timeout_ms / 1e3)
             state = await asyncio.wait_for(self._events.user(user_id, self._events_config.keep_per_user), within_s)
         except (EventStoreError, TimeoutError) as error:
-            logger.warning("without events: %s", error or "the store took too long")
+            logger.warning("without events: %s", str(error) or "the store took too long")
             # Whoever asked to be forgotten stays so while the store is away; of whom it is not known, nothing is known.
             digest = user_digest(user_id)
             erased = self._erased is None or digest in self._erased or digest in self._events.erased_here
@@ -180,9 +182,10 @@ class EmbeddingLookup:
         """Remember who is erased, also by other processes and while nobody asks, for when the store is away."""
         assert self._events is not None, "no store"
         while True:
+            begun = time.monotonic()
             with contextlib.suppress(EventStoreError):
                 self._erased = await self._events.erased()
-            await asyncio.sleep(ERASED_EVERY_S)
+            await asyncio.sleep(ERASED_EVERY_S + _REST * (time.monotonic() - begun))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

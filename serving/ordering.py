@@ -73,7 +73,8 @@ class Ordering:
         by_score = np.argsort(-scores_C, kind="stable")
         margin_C = None if ordering.margin is None else ordering.margin(candidates)
         adjusted_C = self._adjusted(ordering, rows_C, scores_C, margin_C)
-        order: list[int] = np.argsort(-adjusted_C, kind="stable").tolist()
+        fills_up_C = np.arange(len(rows_C)) >= (len(rows_C) if candidates.num_found is None else candidates.num_found)
+        order: list[int] = np.lexsort((-adjusted_C, fills_up_C)).tolist()
         for cap, groups in zip(config.caps, ordering.cap_groups, strict=True):
             order = capped(order, groups(candidates), cap.most)
         # Nobody looks at more, and each place costs a look at all candidates.

@@ -34,6 +34,8 @@ from serving.tracing import Tracer
 
 T = TypeVar("T")
 SIMILAR_K = 10
+RANKER_SHARE = 0.8
+"""Of the time that is left: what comes after a ranker that hangs needs some, too."""
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ class Recommender:
             candidates = await _within(self._retrieval.run(request, query, playlist), until)
         retrieved = time.perf_counter()
         with self.tracer.stage("ranking"):
-            scores_C, degraded = await self._ranked(query, candidates, timestamp_ms, until - retrieved)
+            scores_C, degraded = await self._ranked(query, candidates, timestamp_ms, RANKER_SHARE * (until - retrieved))
         ranked = time.perf_counter()
         with self.tracer.stage("ordering"):
             items = await _within(self._ordering.run(candidates, scores_C, k, arm.playlist, debug=request.debug), until)
@@ -183,7 +185,7 @@ class Recommender:
             if not np.isfinite(scores_C).all():
                 raise InferenceError(RANKER, "INTERNAL", "scores that are no numbers")
         except (InferenceError, TimeoutError) as error:
-            logger.warning("without the ranker: %s", error or "it took too long")
+            logger.warning("without the ranker: %s", str(error) or "it took too long")
             return candidates.scores_C, (*query.degraded, RANKER_DOWN)
         return scores_C, query.degraded
 
@@ -195,7 +197,7 @@ class Recommender:
             UserError: more items are asked for than there are, or a filter does not fit.
             DeadlineError: the time is over.
         """
-        k = min(SIMILAR_K, self.bundle.manifest.num_items) if request.k is None else self._checked_k(request.k)
+        k = min(SIMILAR_K, self.config.limits.max_k, self.bundle.manifest.num_items) if request.k is None else self._checked_k(request.k)
         rows = [self._row(item_id) for item_id in ((request.item_id,) if request.item_id is not None else request.item_ids)]
         until = self._until(request.deadline_ms)
         candidates = await _within(self._retrieval.similar(request, rows, k), until)

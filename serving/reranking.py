@@ -78,12 +78,11 @@ def maximal_marginal_relevance(order_O: Sequence[int], scores_C: FloatArray, vec
 
 
 def pinned(order: Sequence[int], pins: Sequence[tuple[int, int]], k: int) -> list[int]:
-    """k places with some positions put in the places (from 1) they are pinned to, the others as they were. A pin beyond them moves nothing.
+    """k places with some positions put in the places (from 1) they are pinned to, the others as they were.
 
-    >>> pinned([0, 1, 2], [(2, 1), (0, 9)], 3)
+    >>> pinned([0, 1, 2], [(2, 1)], 3)
     [2, 0, 1]
     """
-    pins = [pin for pin in pins if pin[1] <= k]
     there = {position for position, _ in pins}
     answer = [position for position in order if position not in there]
     for position, place in sorted(pins, key=lambda pin: pin[1]):

@@ -71,8 +71,7 @@ class Retrieval:
             self._fixed = self._checked(Catalogue(items))
         else:
             self._offers = WatchedFile(offers.file, lambda path: self._checked(Catalogue(items, read_offers(path, bundle.item_ids))))
-        num_offers = 0 if self._catalogue.offers is None else self._catalogue.offers.table.num_rows
-        self._is_large = bundle.manifest.num_items + num_offers > apart_from
+        self._num_items, self._apart_from = bundle.manifest.num_items, apart_from
         self._rules = HardRules(self._config.rules, bundle.item_ids, self._catalogue)
         self._pins = {pin.item_id: self._row(pin.item_id) for playlist in self._config.playlists.values() for pin in playlist.ordering.pins}
         for name, playlist in self._config.playlists.items():
@@ -95,7 +94,9 @@ class Retrieval:
 
     async def _apart(self, work: Callable[[], Candidates]) -> Candidates:
         """In a thread where it may take long: others are answered meanwhile, and a deadline can end the waiting."""
-        return await asyncio.to_thread(work) if self._is_large else work()
+        offers = self._catalogue.offers
+        is_large = self._num_items + (0 if offers is None else offers.table.num_rows) > self._apart_from
+        return await asyncio.to_thread(work) if is_large else work()
 
     def _run(self, request: RecommendRequest, query: Query, playlist: Playlist) -> Candidates:
         catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
@@ -107,17 +108,20 @@ class Retrieval:
         wanted = max(k, self._num_candidates)
         found = () if query.query_D is None else self._found(playlist.sources, search, wanted)
         if query.query_D is not None and found and (any(len(one.rows_K) for one in found) or not search.allowed.any()):
-            found = self._filled(found, search, k)
             rows_C, scores_C = self._by_query(found, query.query_D)
-            fallback = None
+            fallback, mixed = None, False
         else:  # also where no source finds anything: each lacks a place, for instance
-            found = self._filled(self._cold(playlist, search, wanted), search, k)
+            found = self._cold(playlist, search, wanted)
             rows_C, scores_C = _in_turns(found)
             rows_C, scores_C = rows_C[:wanted], scores_C[:wanted]
+            fallback, mixed = POPULARITY, sum(len(one.rows_K) > 0 for one in found) > 1
+        num_found = len(rows_C)
+        rows_C, scores_C, found = self._filled(search, k, rows_C, scores_C, found)
+        if fallback is not None:
             fallback = "+".join(dict.fromkeys(one.source for one in found if len(one.rows_K))) or POPULARITY
+            mixed = mixed or len(rows_C) > num_found
         rows_C, scores_C, found = self._with_pins(playlist, search, rows_C, scores_C, found)
-        mixed = fallback is not None and sum(len(one.rows_K) > 0 for one in found) > 1
-        return Candidates(rows_C, scores_C, found, mixed, fallback, self._best_offers(search, rows_C))
+        return Candidates(rows_C, scores_C, found, mixed, fallback, self._best_offers(search, rows_C), num_found)
 
     def _similar(self, request: SimilarRequest, rows: Sequence[int], k: int) -> Candidates:
         catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
@@ -178,15 +182,24 @@ class Retrieval:
         with items like those of the history instead of personal ones."""
         sources = playlist.cold_sources or self._config.cold_start.sources
         if ENCODER_DOWN in search.query.degraded and len(search.query.history_L):
-            sources = tuple(SourceConfig(kind="similar") if source.kind == "personal" else source for source in playlist.sources)
+            listed = any(source.kind == "similar" for source in playlist.sources)
+            likes = (source.model_copy(update={"kind": "similar"}) if source.kind == "personal" else source for source in playlist.sources)
+            sources = tuple(like for like, source in zip(likes, playlist.sources, strict=True) if source.kind != "personal" or not listed)
         return self._found(sources, search, wanted)
 
-    def _filled(self, found: tuple[Found, ...], search: Search, k: int) -> tuple[Found, ...]:
-        """With what is popular, where the sources do not find the k items that filters and rules would let pass."""
-        there = len(np.unique(np.concatenate([one.rows_K for one in found]))) if found else 0
-        if there >= k or there == np.count_nonzero(search.allowed):
-            return found
-        return (*found, self._sources.popular(search.allowed_R, k))
+    def _filled(
+        self, search: Search, k: int, rows_C: Int64Array, scores_C: Float32Array, found: tuple[Found, ...]
+    ) -> tuple[Int64Array, Float32Array, tuple[Found, ...]]:
+        """What is popular after what was found, where that is less than the k items that filters and rules would let pass."""
+        if len(rows_C) >= k or len(rows_C) == np.count_nonzero(search.allowed):
+            return rows_C, scores_C, found
+        popular = self._sources.popular(search.allowed_R, k)
+        new_K = ~np.isin(popular.rows_K, rows_C)
+        rows_F, counts_F = popular.rows_K[new_K], popular.scores_K[new_K]
+        query_D = search.query.query_D
+        scores_F = counts_F if query_D is None else (self._vectors_RD[rows_F] @ query_D).astype(np.float32)
+        fill = Found(POPULARITY, rows_F, counts_F)
+        return np.concatenate([rows_C, rows_F]), np.concatenate([scores_C, scores_F]), _together((*found, fill))
 
     def _by_query(self, found: Sequence[Found], query_D: Float32Array) -> tuple[Int64Array, Float32Array]:
         """Every row once, by inner product with the query."""
@@ -242,6 +255,17 @@ class Retrieval:
 NOBODY = Query(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), None, 0, 0.0)
 
 
+def _together(found: Sequence[Found]) -> tuple[Found, ...]:
+    """Every source once, with what it found first before what it found later."""
+    parts: dict[str, list[Found]] = {}
+    for one in found:
+        parts.setdefault(one.source, []).append(one)
+    return tuple(
+        Found(name, np.concatenate([one.rows_K for one in same]), np.concatenate([one.scores_K for one in same]))
+        for name, same in parts.items()
+    )
+
+
 def _in_turns(found: Sequence[Found]) -> tuple[Int64Array, Float32Array]:
     """The first of each source, then the second of each, and so on; every row once, with the score of the source that came first."""
     if len(found) == 1:
@@ -259,3 +283,5 @@ def _check_source(source: SourceConfig, catalogue: Catalogue, where: str) -> Non
     if source.column is not None:
         kinds = ("timestamp",) if source.kind in ("new", "soon") else ("place",)
         catalogue.require(source.column, kinds, f"{where}: source {source.kind!r}")
+        if source.kind in ("new", "soon"):
+            catalogue.put_in_time(source.column, ahead=source.kind == "soon")

@@ -8,7 +8,7 @@ from pydantic import Field, JsonValue, StrictBool, StrictFloat, StrictInt, Stric
 
 from passerelle.config import Config
 from serving.config import MAX_K
-from serving.filters import MOST_CONDITIONS, Filter, count_conditions
+from serving.filters import MOST_CONDITIONS, MOST_VALUES, Filter, count_conditions, count_values
 from serving.incoming import Incoming, Several
 
 MAX_HISTORY_ITEMS = 100_000
@@ -48,6 +48,8 @@ class Context(Incoming):
 def _refuse_forest(filters: Sequence[Filter]) -> None:
     if (count := count_conditions(filters)) > MOST_CONDITIONS:
         raise ValueError(f"filters has {count} conditions, at most {MOST_CONDITIONS} are possible")
+    if (count := count_values(filters)) > MOST_VALUES:
+        raise ValueError(f"filters names {count} values, at most {MOST_VALUES} are possible")
 
 
 class RecommendRequest(Incoming):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ class ServedLog:
         self._path = path
         self._file: IO[bytes] | None = None
         self._looked_at = 0.0
+        self._writing = threading.Lock()
         self._failing = False
         if path is None:
             return
@@ -73,8 +75,9 @@ class ServedLog:
         if self._file is None:
             return
         try:
-            self._follow()
-            self._file.write(json.dumps({"at_ms": time.time_ns() // 1_000_000, **line}).encode() + b"\n")
+            with self._writing:
+                self._follow()
+                self._file.write(json.dumps({"at_ms": time.time_ns() // 1_000_000, **line}).encode() + b"\n")
         except OSError as error:  # an answer does not wait for room on a disk
             already, self._failing = self._failing, True
             if not already:

@@ -90,3 +90,5 @@ class Candidates:
     """Named where the user got something else than what is personal."""
     offers: tuple[dict[str, Any] | None, ...] | None = None
     """[C] the best offer of each; None where there are no offers."""
+    num_found: int | None = None
+    """So many the sources found, which stand first; those after them fill the answer up, and come after them whatever their scores."""

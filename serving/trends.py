@@ -70,14 +70,13 @@ class Trends:
         self._clock = clock
         self._half_lives_hours = {days: 24 * days for days in half_lives_days}
         now_ms = int(1e3 * clock())
-        newest_ms = _newest(bundle.histories[1].values, now_ms)
+        newest_ms = _newest(bundle.histories[1].values, now_ms) if half_lives_days else 0
         self._reference_hour = newest_ms // HOUR_MS
         """Weights of closed hours are as of then."""
         self._next_hour = self._reference_hour + 1
         self._closed_R = {days: _in_bundle(bundle, now_ms, newest_ms, days * 24 * HOUR_MS) for days in half_lives_days}
         self._of_bundle = {days: _ranked(weights_R) for days, weights_R in self._closed_R.items()}
         self._trends = {days: Trend(ranked_N, self._closed_R[days].astype(np.float32)) for days, ranked_N in self._of_bundle.items()}
-        self._read_at = -np.inf
         self._reading: asyncio.Task[None] | None = None
 
     def trend(self, half_life_days: float) -> Trend:
@@ -85,12 +84,9 @@ class Trends:
         return self._trends[half_life_days]
 
     def keep_up(self) -> None:
-        """Read in the background what happened since, if that is due."""
-        if self._events is None or not self._trends or time.monotonic() - self._read_at < EVERY_S:
-            return
-        if self._reading is None or self._reading.done():
-            self._read_at = time.monotonic()
-            self._reading = asyncio.create_task(self._read_or_say())
+        """From now on read in the background what happens."""
+        if self._events is not None and self._trends and (self._reading is None or self._reading.done()):
+            self._reading = asyncio.create_task(self._keep_reading())
 
     async def read(self) -> None:
         """Take in what happened since.
@@ -104,13 +100,15 @@ class Trends:
         told = await self._events.hourly(max(self._next_hour, now_hour - LOOKS_BACK_HOURS), now_hour)
         await asyncio.to_thread(self._take_in, told, now_hour)
 
-    async def _read_or_say(self) -> None:
-        try:
-            await self.read()
-        except EventStoreError as error:
-            logger.warning("trends without the latest events: %s", error)
-        except Exception as error:  # nobody waits for it, so that nobody else would tell
-            logger.error("trends without the latest events: %s", type(error).__name__)
+    async def _keep_reading(self) -> None:
+        while True:
+            try:
+                await self.read()
+            except EventStoreError as error:
+                logger.warning("trends without the latest events: %s", error)
+            except Exception as error:  # nobody waits for it, so that nobody else would tell
+                logger.error("trends without the latest events: %s", type(error).__name__)
+            await asyncio.sleep(EVERY_S)
 
     def _take_in(self, told: Sequence[HourlyCount], now_hour: int) -> None:
         counts = _known(self._item_ids, told)
@@ -119,12 +117,14 @@ class Trends:
         closed, still_open = counts[closed_H], counts[~closed_H]
         reference_hour = int(closed.hours_H.max(initial=self._reference_hour))
         newest_hour = int(still_open.hours_H.max(initial=reference_hour))
+        all_closed_R, trends = {}, {}
         for days, half_life_hours in self._half_lives_hours.items():
             closed_R = _with(self._closed_R[days], self._reference_hour, closed, reference_hour, half_life_hours)
             weights_R = _with(closed_R, reference_hour, still_open, newest_hour, half_life_hours)
             order_N = self._of_bundle[days]
-            self._closed_R[days] = closed_R
-            self._trends[days] = Trend(order_N[np.argsort(-weights_R[order_N], kind="stable")], weights_R.astype(np.float32))
+            all_closed_R[days] = closed_R
+            trends[days] = Trend(order_N[np.argsort(-weights_R[order_N], kind="stable")], weights_R.astype(np.float32))
+        self._closed_R, self._trends = all_closed_R, trends
         self._reference_hour, self._next_hour = reference_hour, max(self._next_hour, open_from)
 
 

@@ -111,6 +111,11 @@ class TritonServer:
             time.sleep(0.05)
 
     @property
+    def started(self) -> bool:
+        """Whether there is a process, be it at its end."""
+        return self._process is not None
+
+    @property
     def ended(self) -> bool:
         """Whether the process was started and has come to an end by itself."""
         return self._process is not None and self._process.poll() is not None

@@ -24,23 +24,30 @@ except ImportError as error:  # an extra
 
 _APPEND = """
 local new = {}
+local keeps_all = ARGV[2] == '0'
 for place = 3, #ARGV, 3 do
-    if redis.call('HSETNX', KEYS[1], ARGV[place], ARGV[place + 1]) == 1 then
+    local is_kept = keeps_all or tonumber(ARGV[place + 2]) >= tonumber(ARGV[1])
+    if is_kept and redis.call('HSETNX', KEYS[1], ARGV[place], ARGV[place + 1]) == 1 then
         redis.call('ZADD', KEYS[2], ARGV[place + 2], ARGV[place])
         table.insert(new, ARGV[place + 1])
     end
 end
-if ARGV[2] == '0' then
+local gone = {}
+if keeps_all then
     redis.call('PERSIST', KEYS[1])
     redis.call('PERSIST', KEYS[2])
 else
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[1])) do redis.call('HDEL', KEYS[1], id) end
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[1])) do
+        table.insert(gone, redis.call('HGET', KEYS[1], id))
+        redis.call('HDEL', KEYS[1], id)
+    end
     redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[1])
     redis.call('EXPIRE', KEYS[1], ARGV[2])
     redis.call('EXPIRE', KEYS[2], ARGV[2])
 end
-return new
+return {new, gone}
 """
+# Lua has room for some 8,000 values on its stack: `keep_per_user` is below that.
 _USER = """
 local ids = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)
 local events = {}
@@ -56,16 +63,15 @@ redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 redis.call('INCR', KEYS[4])
 return events
 """
-# An item without events is not named: it may be of somebody who was erased. Below zero it is: the events are counted a little later.
+# An item without events is not named: it may be of somebody who was erased.
 _COUNT = """
-if redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2]) == 0 then redis.call('HDEL', KEYS[1], ARGV[1]) end
+if tonumber(ARGV[2]) < 0 and redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return end
+if redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2]) <= 0 then redis.call('HDEL', KEYS[1], ARGV[1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
 _ALL_ERASED = "passerelle:erased"
 _CONNECTIONS = 32
 _HOURS_KEPT_S = 90 * DAY_S
-_MOST_UNPACKED = 5000
-"""Lua has room for some 8,000 values on its stack."""
 
 logger = logging.getLogger(__name__)
 
@@ -112,15 +118,17 @@ class RedisEventStore:
             async with self._client.pipeline(transaction=False) as pipeline:  # the server writes all of it to disk at once
                 for user_id, arguments in by_user.items():
                     await self._append(keys=_keys(user_id), args=arguments, client=pipeline)
-                new = [value for values in await pipeline.execute() for value in values]
+                answers = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise _failed(error) from None
+        new, gone = ([value for answer in answers for value in answer[part]] for part in (0, 1))
         await self._count(new, 1)
+        await self._count(gone, -1)
         return len(new)
 
     async def user(self, user_id: str, limit: int) -> UserState:
         try:
-            found, identity, erasures = await self._user(keys=_keys(user_id), args=[min(limit, _MOST_UNPACKED)])
+            found, identity, erasures = await self._user(keys=_keys(user_id), args=[limit])
         except (RedisError, OSError) as error:
             raise _failed(error) from None
         # The script gives values without their ids: nobody downstream needs them.

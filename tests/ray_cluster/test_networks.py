@@ -70,6 +70,22 @@ def test_a_triton_whose_end_cannot_be_seen_yet_is_started_again(repository: Path
         assert killed_s and asyncio.run(ready(networks.address)) == [True, True]
 
 
+def test_one_that_could_not_be_started_again_is_started_later(repository: Path, tmp_path: Path) -> None:
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    with Networks(models, 1) as networks:
+        networks.ensure()
+        models.rename(tmp_path / "elsewhere")
+        triton().kill()
+        while not networks.ended:
+            pass
+        for _ in range(2):
+            with pytest.raises(UserError, match="no such model repository"):
+                networks.ensure()
+        (tmp_path / "elsewhere").rename(models)
+        networks.ensure()
+        assert asyncio.run(ready(networks.address)) == [True, True]
+
+
 def test_what_is_wrong_with_a_model_is_told_at_once(repository: Path, tmp_path: Path) -> None:
     models = Path(shutil.copytree(repository, tmp_path / "models"))
     (models / "ranker" / "1" / "model.onnx").write_bytes(b"")

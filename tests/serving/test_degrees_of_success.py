@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import uvicorn
 
 from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle
 from passerelle.config import validate
 from passerelle.errors import UserError
+from serving import graph
 from serving.app import build_app
 from serving.config import ServingConfig
+from serving.ports import free_ports
 from serving.recommender import DeadlineError, Recommender
 from serving.retrieval import Retrieval
 from serving.retrievers.plan import Retriever
@@ -75,6 +79,27 @@ def test_what_sources_lack_is_filled_up(bundle: Bundle, offers: Path) -> None:
     assert {one.name for item in some.items for one in item.sources} == {"soon", "popularity"}
 
 
+@pytest.mark.parametrize("user_id", [None, KNOWN_USER])
+def test_what_fills_up_comes_after_what_was_found(bundle: Bundle, user_id: int | None) -> None:
+    nine = [source("trending", candidates=9)]
+    four = [source("popular", candidates=4)]
+    playlists = {"p": {"sources": nine, "cold_sources": nine}, "q": {"sources": four, "cold_sources": four}}
+    recommender = recommender_with(bundle, config_with(playlists=playlists))
+    items = ask(recommender, user_id=user_id, playlist="p", k=12).items
+    assert [any(one.name == "trending" for one in item.sources) for item in items] == [True] * 9 + [False] * 3
+    again = ask(recommender, user_id=user_id, playlist="q", k=10)
+    assert [[one.name for one in item.sources] for item in again.items] == [["popularity"]] * 10, "each source once"
+    assert sorted(item.sources[0].rank for item in again.items) == list(range(1, 11))
+
+
+def test_items_like_those_of_a_history_are_named_once(bundle: Bundle) -> None:
+    sources = [{"kind": "personal"}, {"kind": "similar", "candidates": 40}]
+    broken = recommender_of(bundle, Broken(bundle, QUERY_ENCODER, None), 7, config_with(playlists={"p": {"sources": sources}}))
+    found = ask(broken, user_id=KNOWN_USER, playlist="p")
+    assert [[one.name for one in item.sources] for item in found.items] == [["similar"]] * 10
+    assert all(-1.001 <= item.score <= 1.001 for item in found.items), "cosines"
+
+
 def test_what_cannot_be_filled_up_is_not_called_a_fallback(bundle: Bundle) -> None:
     nothing = [{"op": "equals", "column": "kind", "value": "no such kind"}]
     answer = ask(recommender_with(bundle, ServingConfig()), user_id=KNOWN_USER, filters=nothing)
@@ -126,6 +151,27 @@ def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(bundle: Bundl
     assert max(asyncio.run(both())) < 0.4
 
 
+def test_a_ranker_that_hangs_leaves_time_for_what_comes_after_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each stage is a journey away."""
+    recommender = recommender_of(bundle, OnnxInference(bundle), 7)
+
+    async def hang(*_: Any, **__: Any) -> Any:
+        await asyncio.sleep(5)
+
+    def far(run: Any) -> Any:
+        async def later(*arguments: Any, **options: Any) -> Any:
+            await asyncio.sleep(0.01)
+            return await run(*arguments, **options)
+
+        return later
+
+    for stage in (recommender._lookup, recommender._retrieval, recommender._ordering):
+        monkeypatch.setattr(stage, "run", far(stage.run))
+    monkeypatch.setattr(recommender._ranking, "run", hang)
+    answer = ask(recommender, user_id=KNOWN_USER, deadline_ms=400)
+    assert answer.degraded == ("ranker",) and len(answer.items) == 10
+
+
 def test_an_ordering_that_hangs_ends_with_the_deadline(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
 
@@ -166,6 +212,42 @@ def test_a_mistake_of_ours_is_counted_and_said_without_values(
     assert 'passerelle_requests_total{endpoint="recommend",outcome="500"} 1.0' in call(app, "/metrics", None).text
 
 
+def test_a_mistake_of_ours_in_a_stage_elsewhere_carries_no_values(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = graph.GraphSettings(
+        bundle=bundle.path, version=1, triton="127.0.0.1:9", serving=config_with(events={"store": "none"}, playlists={"p": {"size": 3}})
+    )
+    stage = graph.StageReplica("retrieval", settings)
+
+    async def fail(*_: Any) -> None:
+        raise KeyError("user 1003")
+
+    monkeypatch.setattr(stage._stage, "run", fail)
+    answer, error = asyncio.run(stage.call("run", "request"))
+    assert answer is None and type(error).__name__ == "StageBrokenError" and "KeyError at" in str(error) and "1003" not in str(error)
+
+
+def test_the_servers_own_log_has_no_values_either(
+    bundle: Bundle, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender = recommender_of(bundle, OnnxInference(bundle), 7)
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        raise KeyError("user 1003")
+
+    monkeypatch.setattr(recommender._lookup, "run", fail)
+    (port,) = free_ports(1)
+    server = uvicorn.Server(uvicorn.Config(build_app(recommender), host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/recommend", json={"user_id": KNOWN_USER})
+    server.should_exit = True
+    thread.join()
+    written = capfd.readouterr()
+    assert answer.status_code == 500 and "1003" not in written.err + written.out and "Traceback" not in written.err
+
+
 MANY = 100_000
 WITHIN = {"op": "within", "column": "a", "latitude": 1, "longitude": 1, "radius_km": 1}
 
@@ -174,6 +256,7 @@ WITHIN = {"op": "within", "column": "a", "latitude": 1, "longitude": 1, "radius_
     "body",
     [
         {"filters": [{"op": "in", "column": "kind", "values": [None] * 10_000}] * 36},
+        {"filters": [{"op": "in", "column": "kind", "values": ["a"] * 10_000}] * 3},
         {"filters": [{"op": "or", "conditions": [None] * MANY}]},
         {"filters": [{**WITHIN, "radius_by": {"column": "x", "radii_km": dict.fromkeys(map(str, range(MANY)))}}]},
         {"history": [0.5] * MANY},
@@ -183,7 +266,7 @@ WITHIN = {"op": "within", "column": "a", "latitude": 1, "longitude": 1, "radius_
         {"context": dict.fromkeys(map(str, range(MANY)), 0)},
         {"user_features": dict.fromkeys(map(str, range(MANY)), 0)},
     ],
-    ids=["values", "conditions", "radii", "history", "times", "similar_to", "fields", "context", "features"],
+    ids=["values", "many values", "conditions", "radii", "history", "times", "similar_to", "fields", "context", "features"],
 )
 def test_little_is_said_of_many_mistakes(recommender: Recommender, body: dict[str, Any]) -> None:
     """Pydantic makes an object of each mistake: a body of 2 MB once gave an answer of 144 MB after 24 s."""
@@ -197,6 +280,10 @@ def test_the_most_items_of_one_answer(bundle: Bundle) -> None:
     with pytest.raises(UserError, match=r"k: 21 is more than the 20 items that this service gives at a time"):
         ask(recommender, user_id=KNOWN_USER, k=21)
     assert len(asyncio.run(recommender.similar(SimilarRequest(item_id=17))).items) == 10
+    few = recommender_with(bundle, config_with(limits={"max_k": 5}))
+    assert len(asyncio.run(few.similar(SimilarRequest(item_id=17))).items) == 5
+    with pytest.raises(UserError, match=r"playlists.p.size is 50, limits.max_k 20"):
+        config_with(limits={"max_k": 20}, playlists={"p": {"size": 50}})
 
 
 def test_without_the_explorer_nobody_sees_users_and_histories(bundle: Bundle) -> None:

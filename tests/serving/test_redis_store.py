@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from serving.config import LiveEventsConfig
-from serving.events.base import EventStore, EventStoreError, user_digest
+from serving.events.base import HOUR_MS, EventStore, EventStoreError, user_digest
 from serving.events.intake import open_store
-from tests.serving.stores import DURABLE, event, needs_redis, redis_store, start_redis, with_store
+from tests.serving.stores import DURABLE, event, needs_redis, new_user, redis_store, start_redis, with_store
 
 
 @needs_redis
@@ -197,3 +197,24 @@ def test_what_a_server_acknowledged_survives_its_kill_9(tmp_path: Path) -> None:
     finally:
         server.terminate()
         server.wait()
+
+
+@needs_redis
+def test_counts_by_hour_name_nothing_that_is_gone(redis_url: str) -> None:
+    """Neither what was erased after its hour had been forgotten, nor what was too old to be kept, nor what was deleted for its age."""
+    user, now_hour = new_user(), int(time.time()) // 3600
+    recent, old = now_hour * HOUR_MS, (now_hour - 48) * HOUR_MS
+
+    async def main() -> None:
+        everything, a_day = redis_store(redis_url), redis_store(redis_url, keep_days=1.0)
+        assert await everything.append([event(user, "a", old, "first"), event(user, "b", recent, "second")]) == 2
+        assert await a_day.append([event(user, "c", recent, "third"), event(user, "d", old, "too old")]) == 1
+        assert sorted(await everything.hourly(now_hour - 50, now_hour)) == [(now_hour, "second", 1), (now_hour, "third", 1)]
+        client: Any = everything._client  # type: ignore[attr-defined]
+        await client.delete(f"passerelle:hour:{now_hour}")  # as after its time
+        assert await everything.erase(user) == 2
+        assert await client.hgetall(f"passerelle:hour:{now_hour}") == {}
+        await everything.close()
+        await a_day.close()
+
+    asyncio.run(main())
