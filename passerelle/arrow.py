@@ -32,14 +32,26 @@ def read_table(path: Path) -> pa.Table:
         raise UserError(f"{path}: cannot be read as an Arrow file ({error})") from None
 
 
-def places_in(texts: pa.Array, wanted: pa.Array) -> npt.NDArray[np.int64]:
-    """Where each of some texts is among distinct ones in order, if it is there: all of them at once, by halves. Neither has gaps."""
-    low, high = np.zeros(len(wanted), dtype=np.int64), np.full(len(wanted), len(texts) - 1)
-    for _ in range(len(texts).bit_length()):
-        middle = (low + high) // 2
-        is_after = pc.less(texts.take(pa.array(middle)), wanted).to_numpy(zero_copy_only=False)
-        low, high = np.where(is_after, np.minimum(middle + 1, high), low), np.where(is_after, high, middle)
-    return low
+def places_in(ordered: pa.Array, wanted: pa.Array) -> npt.NDArray[np.int64]:
+    """Where each of some values is among distinct ones in order, -1 where it is not; texts are searched all at once, by halves.
+
+    Args:
+        ordered: texts or numbers, without gaps.
+        wanted: of the same type; a gap is nowhere.
+    """
+    if not len(ordered) or not len(wanted):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    if pa.types.is_string(ordered.type) or pa.types.is_large_string(ordered.type):
+        filled = pc.fill_null(wanted, "")
+        low, high = np.zeros(len(wanted), dtype=np.int64), np.full(len(wanted), len(ordered) - 1)
+        for _ in range(len(ordered).bit_length()):
+            middle = (low + high) // 2
+            is_after = pc.less(ordered.take(pa.array(middle)), filled).to_numpy(zero_copy_only=False)
+            low, high = np.where(is_after, np.minimum(middle + 1, high), low), np.where(is_after, high, middle)
+    else:
+        low = np.minimum(np.searchsorted(ordered.to_numpy(), pc.fill_null(wanted, 0).to_numpy()), len(ordered) - 1)
+    there = pc.fill_null(pc.equal(ordered.take(pa.array(low)), wanted), False).to_numpy(zero_copy_only=False)
+    return np.where(there, low, -1)
 
 
 def column(table: pa.Table, name: str, dtype: type[S]) -> npt.NDArray[S]:

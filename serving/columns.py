@@ -53,6 +53,10 @@ class _Places:
     heights: Float64Array
     """Third coordinate of `northwards`: the sine of the latitude."""
 
+    def square_chords(self, centre: Float64Array, rows: npt.NDArray[np.integer]) -> Float64Array:
+        """Squares of the straight ways to some rows: exact for small distances, too. NaN where there is no place."""
+        return np.asarray(np.square(self.points_R3[rows] - centre).sum(axis=1))
+
     def within(self, centre: Float64Array, angles: Float64Array | float) -> tuple[npt.NDArray[np.int32], Float64Array]:
         """Rows no farther than an angle (of each row or of all), and the squares of their chords."""
         widest = float(np.max(angles))
@@ -60,7 +64,7 @@ class _Places:
         margin = 1e-9  # the rounding of two sines
         low, high = (np.sin(np.clip(latitude + side, -np.pi / 2, np.pi / 2)) + np.sign(side) * margin for side in (-widest, widest))
         band = self.northwards[np.searchsorted(self.heights, low, "left") : np.searchsorted(self.heights, high, "right")]
-        squares = np.square(self.points_R3[band] - centre).sum(axis=1)  # of chords: exact for small distances, too
+        squares = self.square_chords(centre, band)
         limits = angles if isinstance(angles, float) else angles[band]
         near = squares <= (2 * np.sin(limits / 2)) ** 2
         return band[near], squares[near]
@@ -200,7 +204,7 @@ class Columns:
 
     def square_chords(self, name: str, latitude: float, longitude: float, rows: npt.NDArray[np.integer]) -> Float64Array:
         """Of the way from a point to some rows; NaN where there is no place."""
-        return np.asarray(np.square(self._places[name].points_R3[rows] - on_the_sphere(latitude, longitude)).sum(axis=1))
+        return self._places[name].square_chords(on_the_sphere(latitude, longitude), rows)
 
     def angles(self, default_km: float, radius_by: RadiusBy, path: str) -> Float64Array:
         """The radius of each row as an angle.

@@ -3,7 +3,6 @@
 import asyncio
 import codecs
 import hmac
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from passerelle.errors import UserError
 from serving.config import LimitsConfig
+from serving.guard import send_problem
 from serving.watched_file import WatchedFile
 
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/")
@@ -97,10 +97,7 @@ class Gate:
 
     async def _refuse(self, send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None) -> None:
         self._refused(status)
-        body = json.dumps({"detail": [{"loc": [], "msg": message}]}).encode()
-        all_headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode(), **(headers or {})}
-        await send({"type": "http.response.start", "status": status, "headers": list(all_headers.items())})
-        await send({"type": "http.response.body", "body": body})
+        await send_problem(send, status, message, headers)
 
 
 _RETRY = {b"retry-after": str(RETRY_AFTER_S).encode()}

@@ -18,6 +18,14 @@ def place_of(error: BaseException) -> str:
     return f"{type(error).__name__}{where}"
 
 
+async def send_problem(send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None) -> None:
+    """An answer of one problem, in plain ASGI."""
+    body = json.dumps({"detail": [{"loc": [], "msg": message}]}).encode()
+    all_headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode(), **(headers or {})}
+    await send({"type": "http.response.start", "status": status, "headers": list(all_headers.items())})
+    await send({"type": "http.response.body", "body": body})
+
+
 class StageBrokenError(Exception):
     """A mistake of ours in a stage that lives elsewhere: its kind and place, which can be told."""
 
@@ -50,7 +58,4 @@ class Guard:
             logger.error("500: %s", str(error) if isinstance(error, StageBrokenError) else place_of(error))
             self._failed(scope["path"])
             if not begun:
-                body = json.dumps({"detail": [{"loc": [], "msg": "this should not happen: it is in the log of the service"}]}).encode()
-                headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-                await send({"type": "http.response.start", "status": 500, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
+                await send_problem(send, 500, "this should not happen: it is in the log of the service")

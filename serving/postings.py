@@ -54,18 +54,14 @@ class Postings:
         """Of many values, found together."""
         kind = self.values.type
         if _is_text(kind):
-            texts = pa.array([value for value in wanted if _is_unicode(value)], kind)
-            places = places_in(self.values, texts) if len(self.values) else np.empty(0, dtype=np.int64)
-            there = pc.equal(self.values.take(pa.array(places)), texts).to_numpy(zero_copy_only=False) if len(places) else places
-            return places[np.asarray(there, dtype=bool)].tolist()  # type: ignore[no-any-return]
-        if kind not in _TOGETHER:
+            found = places_in(self.values, pa.array([value for value in wanted if _is_unicode(value)], kind))
+        elif kind in _TOGETHER:
+            held = pa.int64() if pa.types.is_integer(kind) else pa.float64()
+            found = places_in(self.values.cast(held), pa.array(_exact(wanted, pa.types.is_integer(kind)), held))
+        else:
             return [code for value in wanted for code in self._code(value)]
-        is_whole = pa.types.is_integer(kind)
-        exact = _exact(wanted, is_whole)
-        numbers = self.values.to_numpy(zero_copy_only=False).astype(np.int64 if is_whole else np.float64)
-        exact_V = np.array(exact, dtype=numbers.dtype)
-        places = np.minimum(np.searchsorted(numbers, exact_V), max(0, len(numbers) - 1))
-        return places[numbers[places] == exact_V].tolist() if len(numbers) else []
+        codes: list[int] = found[found >= 0].tolist()
+        return codes
 
     def _checked(self, value: Value, where: str) -> Any:
         kind = self.values.type

@@ -21,9 +21,13 @@ def source(kind: str, **more: Any) -> dict[str, Any]:
     return {"kind": kind, **({"column": columns[kind]} if kind in columns else {}), **more}
 
 
+def config_with(**sections: Any) -> ServingConfig:
+    return validate(ServingConfig, sections, "test")
+
+
 def config_of(offers_file: Path, **sections: Any) -> ServingConfig:
     offer_section = {"file": str(offers_file), "place_column": "place", "price_column": "price", **sections.pop("offers", {})}
-    return validate(ServingConfig, {"offers": offer_section, **sections}, "test")
+    return config_with(offers=offer_section, **sections)
 
 
 def recommender_with(bundle: Bundle, config: ServingConfig) -> Recommender:

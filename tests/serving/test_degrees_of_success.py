@@ -14,7 +14,6 @@ import pytest
 import uvicorn
 
 from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle
-from passerelle.config import validate
 from passerelle.errors import UserError
 from serving import graph
 from serving.app import build_app
@@ -28,7 +27,7 @@ from serving.stages import InferenceError
 from tests.inference import OnnxInference
 from tests.serving.conftest import recommender_of
 from tests.serving.offers import HOUR_MS, NOW_MS
-from tests.serving.playlists import ask, config_of, ids, recommender_with, source
+from tests.serving.playlists import ask, config_of, config_with, ids, recommender_with, source
 
 KNOWN_USER = 1003
 
@@ -48,10 +47,6 @@ class Broken(OnnxInference):
         if self._answer is None:
             raise InferenceError(model, "INTERNAL", "broken")
         return {name: np.full_like(values, self._answer) for name, values in outputs.items()}
-
-
-def config_with(**sections: Any) -> ServingConfig:
-    return validate(ServingConfig, sections, "test")
 
 
 def test_cold_answers_have_as_much_to_choose_from_as_others(bundle: Bundle) -> None:

@@ -10,15 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from passerelle.bundle import Bundle
-from passerelle.config import validate
 from passerelle.errors import UserError
-from serving.config import ServingConfig
 from tests.serving.offers import HOUR_MS
-from tests.serving.playlists import ask, ids, recommender_with
-
-
-def config_with(**sections: Any) -> ServingConfig:
-    return validate(ServingConfig, sections, "test")
+from tests.serving.playlists import ask, config_with, ids, recommender_with
 
 
 def offers_of(bundle: Bundle, folder: Path, **columns: list[Any]) -> Path:
