@@ -22,13 +22,13 @@ from benchmarks.harness import environment, write_result
 from passerelle.bundle import Bundle, open_bundle
 from passerelle.dataset import Dataset, FeatureColumn, write_dataset
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, USER_ID
-from serving.retrieval import Retrieval
-from serving.schemas import SimilarRequest
+from serving.schemas.recommend import SimilarRequest
+from serving.stages.retrieval import Retrieval
 from training.config import load_recipe
-from training.export import export
-from training.fit import train_in_process
-from training.open_run import load_run
+from training.export.bundle import export
 from training.ranker import train_ranker
+from training.runs.fit import train_in_process
+from training.runs.open_run import load_run
 
 NUM_USERS, LENGTH, VALUES = 2_000, 20, 200
 MET_ITEMS = 5_000

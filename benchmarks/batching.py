@@ -21,11 +21,11 @@ from benchmarks.retrieval import TARGET, K, clustered
 from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle, open_bundle
 from ray_cluster.demo import BUNDLE, REPOSITORY
 from ray_cluster.publishing import published_version
-from serving.lookup import bucket_length
-from serving.retrievers.directory import make_index, tuned_recall
-from serving.retrievers.plan import Retriever
-from serving.triton_client import TritonClient, read_model_config
-from serving.triton_server import TritonServer
+from serving.retrievers.index_store import make_index, tuned_recall
+from serving.retrievers.retriever import Retriever
+from serving.stages.lookup import bucket_length
+from serving.triton.client import TritonClient, read_model_config
+from serving.triton.server import TritonServer
 
 CLIENTS = (1, 2, 4, 8, 16)
 TOGETHER = (1, 2, 4, 8, 16)

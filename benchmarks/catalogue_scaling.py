@@ -19,8 +19,8 @@ from benchmarks.synthetic import synthetic_dataset
 from benchmarks.training_throughput import Stopwatch
 from passerelle.ids import FIRST_ITEM_ROW
 from training.config import load_recipe
-from training.fit import fit
-from training.run import plan_run, start_run
+from training.runs.fit import fit
+from training.runs.run import plan_run, start_run
 
 DIM, LENGTH, TOKEN_BUDGET, NUM_NEGATIVES = 64, 50, 12_800, 256
 BYTES_OF_A_ROW = {"sparse": 4 * DIM + 4, "dense": 3 * 4 * DIM}

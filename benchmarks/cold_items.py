@@ -26,12 +26,12 @@ from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import EvaluationUsers
 from training.config import RunConfig, load_recipe
-from training.content import item_content
-from training.evaluation import rank_users, ranking_metrics
-from training.evaluation_batches import EvaluationBatch
-from training.fit import train_in_process
-from training.open_run import OpenRun, load_run
-from training.statistics import num_events
+from training.data.evaluation_batches import EvaluationBatch
+from training.data.statistics import num_events
+from training.evaluation.evaluate import rank_users, ranking_metrics
+from training.model.factory import item_content
+from training.runs.fit import train_in_process
+from training.runs.open_run import OpenRun, load_run
 
 SHARE, K = 0.1, 100
 

@@ -16,12 +16,12 @@ from benchmarks.harness import environment, write_result
 from passerelle.dataset import open_dataset
 from ray_cluster.demo import EPOCHS, MODEL
 from ray_cluster.training import train_on_ray
-from training.callbacks import read_history
 from training.config import load_recipe
-from training.evaluation import evaluate
-from training.fit import train_in_process
-from training.open_run import load_run
-from training.sequence_model import MONITOR
+from training.evaluation.evaluate import evaluate
+from training.model.sequence_model import MONITOR
+from training.runs.callbacks import read_history
+from training.runs.fit import train_in_process
+from training.runs.open_run import load_run
 
 PLACES: dict[str, int | None] = {"no_ray": None, "one_worker": 1, "two_workers": 2}
 

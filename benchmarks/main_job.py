@@ -26,8 +26,8 @@ from ray_cluster.demo import BUNDLE, REPOSITORY, ROOT, STEPS
 from ray_cluster.local_ray import local_ray
 from ray_cluster.publishing import published_version
 from ray_cluster.service import Service
-from serving.ports import free_ports
-from training.run import RunManifest
+from serving.triton.ports import free_ports
+from training.runs.run import RunManifest
 
 WARM_UP_REQUESTS, REQUESTS = 50, 1000
 

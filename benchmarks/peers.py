@@ -23,7 +23,7 @@ from benchmarks.datasets import quality_dataset, with_events
 from benchmarks.harness import environment, write_result
 from passerelle.dataset import Dataset
 from passerelle.ragged import gather_ragged
-from training.callbacks import read_history
+from training.runs.callbacks import read_history
 
 PEER = Path(__file__).with_name("peer_rectools.py")
 

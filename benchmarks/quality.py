@@ -28,12 +28,12 @@ import numpy as np
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import RESULTS, environment, write_result
 from benchmarks.runs import check_settings, is_complete, recipe_with, train_once
-from training.callbacks import read_history
 from training.config import RunConfig
-from training.evaluation import EvaluationSettings, evaluate_in_detail
-from training.open_run import load_run
-from training.run import open_run, refit_config
-from training.sequence_model import MONITOR
+from training.evaluation.evaluate import EvaluationSettings, evaluate_in_detail
+from training.model.sequence_model import MONITOR
+from training.runs.callbacks import read_history
+from training.runs.open_run import load_run
+from training.runs.run import open_run, refit_config
 
 FOLDER = Path("artifacts/quality")
 RECTOOLS_NDCG = 0.1618

@@ -18,7 +18,7 @@ from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
 from benchmarks.runs import check_settings, is_complete, recipe_with, train_once
 from training.config import RunConfig
-from training.run import open_run
+from training.runs.run import open_run
 
 FOLDER = Path("artifacts/ablation")
 EPOCHS = 5

@@ -25,11 +25,11 @@ from lancedb.index import IvfPq
 
 from benchmarks.harness import apart, environment, latency_summary, write_result
 from passerelle.dataset import FeatureColumn
-from serving.columns import Columns
-from serving.filters import Range
+from serving.catalogue.columns import Columns
 from serving.retrievers.base import Float32Array, Mask, scan
-from serving.retrievers.directory import KINDS, Kind, make_index, open_index, tuned_recall
-from serving.retrievers.plan import Retriever
+from serving.retrievers.index_store import KINDS, Kind, make_index, open_index, tuned_recall
+from serving.retrievers.retriever import Retriever
+from serving.schemas.filters import Range
 
 K = 150
 SHARES = (0.0001, 0.01, 0.1, 0.54, 1.0)

@@ -8,8 +8,8 @@ import click
 from passerelle.dataset import Dataset
 from passerelle.manifest import MANIFEST_NAME, open_manifest
 from training.config import RunConfig, load_recipe
-from training.fit import train_in_process
-from training.run import RunManifest, open_run
+from training.runs.fit import train_in_process
+from training.runs.run import RunManifest, open_run
 
 
 def is_complete(path: Path) -> bool:

@@ -31,7 +31,7 @@ from ray_cluster.publishing import published_version
 from ray_cluster.service import Service
 from serving.config import LiveEventsConfig, ServingConfig
 from serving.graph import Topology
-from serving.ports import free_ports
+from serving.triton.ports import free_ports
 
 OBJECTIVE_MS = 100.0
 CLIENTS = (1, 2, 4, 8, 16)

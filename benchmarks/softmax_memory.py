@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks.harness import apart, environment, peak_bytes, write_result
 from passerelle.ids import FIRST_ITEM_ROW
-from training.full_softmax import full_softmax
+from training.losses.full_softmax import full_softmax
 
 DIM = 64
 WHOLE_BYTES = 8

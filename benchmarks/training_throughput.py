@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from benchmarks.harness import apart, environment, peak_bytes, write_result
 from benchmarks.synthetic import synthetic_dataset
-from training.batches import Batch
 from training.config import load_recipe
-from training.fit import fit
-from training.run import plan_run, start_run
+from training.data.batches import Batch
+from training.runs.fit import fit
+from training.runs.run import plan_run, start_run
 
 COUNTED_STEPS = 3
 PROFILED_STEPS = 3

@@ -172,7 +172,7 @@ class Bundle:
         return np.unique(history.item_rows_L[np.isin(history.event_types_L, targets)])
 
     def reference(self) -> pa.Table:
-        """What training computed for some real users; see `training/export.py` for the columns."""
+        """What training computed for some real users; see `training/export/bundle.py` for the columns."""
         return read_table(self.path / "reference.arrow")
 
 

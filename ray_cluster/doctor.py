@@ -22,8 +22,8 @@ import psutil
 from passerelle.errors import UserError
 from passerelle.prepare.config import load_prepare_config, preset_names
 from passerelle.prepare.sources import local_source
-from serving.ports import holder_of, require_free
-from serving.triton_server import server_environment, wheel_directory
+from serving.triton.ports import holder_of, require_free
+from serving.triton.server import server_environment, wheel_directory
 
 FBGEMM_MINOR_OFFSET = 5
 """The pair rule, here and nowhere else: torchrec 1.X and fbgemm 1.X are built against torch 2.(X + 5); any other pair fails at import."""

@@ -18,7 +18,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # else every worker gives way to whatever else runs on the machine
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # calls between deployments over gRPC, in one thread: half as long
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # which that would switch on: replicas listen by `serving.listener`
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # which that would switch on: replicas listen by `serving.api.listener`
 }
 
 

@@ -8,8 +8,8 @@ from typing import Self
 
 from passerelle.bundle import QUERY_ENCODER, RANKER
 from passerelle.errors import UserError
-from serving.triton_client import TritonClient, TritonError
-from serving.triton_server import TritonServer
+from serving.triton.client import TritonClient, TritonError
+from serving.triton.server import TritonServer
 
 ATTEMPTS = 3
 _DYING_S = 0.5  # a process that crashes closes its connections about a millisecond before its end can be seen

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from passerelle.bundle import QUERY_ENCODER, Bundle
 from passerelle.config import Config
 from passerelle.progress import Progress
-from serving.lookup import EmbeddingLookup
-from serving.ranking import Ranking
-from serving.schemas import RecommendRequest
-from serving.stages import Candidates
-from serving.triton_client import TritonClient, TritonError
+from serving.schemas.recommend import RecommendRequest
+from serving.stages.lookup import EmbeddingLookup
+from serving.stages.ranking import Ranking
+from serving.stages.types import Candidates
+from serving.triton.client import TritonClient, TritonError
 
 TOLERANCE = 1e-4
 TOP = 10

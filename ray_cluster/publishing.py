@@ -32,10 +32,10 @@ from passerelle.progress import Progress, silent
 from ray_cluster.networks import Networks
 from ray_cluster.parity import HttpParity, TritonParity, http_parity, triton_parity
 from serving.config import LimitsConfig, LiveEventsConfig, ServingConfig
-from serving.model_config import disagreements, fitted_config
-from serving.retrievers.directory import build_index
-from serving.retrievers.plan import SCAN_LIMIT
-from serving.triton_client import TritonError
+from serving.retrievers.index_store import build_index
+from serving.retrievers.retriever import SCAN_LIMIT
+from serving.triton.client import TritonError
+from serving.triton.model_config import disagreements, fitted_config
 
 MODELS = (QUERY_ENCODER, RANKER)
 PUBLISHED_NAME = "published.json"

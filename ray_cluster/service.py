@@ -23,7 +23,7 @@ from ray_cluster.local_ray import local_ray, users_mistake
 from ray_cluster.networks import Networks
 from serving.config import ServingConfig
 from serving.graph import GraphSettings, Topology, build_graph
-from serving.ports import free_ports, require_free
+from serving.triton.ports import free_ports, require_free
 
 APPLICATION = "passerelle"
 EVENTS_NAME = "events.sqlite"

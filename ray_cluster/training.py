@@ -1,4 +1,4 @@
-"""Train a run on a Ray cluster: the function `training.fit.fit` in every Ray Train worker.
+"""Train a run on a Ray cluster: the function `training.runs.fit.fit` in every Ray Train worker.
 
 The run directory must be on storage that every worker sees (a local disk for local Ray, a shared file system for a cluster).
 Nothing is told to Ray Train with `ray.train.report`, for each call waits for the next look of its controller, two seconds apart:
@@ -23,8 +23,8 @@ from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray, own_signals, users_mistake
 from training.config import RunConfig as Recipe
-from training.fit import fit
-from training.run import LAST, RunManifest, finish_run, plan_run, start_run, with_own_split
+from training.runs.fit import fit
+from training.runs.run import LAST, RunManifest, finish_run, plan_run, start_run, with_own_split
 
 MAX_WORKER_FAILURES = 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from passerelle.progress import Progress
-from training.callbacks import HISTORY, PROGRESS
+from training.runs.callbacks import HISTORY, PROGRESS
 
 _INTERVAL_S = 0.5
 

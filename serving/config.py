@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from passerelle.config import Config, load_config
 from passerelle.errors import UserError
-from serving.filters import Filter
 from serving.ordering_config import OrderingConfig
+from serving.schemas.filters import Filter
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 SourceKind = Literal["personal", "similar", "popular", "trending", "new", "near", "soon"]

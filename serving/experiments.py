@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from passerelle.errors import UserError
 from serving.config import Experiment, ServingConfig, Variant
-from serving.schemas import RecommendRequest
+from serving.schemas.recommend import RecommendRequest
 
 
 class Assignment(NamedTuple):

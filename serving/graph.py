@@ -20,27 +20,27 @@ from ray.serve.handle import DeploymentHandle
 from passerelle.bundle import open_bundle
 from passerelle.config import Config
 from passerelle.errors import UserError
-from serving.app import build_app
-from serving.catalogue import item_columns
-from serving.columns import Columns
+from serving.api.app import build_app
+from serving.api.errors import StageBrokenError, place_of
+from serving.api.listener import Listener
+from serving.catalogue.catalogue import item_columns
+from serving.catalogue.columns import Columns
 from serving.config import ServingConfig
 from serving.events.base import EventStore
 from serving.events.intake import EventIntake, open_store
-from serving.guard import StageBrokenError, place_of
-from serving.listener import Listener
-from serving.lookup import EmbeddingLookup
-from serving.ordering import Ordering
-from serving.ranking import Ranking
+from serving.observability.metrics import Telemetry
+from serving.observability.served_log import ServedLog
+from serving.observability.tracing import Tracer
 from serving.recommender import Recommender
-from serving.resilience import ResilientInference
-from serving.retrieval import Retrieval
-from serving.retrievers.directory import index_of
-from serving.retrievers.plan import SCAN_LIMIT
-from serving.served_log import ServedLog
-from serving.stages import InferenceError
-from serving.telemetry import Telemetry
-from serving.tracing import Tracer
-from serving.triton_client import TritonClient
+from serving.retrievers.index_store import index_of
+from serving.retrievers.retriever import SCAN_LIMIT
+from serving.stages.lookup import EmbeddingLookup
+from serving.stages.ordering import Ordering
+from serving.stages.ranking import Ranking
+from serving.stages.retrieval import Retrieval
+from serving.stages.types import InferenceError
+from serving.triton.client import TritonClient
+from serving.triton.resilience import ResilientInference
 
 THERE_TIMEOUT_S = 1.0
 Topology = Literal["fused", "staged"]

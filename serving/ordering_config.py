@@ -7,7 +7,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model
 
 from passerelle.config import Config
 from passerelle.dataset import FeatureKind
-from serving.filters import Filter
+from serving.schemas.filters import Filter
 
 GROUP_KINDS: tuple[FeatureKind, ...] = ("categorical",)
 NUMBER_KINDS: tuple[FeatureKind, ...] = ("numeric",)

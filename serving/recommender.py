@@ -16,7 +16,9 @@ from passerelle.id_map import UNKNOWN_ROW, parsed
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID
 from serving.config import Playlist, ServingConfig
 from serving.experiments import assigned
-from serving.schemas import (
+from serving.observability.served_log import ServedLog
+from serving.observability.tracing import Tracer
+from serving.schemas.recommend import (
     ExternalId,
     HistoryEvent,
     HistoryResponse,
@@ -28,9 +30,7 @@ from serving.schemas import (
     SimilarResponse,
     Timings,
 )
-from serving.served_log import ServedLog
-from serving.stages import RANKER_DOWN, Candidates, Float32Array, Inference, InferenceError, Query
-from serving.tracing import Tracer
+from serving.stages.types import RANKER_DOWN, Candidates, Float32Array, Inference, InferenceError, Query
 
 T = TypeVar("T")
 SIMILAR_K = 10

@@ -21,8 +21,8 @@ from passerelle.errors import UserError
 from passerelle.prepare import load_prepare_config, prepare
 from ray_cluster.cli.main import VERBS, passerelle
 from serving.config import load_serving_config
-from serving.schemas import RecommendRequest, Timings
-from serving.telemetry import Telemetry
+from serving.observability.metrics import Telemetry
+from serving.schemas.recommend import RecommendRequest, Timings
 from training.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

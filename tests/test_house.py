@@ -153,7 +153,7 @@ def import_each(modules: list[str], blocked: list[str]) -> tuple[dict[str, str],
 
 def modules_of(package: str) -> list[str]:
     # Triton itself runs its backends, with a module of its own beside them.
-    return [module_of(path) for path in FILES if path.is_relative_to(ROOT / package) and "triton_backend" not in path.parts]
+    return [module_of(path) for path in FILES if path.is_relative_to(ROOT / package) and "backend" not in path.parts]
 
 
 def imported_by(path: Path) -> set[str]:
@@ -231,7 +231,11 @@ def imported_packages(paths: list[Path]) -> dict[str, set[str]]:
 
 
 PEER = ROOT / "benchmarks" / "peer_rectools.py"
-OF_EXTRAS = (ROOT / "training" / "text.py", ROOT / "serving" / "events" / "redis_store.py", ROOT / "serving" / "tracing.py")
+OF_EXTRAS = (
+    ROOT / "training" / "text.py",
+    ROOT / "serving" / "events" / "redis_store.py",
+    ROOT / "serving" / "observability" / "tracing.py",
+)
 
 
 def test_a_peer_is_pinned_in_an_environment_of_its_own() -> None:

@@ -19,17 +19,17 @@ import lightgbm
 import numpy as np
 import numpy.typing as npt
 
-from passerelle import metrics
 from passerelle.errors import UserError
 from passerelle.features import RETRIEVAL_SCORE
 from passerelle.files import new_directory, write_text
 from passerelle.ids import PADDING_ROW
+from passerelle.metrics import accuracy as metrics
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
-from training.evaluation import rank_users, ranking_metrics, record_evaluation
-from training.evaluation_batches import relevant_items, request_times_ms
-from training.open_run import OpenRun, load_run
-from training.run import RANKER
+from training.data.evaluation_batches import relevant_items, request_times_ms
+from training.evaluation.evaluate import rank_users, ranking_metrics, record_evaluation
+from training.runs.open_run import OpenRun, load_run
+from training.runs.run import RANKER
 
 EVALUATED_KS = (10, 20, 50)
 

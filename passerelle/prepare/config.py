@@ -14,7 +14,7 @@ from passerelle.config import Config, load_config
 from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID, USER_ID
 from passerelle.prepare.feature_config import FeatureConfig, regex
-from passerelle.prepare.moments import TimestampUnit, check_timestamp_format
+from passerelle.prepare.timestamps import TimestampUnit, check_timestamp_format
 
 IdType = Literal["int64", "string"]
 ID_TYPES = {"int64": pa.int64(), "string": pa.string()}

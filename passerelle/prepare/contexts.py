@@ -14,7 +14,7 @@ from passerelle.errors import UserError
 from passerelle.prepare.config import ContextConfig
 from passerelle.prepare.conversions import make_feature
 from passerelle.prepare.events import Encoded
-from passerelle.prepare.tally import Tally
+from passerelle.prepare.row_counts import Tally
 
 
 def make_contexts(

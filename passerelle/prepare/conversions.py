@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from passerelle.dataset import LATITUDE, LONGITUDE
 from passerelle.errors import UserError
 from passerelle.prepare.feature_config import FeatureConfig
-from passerelle.prepare.moments import parse_timestamps_ms
-from passerelle.prepare.tally import Tally
+from passerelle.prepare.row_counts import Tally
+from passerelle.prepare.timestamps import parse_timestamps_ms
 from passerelle.prepare.values import as_text, is_text, parse_numbers, to_numpy_bool
 
 IntArray = npt.NDArray[np.integer]

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID, TIMESTAMP_MS, USER_ID
 from passerelle.prepare.config import ID_TYPES, Condition, EventsConfig, IdType, PrepareConfig
-from passerelle.prepare.moments import parse_timestamps_ms
 from passerelle.prepare.readers import read_batches
+from passerelle.prepare.row_counts import Tally, first_example
 from passerelle.prepare.sources import resolve_files
-from passerelle.prepare.tally import Tally, first_example
+from passerelle.prepare.timestamps import parse_timestamps_ms
 from passerelle.prepare.values import as_text, parse_int64, parse_numbers, to_numpy_bool
 from passerelle.progress import Progress
 

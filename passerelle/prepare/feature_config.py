@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from passerelle.config import Config
 from passerelle.dataset import FeatureKind, Scaling
-from passerelle.prepare.moments import TimestampUnit, check_timestamp_format
+from passerelle.prepare.timestamps import TimestampUnit, check_timestamp_format
 
 
 def regex(pattern: str) -> str:

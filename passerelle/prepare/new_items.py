@@ -8,8 +8,8 @@ import pyarrow as pa
 from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID
 from passerelle.prepare.config import ID_TYPES, PrepareConfig
+from passerelle.prepare.row_counts import Tally
 from passerelle.prepare.tables import EntityEvents, build_table, table_ids
-from passerelle.prepare.tally import Tally
 from passerelle.progress import Progress, silent
 
 

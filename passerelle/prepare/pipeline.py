@@ -23,9 +23,9 @@ from passerelle.prepare.events import Encoded, EventLog, read_events
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.filters import select_events
 from passerelle.prepare.quality import QualityReport, distinct_pairs, iso
+from passerelle.prepare.row_counts import Tally
 from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.tables import EntityEvents, EntityTable, build_table
-from passerelle.prepare.tally import Tally
 from passerelle.progress import Progress, silent
 
 Int64Array = npt.NDArray[np.int64]

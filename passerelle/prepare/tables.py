@@ -18,7 +18,7 @@ from passerelle.prepare.conversions import make_feature
 from passerelle.prepare.events import Encoded
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.readers import OnBadLine, read_batches
-from passerelle.prepare.tally import Tally, first_example
+from passerelle.prepare.row_counts import Tally, first_example
 from passerelle.prepare.values import as_text, parse_int64
 from passerelle.progress import Progress
 

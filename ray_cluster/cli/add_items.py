@@ -28,7 +28,7 @@ def command(bundle: Path, items: Path, description: str | None, out: Path, overw
       passerelle add-items artifacts/bundle new_items.parquet --out artifacts/bundle-2 --json
     """
     from passerelle.prepare import load_prepare_config, read_new_items
-    from training.new_items import add_items, read_items
+    from training.export.new_items import add_items, read_items
 
     with progress_bars() as progress:
         table = read_items(items) if description is None else read_new_items(load_prepare_config(description), items, progress)

@@ -30,7 +30,7 @@ def command(bundle: Path, retriever: str, target_recall: float, overwrite: bool,
       passerelle build-index artifacts/bundle --overwrite --json
     """
     from passerelle.bundle import open_bundle
-    from serving.retrievers.directory import Kind, build_index
+    from serving.retrievers.index_store import Kind, build_index
 
     manifest = build_index(
         open_bundle(bundle, verify=False),

@@ -8,7 +8,7 @@ import click
 from ray_cluster.cli.console import json_option, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
-    from training.evaluation import Evaluation
+    from training.evaluation.evaluate import Evaluation
 
 BASELINES = "popularity,recent_popularity,markov,item_knn,ease,ials"
 
@@ -76,8 +76,8 @@ def command(run: Path, split: Literal["test", "validation"], dataset: Path | Non
       passerelle evaluate artifacts/run --baselines popularity,recent_popularity --recent-days 7
       passerelle evaluate artifacts/run --json
     """
-    from training.evaluation import EvaluationSettings, evaluate_in_detail
-    from training.open_run import load_run
+    from training.evaluation.evaluate import EvaluationSettings, evaluate_in_detail
+    from training.runs.open_run import load_run
 
     opened = load_run(run, dataset)
     with progress_bars() as progress:

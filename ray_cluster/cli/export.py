@@ -24,8 +24,8 @@ def command(run: Path, out: Path, dataset: Path | None, overwrite: bool, as_json
       passerelle export artifacts/run --out artifacts/bundle
       passerelle export artifacts/run --out artifacts/bundle --overwrite --json
     """
-    from training.export import export
-    from training.open_run import load_run
+    from training.export.bundle import export
+    from training.runs.open_run import load_run
 
     opened = load_run(run, dataset)
     with progress_bars() as progress:

@@ -53,8 +53,8 @@ def command(
     from passerelle.dataset import open_dataset
     from ray_cluster.watch import watch_run
     from training.config import load_recipe
-    from training.run import open_run, open_run_dataset, refit_config
-    from training.sequence_model import MONITOR
+    from training.model.sequence_model import MONITOR
+    from training.runs.run import open_run, open_run_dataset, refit_config
 
     if refit:
         if recipe or overrides:
@@ -72,7 +72,7 @@ def command(
 
     with progress_bars() as progress, watch_run(out, progress, show):
         if no_ray:
-            from training.fit import train_in_process
+            from training.runs.fit import train_in_process
 
             manifest = train_in_process(name, opened, config, out, resume=resume, refit_of=refit)
         else:

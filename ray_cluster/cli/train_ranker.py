@@ -23,8 +23,8 @@ def command(run: Path, dataset: Path | None, overwrite: bool, as_json: bool) -> 
       passerelle train-ranker artifacts/run
       passerelle train-ranker artifacts/run --overwrite --json
     """
-    from training.open_run import load_run
     from training.ranker import train_ranker
+    from training.runs.open_run import load_run
 
     opened = load_run(run, dataset)
     with progress_bars() as progress:

@@ -6,9 +6,9 @@ from passerelle.bundle import Bundle
 from passerelle.errors import UserError
 from passerelle.id_map import Id, parsed
 from serving.config import LiveEventsConfig
-from serving.event_schemas import EventsRequest, EventsResponse, ForgottenResponse
 from serving.events.base import Event, EventStore, EventStoreError
 from serving.events.sqlite_store import SqliteEventStore
+from serving.schemas.events import EventsRequest, EventsResponse, ForgottenResponse
 
 WRITE_TIMEOUT_S = 1.0
 

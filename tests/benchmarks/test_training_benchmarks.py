@@ -18,12 +18,12 @@ from benchmarks.training_throughput import Variant, flop_counter, measure
 from passerelle.dataset import open_dataset
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import SplitConfig, make_split
-from tests.datasets import SMALL_RECIPE, dataset_of, planted_dataset, small_recipe
-from training.callbacks import read_history
+from tests.support.datasets import SMALL_RECIPE, dataset_of, planted_dataset, small_recipe
 from training.config import load_recipe
-from training.evaluation import evaluate
-from training.open_run import load_run
-from training.windows import training_events, with_validation
+from training.data.windows import training_events, with_validation
+from training.evaluation.evaluate import evaluate
+from training.runs.callbacks import read_history
+from training.runs.open_run import load_run
 
 RUNS_OF_QUALITY = ("seed0", "seed0-refit", "seed1")
 

@@ -10,7 +10,7 @@ import pytest
 from passerelle.config import validate
 from passerelle.dataset import Dataset
 from passerelle.prepare import PrepareConfig
-from tests.datasets import dataset_of
+from tests.support.datasets import dataset_of
 
 MakeDataset = Callable[[Sequence[Sequence[tuple[int, int]]]], Dataset]
 WriteCsv = Callable[..., Path]

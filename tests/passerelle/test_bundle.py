@@ -11,7 +11,7 @@ from passerelle.bundle import BUNDLE_FILES, Bundle, BundleManifest, open_bundle
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.manifest import open_manifest, write_manifest
-from tests.files import flip_byte
+from tests.support.files import flip_byte
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from passerelle.bundle import Bundle
 from passerelle.dataset import Dataset
 from ray_cluster.cli.main import main
-from serving.ports import free_ports
-from tests.datasets import SMALL_RECIPE, planted_dataset
-from tests.processes import run, running
+from serving.triton.ports import free_ports
+from tests.support.datasets import SMALL_RECIPE, planted_dataset
+from tests.support.processes import run, running
 
 Cli = Callable[..., tuple[int, str, str]]
 SMALL = [argument for override in SMALL_RECIPE for argument in ("--set", override)]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from passerelle.dataset import Dataset
-from tests.processes import Command, running
 from tests.ray_cluster.conftest import SMALL, Cli, mistake, parsed
+from tests.support.processes import Command, running
 
 ENDLESS = ["--set", "training.max_epochs=100000", "--set", "training.patience=100000"]
 

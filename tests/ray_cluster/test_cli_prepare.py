@@ -11,9 +11,9 @@ import pytest
 
 from passerelle.manifest import Manifest, provenance, write_manifest
 from ray_cluster.cli.inspect import flat
-from tests.bundles import Shape, build_bundle
-from tests.files import flip_byte
 from tests.ray_cluster.conftest import Cli
+from tests.support.bundles import Shape, build_bundle
+from tests.support.files import flip_byte
 
 TOML = """
 name = "shop"

@@ -10,8 +10,8 @@ import pytest
 from passerelle.bundle import open_bundle
 from passerelle.dataset import Dataset
 from ray_cluster.cli import console
-from tests.files import flip_byte
 from tests.ray_cluster.conftest import SMALL, Cli, call_main, mistake, parsed
+from tests.support.files import flip_byte
 
 SHORT = [*SMALL, "--set", "training.max_epochs=3"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import CHECKOUT, running
+from tests.support.processes import CHECKOUT, running
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 
 from passerelle.bundle import RANKER, Bundle
 from ray_cluster.service import APPLICATION, EVENTS_NAME, Service
-from serving.triton_client import TritonClient, TritonError
+from serving.triton.client import TritonClient, TritonError
 
 NOW_MS = 1_700_000_000_000
 CLIENTS = 4

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from ray_cluster.local_ray import local_ray, own_signals, users_mistake
-from tests.processes import CHECKOUT
+from tests.support.processes import CHECKOUT
 
 _NEIGHBOUR = """
 import time

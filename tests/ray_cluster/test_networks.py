@@ -13,7 +13,7 @@ import pytest
 
 from passerelle.errors import UserError
 from ray_cluster.networks import Networks
-from serving.triton_client import TritonClient
+from serving.triton.client import TritonClient
 
 
 def triton() -> psutil.Process:

@@ -21,8 +21,8 @@ from ray_cluster.networks import Networks
 from ray_cluster.parity import http_parity, triton_parity
 from ray_cluster.publishing import publish, published_version, read_published
 from ray_cluster.service import EVENTS_NAME
-from tests.bundles import Shape, build_bundle
-from tests.files import flip_byte
+from tests.support.bundles import Shape, build_bundle
+from tests.support.files import flip_byte
 
 
 def with_reference(bundle: Bundle, path: Path, column: str, change: Any) -> Bundle:

@@ -12,9 +12,9 @@ import pytest
 
 from passerelle.bundle import Bundle
 from ray_cluster.service import Service
-from serving.ports import free_ports
-from tests.processes import run, running
-from tests.serving.fuzz import requests
+from serving.triton.ports import free_ports
+from tests.support.processes import run, running
+from tests.support.request_fuzzer import requests
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,16 @@ from passerelle.dataset import Dataset
 from passerelle.ids import ITEM_ID
 from passerelle.splits import EvaluationUsers
 from ray_cluster.publishing import Publication, publish
-from serving.lookup import EmbeddingLookup
-from serving.schemas import Context, RecommendRequest
-from tests.datasets import small_recipe
-from tests.inference import OnnxInference
-from training.evaluation_batches import EvaluationBatches
-from training.export import export
-from training.fit import train_in_process
-from training.new_items import add_items
-from training.open_run import OpenRun, load_run
+from serving.schemas.recommend import Context, RecommendRequest
+from serving.stages.lookup import EmbeddingLookup
+from tests.support.datasets import small_recipe
+from tests.support.inference import OnnxInference
+from training.data.evaluation_batches import EvaluationBatches
+from training.export.bundle import export
+from training.export.new_items import add_items
 from training.ranker import train_ranker
+from training.runs.fit import train_in_process
+from training.runs.open_run import OpenRun, load_run
 
 BOOKINGS = ("split.event_types=['purchase']", "objective.event_types=['view']")
 TOLD = ("query.features=all", "query.clock=['hour','weekday']", "model.event_types=true", "items.kind=tower", "loss.temperature=0.1")

@@ -20,18 +20,18 @@ from passerelle.errors import UserError
 from passerelle.splits import evaluation_users, make_split
 from ray_cluster.local_ray import local_ray
 from ray_cluster.training import train_on_ray
-from tests.datasets import SMALL_RECIPE, planted_dataset, small_recipe
-from tests.processes import run, running
-from tests.runs import with_split_file
-from training.callbacks import read_checkpoint
-from training.content import make_model
-from training.evaluation import evaluate
-from training.evaluation_batches import EvaluationBatches
-from training.fit import train_in_process
-from training.open_run import load_run
-from training.run import BEST, LAST, RunManifest, open_run, open_run_dataset, refit_config
-from training.sequence_model import MONITOR
-from training.sharding import ShardedTable
+from tests.support.datasets import SMALL_RECIPE, planted_dataset, small_recipe
+from tests.support.processes import run, running
+from tests.support.runs import with_split_file
+from training.data.evaluation_batches import EvaluationBatches
+from training.evaluation.evaluate import evaluate
+from training.model.factory import make_model
+from training.model.sequence_model import MONITOR
+from training.runs.callbacks import read_checkpoint
+from training.runs.fit import train_in_process
+from training.runs.open_run import load_run
+from training.runs.run import BEST, LAST, RunManifest, open_run, open_run_dataset, refit_config
+from training.tables.sharded import ShardedTable
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,16 +7,16 @@ import pytest
 from passerelle.bundle import Bundle
 from serving.config import ServingConfig
 from serving.events.base import EventStore
-from serving.lookup import EmbeddingLookup
-from serving.ordering import Ordering
-from serving.ranking import Ranking
+from serving.observability.served_log import ServedLog
+from serving.observability.tracing import Tracer
 from serving.recommender import Recommender
-from serving.retrieval import Retrieval
-from serving.served_log import ServedLog
-from serving.stages import Inference
-from serving.tracing import Tracer
-from tests.inference import OnnxInference
-from tests.serving.offers import write_offers
+from serving.stages.lookup import EmbeddingLookup
+from serving.stages.ordering import Ordering
+from serving.stages.ranking import Ranking
+from serving.stages.retrieval import Retrieval
+from serving.stages.types import Inference
+from tests.support.inference import OnnxInference
+from tests.support.offers import write_offers
 
 
 def recommender_of(

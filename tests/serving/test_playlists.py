@@ -14,11 +14,11 @@ from passerelle.ids import FIRST_ITEM_ROW
 from serving.config import ServingConfig, load_serving_config
 from serving.experiments import assigned, variant_of
 from serving.recommender import Recommender
-from serving.retrieval import Retrieval
-from serving.schemas import Context, Place, RecommendRequest, SimilarRequest
-from serving.stages import Query
-from tests.serving.offers import NOW_MS, PARIS
-from tests.serving.playlists import EVERY_SOURCE, ask, config_of, ids, recommender_with, source
+from serving.schemas.recommend import Context, Place, RecommendRequest, SimilarRequest
+from serving.stages.retrieval import Retrieval
+from serving.stages.types import Query
+from tests.support.offers import NOW_MS, PARIS
+from tests.support.playlists import EVERY_SOURCE, ask, config_of, ids, recommender_with, source
 
 
 @pytest.fixture(scope="module")

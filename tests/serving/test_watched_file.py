@@ -12,8 +12,8 @@ import pytest
 
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
-from serving.gate import read_keys
-from serving.rules import read_block_list
+from serving.api.admission import read_keys
+from serving.stages.rules import read_block_list
 from serving.watched_file import MOST_LOOKS, WatchedFile
 
 NEVER_S = 1000.0

@@ -10,11 +10,11 @@ import torch
 from passerelle.bundle import Bundle
 from passerelle.dataset import Dataset
 from passerelle.splits import Split, make_split
-from tests.datasets import planted_dataset, small_recipe
-from training.export import export
-from training.fit import train_in_process
-from training.open_run import OpenRun, load_run
+from tests.support.datasets import planted_dataset, small_recipe
+from training.export.bundle import export
 from training.ranker import train_ranker
+from training.runs.fit import train_in_process
+from training.runs.open_run import OpenRun, load_run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,16 +16,16 @@ import torch
 from passerelle.dataset import FeatureColumn, write_dataset
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
-from passerelle.metrics import METRICS
+from passerelle.metrics.accuracy import METRICS
 from passerelle.splits import EvaluationUsers
 from passerelle.topk import exact_topk
-from tests.datasets import dataset_of, small_recipe
-from tests.histories import untimed
-from training.evaluation import read_evaluation
-from training.fit import train_in_process
-from training.open_run import OpenRun, load_run
+from tests.support.datasets import dataset_of, small_recipe
+from tests.support.histories import untimed
+from training.data.statistics import item_statistics
+from training.evaluation.evaluate import read_evaluation
 from training.ranker import Candidates, Ranker, load_ranker, rerank, retrieve_candidates, train_ranker
-from training.statistics import item_statistics
+from training.runs.fit import train_in_process
+from training.runs.open_run import OpenRun, load_run
 
 
 def opened_apart(run: OpenRun, path: Path) -> OpenRun:

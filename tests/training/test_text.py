@@ -13,7 +13,7 @@ from passerelle.dataset import Dataset, FeatureColumn
 from passerelle.errors import UserError
 from passerelle.splits import make_split
 from training import text
-from training.content import item_content
+from training.model.factory import item_content
 from training.model_config import ItemsConfig
 from training.text import TextEncoder, with_text_vectors
 
@@ -92,7 +92,7 @@ def test_texts_of_a_table_become_vectors(tmp_path: Path) -> None:
 
 
 def test_a_tower_takes_text_where_a_recipe_says_so(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.datasets import small_recipe
+    from tests.support.datasets import small_recipe
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     split = make_split(dataset, small_recipe().split)

@@ -1,0 +1,92 @@
+"""The explorer: a page to look at what is recommended to whom, and what it asks the service about itself."""
+
+from importlib import resources
+from typing import Any
+
+import pyarrow.compute as pc
+from fastapi import FastAPI
+from fastapi.responses import Response
+
+from passerelle.bundle import Bundle
+from passerelle.config import Config
+from serving.config import DEFAULT
+from serving.recommender import Recommender
+from serving.schemas.recommend import ExternalId, HistoryResponse, Problems
+
+PAGE = "explorer.html"
+_MOST_VALUES = 40
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
+
+
+class ExperimentInfo(Config):
+    """An experiment and its variants."""
+
+    name: str
+    playlist: str
+    variants: tuple[str, ...]
+
+
+class ExplorerInfo(Config):
+    """What the page may offer to choose from."""
+
+    model: str
+    model_version: int
+    num_items: int
+    num_users: int
+    users: tuple[ExternalId, ...]
+    """Some known ones."""
+    categories: dict[str, tuple[str, ...]]
+    """By column of items: the most frequent values."""
+    several: tuple[str, ...]
+    """Those of the columns of which an item may have several values."""
+    playlists: tuple[str, ...]
+    experiments: tuple[ExperimentInfo, ...]
+
+
+def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None:
+    """The page at `/`, and what it asks."""
+    page = resources.files("serving").joinpath(PAGE).read_bytes()
+    info = _info(recommender, bundle)
+
+    @app.get("/", include_in_schema=False)
+    async def explorer() -> Response:
+        """A page without anything from elsewhere."""
+        return Response(page, media_type="text/html; charset=utf-8", headers={"content-security-policy": _POLICY})
+
+    @app.get("/v1/explorer", response_model=ExplorerInfo)
+    async def choices() -> Response:
+        """Users, categories, playlists and experiments to choose from."""
+        return Response(info.model_dump_json(), media_type="application/json")
+
+    refusals: dict[int | str, dict[str, Any]] = {422: {"model": Problems, "description": "The id is of the wrong type."}}
+
+    @app.get("/v1/users/{user_id:path}/history", response_model=HistoryResponse, responses=refusals)
+    async def history(user_id: str) -> Response:
+        """The newest events that are known of a user."""
+        answer = await recommender.history(user_id)
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _info(recommender: Recommender, bundle: Bundle) -> ExplorerInfo:
+    manifest, config = bundle.manifest, recommender.config
+    kinds = {feature.name: feature.kind for feature in manifest.item_features if feature.kind in ("categorical", "multi_categorical")}
+    categories = {}
+    for name, kind in kinds.items():
+        values = bundle.items.column(name).combine_chunks()
+        counted = pc.value_counts(values.flatten() if kind == "multi_categorical" else values.drop_null()).to_pylist()
+        frequent = sorted(counted, key=lambda one: (-one["counts"], str(one["values"])))[:_MOST_VALUES]
+        categories[name] = tuple(str(one["values"]) for one in frequent)
+    return ExplorerInfo(
+        model=manifest.model,
+        model_version=recommender.version,
+        num_items=manifest.num_items,
+        num_users=manifest.num_users,
+        users=tuple(bundle.reference().column("user_id").to_pylist()[:30]),
+        categories=categories,
+        several=tuple(name for name, kind in kinds.items() if kind == "multi_categorical"),
+        playlists=tuple(dict.fromkeys([DEFAULT, *config.playlists])),
+        experiments=tuple(
+            ExperimentInfo(name=name, playlist=experiment.playlist, variants=tuple(variant.name for variant in experiment.variants))
+            for name, experiment in config.experiments.items()
+        ),
+    )

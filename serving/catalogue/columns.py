@@ -1,0 +1,230 @@
+"""The columns of one table, held so that a condition on them becomes a mask quickly.
+
+Shape legend: R rows of the table, after `offset` rows that meet nothing (the special rows of items).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from passerelle.dataset import FeatureColumn, FeatureKind
+from passerelle.encoding import on_the_sphere, points
+from passerelle.errors import UserError
+from serving.catalogue.postings import finite, make_postings
+from serving.schemas.filters import Contains, Equals, In, Leaf, Overlaps, Present, RadiusBy, Range, Within
+
+Mask = npt.NDArray[np.bool_]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+EARTH_RADIUS_KM = 6371.0088
+HALF_EARTH_KM = 20_038.0
+_OPERATIONS: dict[FeatureKind, tuple[str, ...]] = {
+    "categorical": ("equals", "in", "present"),
+    "multi_categorical": ("contains", "present"),
+    "numeric": ("equals", "in", "range", "present"),
+    "timestamp": ("equals", "in", "range", "overlaps", "present"),
+    "text": ("equals", "in", "present"),
+    "place": ("within", "present"),
+}
+"""By kind of column; the others are for networks."""
+_NUMBERS: tuple[FeatureKind, ...] = ("numeric", "timestamp")
+_CODED: tuple[FeatureKind, ...] = ("categorical", "multi_categorical", "text", *_NUMBERS)
+
+
+def arc_km(square_chords: Float64Array) -> Float64Array:
+    """Distances along the surface of the Earth."""
+    return np.asarray(2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(1.0, np.sqrt(square_chords) / 2)))
+
+
+def _angle(radius_km: float) -> float:
+    return min(float(radius_km) / EARTH_RADIUS_KM, float(np.pi))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Points on the unit sphere, and the rows that have one from south to north."""
+
+    points_R3: Float64Array
+    northwards: npt.NDArray[np.int32]
+    heights: Float64Array
+    """Third coordinate of `northwards`: the sine of the latitude."""
+
+    def square_chords(self, centre: Float64Array, rows: npt.NDArray[np.integer]) -> Float64Array:
+        """Squares of the straight ways to some rows: exact for small distances, too. NaN where there is no place."""
+        return np.asarray(np.square(self.points_R3[rows] - centre).sum(axis=1))
+
+    def within(self, centre: Float64Array, angles: Float64Array | float) -> tuple[npt.NDArray[np.int32], Float64Array]:
+        """Rows no farther than an angle (of each row or of all), and the squares of their chords."""
+        widest = float(np.max(angles))
+        latitude = np.arcsin(np.clip(centre[2], -1, 1))
+        margin = 1e-9  # the rounding of two sines
+        low, high = (np.sin(np.clip(latitude + side, -np.pi / 2, np.pi / 2)) + np.sign(side) * margin for side in (-widest, widest))
+        band = self.northwards[np.searchsorted(self.heights, low, "left") : np.searchsorted(self.heights, high, "right")]
+        squares = self.square_chords(centre, band)
+        limits = angles if isinstance(angles, float) else angles[band]
+        near = squares <= (2 * np.sin(limits / 2)) ** 2
+        return band[near], squares[near]
+
+
+def _numbers(table: pa.Table, feature: FeatureColumn, offset: int) -> Float64Array:
+    values = finite(table.column(feature.name).combine_chunks()).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return np.concatenate([np.full(offset, np.nan), values])
+
+
+def _places(table: pa.Table, feature: FeatureColumn, offset: int) -> _Places:
+    found = points(table.column(feature.name).combine_chunks(), feature.name)
+    points_R3 = np.concatenate([np.full((offset, 3), np.nan), found])
+    there = np.flatnonzero(~np.isnan(points_R3[:, 2]))
+    northwards = there[np.argsort(points_R3[there, 2], kind="stable")].astype(np.int32)
+    return _Places(points_R3, northwards, points_R3[northwards, 2])
+
+
+class Columns:
+    """Columns that conditions may name.
+
+    Args:
+        table: a row a thing.
+        features: its columns and their kinds.
+        offset: rows before those of the table, which meet no condition.
+        things: what the table is of, for messages.
+    """
+
+    def __init__(self, table: pa.Table, features: Sequence[FeatureColumn], *, offset: int = 0, things: str = "item") -> None:
+        self.num_rows = table.num_rows + offset
+        self.kinds = {feature.name: feature.kind for feature in features}
+        self._things = things
+        self._postings = {feature.name: make_postings(table, feature, offset) for feature in features if feature.kind in _CODED}
+        self._places = {feature.name: _places(table, feature, offset) for feature in features if feature.kind == "place"}
+        self._numbers = {feature.name: _numbers(table, feature, offset) for feature in features if feature.kind in _NUMBERS}
+        self._in_time: dict[tuple[str, bool], npt.NDArray[np.int32]] = {}
+
+    def numbers(self, name: str) -> Float64Array:
+        """Values of a numeric column or timestamps by row, NaN where there is none."""
+        return self._numbers[name]
+
+    def in_time(self, name: str, *, ahead: bool) -> npt.NDArray[np.int32]:
+        """Rows with a time, from the first to the last (`ahead`) or the other way round, equal ones by row; made when first asked."""
+        if (name, ahead) not in self._in_time:
+            times_R = self._numbers[name]
+            order = np.argsort(times_R if ahead else -times_R, kind="stable")
+            self._in_time[name, ahead] = order[: np.count_nonzero(~np.isnan(times_R))].astype(np.int32)
+        return self._in_time[name, ahead]
+
+    def groups(self, name: str) -> Int64Array:
+        """The value of a column of single categories by row, as a number; -1 where there is none."""
+        postings = self._postings[name]
+        groups_R = np.full(self.num_rows, -1, dtype=np.int64)
+        codes = np.repeat(np.arange(len(postings.starts) - 1), np.diff(postings.starts))
+        groups_R[postings.rows] = codes
+        return groups_R
+
+    def require(self, name: str, operation: str, where: str) -> None:
+        """Check that a column can be asked this.
+
+        Raises:
+            UserError: there is no such column, or its kind does not go with the operation.
+        """
+        kind = self.kinds.get(name)
+        if kind is None:
+            known = ", ".join(sorted(self.kinds)) or "none"
+            raise UserError(f"{where} is not {'an' if self._things[0] in 'aio' else 'a'} {self._things} column; known are {known}")
+        if kind not in _OPERATIONS:
+            raise UserError(f"{where} is a {kind}, which cannot be filtered by")
+        if operation not in _OPERATIONS[kind]:
+            raise UserError(f"{where} is {kind}: use {' or '.join(_OPERATIONS[kind])}, not {operation}")
+
+    def mask(self, condition: Leaf, path: str) -> Mask:
+        """The rows that meet one condition.
+
+        Args:
+            path: where the condition stands, for messages.
+
+        Returns:
+            bool [R].
+
+        Raises:
+            UserError: a column is not known, its kind does not go with the operation, or a value is of another type.
+        """
+        if isinstance(condition, Overlaps):
+            return self._overlaps(condition, path)
+        where = f"{path}: column {condition.column!r}"
+        self.require(condition.column, condition.op, where)
+        match condition:
+            case Range():
+                return self._between(self._numbers[condition.column], condition.min, condition.max)
+            case Within():
+                return self._within(condition, path)
+            case Present():
+                return self._present(condition.column)
+            case In() | Equals() | Contains():
+                postings = self._postings[condition.column]
+                values = condition.values if isinstance(condition, In) else (condition.value,)
+                mask_R = np.zeros(self.num_rows, dtype=bool)
+                mask_R[postings.rows_with(values, where)] = True
+                return mask_R
+
+    def _between(self, numbers_R: Float64Array, low: float | None, high: float | None) -> Mask:
+        if low is None:
+            assert high is not None, "a range has a bound"
+            return np.asarray(numbers_R <= high)
+        above_R = numbers_R >= low
+        return np.asarray(above_R if high is None else above_R & (numbers_R <= high))
+
+    def _overlaps(self, condition: Overlaps, path: str) -> Mask:
+        for name in (condition.start, condition.end):
+            self.require(name, condition.op, f"{path}: column {name!r}")
+        starts_R, ends_R = self._numbers[condition.start], self._numbers[condition.end]
+        begun_R = True if condition.max is None else ~(starts_R > condition.max)  # so that a missing value passes
+        open_R = True if condition.min is None else ~(ends_R < condition.min)
+        return np.asarray(begun_R & open_R & ~(np.isnan(starts_R) & np.isnan(ends_R)))
+
+    def _within(self, condition: Within, path: str) -> Mask:
+        by = condition.radius_by
+        angles = _angle(condition.radius_km) if by is None else self.angles(condition.radius_km, by, f"{path}.radius_by")
+        return self.within(condition, f"{path}: column {condition.column!r}", angles)
+
+    def within(self, condition: Within, where: str, angles: Float64Array | float) -> Mask:
+        """The rows whose place lies within an angle of the centre, of each row or of all.
+
+        Raises:
+            UserError: the column is no place.
+        """
+        self.require(condition.column, condition.op, where)
+        mask_R = np.zeros(self.num_rows, dtype=bool)
+        mask_R[self._places[condition.column].within(on_the_sphere(condition.latitude, condition.longitude), angles)[0]] = True
+        return mask_R
+
+    def around(self, name: str, latitude: float, longitude: float, radius_km: float) -> tuple[npt.NDArray[np.int32], Float64Array]:
+        """Rows within a distance of a point, in no order, and the squares of their chords (see `arc_km`)."""
+        return self._places[name].within(on_the_sphere(latitude, longitude), _angle(radius_km))
+
+    def square_chords(self, name: str, latitude: float, longitude: float, rows: npt.NDArray[np.integer]) -> Float64Array:
+        """Of the way from a point to some rows; NaN where there is no place."""
+        return self._places[name].square_chords(on_the_sphere(latitude, longitude), rows)
+
+    def angles(self, default_km: float, radius_by: RadiusBy, path: str) -> Float64Array:
+        """The radius of each row as an angle.
+
+        Raises:
+            UserError: the column is none of categories.
+        """
+        where = f"{path}: column {radius_by.column!r}"
+        if self.kinds.get(radius_by.column) not in ("categorical", "multi_categorical"):
+            raise UserError(f"{where} is not one of categories")
+        postings = self._postings[radius_by.column]
+        angles_R = np.zeros(self.num_rows)
+        for value, radius_km in radius_by.radii_km.items():
+            rows = postings.rows_with([value], where)
+            angles_R[rows] = np.maximum(angles_R[rows], _angle(radius_km))
+        return np.where(angles_R > 0, angles_R, _angle(default_km))
+
+    def _present(self, name: str) -> Mask:
+        if name in self._numbers:
+            return ~np.isnan(self._numbers[name])
+        mask_R = np.zeros(self.num_rows, dtype=bool)
+        mask_R[self._places[name].northwards if name in self._places else self._postings[name].rows] = True
+        return mask_R

@@ -1,0 +1,74 @@
+"""What `/v1/events` takes and gives."""
+
+from typing import Annotated
+
+from pydantic import Field, StrictInt, StrictStr, model_validator
+
+from passerelle.config import Config
+from serving.schemas.base import Incoming, Several
+from serving.schemas.recommend import LATEST_TIMESTAMP_MS, ExternalId
+
+MOST_EVENTS = 1000
+EventId = Annotated[StrictStr, Field(min_length=1, max_length=128)]
+
+
+class EventIn(Incoming):
+    """One thing that a user did."""
+
+    event_id: EventId
+    """The sender's own: sent again, the event is not kept twice."""
+    user_id: ExternalId
+    item_id: ExternalId
+    """May be unknown to this version; a later one may know it."""
+    event_type: StrictStr | None = None
+    """One of the kinds of events of the model; the first of them, when absent."""
+    timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
+    """Milliseconds since the epoch; when it is received, if absent."""
+
+
+class EventsRequest(Incoming):
+    """One event, with its fields at the top, or several in `events`."""
+
+    events: Several[EventIn] = Field(default=(), max_length=MOST_EVENTS)
+    event_id: EventId | None = None
+    user_id: ExternalId | None = None
+    item_id: ExternalId | None = None
+    event_type: StrictStr | None = None
+    timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "EventsRequest":
+        single = (self.event_id, self.user_id, self.item_id)
+        if self.events and any(value is not None for value in (*single, self.event_type, self.timestamp_ms)):
+            raise ValueError("give either events or the fields of one event")
+        if not self.events and None in single:
+            raise ValueError("an event has event_id, user_id and item_id")
+        return self
+
+    def all_events(self) -> tuple[EventIn, ...]:
+        """What was sent, as several."""
+        if self.events or self.event_id is None or self.user_id is None or self.item_id is None:
+            return self.events
+        return (
+            EventIn(
+                event_id=self.event_id,
+                user_id=self.user_id,
+                item_id=self.item_id,
+                event_type=self.event_type,
+                timestamp_ms=self.timestamp_ms,
+            ),
+        )
+
+
+class EventsResponse(Config):
+    """How many events are kept now that were not before."""
+
+    accepted: int
+    duplicates: int
+    """Known by their event id already."""
+
+
+class ForgottenResponse(Config):
+    """What was erased."""
+
+    events: int

@@ -1,0 +1,250 @@
+"""What the HTTP interface takes and gives. Ids are the caller's own, text or whole numbers."""
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from passerelle.config import Config
+from serving.config import MAX_K
+from serving.schemas.base import Incoming, Several
+from serving.schemas.filters import MOST_CONDITIONS, MOST_VALUES, Filter, count_conditions, count_values
+
+MAX_HISTORY_ITEMS = 100_000
+LATEST_TIMESTAMP_MS = 253_402_300_799_999  # the year 9999: a larger number is in microseconds or nanoseconds
+
+ExternalId = StrictInt | StrictStr
+Features = Annotated[dict[str, JsonValue], Field(max_length=1000)]
+Count = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
+
+
+class Place(Incoming):
+    """A point on the Earth, in degrees."""
+
+    latitude: Annotated[StrictInt | StrictFloat, Field(ge=-90, le=90)]
+    longitude: Annotated[StrictInt | StrictFloat, Field(ge=-180, le=180)]
+
+
+class Context(Incoming):
+    """The circumstances of a request."""
+
+    timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
+    """Milliseconds since the epoch; now, when absent."""
+    features: Features | None = None
+    """Circumstances that the model reads, by name; what is absent is missing."""
+    place: Place | None = None
+    """Where the user is: for sources and offers that are near."""
+    age: Annotated[StrictInt, Field(ge=0, le=150)] | None = None
+    """Years: items with a higher minimum are left out, where the service has such a rule; all that have a minimum, without an age."""
+    credit: Annotated[StrictInt | StrictFloat, Field(ge=0, le=1e15)] | None = None
+    """What can be spent: dearer items are left out, where the service has such a rule."""
+
+    def now_ms(self) -> int:
+        """The time of the request: now, unless it says otherwise."""
+        return time.time_ns() // 1_000_000 if self.timestamp_ms is None else self.timestamp_ms
+
+
+def _refuse_forest(filters: Sequence[Filter]) -> None:
+    if (count := count_conditions(filters)) > MOST_CONDITIONS:
+        raise ValueError(f"filters has {count} conditions, at most {MOST_CONDITIONS} are possible")
+    if (count := count_values(filters)) > MOST_VALUES:
+        raise ValueError(f"filters names {count} values, at most {MOST_VALUES} are possible")
+
+
+class RecommendRequest(Incoming):
+    """Who to recommend to, and what. Of whom too little is known gets what the rule for cold users says: the popular items, by default."""
+
+    user_id: ExternalId | None = None
+    history: Several[ExternalId] | None = Field(default=None, max_length=MAX_HISTORY_ITEMS)
+    """Item ids, oldest first; takes the place of what is stored for `user_id`. Unknown ids are counted and ignored."""
+    history_timestamps_ms: Several[Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)]] | None = None
+    """When each item of `history` happened, milliseconds since the epoch; a minute apart, up to the request, when absent."""
+    history_event_types: Several[StrictStr] | None = None
+    """What each event of `history` was; the first kind that the model knows, when absent."""
+    user_features: Features | None = None
+    """Features of the user that the model reads, by name; takes the place of what is stored for `user_id`."""
+    k: Count | None = None
+    """Items of the answer; as many as the playlist has, if absent."""
+    playlist: StrictStr = "default"
+    """Which of the service's playlists: its filters, sources and ordering."""
+    variant: StrictStr | None = None
+    """A variant of the playlist's experiment, instead of the one that the user belongs to."""
+    deadline_ms: Annotated[StrictInt | StrictFloat, Field(gt=0, le=60_000)] | None = None
+    """Time for the answer; what is not done by then is left out, or answered 503."""
+    similar_to: Several[ExternalId] = Field(default=(), max_length=100)
+    """Items that the source `similar` starts from, instead of the newest of the history."""
+    debug: StrictBool = False
+    """Say of each item why it stands where it stands."""
+    exclude_seen: StrictBool = True
+    """Leave out the items of the history (of a model for bookings: those that were booked)."""
+    context: Context = Context()
+    filters: Several[Filter] = Field(default=(), max_length=100)
+    """Trees of conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""
+
+    @model_validator(mode="after")
+    def _one_value_an_item(self) -> "RecommendRequest":
+        for name, values in (("history_timestamps_ms", self.history_timestamps_ms), ("history_event_types", self.history_event_types)):
+            if values is not None and len(values) != len(self.history or ()):
+                raise ValueError(f"{name} has {len(values)} values for the {len(self.history or ())} items of history")
+        return self
+
+    @model_validator(mode="after")
+    def _no_forest(self) -> "RecommendRequest":
+        _refuse_forest(self.filters)
+        return self
+
+    def timestamp_ms(self) -> int:
+        """The time of the request: now, unless the context says otherwise."""
+        return self.context.now_ms()
+
+
+class SimilarRequest(Incoming):
+    """Which item, or which items together, to find neighbours of."""
+
+    item_id: ExternalId | None = None
+    item_ids: Several[ExternalId] = Field(default=(), max_length=100)
+    k: Count | None = None
+    """Items of the answer; 10, if absent."""
+    deadline_ms: Annotated[StrictInt | StrictFloat, Field(gt=0, le=60_000)] | None = None
+    """Time for the answer; 503 after it."""
+    context: Context = Context()
+    filters: Several[Filter] = Field(default=(), max_length=100)
+    """Trees of conditions on item columns; all must hold."""
+
+    @model_validator(mode="after")
+    def _names_items(self) -> "SimilarRequest":
+        if (self.item_id is None) == (not self.item_ids):
+            raise ValueError("give either item_id or item_ids")
+        return self
+
+    @model_validator(mode="after")
+    def _no_forest(self) -> "SimilarRequest":
+        _refuse_forest(self.filters)
+        return self
+
+    def timestamp_ms(self) -> int:
+        """The time of the request: now, unless the context says otherwise."""
+        return self.context.now_ms()
+
+
+class Source(Config):
+    """Which retriever found an item, and what it thought of it: `rank` from 1, `score` in the retriever's own unit."""
+
+    name: str
+    rank: int
+    score: float
+
+
+class Offer(Config):
+    """The best of an item's offers that met the filters."""
+
+    offer_id: ExternalId
+    distance_km: float | None
+    """From the place in the request's context."""
+    values: dict[str, Any]
+    """Its other columns; timestamps in milliseconds since the epoch."""
+
+
+class Why(Config):
+    """Why an item stands where it stands."""
+
+    place_by_score: int
+    """Where the ranker's score alone would have put it."""
+    retrieval_score: float
+    """Inner product with the query; without one, the score of the source that gave the item its place."""
+    adjusted_score: float
+    """After boosts and margin."""
+    boosts: tuple[str, ...]
+    margin: float | None
+    diversified_by: str | None
+    pinned: bool
+
+
+class Item(Config):
+    """One answer, best first: `rank` from 1; `score` is the ranker's, or the source's where no ranker ran."""
+
+    item_id: ExternalId
+    rank: int
+    score: float
+    sources: tuple[Source, ...]
+    offer: Offer | None = None
+    """Where items are sold as offers."""
+    why: Why | None = None
+    """Where the request asked for it."""
+
+
+class Timings(Config):
+    """Milliseconds spent in each stage; `total` holds them all."""
+
+    lookup: float
+    encode: float
+    retrieval: float
+    ranking: float
+    ordering: float
+    total: float
+
+
+class RecommendResponse(Config):
+    """The answer to a `RecommendRequest`."""
+
+    request_id: str
+    model_version: int
+    """Version of the model repository that answered."""
+    items: tuple[Item, ...]
+    fallback: str | None
+    """The sources of an answer that is not personal (`popularity`, or `popularity_near+popularity`, ...); null of one that is."""
+    degraded: tuple[str, ...]
+    """What did not work and was left out: `query_encoder`, `ranker` (items stand in the order of retrieval), `events`."""
+    playlist: str
+    experiment: str | None
+    """The experiment that the request took part in."""
+    variant: str | None
+    ignored_history: int
+    """Ids of the given history that are not in the catalogue."""
+    timings_ms: Timings
+
+
+class SimilarResponse(Config):
+    """The answer to a `SimilarRequest`; `score` is the cosine of the two items' vectors."""
+
+    request_id: str
+    model_version: int
+    items: tuple[Item, ...]
+
+
+class ItemResponse(Config):
+    """What the catalogue says of one item."""
+
+    item_id: ExternalId
+    title: str | None
+    features: dict[str, Any]
+    """Every item feature of the bundle; a missing value is null."""
+
+
+class HistoryEvent(Config):
+    """One event that is known of a user."""
+
+    item_id: ExternalId
+    title: str | None
+    event_type: str
+    timestamp_ms: int
+
+
+class HistoryResponse(Config):
+    """What is known of a user, the newest first."""
+
+    events: tuple[HistoryEvent, ...]
+
+
+class Problem(Config):
+    """One thing that is wrong with a request: where, and what."""
+
+    loc: tuple[str | int, ...]
+    msg: str
+
+
+class Problems(Config):
+    """The body of every answer that is not a success."""
+
+    detail: tuple[Problem, ...]

@@ -1,0 +1,107 @@
+"""Hard rules: what no source, playlist, fallback or pin can get around.
+
+Shape legend: B blocked items.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from passerelle.errors import UserError
+from passerelle.id_map import IdMap
+from passerelle.ids import FIRST_ITEM_ROW
+from serving.catalogue.catalogue import Catalogue
+from serving.config import Rules
+from serving.schemas.filters import Filter, Not, Or, Present, Range
+from serving.schemas.recommend import Context
+from serving.watched_file import WatchedFile
+
+Int64Array = npt.NDArray[np.int64]
+
+logger = logging.getLogger(__name__)
+
+
+class HardRules:
+    """The rules of a serving file as conditions, and the rows that are blocked.
+
+    Args:
+        rules: which there are.
+        item_ids: what the block list names.
+        catalogue: its columns.
+
+    Raises:
+        UserError: a rule names a column that is not there, or not of its kind.
+    """
+
+    def __init__(self, rules: Rules, item_ids: IdMap, catalogue: Catalogue) -> None:
+        self.check(rules, catalogue)
+        self._rules = rules
+        self._blocked = None if rules.block_list is None else WatchedFile(rules.block_list, lambda path: read_block_list(path, item_ids))
+
+    @staticmethod
+    def check(rules: Rules, catalogue: Catalogue) -> None:
+        """Check that the columns of the rules are there, and of their kinds.
+
+        Raises:
+            UserError: one is not.
+        """
+        for name in ("min_age_column", "price_column", "stock_column"):
+            if (column := getattr(rules, name)) is not None:
+                catalogue.require(column, ("numeric",), f"rules.{name}")
+        if rules.ends_column is not None:
+            catalogue.require(rules.ends_column, ("timestamp",), "rules.ends_column")
+
+    def conditions(self, context: Context, timestamp_ms: int) -> tuple[Filter, ...]:
+        """What must hold beside the filters of a request. What an item says nothing of does not hinder it."""
+        rules = self._rules
+        found: list[Filter] = []
+        if rules.min_age_column is not None:
+            found.append(_unless_above(rules.min_age_column, 0 if context.age is None else context.age))
+        if rules.price_column is not None and context.credit is not None:
+            found.append(_unless_above(rules.price_column, context.credit))
+        if rules.stock_column is not None:
+            nothing_left = Range(op="range", column=rules.stock_column, max=0)
+            found.append(Not(op="not", condition=nothing_left))
+        if rules.ends_column is not None:
+            now_ms = max(timestamp_ms, time.time_ns() // 1_000_000)  # who asks must not bring back what is over
+            over = Range(op="range", column=rules.ends_column, max=now_ms - 1)
+            found.append(Not(op="not", condition=over))
+        return tuple(found)
+
+    def blocked_B(self) -> Int64Array:
+        """Item rows of the block list as it is now."""
+        return np.empty(0, dtype=np.int64) if self._blocked is None else self._blocked.value
+
+
+def _unless_above(column: str, limit: float) -> Filter:
+    unknown = Not(op="not", condition=Present(op="present", column=column))
+    return Or(op="or", conditions=(unknown, Range(op="range", column=column, max=limit)))
+
+
+def read_block_list(path: Path, item_ids: IdMap) -> Int64Array:
+    """Rows of the items that a file names, an id a line. Lines that name no item are logged.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is not text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such block list: make an empty file where nothing is blocked") from None
+    except OSError as error:
+        raise UserError(f"{path}: the block list cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from None
+    parsed, strangers = [], 0
+    for line in filter(None, map(str.strip, lines)):
+        try:
+            parsed.append(item_ids.parse(line))
+        except UserError:
+            strangers += 1
+    rows = item_ids.rows(parsed) if parsed else np.empty(0, dtype=np.int64)
+    known = rows[rows >= FIRST_ITEM_ROW]
+    logger.info("%s: %d items blocked, %d lines name none", path, len(known), strangers + len(rows) - len(known))
+    return known

@@ -1,0 +1,267 @@
+"""The gate: keys, rates, crowds and sizes, before anything is computed."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passerelle.bundle import Bundle
+from passerelle.config import validate
+from passerelle.errors import UserError
+from serving.api.admission import ALWAYS_ROOM, Crowd, Rates, read_keys
+from serving.api.app import build_app
+from serving.config import LimitsConfig, ServingConfig
+from serving.events.base import Event
+from serving.events.intake import EventIntake
+from serving.events.sqlite_store import SqliteEventStore
+from serving.stages.types import InferenceError
+from tests.serving.conftest import recommender_of
+from tests.support.inference import OnnxInference
+
+
+def app_with(bundle: Bundle, inference: Any = None, **limits: Any) -> Any:
+    config = validate(ServingConfig, {"limits": limits}, "test")
+    return build_app(recommender_of(bundle, inference or OnnxInference(bundle), 7, config))
+
+
+def run(app: Any, work: Any) -> Any:
+    async def main() -> Any:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await work(client)
+
+    return asyncio.run(main())
+
+
+def test_keys(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("first key\n\nsecond\n", encoding="utf-8")
+    app = app_with(bundle, api_keys_file=str(keys))
+    compared: list[bytes] = []
+    real = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda one, other: compared.append(other) or real(one, other))
+
+    async def work(client: httpx.AsyncClient) -> list[int]:
+        found = []
+        for header in (
+            None,
+            "Bearer first key",
+            "Bearer second",
+            "Bearer third",
+            "second",
+            "Bearer ",
+            "Bearer \xff",
+            "bearer second",
+            "BEARER  second",
+            "bearer third",
+        ):
+            headers = {} if header is None else {"authorization": header.encode("latin-1")}
+            found.append((await client.post("/v1/recommend", json={}, headers=headers)).status_code)
+        found += [(await client.get(path)).status_code for path in ("/healthz", "/metrics", "/readyz", "/", "/v1/items/7", "/docs")]
+        return found
+
+    statuses = run(app, work)
+    assert statuses[:10] == [401, 200, 200, 401, 200, 401, 401, 200, 200, 401], "the case of the scheme says nothing"
+    assert statuses[10:] == [200, 200, 200, 200, 401, 401]
+    assert compared.count(b"first key") == compared.count(b"second"), "each key is compared, also after one was right"
+
+
+def test_keys_of_another_editor(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbffirst\r\nsecond\r\n")
+    assert read_keys(tmp_path / "keys") == (b"first", b"second")
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbf\r\n")
+    with pytest.raises(UserError, match="no API key in it"):
+        read_keys(tmp_path / "keys")
+
+
+def test_files_of_keys_that_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_keys(tmp_path / "absent")
+    (tmp_path / "empty").write_text(" \n", encoding="utf-8")
+    with pytest.raises(UserError, match="no API key in it"):
+        read_keys(tmp_path / "empty")
+
+
+def test_large_bodies_are_refused_also_when_they_do_not_say_so(bundle: Bundle) -> None:
+    app = app_with(bundle, max_body_bytes=1000)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b" " * 100
+
+    async def work(client: httpx.AsyncClient) -> list[int]:
+        said = await client.post("/v1/recommend", content=b"{}" + b" " * 2000)
+        silent = await client.post("/v1/recommend", content=chunks())
+        odd = await client.post("/v1/recommend", content=b"{}", headers={"content-length": "two"})
+        fits = await client.post("/v1/recommend", json={})
+        return [said.status_code, silent.status_code, odd.status_code, fits.status_code]
+
+    assert run(app, work) == [413, 413, 413, 200]
+
+
+def test_rates() -> None:
+    now = [0.0]
+    rates = Rates(2.0, lambda: now[0])
+    assert [rates.admit(b"a") for _ in range(4)] == [True, True, False, False] and rates.admit(b"b")
+    now[0] = 0.5
+    assert [rates.admit(b"a") for _ in range(2)] == [True, False]
+    now[0] = 100.0
+    assert [rates.admit(b"a") for _ in range(3)] == [True, True, False]
+
+
+@given(st.floats(0.5, 50), st.lists(st.floats(0, 0.3), max_size=200))
+def test_no_window_holds_more_than_its_rate(rate: float, gaps: list[float]) -> None:
+    now = [0.0]
+    rates, admitted = Rates(rate, lambda: now[0]), []
+    for gap in gaps:
+        now[0] += gap
+        if rates.admit(b"a"):
+            admitted.append(now[0])
+    for first in range(len(admitted)):
+        for last in range(first, len(admitted)):
+            assert last - first + 1 <= max(1.0, rate) + rate * (admitted[last] - admitted[first]) + 1e-6
+
+
+def test_one_caller_over_the_rate_hinders_no_other(bundle: Bundle, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("a\nb\n", encoding="utf-8")
+    app = app_with(bundle, api_keys_file=str(keys), requests_per_s=3)
+
+    async def work(client: httpx.AsyncClient) -> list[Any]:
+        mine = [await client.get("/v1/items/7", headers={"authorization": "Bearer a"}) for _ in range(5)]
+        other = await client.get("/v1/items/7", headers={"authorization": "Bearer b"})
+        return [[answer.status_code for answer in mine], other.status_code, mine[-1].headers["retry-after"]]
+
+    assert run(app, work) == [[200, 200, 200, 429, 429], 200, "1"]
+
+
+class Slow(OnnxInference):
+    """Networks that take their time."""
+
+    async def infer(self, model: str, version: int, inputs: Any, timeout_s: float = 2.0) -> Any:
+        await asyncio.sleep(min(0.1, timeout_s))
+        if timeout_s < 0.1:
+            raise InferenceError(model, "DEADLINE_EXCEEDED", "slow on purpose")
+        return await super().infer(model, version, inputs, timeout_s)
+
+
+def test_a_crowd_is_answered_as_far_as_there_is_room(bundle: Bundle) -> None:
+    app = app_with(bundle, Slow(bundle), max_in_flight=5)
+
+    async def work(client: httpx.AsyncClient) -> list[int]:
+        answers = await asyncio.gather(*(client.post("/v1/recommend", json={"user_id": 1003}) for _ in range(30)))
+        after = await client.post("/v1/recommend", json={"user_id": 1003})
+        health = await client.get("/healthz")
+        return [*(answer.status_code for answer in answers), after.status_code, health.status_code]
+
+    statuses = run(app, work)
+    assert statuses[:-2].count(200) == 5 and statuses[:-2].count(429) == 25 and statuses[-2:] == [200, 200]
+
+
+class HangingStore(SqliteEventStore):
+    """Neither writes nor erases for as long as the test lasts."""
+
+    async def append(self, events: Sequence[Event]) -> int:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def erase(self, user_id: str) -> int:
+        return await self.append(())
+
+
+@pytest.mark.parametrize("write", ["events", "erasures"])
+def test_a_store_that_hangs_closes_the_gate_for_what_needs_it_alone(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    monkeypatch.setattr("serving.events.intake.WRITE_TIMEOUT_S", 3600.0)
+    config = validate(ServingConfig, {"limits": {"max_in_flight": 3}}, "test")
+    store = HangingStore(tmp_path / "events.sqlite")
+    app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, config), EventIntake(bundle, store))
+
+    async def work(client: httpx.AsyncClient) -> list[int]:
+        event = {"event_id": "a", "user_id": 1003, "item_id": 7}
+
+        def one() -> Any:
+            return client.post("/v1/events", json={"events": [event]}) if write == "events" else client.delete("/v1/users/1003")
+
+        waiting = [asyncio.ensure_future(one()) for _ in range(3)]
+        done, _ = await asyncio.wait(waiting, timeout=0.3)
+        assert not done
+        answers = [
+            await client.post("/v1/events", json={"events": [event]}),
+            await client.delete("/v1/users/1003"),
+            *[await client.get("/v1/items/7") for _ in range(5)],
+            await client.post("/v1/recommend", json={"user_id": 1003}),
+        ]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await store.close()
+        return [answer.status_code for answer in answers]
+
+    assert run(app, work) == [429, 429, *[200] * 5, 200]
+
+
+def test_the_gate_learns_what_a_request_costs() -> None:
+    now = [0.0]
+    crowd = Crowd(most=1000, max_expected_ms=100, clock=lambda: now[0])
+    for _ in range(300):  # ten inside take 50 ms: 5 ms each
+        blocks = [crowd.one() for _ in range(10)]
+        for block in blocks:
+            block.__enter__()
+        now[0] += 0.05
+        for block in blocks:
+            block.__exit__(None, None, None)
+    admitted = 0
+    blocks = []
+    while crowd.has_room():
+        blocks.append(crowd.one())
+        blocks[-1].__enter__()
+        admitted += 1
+    assert ALWAYS_ROOM < admitted < 20, "the first of ten pays for all, the last for a tenth: about 7 ms are learnt"
+
+
+def test_cors_is_off_unless_it_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("a\n", encoding="utf-8")
+    asks = {"origin": "https://shop.example", "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+
+    async def preflight(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.options("/v1/recommend", headers=asks)
+
+    assert "access-control-allow-origin" not in run(app_with(bundle), preflight).headers
+    allowed = run(app_with(bundle, allowed_origins=["https://shop.example"], api_keys_file=str(keys)), preflight)
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    other = run(app_with(bundle, allowed_origins=["https://other.example"]), preflight)
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_the_time_of_a_request_is_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little for the ranker: the order of retrieval. Too little for candidates: 503."""
+    recommender = recommender_of(bundle, Slow(bundle), 7)
+    retrieve = recommender._retrieval.run
+
+    async def slowly(*arguments: Any) -> Any:
+        await asyncio.sleep(5)
+        return await retrieve(*arguments)
+
+    async def work(client: httpx.AsyncClient) -> list[httpx.Response]:
+        bodies = [{"user_id": 1003, "deadline_ms": ms} for ms in (1000, 190)]
+        answers = [await client.post("/v1/recommend", json=body) for body in bodies]
+        monkeypatch.setattr(recommender._retrieval, "run", slowly)
+        return [*answers, await client.post("/v1/recommend", json=bodies[1])]
+
+    full, short, none = run(build_app(recommender), work)
+    assert full.json()["degraded"] == [] and short.json()["degraded"] == ["ranker"] and short.status_code == 200
+    scores = [item["sources"][0]["score"] for item in short.json()["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert none.status_code == 503 and none.headers["retry-after"] == "1" and "time of the request is over" in none.text
+
+
+def test_defaults_are_those_that_are_documented() -> None:
+    assert LimitsConfig().allowed_origins == () and LimitsConfig().api_keys_file is None and LimitsConfig().requests_per_s is None

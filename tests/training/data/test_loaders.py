@@ -1,0 +1,60 @@
+"""Batches are collated ahead by a thread, and nobody notices but the clock."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from training.data.loaders import prefetched
+
+
+def threads_at_work() -> int:
+    return sum(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("depth", [1, 3, 100])
+def test_the_same_items_in_the_same_order(depth: int) -> None:
+    assert list(prefetched(range(50), depth)) == list(range(50))
+    assert list(prefetched([], depth)) == []
+
+
+def test_items_are_made_ahead_but_not_too_far() -> None:
+    made: list[int] = []
+    fifth = threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in range(50):
+            made.append(number)
+            if number == 4:
+                fifth.set()
+            yield number
+
+    ahead = prefetched(items(), 3)
+    assert next(ahead) == 0
+    assert fifth.wait(5), "nobody asks for the fifth item, and it is made: three wait, one is in the thread's hand"
+    time.sleep(0.3)
+    assert made == [0, 1, 2, 3, 4]
+    assert list(ahead) == list(range(1, 50))
+
+
+def test_an_error_comes_after_the_items_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        raise ValueError("the third is broken")
+
+    ahead = prefetched(items(), 4)
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(ValueError, match="the third is broken"):
+        next(ahead)
+
+
+def test_whoever_stops_early_leaves_no_thread() -> None:
+    before = threads_at_work()
+    for item in prefetched(iter(int, 1), 2):
+        assert item == 0
+        break
+    deadline_s = time.monotonic() + 5
+    while threads_at_work() > before and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert threads_at_work() == before

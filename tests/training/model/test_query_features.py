@@ -1,0 +1,196 @@
+"""What a query knows beside its history: by hand, in training, and of nobody.
+
+Shape legend: N queries.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from passerelle.dataset import Dataset, FeatureColumn, write_dataset
+from passerelle.errors import UserError
+from passerelle.ids import FIRST_ITEM_ROW
+from passerelle.splits import make_split
+from tests.support.datasets import START_MS, small_recipe
+from training.data.batches import EpochBatches
+from training.evaluation.evaluate import evaluate
+from training.model.factory import make_model
+from training.model.query_features import UNKNOWN, query_features
+from training.model.towers import Facts
+from training.model_config import QueryConfig
+from training.runs.fit import train_in_process
+from training.runs.open_run import load_run
+
+HOUR_MS = 3_600_000
+
+
+def test_facts_by_hand(dataset: Dataset) -> None:
+    split = make_split(dataset, small_recipe().split)
+    features = query_features(dataset, split, QueryConfig(features=("country", "device")))
+    # Countries go None, FR, DE, IT from user to user, devices mobile, desktop, None; each is met often enough for a code of its own.
+    encoding = features.encoding
+    assert sorted(encoding.user.columns[0].values) == ["DE", "FR", "IT"] and sorted(encoding.context.columns[0].values) == [
+        "desktop",
+        "mobile",
+    ]
+    assert encoding.widths() == {"user_codes": 1, "user_numbers": 1, "context_codes": 1, "context_numbers": 1}
+    facts = features(torch.tensor([0, 1, 5, UNKNOWN]), torch.tensor([2, 0, UNKNOWN, 3]))
+    codes_N = facts.user_codes[:, 0].tolist()
+    assert codes_N[0] == codes_N[3] == 0 and codes_N[1] == codes_N[2] == encoding.user.columns[0].values.index("FR") + 2
+    assert facts.user_numbers.tolist() == [[1.0], [1.0], [1.0], [0.0]], "a user without a country is known, nobody is not"
+    mobile = encoding.context.columns[0].values.index("mobile") + 2
+    assert facts.context_codes.tolist() == [[0], [mobile], [0], [mobile]] and facts.context_numbers.tolist() == [[1.0], [1.0], [0.0], [1.0]]
+
+
+def test_without_columns_nothing_is_known(dataset: Dataset) -> None:
+    features = query_features(dataset, make_split(dataset, small_recipe().split), QueryConfig(clock=("hour",)))
+    facts = features(torch.tensor([0, 239, UNKNOWN]), torch.tensor([5, UNKNOWN, 0]))
+    assert not any(values.any() for values in facts) and all(values.shape == (3, 1) for values in facts)
+
+
+def test_a_recipe_that_takes_all_features_takes_none_where_none_is_declared(dataset: Dataset) -> None:
+    config = small_recipe("query.features=all")
+    bare = replace(dataset, manifest=dataset.manifest.model_copy(update={"user_features": (), "context_features": ()}))
+    split = make_split(dataset, config.split)
+    assert make_model(bare, split, config, total_steps=1).query_tower is None
+    assert make_model(dataset, split, config, total_steps=1).query_tower is not None
+
+
+def test_all_leaves_out_what_is_made_of_events(dataset: Dataset) -> None:
+    """Which knows of the user's events in validation and test; by its name it may be had."""
+    country, age = dataset.manifest.user_features
+    made_of_events = (country.model_copy(update={"from_events": True}), age)
+    made = replace(dataset, manifest=dataset.manifest.model_copy(update={"user_features": made_of_events}))
+    split = make_split(dataset, small_recipe().split)
+    for features, expected in (("all", ["age"]), (("country",), ["country"])):
+        encoding = query_features(made, split, QueryConfig.model_validate({"features": features})).encoding
+        assert [column.name for column in encoding.user.columns] == expected
+
+
+@pytest.mark.parametrize("features", ["['age']", "['device']", "all"])
+def test_every_parameter_of_a_step_has_a_gradient(dataset: Dataset, features: str) -> None:
+    """DistributedDataParallel stops where one has not: also where no feature is categorical."""
+    config = small_recipe("items.kind=tower", "items.features=['year']", "objective.kind=causal", f"query.features={features}")
+    split = make_split(dataset, config.split)
+    model = make_model(dataset, split, config, total_steps=1)
+    model.log = lambda *_, **__: None  # type: ignore[method-assign]
+    model.training_step(next(iter(EpochBatches(dataset, split, config, epoch=0))), 0).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_values_are_learnt_from_training_alone(dataset: Dataset, tmp_path: Path) -> None:
+    """A device that is met in the last two events of users has no code."""
+    devices = np.full(len(dataset.item_rows_E), "old")
+    devices[np.concatenate([dataset.offsets_U1[1:] - 1, dataset.offsets_U1[1:] - 2])] = "new"
+    again = rewritten(dataset, tmp_path / "again", devices)
+    encoding = query_features(again, make_split(again, small_recipe().split), QueryConfig(features=("device",))).encoding
+    assert encoding.context.columns[0].values == ("old",)
+
+
+def rewritten(dataset: Dataset, path: Path, devices: np.ndarray) -> Dataset:
+    """The same events on other devices."""
+    description = dataset.manifest.model_dump(
+        include={"name", "event_types", "user_features", "item_features", "context_features", "title"}
+    )
+    return write_dataset(
+        path,
+        item_rows_E=dataset.item_rows_E,
+        timestamps_ms_E=dataset.timestamps_ms_E,
+        event_types_E=dataset.event_types_E,
+        weights_E=dataset.weights_E,
+        offsets_U1=dataset.offsets_U1,
+        users=dataset.users,
+        items=dataset.items,
+        contexts=pa.table({"device": pa.array(devices.tolist()).dictionary_encode()}),
+        description={**description, "config": {}, "quality": {}},
+    )
+
+
+@pytest.mark.parametrize("name", ["colour", "title"])
+def test_features_that_a_query_cannot_use(dataset: Dataset, name: str) -> None:
+    split = make_split(dataset, small_recipe().split)
+    with pytest.raises(UserError, match=f"query.features: {name}: no feature of users .* there are: country, age, device"):
+        query_features(dataset, split, QueryConfig(features=("age", name)))
+
+
+def test_a_batch_knows_whose_windows_it_has_and_which_events_it_asks_for(dataset: Dataset) -> None:
+    split = make_split(dataset, small_recipe().split)
+    for batch in EpochBatches(dataset, split, small_recipe("model.max_history=3"), epoch=0):
+        assert dataset.item_rows_E[batch.target_events_M].tolist() == batch.target_rows_M.tolist()
+        window_T = np.repeat(np.arange(len(batch.user_rows_B)), batch.offsets_B1.diff())
+        user_M = batch.user_rows_B.numpy()[window_T[batch.target_positions_M]]
+        assert (dataset.offsets_U1[user_M] <= batch.target_events_M.numpy()).all()
+        assert (batch.target_events_M.numpy() < dataset.offsets_U1[user_M + 1]).all()
+
+
+def test_training_leaves_out_features_of_some_windows(dataset: Dataset) -> None:
+    """Of users and of circumstances apart, of whole windows, differently in each step."""
+    config = small_recipe("query.features=all", "query.dropout=0.4", "objective.kind=causal")
+    split = make_split(dataset, config.split)
+    model = make_model(dataset, split, config, total_steps=1)
+    users, contexts = [], []
+    for batch in EpochBatches(dataset, split, config, epoch=0):
+        window_T = torch.repeat_interleave(torch.arange(len(batch.user_rows_B)), batch.offsets_B1.diff())
+        row_M = window_T[batch.target_positions_M]
+        facts = model._facts(batch, row_M)
+        assert facts is not None
+        for values, found in ((facts.user_numbers, users), (facts.context_numbers, contexts)):
+            known_M = values[:, 0]
+            known_B = torch.zeros(len(batch.user_rows_B)).index_put_((row_M,), known_M)
+            assert torch.equal(known_B[row_M], known_M), "a window is known in part"
+            found += known_B.tolist()
+    assert 0.5 < np.mean(users) < 0.7 and 0.5 < np.mean(contexts) < 0.7
+    assert users != contexts
+
+
+def test_left_out_is_unknown() -> None:
+    given = Facts(torch.tensor([[3], [4]]), torch.ones(2, 2), torch.tensor([[5], [6]]), torch.ones(2, 1))
+    kept = given.where(torch.tensor([True, False]), torch.tensor([False, True]))
+    assert [values.tolist() for values in kept] == [[[3], [0]], [[1, 1], [0, 0]], [[0], [6]], [[0], [1]]]
+
+
+def planted_facts(path: Path) -> Dataset:
+    """Items of eight groups: which one follows is told by the user's country, the device of the event and its hour, and by nothing else."""
+    rng = np.random.default_rng(0)
+    num_users, length = 300, 8
+    country_U, device_E = rng.integers(2, size=num_users), rng.integers(2, size=num_users * length)
+    night_E = rng.integers(2, size=num_users * length)
+    group_E = np.repeat(country_U, length) * 4 + device_E * 2 + night_E
+    day_E = np.tile(np.arange(length), num_users)
+    midnight_ms = START_MS // (24 * HOUR_MS) * 24 * HOUR_MS
+    names = ["one", "two"]
+    return write_dataset(
+        path,
+        item_rows_E=FIRST_ITEM_ROW + group_E * 20 + rng.integers(20, size=len(group_E)),
+        timestamps_ms_E=midnight_ms + day_E * 24 * HOUR_MS + night_E * 12 * HOUR_MS,
+        event_types_E=np.zeros(len(group_E)),
+        weights_E=np.ones(len(group_E)),
+        offsets_U1=np.arange(num_users + 1) * length,
+        users=pa.table({"user_id": np.arange(num_users), "country": [names[country] for country in country_U]}),
+        items=pa.table({"item_id": np.arange(160)}),
+        contexts=pa.table({"device": pa.array([names[device] for device in device_E]).dictionary_encode()}),
+        description={
+            "name": "facts",
+            "event_types": ("view",),
+            "user_features": (FeatureColumn(name="country", kind="categorical"),),
+            "context_features": (FeatureColumn(name="device", kind="categorical"),),
+            "item_features": (),
+            "title": None,
+            "config": {},
+            "quality": {},
+        },
+    )
+
+
+def test_what_is_told_is_learnt(tmp_path: Path) -> None:
+    """Chance finds one of 160 items in ten with 1 in 16; who knows the group of 20, with one in two."""
+    dataset = planted_facts(tmp_path / "facts")
+    recalls, usual = {}, ("objective.kind=causal", "model.num_blocks=1", "training.max_epochs=12", "optimizer.learning_rate=0.02")
+    for name, told in (("nothing", ()), ("everything", ("query.features=all", "query.clock=['hour']", "query.dropout=0"))):
+        train_in_process("two_tower", dataset, small_recipe(*usual, *told), tmp_path / name)
+        recalls[name] = evaluate(load_run(tmp_path / name), "test", ks=(10,))["model"]["recall@10"]
+    assert recalls["nothing"] < 0.25 and recalls["everything"] > 0.35, recalls

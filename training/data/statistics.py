@@ -1,0 +1,64 @@
+"""Counts of items over the events that training may see.
+
+Shape legend: E events, T training events, B1 windows + 1, R item rows (special rows included).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from passerelle.dataset import Dataset
+from passerelle.features import DAY_MS
+from passerelle.splits import Int64Array, Split
+from training.config import RunConfig
+from training.data.objectives import expected_targets
+from training.data.targets import make_targets, target_windows
+from training.data.windows import training_events
+
+
+@dataclass(frozen=True)
+class ItemStatistics:
+    """How often each item was chosen."""
+
+    counts_R: npt.NDArray[np.float64]
+    """Weights of its events, over all of training."""
+    recent_counts_R: npt.NDArray[np.float64]
+    """Weights of its events, over the last days of training."""
+
+
+def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemStatistics:
+    """Counts over the training events of every user; nothing of validation or test."""
+    positions_T, _ = training_events(split)
+    rows_T, weights_T = dataset.item_rows_E[positions_T], dataset.weights_E[positions_T]
+    times_ms_T = dataset.timestamps_ms_E[positions_T]
+    recent_T = times_ms_T > times_ms_T.max() - recent_days * DAY_MS
+    return ItemStatistics(
+        counts_R=np.bincount(rows_T, weights=weights_T, minlength=dataset.num_rows).astype(np.float64),
+        recent_counts_R=np.bincount(rows_T[recent_T], weights=weights_T[recent_T], minlength=dataset.num_rows).astype(np.float64),
+    )
+
+
+def sampler_counts(dataset: Dataset, split: Split, config: RunConfig) -> npt.NDArray[np.float64]:
+    """What `make_sampler` is to be given [R]; zeros where the loss needs no counts."""
+    match config.loss.counts:
+        case "events":
+            return num_events(dataset, split).astype(np.float64)
+        case "targets":
+            return num_targets(dataset, split, config)
+    return np.zeros(dataset.num_rows)
+
+
+def num_events(dataset: Dataset, split: Split) -> Int64Array:
+    """Training events [R] of each item, each counting one."""
+    return np.bincount(dataset.item_rows_E[training_events(split)[0]], minlength=dataset.num_rows)
+
+
+def num_targets(dataset: Dataset, split: Split, config: RunConfig) -> npt.NDArray[np.float64]:
+    """How often each item [R] is a right answer in an epoch, on average: fewer than its events, and not in proportion to them."""
+    targets = make_targets(dataset, config.objective)
+    positions_E, offsets_B1 = target_windows(split, config, targets).events()
+    expected_E = expected_targets(offsets_B1, config.objective)
+    if targets.is_target_E is not None:
+        expected_E *= targets.is_target_E[positions_E]
+    return np.bincount(dataset.item_rows_E[positions_E], weights=expected_E, minlength=dataset.num_rows).astype(np.float64)

@@ -1,0 +1,96 @@
+"""What declared features say of the items of a dataset, as a candidate tower is given it.
+
+Shape legend: R item rows, I items, S code slots of a row, F numbers of a row.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from passerelle.dataset import Dataset, FeatureColumn
+from passerelle.encoding import learn_encoding
+from passerelle.errors import UserError
+from passerelle.ids import FIRST_ITEM_ROW
+from passerelle.splits import Split
+from training.config import RunConfig
+from training.data.statistics import num_events, sampler_counts
+from training.model.items import IdTable, ItemContent, sparse_table
+from training.model.query_features import chosen_query_features, query_features
+from training.model.sequence_model import SequenceModel
+from training.model_config import ItemsConfig
+from training.text import TextEncoder, with_text_vectors
+
+
+def make_model(dataset: Dataset, split: Split, config: RunConfig, total_steps: int, *, num_shards: int = 1) -> SequenceModel:
+    """The model of a recipe for a dataset, before training.
+
+    Args:
+        split: what may be trained on.
+        total_steps: steps in `max_epochs`, for the learning-rate schedule.
+        num_shards: ranks that share the rows of a sparse table.
+
+    Raises:
+        UserError: the recipe names item features that the dataset does not have.
+    """
+    counts_R = torch.from_numpy(sampler_counts(dataset, split, config))
+    return bare_model(dataset, split, config, counts_R, sparse_table(config, dataset.num_rows, num_shards=num_shards), total_steps)
+
+
+def bare_model(
+    dataset: Dataset, split: Split, config: RunConfig, counts_R: Tensor, ids: IdTable | None = None, total_steps: int = 1
+) -> SequenceModel:
+    """The same with given counts for the sampler [R], and a given sparse table."""
+    content = item_content(dataset, split, config.items) if config.items.kind == "tower" else None
+    reads_anything = config.query.clock or any(chosen_query_features(dataset, config.query))
+    known = query_features(dataset, split, config.query) if reads_anything else None
+    num_event_types = len(dataset.manifest.event_types)
+    return SequenceModel(config, counts_R, total_steps, content, known, num_event_types=num_event_types, ids=ids)
+
+
+def check_features(dataset: Dataset, config: RunConfig) -> None:
+    """Before any work.
+
+    Raises:
+        UserError: the recipe names features that the dataset does not have.
+    """
+    if config.items.kind == "tower":
+        chosen_features(dataset, config.items)
+    chosen_query_features(dataset, config.query)
+
+
+def item_content(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemContent:
+    """Codes and numbers of every item, by an encoding learnt from those with training events.
+
+    Raises:
+        UserError: a named feature is not declared, or is text without an encoder, or there is no such encoder.
+    """
+    known_I = num_events(dataset, split)[FIRST_ITEM_ROW:] > 0
+    items, features = dataset.items, chosen_features(dataset, config)
+    if config.text_encoder is not None:
+        items, features = with_text_vectors(items, features, TextEncoder(config.text_encoder))
+    encoding = learn_encoding(items.filter(known_I), features, config.min_value_items)
+    encoded = encoding.encode(items)
+    return ItemContent(
+        encoding,
+        _below_special_rows(torch.from_numpy(encoded.codes_NS)),
+        _below_special_rows(torch.from_numpy(encoded.numbers_NF)),
+        torch.from_numpy(np.concatenate([np.ones(FIRST_ITEM_ROW, dtype=bool), known_I])),
+    )
+
+
+def chosen_features(dataset: Dataset, config: ItemsConfig) -> tuple[FeatureColumn, ...]:
+    """The item features that a recipe uses.
+
+    Raises:
+        UserError: a named one is not declared, or is text without an encoder.
+    """
+    usable = {feature.name: feature for feature in dataset.manifest.item_features if feature.kind != "text" or config.text_encoder}
+    names = tuple(usable) if config.features is None else config.features
+    if missing := [name for name in names if name not in usable]:
+        known = ", ".join(usable) or "none"
+        raise UserError(f"items.features: {', '.join(missing)}: no item feature of {dataset.path} that a tower can use; there are: {known}")
+    return tuple(usable[name] for name in names)
+
+
+def _below_special_rows(values: Tensor) -> Tensor:
+    return torch.cat([values.new_zeros(FIRST_ITEM_ROW, *values.shape[1:]), values])
