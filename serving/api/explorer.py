@@ -45,7 +45,7 @@ class ExplorerInfo(Config):
 
 def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None:
     """The page at `/`, and what it asks."""
-    page = resources.files("serving").joinpath(PAGE).read_bytes()
+    page = resources.files("serving.api").joinpath(PAGE).read_bytes()
     info = _info(recommender, bundle)
 
     @app.get("/", include_in_schema=False)
