@@ -51,7 +51,9 @@ def made_up_items(first_id: int, count: int, rng: np.random.Generator) -> pa.Tab
         {
             ITEM_ID: np.arange(first_id, first_id + count),
             "brand": names.take(pa.array(rng.integers(VALUES, size=count))),
-            "tags": pa.ListArray.from_arrays(offsets, names.take(pa.array(rng.integers(VALUES, size=2 * count)))),
+            "tags": pa.ListArray.from_arrays(
+                offsets, names.take(pa.array(rng.integers(VALUES, size=2 * count)))
+            ),
             "price": rng.lognormal(3, 1, size=count),
             "image": pa.LargeListArray.from_arrays(pa.array(np.arange(0, 64 * count + 1, 64)), image),
         }
@@ -85,7 +87,12 @@ def made_up_dataset(path: Path, num_items: int, rng: np.random.Generator) -> Dat
 
 def made_up_bundle(folder: Path, num_items: int, rng: np.random.Generator) -> Bundle:
     """Of a model that knows what is popular, and no more."""
-    settings = ("items.table=sparse", f"model.max_history={LENGTH}", "training.max_epochs=3", "training.validate_every_epochs=3")
+    settings = (
+        "items.table=sparse",
+        f"model.max_history={LENGTH}",
+        "training.max_epochs=3",
+        "training.validate_every_epochs=3",
+    )
     config = load_recipe("two_tower", settings)
     dataset = made_up_dataset(folder / "dataset", num_items, rng)
     train_in_process("two_tower", dataset, config, folder / "run")
@@ -104,7 +111,14 @@ def main(num_items: int, num_new: int) -> None:
         folder = Path(scratch)
         made_up_bundle(folder, num_items, rng)
         pyarrow.parquet.write_table(made_up_items(num_items, num_new, rng), folder / "new.parquet")
-        command = [str(Path(sys.executable).with_name("passerelle")), "add-items", "bundle", "new.parquet", "--out", "grown"]
+        command = [
+            str(Path(sys.executable).with_name("passerelle")),
+            "add-items",
+            "bundle",
+            "new.parquet",
+            "--out",
+            "grown",
+        ]
         begun_s = time.perf_counter()
         subprocess.run(command, cwd=folder, check=True)
         added_s = time.perf_counter() - begun_s
@@ -113,7 +127,13 @@ def main(num_items: int, num_new: int) -> None:
         retrieval = Retrieval(grown)
         ready_s = time.perf_counter() - begun_s
         found = _found(grown, retrieval, num_items, rng)
-    values = {"items": num_items, "new": num_new, "add_items_s": added_s, "open_and_index_s": ready_s, **found}
+    values = {
+        "items": num_items,
+        "new": num_new,
+        "add_items_s": added_s,
+        "open_and_index_s": ready_s,
+        **found,
+    }
     write_result("add_items", started, values)
 
 

@@ -38,12 +38,18 @@ CANDIDATES = 100
 
 def main() -> None:
     """Measure both, and store one result file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement of Triton (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="of each measurement of Triton (default %(default)s)"
+    )
     seconds = parser.parse_args().seconds
     started, bundle = environment(), open_bundle(Path(BUNDLE))
     values: dict[str, Any] = {"retrieval": {"vectors": VECTORS, "k": K, "ms_a_query": _searches()}}
-    values["triton"] = {merged: _networks(bundle, merged == "merged", seconds) for merged in ("merged", "one_by_one")}
+    values["triton"] = {
+        merged: _networks(bundle, merged == "merged", seconds) for merged in ("merged", "one_by_one")
+    }
     write_result("batching", started, values)
 
 
@@ -65,7 +71,9 @@ def _searches() -> dict[str, dict[str, float]]:
                 begun = time.perf_counter()
                 for first in range(0, len(queries_QD), together):
                     retriever.search(queries_QD[first : first + together], K, of_each)
-                found[str(share)][str(together)] = round(1e3 * (time.perf_counter() - begun) / len(queries_QD), 3)
+                found[str(share)][str(together)] = round(
+                    1e3 * (time.perf_counter() - begun) / len(queries_QD), 3
+                )
             print("retrieval", share, found[str(share)], flush=True)
     return found
 
@@ -76,7 +84,9 @@ def _networks(bundle: Bundle, merged: bool, seconds: float) -> dict[str, Any]:
     length = bucket_length(HISTORY, bundle.manifest.max_history)
     inputs: dict[str, dict[str, npt.NDArray[Any]]] = {
         QUERY_ENCODER: {
-            "item_vectors": rng.standard_normal((1, length, bundle.history_vectors_RD.shape[1]), dtype=np.float32),
+            "item_vectors": rng.standard_normal(
+                (1, length, bundle.history_vectors_RD.shape[1]), dtype=np.float32
+            ),
             "mask": np.ones((1, length), dtype=np.bool_),
             "event_types": np.zeros((1, length), dtype=np.int64),
             "timestamps_ms": np.arange(length, dtype=np.int64)[None] * 60_000,
@@ -86,7 +96,9 @@ def _networks(bundle: Bundle, merged: bool, seconds: float) -> dict[str, Any]:
                 for name, width in bundle.query_encoding.widths().items()
             },
         },
-        RANKER: {"features": rng.standard_normal((CANDIDATES, len(bundle.manifest.features)), dtype=np.float32)},
+        RANKER: {
+            "features": rng.standard_normal((CANDIDATES, len(bundle.manifest.features)), dtype=np.float32)
+        },
     }
     with tempfile.TemporaryDirectory(prefix="passerelle-batching-") as folder:
         repository = Path(folder) / "repository"
@@ -98,12 +110,18 @@ def _networks(bundle: Bundle, merged: bool, seconds: float) -> dict[str, Any]:
             path.write_text(str(config), encoding="utf-8")
         with TritonServer(repository) as server:
             return {
-                model: asyncio.run(_asked(server.grpc_address, repository, model, version, one, seconds)) for model, one in inputs.items()
+                model: asyncio.run(_asked(server.grpc_address, repository, model, version, one, seconds))
+                for model, one in inputs.items()
             }
 
 
 async def _asked(
-    address: str, repository: Path, model: str, version: int, inputs: dict[str, npt.NDArray[Any]], seconds: float
+    address: str,
+    repository: Path,
+    model: str,
+    version: int,
+    inputs: dict[str, npt.NDArray[Any]],
+    seconds: float,
 ) -> dict[str, Any]:
     """Clients in turns that each wait for their answer, over one connection as a replica has."""
     client = TritonClient(address)
@@ -119,7 +137,10 @@ async def _asked(
                 latencies_ms.append(1e3 * (time.perf_counter() - begun))
 
         await asyncio.gather(*(ask() for _ in range(clients)))
-        found[str(clients)] = {"answered_per_s": round(len(latencies_ms) / seconds, 1), **latency_summary(latencies_ms)}
+        found[str(clients)] = {
+            "answered_per_s": round(len(latencies_ms) / seconds, 1),
+            **latency_summary(latencies_ms),
+        }
         print(model, clients, found[str(clients)], flush=True)
     await client.close()
     return found

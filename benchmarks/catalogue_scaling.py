@@ -32,7 +32,9 @@ class Measured(Stopwatch):
 
     peak_bytes = 0
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.seconds and not self.peak_bytes:
             self.peak_bytes = peak_bytes()
@@ -55,7 +57,9 @@ def measure(num_items: int, table: str, warmup: int, steps: int) -> dict[str, An
     )
     watch = Measured(warmup=warmup, steps=steps, profiled=False, compiled=False)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = synthetic_dataset(Path(folder) / "data", num_events=60 * TOKEN_BUDGET, length=LENGTH, num_items=num_items)
+        dataset = synthetic_dataset(
+            Path(folder) / "data", num_events=60 * TOKEN_BUDGET, length=LENGTH, num_items=num_items
+        )
         before_bytes = peak_bytes()
         run = Path(folder) / "run"
         start_run(run, plan_run(run, "sasrec", dataset, config, resume=False))
@@ -70,7 +74,12 @@ def measure(num_items: int, table: str, warmup: int, steps: int) -> dict[str, An
 
 
 @click.command()
-@click.option("--items", default="10000,100000,1000000,10000000,100000000", show_default=True, help="Sizes of the catalogue.")
+@click.option(
+    "--items",
+    default="10000,100000,1000000,10000000,100000000",
+    show_default=True,
+    help="Sizes of the catalogue.",
+)
 @click.option("--tables", default="sparse,dense", show_default=True)
 @click.option("--warmup", default=3, show_default=True, help="Steps before the clock starts.")
 @click.option("--steps", default=10, show_default=True, help="Timed steps.")

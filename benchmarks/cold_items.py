@@ -25,7 +25,7 @@ from benchmarks.harness import environment, write_result
 from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import EvaluationUsers
-from training.config import RunConfig, load_recipe
+from training.config import Recipe, load_recipe
 from training.data.evaluation_batches import EvaluationBatch
 from training.data.statistics import num_events
 from training.evaluation.evaluate import rank_users, ranking_metrics
@@ -42,7 +42,9 @@ def kept(dataset: Dataset, keep_E: np.ndarray[Any, np.dtype[np.bool_]], path: Pa
     return with_events(dataset, np.flatnonzero(keep_E), kept_before[dataset.offsets_U1], path)
 
 
-def questions(dataset: Dataset, cold_R: np.ndarray[Any, np.dtype[np.bool_]], path: Path) -> tuple[Dataset, EvaluationUsers]:
+def questions(
+    dataset: Dataset, cold_R: np.ndarray[Any, np.dtype[np.bool_]], path: Path
+) -> tuple[Dataset, EvaluationUsers]:
     """Histories of known films, each before the user's newest event of a cold one, which is the target."""
     cold_E = cold_R[dataset.item_rows_E]
     places_E = np.arange(len(cold_E))
@@ -66,7 +68,9 @@ class ByContent:
         films_C = self._genres_RC[FIRST_ITEM_ROW:][content.known_R[FIRST_ITEM_ROW:]].sum(0)
         events_R = torch.from_numpy(num_events(run.dataset, run.split)).float()
         self._popularity_R = self._genres_RC @ (self._genres_RC.T @ events_R / films_C.clamp_min(1))
-        self._content_RC = F.normalize(torch.cat([F.normalize(genres_RC, dim=1), content.numbers_RF[:, 1:]], dim=1), dim=1)
+        self._content_RC = F.normalize(
+            torch.cat([F.normalize(genres_RC, dim=1), content.numbers_RF[:, 1:]], dim=1), dim=1
+        )
 
     def popularity(self, batch: EvaluationBatch) -> Tensor:
         """Events of a film of the same genres, on average."""
@@ -85,10 +89,13 @@ class ByContent:
         return sums_BC.index_add_(0, batch.seen_row_S, values_RC[batch.seen_item_S])
 
 
-def measure(dataset: Dataset, config: RunConfig, seed: int) -> dict[str, Any]:
+def measure(dataset: Dataset, config: Recipe, seed: int) -> dict[str, Any]:
     """The figures of one draw of films, and of the model that was trained without them."""
     cold_R = np.zeros(dataset.num_rows, dtype=bool)
-    cold_R[np.random.default_rng(seed).choice(dataset.num_items, round(SHARE * dataset.num_items), replace=False) + FIRST_ITEM_ROW] = True
+    cold_R[
+        np.random.default_rng(seed).choice(dataset.num_items, round(SHARE * dataset.num_items), replace=False)
+        + FIRST_ITEM_ROW
+    ] = True
     with tempfile.TemporaryDirectory() as folder:
         warm = kept(dataset, ~cold_R[dataset.item_rows_E], Path(folder) / "warm")
         manifest = train_in_process("two_tower", warm, config, Path(folder) / "run")
@@ -104,15 +111,30 @@ def measure(dataset: Dataset, config: RunConfig, seed: int) -> dict[str, Any]:
         found = {}
         for name, scorer in scorers.items():
             rows_QK, _ = rank_users(asked, users, scorer, K, max_history=config.model.max_history)
-            found[name] = {**ranking_metrics(asked, users, rows_QK, (10, K)), "cold_share_of_top": float(cold_R[rows_QK].mean())}
+            found[name] = {
+                **ranking_metrics(asked, users, rows_QK, (10, K)),
+                "cold_share_of_top": float(cold_R[rows_QK].mean()),
+            }
             click.echo(f"seed {seed}, {name}: recall@{K} {found[name][f'recall@{K}']:.4f}", err=True)
     values = {"seed": seed, "cold_items": int(cold_R.sum()), "questions": len(users), "found": found}
-    return {**values, "epochs": manifest.epochs, "best_epoch": manifest.best_epoch, "validation": manifest.validation}
+    return {
+        **values,
+        "epochs": manifest.epochs,
+        "best_epoch": manifest.best_epoch,
+        "validation": manifest.validation,
+    }
 
 
 @click.command()
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe.")
-@click.option("--seeds", default="0,1,2", show_default=True, help="Of the films that are removed and of training, with commas between.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe."
+)
+@click.option(
+    "--seeds",
+    default="0,1,2",
+    show_default=True,
+    help="Of the films that are removed and of training, with commas between.",
+)
 def main(overrides: tuple[str, ...], seeds: str) -> None:
     """Train without the cold films, ask for them, and store one result file."""
     started = environment()
@@ -121,8 +143,17 @@ def main(overrides: tuple[str, ...], seeds: str) -> None:
         config = load_recipe("two_tower", (*overrides, f"training.seed={seed}"))
         runs.append(measure(dataset, config, seed))
     scorers = runs[0]["found"]
-    mean = {name: {metric: float(np.mean([run["found"][name][metric] for run in runs])) for metric in scorers[name]} for name in scorers}
-    write_result("cold_items", started, {"runs": runs, "mean": mean, "config": load_recipe("two_tower", overrides).model_dump(mode="json")})
+    mean = {
+        name: {
+            metric: float(np.mean([run["found"][name][metric] for run in runs])) for metric in scorers[name]
+        }
+        for name in scorers
+    }
+    write_result(
+        "cold_items",
+        started,
+        {"runs": runs, "mean": mean, "config": load_recipe("two_tower", overrides).model_dump(mode="json")},
+    )
 
 
 if __name__ == "__main__":

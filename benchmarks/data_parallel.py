@@ -27,7 +27,9 @@ PLACES: dict[str, int | None] = {"no_ray": None, "one_worker": 1, "two_workers":
 
 
 @click.command()
-@click.option("--dataset", type=click.Path(path_type=Path, exists=True), required=True, help="A prepared dataset.")
+@click.option(
+    "--dataset", type=click.Path(path_type=Path, exists=True), required=True, help="A prepared dataset."
+)
 @click.option("--epochs", default=EPOCHS, show_default=True, help="Epochs a run.")
 def main(dataset: Path, epochs: int) -> None:
     """Train everywhere, compare loss curves and test NDCG@10, and store one result file."""
@@ -47,14 +49,23 @@ def main(dataset: Path, epochs: int) -> None:
             history = read_history(run)
             curves = {what: [line[what] for line in history] for what in ("train_loss_epoch", MONITOR)}
             metrics = evaluate(load_run(run, dataset), "test", (10,))
-            results[name] = {"seconds": seconds, **curves, "test": metrics["model"], "popularity": metrics["popularity"]}
+            results[name] = {
+                "seconds": seconds,
+                **curves,
+                "test": metrics["model"],
+                "popularity": metrics["popularity"],
+            }
             click.echo(f"{name}: {results[name]}", err=True)
     reference = results["no_ray"]
     for result in results.values():
         pairs = zip(result["train_loss_epoch"], reference["train_loss_epoch"], strict=True)
         result["max_loss_difference"] = max(abs(ours - theirs) for ours, theirs in pairs)
         result["ndcg_ratio"] = result["test"]["ndcg@10"] / reference["test"]["ndcg@10"]
-    write_result("data_parallel", started, {"dataset": opened.manifest.name, "config": config.model_dump(mode="json"), "places": results})
+    write_result(
+        "data_parallel",
+        started,
+        {"dataset": opened.manifest.name, "config": config.model_dump(mode="json"), "places": results},
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,16 @@ from passerelle.prepare.sources import find_source, resolve_files
 from passerelle.splits import Int64Array
 
 FOLDER = Path("artifacts/quality/data")
-_DESCRIPTION = ("name", "event_types", "user_features", "item_features", "context_features", "title", "config", "quality")
+_DESCRIPTION = (
+    "name",
+    "event_types",
+    "user_features",
+    "item_features",
+    "context_features",
+    "title",
+    "config",
+    "quality",
+)
 
 
 def with_events(dataset: Dataset, positions_E: Int64Array, offsets_U1: Int64Array, path: Path) -> Dataset:

@@ -32,11 +32,15 @@ def build(bundle_path: Path, run_path: Path) -> FastAPI:
     manifest = bundle.manifest
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    encoder = onnxruntime.InferenceSession(bundle_path / "query_encoder.onnx", options, providers=["CPUExecutionProvider"])
+    encoder = onnxruntime.InferenceSession(
+        bundle_path / "query_encoder.onnx", options, providers=["CPUExecutionProvider"]
+    )
     ranker = load_ranker(run_path)
     ranker.booster.params["num_threads"] = 1
     vectors_RD, history_RD = np.asarray(bundle.vectors_RD), np.asarray(bundle.history_vectors_RD)
-    features = RankingFeatures(vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, manifest.item_features)
+    features = RankingFeatures(
+        vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, manifest.item_features
+    )
     index = faiss.IndexFlatIP(manifest.dim)
     index.add(np.ascontiguousarray(vectors_RD[FIRST_ITEM_ROW:]))
     nothing = {
@@ -50,7 +54,10 @@ def build(bundle_path: Path, run_path: Path) -> FastAPI:
         asked = await request.json()
         now_ms = time.time_ns() // 1_000_000
         history = bundle.history(bundle.user_ids.row(asked["user_id"]))
-        rows_L, times_L = history.item_rows_L[-manifest.max_history :], history.timestamps_ms_L[-manifest.max_history :]
+        rows_L, times_L = (
+            history.item_rows_L[-manifest.max_history :],
+            history.timestamps_ms_L[-manifest.max_history :],
+        )
         inputs = {
             "item_vectors": history_RD[rows_L][None],
             "mask": np.ones((1, len(rows_L)), dtype=bool),
@@ -64,7 +71,9 @@ def build(bundle_path: Path, run_path: Path) -> FastAPI:
         allowed_N = np.ones(len(vectors_RD) - FIRST_ITEM_ROW, dtype=bool)
         allowed_N[bundle.seen(history) - FIRST_ITEM_ROW] = False
         selector = faiss.IDSelectorBitmap(np.packbits(allowed_N, bitorder="little"))
-        scores_1C, found_1C = index.search(query_1D, manifest.num_candidates, params=faiss.SearchParameters(sel=selector))
+        scores_1C, found_1C = index.search(
+            query_1D, manifest.num_candidates, params=faiss.SearchParameters(sel=selector)
+        )
         rows_C = found_1C[0][found_1C[0] >= 0] + FIRST_ITEM_ROW
         ranked_C = ranker.predict(features.compute(rows_C, scores_1C[0][: len(rows_C)], rows_L, now_ms))
         best = np.argsort(-ranked_C, kind="stable")[: asked["k"]]
@@ -78,4 +87,10 @@ def build(bundle_path: Path, run_path: Path) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(build(Path(sys.argv[1]), Path(sys.argv[2])), host="127.0.0.1", port=int(sys.argv[3]), log_level="warning", access_log=False)
+    uvicorn.run(
+        build(Path(sys.argv[1]), Path(sys.argv[2])),
+        host="127.0.0.1",
+        port=int(sys.argv[3]),
+        log_level="warning",
+        access_log=False,
+    )

@@ -21,7 +21,17 @@ from passerelle.files import write_text
 from passerelle.manifest import git_commit
 
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("torch", "pytorch-lightning", "ray", "onnxruntime", "lightgbm", "faiss-cpu", "nvidia-pytriton", "numpy", "pyarrow")
+LIBRARIES = (
+    "torch",
+    "pytorch-lightning",
+    "ray",
+    "onnxruntime",
+    "lightgbm",
+    "faiss-cpu",
+    "nvidia-pytriton",
+    "numpy",
+    "pyarrow",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -54,14 +64,25 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def latency_summary(latencies_ms: Sequence[float]) -> dict[str, float]:
     """Mean and percentiles of latencies in milliseconds, and how many there are."""
     values = np.asarray(latencies_ms)
-    percentiles = {f"p{name}_ms": float(np.percentile(values, level)) for name, level in (("50", 50), ("95", 95), ("99", 99))}
-    return {"requests": len(values), "mean_ms": float(values.mean()), **percentiles, "max_ms": float(values.max())}
+    percentiles = {
+        f"p{name}_ms": float(np.percentile(values, level))
+        for name, level in (("50", 50), ("95", 95), ("99", 99))
+    }
+    return {
+        "requests": len(values),
+        "mean_ms": float(values.mean()),
+        **percentiles,
+        "max_ms": float(values.max()),
+    }
 
 
 def peak_bytes() -> int:

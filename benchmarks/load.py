@@ -58,8 +58,12 @@ class Connection:
         try:
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
-            lengths = [int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-            body = await reader.readexactly(lengths[0]) if lengths else await reader.readuntil(b"0\r\n\r\n")  # in chunks
+            lengths = [
+                int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")
+            ]
+            body = (
+                await reader.readexactly(lengths[0]) if lengths else await reader.readuntil(b"0\r\n\r\n")
+            )  # in chunks
             return int(head[9:12]), body
         except BaseException:
             writer.close()
@@ -85,13 +89,20 @@ class Load:
         with context.Pool(1) as pool:
             outcomes, took_s = pool.apply(_run, (self, seconds, clients, rate))
         summary: dict[str, Any] = outcomes.summary(took_s, self.objective_ms)
-        return {"clients": clients, "rate_per_s": None if rate is None else round(rate, 1), "seconds": round(took_s, 1), **summary}
+        return {
+            "clients": clients,
+            "rate_per_s": None if rate is None else round(rate, 1),
+            "seconds": round(took_s, 1),
+            **summary,
+        }
 
 
 def _run(load: Load, seconds: float, clients: int | None, rate: float | None) -> tuple[Outcomes, float]:
     import uvloop  # what serious clients use; only here, in a process that loads
 
-    return uvloop.run(_closed(load, seconds, clients) if clients is not None else _open(load, seconds, float(rate or 0)))
+    return uvloop.run(
+        _closed(load, seconds, clients) if clients is not None else _open(load, seconds, float(rate or 0))
+    )
 
 
 def _requests(load: Load) -> list[bytes]:

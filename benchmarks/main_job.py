@@ -42,7 +42,13 @@ def main() -> None:
     bundle = open_bundle(Path(BUNDLE))
     values = {"step_seconds": steps_s, "quality": reports["prepare"]["quality"], **_serve(bundle)}
     run = open_manifest(ROOT / "run", RunManifest)
-    values |= {"training": {"epochs": run.epochs, "validation": run.validation, "config": run.config.model_dump(mode="json")}}
+    values |= {
+        "training": {
+            "epochs": run.epochs,
+            "validation": run.validation,
+            "config": run.config.model_dump(mode="json"),
+        }
+    }
     values |= {"offline": bundle.manifest.offline_metrics, "parity": bundle.manifest.parity}
     write_result("main_job", started, values)
 
@@ -58,22 +64,39 @@ def _timed_command(*arguments: str) -> tuple[float, dict[str, Any]]:
 
 def _serve(bundle: Bundle) -> dict[str, Any]:
     """Time until `/readyz`, then latencies of one client of the graph, and of the deployment that does nothing."""
-    user_ids = bundle.user_ids.ids(np.random.default_rng(0).integers(len(bundle.user_ids), size=WARM_UP_REQUESTS + REQUESTS))
+    user_ids = bundle.user_ids.ids(
+        np.random.default_rng(0).integers(len(bundle.user_ids), size=WARM_UP_REQUESTS + REQUESTS)
+    )
     stages: list[dict[str, float]] = []
     started_s = time.perf_counter()
-    with Service(bundle.path, REPOSITORY, published_version(bundle, REPOSITORY)) as service, httpx.Client(base_url=service.url) as client:
+    with (
+        Service(bundle.path, REPOSITORY, published_version(bundle, REPOSITORY)) as service,
+        httpx.Client(base_url=service.url) as client,
+    ):
         ready_s = time.perf_counter() - started_s
 
         def recommend(position: int) -> None:
-            answer = client.post("/v1/recommend", json={"user_id": user_ids[position], "k": 10}).raise_for_status().json()
+            answer = (
+                client.post("/v1/recommend", json={"user_id": user_ids[position], "k": 10})
+                .raise_for_status()
+                .json()
+            )
             assert len(answer["items"]) == 10, answer
             stages.append(answer["timings_ms"])
 
         requests = latency_summary(_latencies_ms(recommend))
     noop = _noop()
-    stage_ms = {name: latency_summary([stage[name] for stage in stages[WARM_UP_REQUESTS:]]) for name in stages[0]}
+    stage_ms = {
+        name: latency_summary([stage[name] for stage in stages[WARM_UP_REQUESTS:]]) for name in stages[0]
+    }
     ratio = requests["p50_ms"] / noop["p50_ms"]
-    return {"ready_seconds": round(ready_s, 2), "recommend": requests, "stages": stage_ms, "noop": noop, "p50_over_noop": round(ratio, 2)}
+    return {
+        "ready_seconds": round(ready_s, 2),
+        "recommend": requests,
+        "stages": stage_ms,
+        "noop": noop,
+        "p50_over_noop": round(ratio, 2),
+    }
 
 
 def _noop() -> dict[str, float]:

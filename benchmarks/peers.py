@@ -80,7 +80,19 @@ def our_epoch_s(case: Case, dataset: Path, threads: int, folder: Path) -> float:
     }
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     passerelle = Path(sys.executable).with_name("passerelle")
-    _run([str(passerelle), "train", "bert4rec", "--no-ray", "--dataset", str(dataset), "--out", str(folder), *sets])
+    _run(
+        [
+            str(passerelle),
+            "train",
+            "bert4rec",
+            "--no-ray",
+            "--dataset",
+            str(dataset),
+            "--out",
+            str(folder),
+            *sets,
+        ]
+    )
     return float(read_history(folder)[0]["seconds"])
 
 
@@ -93,7 +105,9 @@ def peer_epoch_s(case: Case, events: Path, threads: int, python: Path) -> float:
 def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise click.ClickException(f"{command[0]} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise click.ClickException(
+            f"{command[0]} ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
+        )
     return done.stdout
 
 
@@ -103,7 +117,12 @@ def _prepared(case: Case, folder: Path) -> tuple[Path, Path, int]:
     positions_E, offsets_U1 = gather_ragged(dataset.offsets_U1[:-1], dataset.offsets_U1[1:] - 1)
     user_E = np.repeat(np.arange(dataset.num_users), np.diff(offsets_U1))
     events = folder / "events.npz"
-    np.savez(events, user=user_E, item=dataset.item_rows_E[positions_E], timestamp_ms=dataset.timestamps_ms_E[positions_E])
+    np.savez(
+        events,
+        user=user_E,
+        item=dataset.item_rows_E[positions_E],
+        timestamp_ms=dataset.timestamps_ms_E[positions_E],
+    )
     return dataset.path, events, len(positions_E)
 
 
@@ -130,7 +149,12 @@ def _case(case: Case, rounds: int, threads: int, peer_python: Path) -> dict[str,
 
 
 @click.command()
-@click.option("--peer-python", type=click.Path(path_type=Path, exists=True), required=True, help="Python of RecTools' environment.")
+@click.option(
+    "--peer-python",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    help="Python of RecTools' environment.",
+)
 @click.option("--cases", default=",".join(CASES), show_default=True, help="Which, with commas between.")
 @click.option("--rounds", default=3, show_default=True, help="Epochs of each side, in turns.")
 @click.option("--threads", default=2, show_default=True, help="CPU threads of both sides.")
@@ -140,13 +164,13 @@ def main(peer_python: Path, cases: str, rounds: int, threads: int) -> None:
     names = cases.split(",")
     if unknown := sorted(set(names) - set(CASES)):
         raise click.BadParameter(f"{', '.join(unknown)}: not among {', '.join(CASES)}")
-    versions = (
-        "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('rectools', 'torch', 'pytorch-lightning')}))"
-    )
+    versions = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('rectools', 'torch', 'pytorch-lightning')}))"
     peer = json.loads(_run([str(peer_python), "-c", versions]))
     found = {name: _case(CASES[name], rounds, threads, peer_python) for name in names}
     whole = set(names) == set(CASES)
-    write_result("peers" if whole else "peers-in-part", started, {"peer": peer, "threads": threads, "cases": found})
+    write_result(
+        "peers" if whole else "peers-in-part", started, {"peer": peer, "threads": threads, "cases": found}
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import RESULTS, environment, write_result
 from benchmarks.runs import check_settings, is_complete, recipe_with, train_once
-from training.config import RunConfig
+from training.config import Recipe
 from training.evaluation.evaluate import EvaluationSettings, evaluate_in_detail
 from training.model.sequence_model import MONITOR
 from training.runs.callbacks import read_history
@@ -52,7 +52,7 @@ class Case:
     published: float | None = None
     """Best NDCG@10 in print for this data and kind of model, where there is one."""
 
-    def config(self, seed: int, threads: int | None = None) -> RunConfig:
+    def config(self, seed: int, threads: int | None = None) -> Recipe:
         """The resolved recipe of one run."""
         return recipe_with(self.recipe, (*self.overrides, f"training.seed={seed}"), threads)
 
@@ -72,23 +72,38 @@ SAMPLED = ("loss.kind=sampled",)
 CASES = {
     "bert4rec": Case("ml-1m_sasrec", "bert4rec", published=0.1638),
     "sasrec": Case("ml-1m_sasrec", "sasrec", published=0.1902),
-    "sasrec_sampled": Case("ml-1m_sasrec", "sasrec", (*SAMPLED, "loss.sampler=popularity", "loss.popularity_exponent=0.75"), 0.1857),
+    "sasrec_sampled": Case(
+        "ml-1m_sasrec",
+        "sasrec",
+        (*SAMPLED, "loss.sampler=popularity", "loss.popularity_exponent=0.75"),
+        0.1857,
+    ),
     "sasrec_uniform": Case("ml-1m_sasrec", "sasrec", SAMPLED, 0.1857),
     "sasrec_mixed": Case("ml-1m_sasrec", "sasrec", (*SAMPLED, "loss.sampler=mixed"), 0.1857),
     "sasrec_time": Case("ml-1m", "sasrec", ("model.time_bias=true", "model.time_gap=true"), published=0.2164),
     "two_tower": Case("ml-1m_sasrec", "two_tower"),
     "two_tower_sparse": Case("ml-1m_sasrec", "two_tower", ("items.table=sparse",)),
-    "two_tower_history": Case("ml-1m_sasrec", "two_tower", ("query.features=[]", "query.clock=[]")),
+    "two_tower_history": Case("ml-1m_sasrec", "two_tower", ("query.features=[]", "query.time_features=[]")),
     "sasrec_beauty": Case("beauty", "sasrec", SHORT_HISTORIES, published=0.0531),
 }
 
 
 @click.command()
-@click.option("--cases", default=",".join(CASES), show_default=True, help="Which to train, with commas between.")
+@click.option(
+    "--cases", default=",".join(CASES), show_default=True, help="Which to train, with commas between."
+)
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds to train, with commas between.")
-@click.option("--threads", type=int, help="CPU threads of a run; two runs of one thread each are faster than one after the other of two.")
+@click.option(
+    "--threads",
+    type=int,
+    help="CPU threads of a run; two runs of one thread each are faster than one after the other of two.",
+)
 @click.option("--refit", is_flag=True, help="Train each once more, on train and validation.")
-@click.option("--collect", is_flag=True, help="Train nothing: measure all runs that are complete on test, and store one result file.")
+@click.option(
+    "--collect",
+    is_flag=True,
+    help="Train nothing: measure all runs that are complete on test, and store one result file.",
+)
 def main(cases: str, seeds: str, threads: int | None, refit: bool, collect: bool) -> None:
     """Train what is missing, or write the table of what is there."""
     if collect:
@@ -107,7 +122,13 @@ def _train(case: Case, path: Path, seed: int, threads: int | None, refit: bool) 
     dataset = quality_dataset(case.data)
     train_once(case.recipe, dataset, case.config(seed, threads), path)
     if refit:
-        train_once(case.recipe, dataset, refit_config(open_run(path)), path.with_name(f"{path.name}-refit"), refit_of=path)
+        train_once(
+            case.recipe,
+            dataset,
+            refit_config(open_run(path)),
+            path.with_name(f"{path.name}-refit"),
+            refit_of=path,
+        )
 
 
 def _collect() -> None:
@@ -117,7 +138,9 @@ def _collect() -> None:
     before = json.loads(files[-1].read_text(encoding="utf-8")) if files else {"cases": {}, "baselines": {}}
     here = {name: found for name in CASES if (found := _collected(name))}
     table = {name: found for name in CASES if (found := here.get(name) or before["cases"].get(name))}
-    baselines = before["baselines"] | {data: _baselines(data) for data in sorted({CASES[name].data for name in here})}
+    baselines = before["baselines"] | {
+        data: _baselines(data) for data in sorted({CASES[name].data for name in here})
+    }
     write_result("quality", started, {"ks": KS, "cases": table, "baselines": baselines})
 
 
@@ -154,7 +177,11 @@ def _collected(name: str) -> dict[str, Any]:
         "data": case.data,
         "published_ndcg@10": case.published,
         "config": case.config(0).model_dump(mode="json"),
-        **{kind: {"runs": runs, **_summary([run["test"] for run in runs])} for kind, runs in kinds.items() if runs},
+        **{
+            kind: {"runs": runs, **_summary([run["test"] for run in runs])}
+            for kind, runs in kinds.items()
+            if runs
+        },
     }
 
 
@@ -162,7 +189,11 @@ def _times(path: Path) -> dict[str, Any]:
     """Seconds of all epochs, validation included, and until one was as good on validation as RecTools' BERT4Rec is in print on test."""
     epochs = read_history(path)
     so_far_s = list(itertools.accumulate(epoch["seconds"] for epoch in epochs))
-    reached_s = [until_s for until_s, epoch in zip(so_far_s, epochs, strict=True) if epoch.get(MONITOR, 0.0) >= RECTOOLS_NDCG]
+    reached_s = [
+        until_s
+        for until_s, epoch in zip(so_far_s, epochs, strict=True)
+        if epoch.get(MONITOR, 0.0) >= RECTOOLS_NDCG
+    ]
     return {"seconds": so_far_s[-1], "seconds_until_rectools_ndcg": reached_s[0] if reached_s else None}
 
 
@@ -178,7 +209,11 @@ def _summary(tests: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 def _baselines(data: str) -> dict[str, Any]:
     """Baselines fitted on everything before the test events, through the evaluation of any run on the data."""
     run = load_run(next(path for name, case in CASES.items() if case.data == data for path in _runs(name)))
-    return {name: values for name, values in evaluate_in_detail(run, "test", BASELINES).metrics.items() if name != "model"}
+    return {
+        name: values
+        for name, values in evaluate_in_detail(run, "test", BASELINES).metrics.items()
+        if name != "model"
+    }
 
 
 if __name__ == "__main__":

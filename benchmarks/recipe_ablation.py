@@ -17,7 +17,7 @@ import click
 from benchmarks.datasets import quality_dataset
 from benchmarks.harness import environment, write_result
 from benchmarks.runs import check_settings, is_complete, recipe_with, train_once
-from training.config import RunConfig
+from training.config import Recipe
 from training.runs.run import open_run
 
 FOLDER = Path("artifacts/ablation")
@@ -46,12 +46,28 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "sampled, 1024 uniform": ("loss.kind=sampled", "loss.num_negatives=1024"),
     "sampled, 256 log-uniform": ("loss.kind=sampled", "loss.sampler=log_uniform"),
     "sampled, 256 by popularity": ("loss.kind=sampled", "loss.sampler=popularity"),
-    "sampled, 256 by popularity ^ 0.75": ("loss.kind=sampled", "loss.sampler=popularity", "loss.popularity_exponent=0.75"),
-    "sampled, 256 by popularity, target uncorrected": ("loss.kind=sampled", "loss.sampler=popularity", "loss.correct_target=false"),
-    "sampled, 256 by popularity, uncorrected": ("loss.kind=sampled", "loss.sampler=popularity", "loss.log_q_correction=false"),
+    "sampled, 256 by popularity ^ 0.75": (
+        "loss.kind=sampled",
+        "loss.sampler=popularity",
+        "loss.popularity_exponent=0.75",
+    ),
+    "sampled, 256 by popularity, target uncorrected": (
+        "loss.kind=sampled",
+        "loss.sampler=popularity",
+        "loss.correct_target=false",
+    ),
+    "sampled, 256 by popularity, uncorrected": (
+        "loss.kind=sampled",
+        "loss.sampler=popularity",
+        "loss.log_q_correction=false",
+    ),
     "sampled, 256 by streaming popularity": ("loss.kind=sampled", "loss.sampler=streaming"),
     "sampled, 256 in-batch": ("loss.kind=sampled", "loss.sampler=in_batch"),
-    "sampled, 256 in-batch, uncorrected": ("loss.kind=sampled", "loss.sampler=in_batch", "loss.log_q_correction=false"),
+    "sampled, 256 in-batch, uncorrected": (
+        "loss.kind=sampled",
+        "loss.sampler=in_batch",
+        "loss.log_q_correction=false",
+    ),
     "sampled, 256 mixed": ("loss.kind=sampled", "loss.sampler=mixed"),
     "gbce, 256": ("loss.kind=gbce",),
     "gbce, 256, temperature 0.3": ("loss.kind=gbce", "loss.temperature=0.3"),
@@ -63,7 +79,11 @@ OBJECTIVE: dict[str, tuple[str, ...]] = {
     "never the last alone": ("objective.last_only_probability=0.0",),
     "the last alone in a third": ("objective.last_only_probability=0.33",),
 }
-SEEDS: dict[str, tuple[str, ...]] = {"recipe": (), "another seed": ("training.seed=1",), "a third seed": ("training.seed=2",)}
+SEEDS: dict[str, tuple[str, ...]] = {
+    "recipe": (),
+    "another seed": ("training.seed=1",),
+    "a third seed": ("training.seed=2",),
+}
 VARIANTS = {
     "sasrec": {
         **SEEDS,
@@ -81,7 +101,11 @@ VARIANTS = {
         "dropout 0.2": ("model.dropout=0.2",),
         "history 100": ("model.max_history=100",),
         "heads that look both ways": (BOTH_WAYS,),
-        "two heads that look both ways": ("model.num_heads=2", "model.distance_slopes=[0.5, 0.03]", BOTH_WAYS),
+        "two heads that look both ways": (
+            "model.num_heads=2",
+            "model.distance_slopes=[0.5, 0.03]",
+            BOTH_WAYS,
+        ),
         "no distance slopes": ("model.distance_slopes=[0.0, 0.0, 0.0, 0.0]",),
         "four blocks": BLOCKS["four blocks"],
         **OBJECTIVE,
@@ -108,7 +132,7 @@ def main(recipe: str, only: str | None, threads: int | None, collect: bool) -> N
         train_once(recipe, dataset, _config(recipe, name, threads), _folder(recipe, name))
 
 
-def _config(recipe: str, name: str, threads: int | None = None) -> RunConfig:
+def _config(recipe: str, name: str, threads: int | None = None) -> Recipe:
     return recipe_with(recipe, (*COMMON, *VARIANTS[recipe][name]), threads)
 
 
@@ -126,9 +150,17 @@ def _collect() -> None:
             if is_complete(path):
                 manifest = open_run(path)
                 check_settings(path, manifest.config, _config(recipe, name))
-                reached = {"git_commit": manifest.git_commit, "best_epoch": manifest.best_epoch, **manifest.validation}
+                reached = {
+                    "git_commit": manifest.git_commit,
+                    "best_epoch": manifest.best_epoch,
+                    **manifest.validation,
+                }
                 tables[recipe][name] = {"overrides": variants[name], **reached}
-    write_result("recipe_ablation", started, {"dataset": "ml-1m_sasrec", "epochs": EPOCHS, "common": COMMON, "recipes": tables})
+    write_result(
+        "recipe_ablation",
+        started,
+        {"dataset": "ml-1m_sasrec", "epochs": EPOCHS, "common": COMMON, "recipes": tables},
+    )
 
 
 if __name__ == "__main__":

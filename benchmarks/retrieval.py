@@ -43,7 +43,9 @@ DIM = 64
 
 def main() -> None:
     """Measure every retriever and the peer, and store one result file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--vectors", type=int, default=1_500_000, help="how many (default %(default)s)")
     count = parser.parse_args().vectors
     started = environment()
@@ -52,21 +54,33 @@ def main() -> None:
         vectors_ND, tuning_QD, queries_QD = clustered(count, np.random.default_rng(0))
         np.save(scratch / "vectors.npy", vectors_ND)
         passing_N = np.random.default_rng(1).random(count)
-        values: dict[str, Any] = {"vectors": count, "dim": DIM, "k": K, "target_recall": TARGET, "retrievers": {}}
+        values: dict[str, Any] = {
+            "vectors": count,
+            "dim": DIM,
+            "k": K,
+            "target_recall": TARGET,
+            "retrievers": {},
+        }
         exact = _exact(vectors_ND, passing_N, queries_QD[:RECALL_QUERIES])
         for kind in KINDS:
-            values["retrievers"][kind] = _retriever(kind, scratch, vectors_ND, passing_N, tuning_QD, queries_QD, exact)
+            values["retrievers"][kind] = _retriever(
+                kind, scratch, vectors_ND, passing_N, tuning_QD, queries_QD, exact
+            )
         values["peer"] = _peer(scratch / "peer", vectors_ND, passing_N, queries_QD, exact[0.54])
         values["replicas"] = _replicas(scratch, values["retrievers"]["faiss"]["parameters"])
     mine = values["retrievers"]["faiss"]["by_share"]["0.54"]
-    values["peer_over_ours_p50_at_54_percent"] = values["peer"]["latency"]["p50_ms"] / mine["latency"]["p50_ms"]
+    values["peer_over_ours_p50_at_54_percent"] = (
+        values["peer"]["latency"]["p50_ms"] / mine["latency"]["p50_ms"]
+    )
     write_result("retrieval", started, values)
 
 
 def clustered(count: int, rng: np.random.Generator) -> tuple[Float32Array, Float32Array, Float32Array]:
     """Unit vectors [N, D] around 3,000 subjects of 100 topics, and two sets of queries of the same kind [Q, D]: to tune and to measure."""
     topics_TD = _unit(rng.standard_normal((100, DIM)))
-    subjects_SD = _unit(topics_TD[rng.integers(100, size=3000)] + 0.8 * _unit(rng.standard_normal((3000, DIM))))
+    subjects_SD = _unit(
+        topics_TD[rng.integers(100, size=3000)] + 0.8 * _unit(rng.standard_normal((3000, DIM)))
+    )
 
     def draw(number: int) -> Float32Array:
         around_ND = subjects_SD[rng.integers(3000, size=number)].astype(np.float32)
@@ -79,7 +93,9 @@ def _unit(vectors_ND: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
 
 
-def _exact(vectors_ND: Float32Array, passing_N: npt.NDArray[np.float64], queries_QD: Float32Array) -> dict[float, list[set[int]]]:
+def _exact(
+    vectors_ND: Float32Array, passing_N: npt.NDArray[np.float64], queries_QD: Float32Array
+) -> dict[float, list[set[int]]]:
     masks = {share: passing_N <= share for share in SHARES}
     return {share: _scanned(vectors_ND, queries_QD, mask) for share, mask in masks.items()}
 
@@ -117,21 +133,36 @@ def _retriever(
     by_share = {}
     for share in SHARES:
         found, latencies_ms = _timed(partial(search, share=share), queries_QD, SEARCHES[kind])
-        by_share[str(share)] = {"recall": _recall(found, exact[share]), "latency": latency_summary(latencies_ms)}
+        by_share[str(share)] = {
+            "recall": _recall(found, exact[share]),
+            "latency": latency_summary(latencies_ms),
+        }
         print(kind, share, by_share[str(share)], flush=True)
     # A filter that goes with the vectors: the tenth of them that lies farthest in some direction, wherever the query is.
     direction_D = np.random.default_rng(2).standard_normal(DIM).astype(np.float32)
     along_N = vectors_ND @ direction_D
     region_N = along_N >= np.quantile(along_N, 0.9)
-    found, latencies_ms = _timed(lambda query_D: retriever.search(query_D[None], K, [region_N])[0].positions_K, queries_QD, SEARCHES[kind])
+    found, latencies_ms = _timed(
+        lambda query_D: retriever.search(query_D[None], K, [region_N])[0].positions_K,
+        queries_QD,
+        SEARCHES[kind],
+    )
     expected = _scanned(vectors_ND, queries_QD[:RECALL_QUERIES], region_N)
     by_share["region"] = {"recall": _recall(found, expected), "latency": latency_summary(latencies_ms)}
     print(kind, "region", by_share["region"], flush=True)
-    return {"build_s": round(build_s, 1), "parameters": {} if index is None else index.parameters, "by_share": by_share}
+    return {
+        "build_s": round(build_s, 1),
+        "parameters": {} if index is None else index.parameters,
+        "by_share": by_share,
+    }
 
 
 def _peer(
-    folder: Path, vectors_ND: Float32Array, passing_N: npt.NDArray[np.float64], queries_QD: Float32Array, exact: list[set[int]]
+    folder: Path,
+    vectors_ND: Float32Array,
+    passing_N: npt.NDArray[np.float64],
+    queries_QD: Float32Array,
+    exact: list[set[int]],
 ) -> dict[str, Any]:
     """LanceDB with an IVF_PQ index of 8 partitions and 4 sub-vectors, refine factor 10, and a filter written as text on a plain column."""
     share = 0.54
@@ -140,17 +171,37 @@ def _peer(
         "items", pa.table({"position": np.arange(len(vectors_ND)), "vector": vectors, "passing": passing_N})
     )
     begun = time.perf_counter()
-    table.create_index("vector", config=IvfPq(distance_type="dot", num_partitions=PEER_PARTITIONS, num_sub_vectors=PEER_SUB_VECTORS))
+    table.create_index(
+        "vector",
+        config=IvfPq(distance_type="dot", num_partitions=PEER_PARTITIONS, num_sub_vectors=PEER_SUB_VECTORS),
+    )
     build_s = time.perf_counter() - begun
 
     def search(query_D: Float32Array) -> npt.NDArray[np.int64]:
         query: Any = table.search(query_D, vector_column_name="vector")
-        query = query.distance_type("dot").where(f"passing <= {share}", prefilter=True).limit(K).refine_factor(PEER_REFINE)
-        return np.asarray(query.nprobes(20).select(["position", "_distance"]).to_arrow().column("position").to_numpy())
+        query = (
+            query.distance_type("dot")
+            .where(f"passing <= {share}", prefilter=True)
+            .limit(K)
+            .refine_factor(PEER_REFINE)
+        )
+        return np.asarray(
+            query.nprobes(20).select(["position", "_distance"]).to_arrow().column("position").to_numpy()
+        )
 
     found, latencies_ms = _timed(search, queries_QD, SEARCHES["peer"])
-    settings = {"partitions": PEER_PARTITIONS, "sub_vectors": PEER_SUB_VECTORS, "refine_factor": PEER_REFINE, "passing": share}
-    return {**settings, "build_s": round(build_s, 1), "recall": _recall(found, exact), "latency": latency_summary(latencies_ms)}
+    settings = {
+        "partitions": PEER_PARTITIONS,
+        "sub_vectors": PEER_SUB_VECTORS,
+        "refine_factor": PEER_REFINE,
+        "passing": share,
+    }
+    return {
+        **settings,
+        "build_s": round(build_s, 1),
+        "recall": _recall(found, exact),
+        "latency": latency_summary(latencies_ms),
+    }
 
 
 def _timed(
@@ -168,7 +219,9 @@ def _timed(
 
 def _recall(found: list[npt.NDArray[np.int64]], exact: list[set[int]]) -> float:
     pairs = list(zip(found, exact, strict=False))  # exact answers are known of the first queries
-    return sum(len(expected & set(mine.tolist())) for mine, expected in pairs) / max(1, sum(len(expected) for _, expected in pairs))
+    return sum(len(expected & set(mine.tolist())) for mine, expected in pairs) / max(
+        1, sum(len(expected) for _, expected in pairs)
+    )
 
 
 def _replicas(scratch: Path, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +237,10 @@ def _held_by(scratch: Path, parameters: dict[str, Any], count: int) -> dict[str,
 
     context = multiprocessing.get_context("spawn")
     searched, done = context.Barrier(count + 1), context.Event()
-    children = [context.Process(target=_search_and_wait, args=(scratch, parameters, searched, done)) for _ in range(count)]
+    children = [
+        context.Process(target=_search_and_wait, args=(scratch, parameters, searched, done))
+        for _ in range(count)
+    ]
     for child in children:
         child.start()
     searched.wait()

@@ -44,26 +44,41 @@ BODIES = 2000
 
 def main() -> None:
     """Measure everything and store one result file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="of each measurement (default %(default)s)"
+    )
     seconds = parser.parse_args().seconds
     started, bundle = environment(), open_bundle(Path(BUNDLE))
     user_ids = bundle.user_ids.ids(np.random.default_rng(0).integers(len(bundle.user_ids), size=BODIES))
     bodies = tuple(json.dumps({"user_id": user_id, "k": 10}).encode() for user_id in user_ids)
-    values: dict[str, Any] = {"objective_ms": OBJECTIVE_MS, "items": bundle.manifest.num_items, "users": bundle.manifest.num_users}
+    values: dict[str, Any] = {
+        "objective_ms": OBJECTIVE_MS,
+        "items": bundle.manifest.num_items,
+        "users": bundle.manifest.num_users,
+    }
     with _noop() as url:
-        values["noop"] = _closed(Load(url, (b"",), path="/", method="GET", objective_ms=OBJECTIVE_MS), seconds)
+        values["noop"] = _closed(
+            Load(url, (b"",), path="/", method="GET", objective_ms=OBJECTIVE_MS), seconds
+        )
     with _handwritten() as url:
         values["handwritten"] = _loaded(Load(url, bodies, objective_ms=OBJECTIVE_MS), seconds)
         answers = _items(url, bodies[:50])
     for topology in ("fused", "staged"):
         with _graph(bundle, topology) as url:
             same = sum(mine == theirs for mine, theirs in zip(_items(url, bodies[:50]), answers, strict=True))
-            values[topology] = {**_loaded(Load(url, bodies, objective_ms=OBJECTIVE_MS), seconds), "same_items_as_handwritten": same / 50}
+            values[topology] = {
+                **_loaded(Load(url, bodies, objective_ms=OBJECTIVE_MS), seconds),
+                "same_items_as_handwritten": same / 50,
+            }
             values[topology]["stages_ms"] = _stages(url, bodies)
     values["fused_p50_over_noop"] = values["fused"]["closed"]["1"]["p50_ms"] / values["noop"]["1"]["p50_ms"]
     for topology in ("fused", "staged"):
-        values[f"{topology}_throughput_over_handwritten"] = values[topology]["throughput_per_s"] / values["handwritten"]["throughput_per_s"]
+        values[f"{topology}_throughput_over_handwritten"] = (
+            values[topology]["throughput_per_s"] / values["handwritten"]["throughput_per_s"]
+        )
     write_result("serving_load", started, values)
 
 
@@ -133,8 +148,12 @@ def _handwritten() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _graph(bundle: Bundle, topology: Topology) -> Iterator[str]:
-    serving = ServingConfig(events=LiveEventsConfig(file=REPOSITORY.resolve() / "events-of-a-benchmark.sqlite"))
-    with Service(bundle.path, REPOSITORY, published_version(bundle, REPOSITORY), topology=topology, serving=serving) as service:
+    serving = ServingConfig(
+        events=LiveEventsConfig(file=REPOSITORY.resolve() / "events-of-a-benchmark.sqlite")
+    )
+    with Service(
+        bundle.path, REPOSITORY, published_version(bundle, REPOSITORY), topology=topology, serving=serving
+    ) as service:
         yield service.url
     for file in REPOSITORY.glob("events-of-a-benchmark.sqlite*"):
         file.unlink()
@@ -149,9 +168,15 @@ def _items(url: str, bodies: tuple[bytes, ...]) -> list[list[Any]]:
 def _stages(url: str, bodies: tuple[bytes, ...]) -> dict[str, dict[str, float]]:
     """Percentiles of each stage as answers tell of it, one client."""
     with httpx.Client(base_url=url, headers={"content-type": "application/json"}) as client:
-        timings = [client.post("/v1/recommend", content=body).raise_for_status().json()["timings_ms"] for body in bodies[:500]]
+        timings = [
+            client.post("/v1/recommend", content=body).raise_for_status().json()["timings_ms"]
+            for body in bodies[:500]
+        ]
     return {
-        stage: {f"p{level}_ms": round(float(np.percentile([one[stage] for one in timings], level)), 3) for level in (50, 95, 99)}
+        stage: {
+            f"p{level}_ms": round(float(np.percentile([one[stage] for one in timings], level)), 3)
+            for level in (50, 95, 99)
+        }
         for stage in timings[0]
     }
 

@@ -33,7 +33,9 @@ def measure(kind: str, num_items: int, num_positions: int) -> dict[str, Any]:
     if kind == "chunked":
         loss = full_softmax(query_MD, table_RD, target_rows_M, torch.ones(num_positions))
     else:
-        loss = F.cross_entropy(query_MD @ table_RD[FIRST_ITEM_ROW:].T, target_rows_M - FIRST_ITEM_ROW, reduction="sum")
+        loss = F.cross_entropy(
+            query_MD @ table_RD[FIRST_ITEM_ROW:].T, target_rows_M - FIRST_ITEM_ROW, reduction="sum"
+        )
     loss.backward()
     return {
         "peak_mib_above_table": (peak_bytes() - before_bytes) / 2**20,
@@ -43,14 +45,24 @@ def measure(kind: str, num_items: int, num_positions: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--limit-gib", default=8.0, show_default=True, help="The whole softmax is run where it needs less than this.")
+@click.option(
+    "--limit-gib",
+    default=8.0,
+    show_default=True,
+    help="The whole softmax is run where it needs less than this.",
+)
 def main(limit_gib: float) -> None:
     """Measure every case and store one result file."""
     started = environment()
     rows = []
     for num_items, num_positions in CASES:
         whole_gib = num_items * num_positions * WHOLE_BYTES / 2**30
-        row: dict[str, Any] = {"num_items": num_items, "num_positions": num_positions, "dim": DIM, "whole_needs_gib": whole_gib}
+        row: dict[str, Any] = {
+            "num_items": num_items,
+            "num_positions": num_positions,
+            "dim": DIM,
+            "whole_needs_gib": whole_gib,
+        }
         for kind in ("chunked", "whole") if whole_gib < limit_gib else ("chunked",):
             row[kind] = apart(measure, kind, num_items, num_positions)
         rows.append(row)

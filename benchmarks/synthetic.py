@@ -23,7 +23,9 @@ def synthetic_dataset(path: Path, *, num_events: int, length: int, num_items: in
     lengths_U = np.clip(drawn_U, SHORTEST, length + 1).astype(np.int64)
     lengths_U = lengths_U[: np.searchsorted(lengths_U.cumsum(), num_events) + 1]
     total = int(lengths_U.sum())
-    ranks_E = np.floor(np.exp(rng.random(total) * np.log(num_items + 1))).astype(np.int64)  # P(rank <= r) = log(r + 1) / log(n + 1)
+    ranks_E = np.floor(np.exp(rng.random(total) * np.log(num_items + 1))).astype(
+        np.int64
+    )  # P(rank <= r) = log(r + 1) / log(n + 1)
     return bare_dataset(
         path,
         f"synthetic-{num_items}x{length}",

@@ -32,7 +32,7 @@ from training.runs.run import plan_run, start_run
 COUNTED_STEPS = 3
 PROFILED_STEPS = 3
 PROFILE_ROWS = 15
-MOST_LOGGED_STEPS = 40  # Lightning warns of epochs shorter than the interval of the loss curve
+MAX_LOGGED_STEPS = 40  # Lightning warns of epochs shorter than the interval of the loss curve
 PEAK_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -89,18 +89,25 @@ class Stopwatch(pl.Callback):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         if batch_idx == self._first:
             self._begun_s = _now_s()
         if self._counted <= batch_idx < self._end:
             self._counter = flop_counter()
             self._counter.__enter__()
         if batch_idx == self._last < self._counted:
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+            activities = [
+                ProfilerActivity.CPU,
+                *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
+            ]
             self._profile = profile(activities=activities)
             self._profile.__enter__()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         if self._first <= batch_idx < self._last:
             lengths_B = batch.offsets_B1.diff()
             self.tokens += len(batch.items_T)
@@ -145,10 +152,16 @@ def _now_s() -> float:
 def _costliest(profiled: Any) -> list[dict[str, Any]]:
     """What the operations that took longest took, each without those it called."""
     cuda = torch.cuda.is_available()
-    rows = [(row.key, row.self_device_time_total if cuda else row.self_cpu_time_total, row.count) for row in profiled.key_averages()]
+    rows = [
+        (row.key, row.self_device_time_total if cuda else row.self_cpu_time_total, row.count)
+        for row in profiled.key_averages()
+    ]
     total_us = sum(us for _, us, _ in rows)
     rows.sort(key=lambda row: -row[1])
-    return [{"operation": key, "share": us / total_us, "calls_per_step": count / PROFILED_STEPS} for key, us, count in rows[:PROFILE_ROWS]]
+    return [
+        {"operation": key, "share": us / total_us, "calls_per_step": count / PROFILED_STEPS}
+        for key, us, count in rows[:PROFILE_ROWS]
+    ]
 
 
 def matmul_flops_per_s(device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
@@ -172,7 +185,7 @@ def measure(variant: Variant, warmup: int, steps: int, profiled: bool) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         dataset = synthetic_dataset(
             Path(folder) / "data",
-            num_events=max(2 * all_steps, MOST_LOGGED_STEPS) * variant.token_budget,
+            num_events=max(2 * all_steps, MAX_LOGGED_STEPS) * variant.token_budget,
             length=variant.length,
             num_items=variant.num_items,
         )
@@ -210,7 +223,13 @@ def _several(_context: click.Context, _option: click.Parameter, text: str) -> li
 @click.option("--dims", default="64", show_default=True, callback=_several)
 @click.option("--catalogues", default="10000", show_default=True, callback=_several, help="Numbers of items.")
 @click.option("--precisions", default="fp32", show_default=True, callback=_several, help="fp32, bf16.")
-@click.option("--compiled", default="no", show_default=True, callback=_several, help="no, yes: torch.compile of the encoder.")
+@click.option(
+    "--compiled",
+    default="no",
+    show_default=True,
+    callback=_several,
+    help="no, yes: torch.compile of the encoder.",
+)
 @click.option("--token-budget", default=12_800, show_default=True)
 @click.option("--warmup", default=5, show_default=True, help="Steps before the clock starts.")
 @click.option("--steps", default=20, show_default=True, help="Timed steps.")
@@ -230,8 +249,12 @@ def main(
 ) -> None:
     """Measure every combination, each in a process of its own, and store one result file."""
     started = environment()
-    grid = itertools.product(recipes, losses, map(int, lengths), map(int, dims), map(int, catalogues), precisions, compiled)
-    variants = [Variant(*values[:6], compiled=values[6] == "yes", token_budget=token_budget) for values in grid]
+    grid = itertools.product(
+        recipes, losses, map(int, lengths), map(int, dims), map(int, catalogues), precisions, compiled
+    )
+    variants = [
+        Variant(*values[:6], compiled=values[6] == "yes", token_budget=token_budget) for values in grid
+    ]
     rows = []
     for number, variant in enumerate(variants, start=1):
         rows.append({**asdict(variant), **apart(measure, variant, warmup, steps, profiled)})
@@ -240,7 +263,13 @@ def main(
     write_result(
         "training_throughput",
         started,
-        {"device": device, "threads": torch.get_num_threads(), "warmup": warmup, "steps": steps, "rows": rows},
+        {
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "warmup": warmup,
+            "steps": steps,
+            "rows": rows,
+        },
     )
 
 

@@ -25,17 +25,24 @@ A mistake in what you give a verb is one line on stderr and exit status 1, or 2 
 
 def sections() -> Iterator[tuple[str, str]]:
     """Title and help text of the command itself, then of every verb in the order a user meets them."""
-    root = click.Context(passerelle, info_name="passerelle", terminal_width=WIDTH, **passerelle.context_settings)
+    root = click.Context(
+        passerelle, info_name="passerelle", terminal_width=WIDTH, **passerelle.context_settings
+    )
     yield "passerelle", passerelle.get_help(root)
     for verb in VERBS:
         command = passerelle.get_command(root, verb)
         assert command is not None
-        yield f"passerelle {verb}", command.get_help(click.Context(command, info_name=verb, parent=root, terminal_width=WIDTH))
+        yield (
+            f"passerelle {verb}",
+            command.get_help(click.Context(command, info_name=verb, parent=root, terminal_width=WIDTH)),
+        )
 
 
 def reference() -> str:
     """The whole page."""
-    return INTRODUCTION + "".join(f"\n## {title}\n```text\n{text.rstrip()}\n```\n" for title, text in sections())
+    return INTRODUCTION + "".join(
+        f"\n## {title}\n```text\n{text.rstrip()}\n```\n" for title, text in sections()
+    )
 
 
 if __name__ == "__main__":

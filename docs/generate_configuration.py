@@ -28,7 +28,7 @@ from serving.config import (
     Variant,
 )
 from serving.ordering_config import Boost, Cap, Mixing, Mmr, OrderingConfig, Pin
-from training.config import RunConfig, load_recipe, recipe_names
+from training.config import Recipe, load_recipe, recipe_names
 
 TARGET = Path(__file__).parent / "configuration.md"
 INTRODUCTION = """\
@@ -104,7 +104,11 @@ def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if schema["type"] == "array":
         return f"list: {kind(schema['items'], definitions)}"
     if schema["type"] == "object":
-        return "table" if "properties" in schema else f"table: a name and {kind(schema['additionalProperties'], definitions)}"
+        return (
+            "table"
+            if "properties" in schema
+            else f"table: a name and {kind(schema['additionalProperties'], definitions)}"
+        )
     if schema["type"] == "string":
         return {"path": "path", "date-time": "date and time"}.get(schema.get("format", ""), "text")
     bounds = [words.format(f"{schema[name]:g}") for name, words in BOUNDS.items() if name in schema]
@@ -125,28 +129,43 @@ def table(model: type[Config], recipes: dict[str, dict[str, Any]] | None = None)
     """The lines of one table: a setting each, with what recipes set it to."""
     recipes = recipes or {}
     schema = model.model_json_schema()
-    yield "| " + " | ".join(["Key", "What may be written", "Default", *(f"`{name}`" for name in recipes), "Meaning"]) + " |"
+    yield (
+        "| "
+        + " | ".join(["Key", "What may be written", "Default", *(f"`{name}`" for name in recipes), "Meaning"])
+        + " |"
+    )
     yield "|---|---|---|" + "---|" * len(recipes) + "---|"
     for key, field in schema["properties"].items():
         if key in PRESETS_ALONE:
             continue
         nested = "$ref" in field and "properties" in schema["$defs"][field["$ref"].rpartition("/")[2]]
-        default = "required" if key in schema.get("required", ()) else "" if nested else value(field.get("default"))
-        set_to = (value(values[key]) if values[key] != field.get("default") else "" for values in recipes.values())
+        default = (
+            "required" if key in schema.get("required", ()) else "" if nested else value(field.get("default"))
+        )
+        set_to = (
+            value(values[key]) if values[key] != field.get("default") else "" for values in recipes.values()
+        )
         assert "description" in field, f"{model.__name__}.{key} has no docstring"
         meaning = cell(field["description"])
-        yield "| " + " | ".join([f"`{key}`", cell(kind(field, schema.get("$defs", {}))), default, *set_to, meaning]) + " |"
+        yield (
+            "| "
+            + " | ".join([f"`{key}`", cell(kind(field, schema.get("$defs", {}))), default, *set_to, meaning])
+            + " |"
+        )
 
 
 def page() -> str:
     """The whole page."""
     recipes = {name: load_recipe(name).model_dump(mode="json") for name in recipe_names()}
     parts = [INTRODUCTION]
-    for section, field in RunConfig.model_fields.items():
+    for section, field in Recipe.model_fields.items():
         assert isinstance(field.annotation, type)
         assert issubclass(field.annotation, Config)
         parts.append(f"\n### `[{section}]`\n\n{field.annotation.__doc__}\n\n")
-        parts.extend(f"{line}\n" for line in table(field.annotation, {name: recipe[section] for name, recipe in recipes.items()}))
+        parts.extend(
+            f"{line}\n"
+            for line in table(field.annotation, {name: recipe[section] for name, recipe in recipes.items()})
+        )
     for introduction, tables in ((LOGS, LOG_TABLES), (SERVING, SERVING_TABLES)):
         parts.append(introduction)
         for title, model in tables:

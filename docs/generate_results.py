@@ -21,7 +21,10 @@ CASES = {
     "sasrec_uniform": ("the same, 256 uniform negatives of each position instead of all items", "train"),
     "sasrec_mixed": ("the same, half of them targets of the step", "train"),
     "sasrec_time": ("SASRec with time, MovieLens-1M, all 3,706 items", "train"),
-    "sasrec_beauty": ("SASRec for short histories, Amazon Beauty, trained once more on validation too", "refit"),
+    "sasrec_beauty": (
+        "SASRec for short histories, Amazon Beauty, trained once more on validation too",
+        "refit",
+    ),
 }
 PEERS = {
     "ml-1m-full": "BERT4Rec, length 200, full softmax",
@@ -32,7 +35,10 @@ PEERS = {
 
 def newest(theme: str) -> tuple[Path, dict[str, Any]]:
     """The newest result file of a benchmark on a CPU."""
-    path = sorted((ROOT / "benchmarks" / "results").glob(f"{theme}_cpu*.json"), key=lambda path: path.stem.rpartition("_")[2])[-1]
+    path = sorted(
+        (ROOT / "benchmarks" / "results").glob(f"{theme}_cpu*.json"),
+        key=lambda path: path.stem.rpartition("_")[2],
+    )[-1]
     return path, json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -44,11 +50,19 @@ def quality_rows() -> tuple[list[Row], Path]:
         case = result["cases"].get(name, {})
         if kind not in case:
             continue
-        baselines = {baseline: values["ndcg@10"] for baseline, values in result["baselines"][case["data"]].items()}
+        baselines = {
+            baseline: values["ndcg@10"] for baseline, values in result["baselines"][case["data"]].items()
+        }
         best = max(baselines, key=lambda baseline: baselines[baseline])
         simple = f"best baseline ({best}) {baselines[best]:.4f}, popularity {baselines['popularity']:.4f}"
-        beside = simple if case["published_ndcg@10"] is None else f"published {case['published_ndcg@10']:.4f}, {simple}"
-        mean, deviation = (case[kind].get(statistic, {}).get("ndcg@10") for statistic in ("mean", "standard_deviation"))
+        beside = (
+            simple
+            if case["published_ndcg@10"] is None
+            else f"published {case['published_ndcg@10']:.4f}, {simple}"
+        )
+        mean, deviation = (
+            case[kind].get(statistic, {}).get("ndcg@10") for statistic in ("mean", "standard_deviation")
+        )
         ours = f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
         seeds = len(case[kind]["runs"])
         rows.append((f"Test NDCG@10, {title}", beside, f"{ours} ({seeds} seed{'s' if seeds > 1 else ''})"))
@@ -59,7 +73,13 @@ def quality_rows() -> tuple[list[Row], Path]:
             (threads,) = {run["threads"] for run in runs}
             on = "one thread" if threads == 1 else f"{threads} threads"
             title = f"Training on {on} until validation NDCG@10 is 0.1618, {CASES[name][0].partition(',')[0]}"
-            rows.append((title, "what RecTools publishes for its BERT4Rec, on test", f"{statistics.median(reached_s) / 60:.0f} min"))
+            rows.append(
+                (
+                    title,
+                    "what RecTools publishes for its BERT4Rec, on test",
+                    f"{statistics.median(reached_s) / 60:.0f} min",
+                )
+            )
     return rows, path
 
 
@@ -71,7 +91,13 @@ def peers_rows() -> tuple[list[Row], Path]:
         case = result["cases"][name]
         theirs_s, ours_s = (statistics.median(case[side]) for side in ("rectools_epoch_s", "ours_epoch_s"))
         ratios = f"{min(case['ratios']):.0f} to {max(case['ratios']):.0f} times"
-        rows.append((f"An epoch, {title}, {case['num_blocks']} blocks", f"RecTools {peer} {theirs_s:.0f} s", f"{ours_s:.1f} s, {ratios}"))
+        rows.append(
+            (
+                f"An epoch, {title}, {case['num_blocks']} blocks",
+                f"RecTools {peer} {theirs_s:.0f} s",
+                f"{ours_s:.1f} s, {ratios}",
+            )
+        )
     return rows, path
 
 
@@ -82,7 +108,11 @@ def link(path: Path, to_root: str = "") -> str:
 
 def lines_of(rows: list[Row], title: str) -> list[str]:
     """A table in Markdown."""
-    return [f"| {title} | Beside it | Passerelle |", "|---|---|---:|", *(f"| {name} | {beside} | {ours} |" for name, beside, ours in rows)]
+    return [
+        f"| {title} | Beside it | Passerelle |",
+        "|---|---|---:|",
+        *(f"| {name} | {beside} | {ours} |" for name, beside, ours in rows),
+    ]
 
 
 def results() -> str:
@@ -113,8 +143,18 @@ def retrieval_rows() -> tuple[list[Row], Path]:
         found = by_share[share]
         return f"{found['latency']['p50_ms']:.1f} / {found['latency']['p99_ms']:.1f} ms, recall {found['recall']:.3f}"
 
-    passing = {"0.0001": "0.01 %", "0.01": "1 %", "0.1": "10 %", "0.54": "54 %", "1.0": "all", "region": "a tenth of them in one direction"}
-    rows = [(f"A search, {what}, a filter that lets pass {words}, p50 / p99", "", figure(share)) for share, words in passing.items()]
+    passing = {
+        "0.0001": "0.01 %",
+        "0.01": "1 %",
+        "0.1": "10 %",
+        "0.54": "54 %",
+        "1.0": "all",
+        "region": "a tenth of them in one direction",
+    }
+    rows = [
+        (f"A search, {what}, a filter that lets pass {words}, p50 / p99", "", figure(share))
+        for share, words in passing.items()
+    ]
     settings = f"LanceDB IVF_PQ {peer['partitions']}/{peer['sub_vectors']}, refine {peer['refine_factor']}"
     ratio = f"ours is {result['peer_over_ours_p50_at_54_percent']:.0f} times as fast"
     theirs = f"{settings}: {peer['latency']['p50_ms']:.0f} ms, recall {peer['recall']:.2f}; {ratio}"
@@ -145,7 +185,9 @@ def load_rows() -> tuple[list[Row], Path]:
         ),
         (
             f"Answers within {result['objective_ms']:.0f} ms at twice the rate that is sustained, of the best",
-            f"hand-written {hand['goodput_at_twice_over_peak']:.0%}" if hand["goodput_at_twice_over_peak"] is not None else "",
+            f"hand-written {hand['goodput_at_twice_over_peak']:.0%}"
+            if hand["goodput_at_twice_over_peak"] is not None
+            else "",
             f"{fused['goodput_at_twice_over_peak']:.0%}",
         ),
     ]
@@ -158,7 +200,11 @@ def serving() -> str:
     _, result = newest("serving_load")
     _, searched = newest("retrieval")
     stages: list[Row] = [
-        (f"Of it: {stage}, p50 / p95 / p99", "", " / ".join(f"{values[f'p{level}_ms']:.2f}" for level in (50, 95, 99)) + " ms")
+        (
+            f"Of it: {stage}, p50 / p95 / p99",
+            "",
+            " / ".join(f"{values[f'p{level}_ms']:.2f}" for level in (50, 95, 99)) + " ms",
+        )
         for stage, values in result["fused"]["stages_ms"].items()
         if stage != "total"
     ]
@@ -169,23 +215,45 @@ def serving() -> str:
         f"{memory['two_mib']['total']:.0f} MiB",
     )
     rows = [*load[:1], *stages, *load[1:], *retrieval, replicas]
-    return "\n".join([*lines_of(rows, "2 CPU cores"), "", f"From {link(load_path, '../')} and {link(retrieval_path, '../')}."])
+    return "\n".join(
+        [
+            *lines_of(rows, "2 CPU cores"),
+            "",
+            f"From {link(load_path, '../')} and {link(retrieval_path, '../')}.",
+        ]
+    )
 
 
 def demo() -> str:
     """What the demo's steps take and reach."""
     path, result = newest("main_job")
     steps_s, offline = result["step_seconds"], result["offline"]
-    worst = max(layer[name] for layer in result["parity"].values() for name in layer if name.startswith("max_"))
+    worst = max(
+        layer[name] for layer in result["parity"].values() for name in layer if name.startswith("max_")
+    )
     rows: list[Row] = [
         ("`prepare`: 1,000,209 ratings to a dataset", "", f"{steps_s['prepare']:.1f} s"),
-        (f"`train`: {result['training']['epochs']} epochs of a small BERT4Rec on local Ray", "", f"{steps_s['train']:.0f} s"),
-        ("Test NDCG@10, that model", f"popularity {offline['popularity']['ndcg@10']:.4f}", f"{offline['model']['ndcg@10']:.4f}"),
+        (
+            f"`train`: {result['training']['epochs']} epochs of a small BERT4Rec on local Ray",
+            "",
+            f"{steps_s['train']:.0f} s",
+        ),
+        (
+            "Test NDCG@10, that model",
+            f"popularity {offline['popularity']['ndcg@10']:.4f}",
+            f"{offline['model']['ndcg@10']:.4f}",
+        ),
         ("Test NDCG@10, with the ranker", "", f"{offline['ranker']['ndcg@10']:.4f}"),
         ("Largest difference of a score: ONNX Runtime, Triton, HTTP", "torch and LightGBM", f"{worst:.0e}"),
         ("`serve`: ready after", "", f"{result['ready_seconds']:.1f} s"),
     ]
-    return "\n".join([*lines_of(rows, "The demo, MovieLens-1M"), "", f"From {link(path)} (`.venv/bin/python -m benchmarks.main_job`)."])
+    return "\n".join(
+        [
+            *lines_of(rows, "The demo, MovieLens-1M"),
+            "",
+            f"From {link(path)} (`.venv/bin/python -m benchmarks.main_job`).",
+        ]
+    )
 
 
 def towers() -> str:
@@ -198,7 +266,9 @@ def towers() -> str:
     best = max(simple, key=lambda name: simple[name])
     recall = case["train"]["mean"]["recall@100"]
     found = {name: values["recall@100"] for name, values in cold["mean"].items()}
-    step_ms = {(row["table"], row["num_items"]): row["step_ms"] for row in scaling["rows"] if "step_ms" in row}
+    step_ms = {
+        (row["table"], row["num_items"]): row["step_ms"] for row in scaling["rows"] if "step_ms" in row
+    }
     smallest, largest = (edge(items for table, items in step_ms if table == "sparse") for edge in (min, max))
     alone, sparse = (quality["cases"][f"two_tower_{name}"]["train"] for name in ("history", "sparse"))
     rows: list[Row] = [
@@ -240,10 +310,14 @@ def ablation() -> str:
         lines += [f"| `{recipe}` | Settings | NDCG@10 | Beside the recipe |", "|---|---|---:|---:|"]
         for name in sorted(reached, key=lambda name: -reached[name]):
             settings = " ".join(f"`{setting}`" for setting in variants[name]["overrides"])
-            lines.append(f"| {name} | {settings} | {reached[name]:.4f} | {reached[name] / reached['recipe'] - 1:+.1%} |")
+            lines.append(
+                f"| {name} | {settings} | {reached[name]:.4f} | {reached[name] / reached['recipe'] - 1:+.1%} |"
+            )
         lines.append("")
     common = ", ".join(f"`{setting}`" for setting in result["common"])
-    return "\n".join([*lines, f"Validation, MovieLens-1M (5-core), all with {common}. From {link(path, '../')}."])
+    return "\n".join(
+        [*lines, f"Validation, MovieLens-1M (5-core), all with {common}. From {link(path, '../')}."]
+    )
 
 
 TABLES = {

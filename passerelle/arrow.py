@@ -47,19 +47,30 @@ def places_in(ordered: pa.Array, wanted: pa.Array) -> npt.NDArray[np.int64]:
         for _ in range(len(ordered).bit_length()):
             middle = (low + high) // 2
             is_after = pc.less(ordered.take(pa.array(middle)), filled).to_numpy(zero_copy_only=False)
-            low, high = np.where(is_after, np.minimum(middle + 1, high), low), np.where(is_after, high, middle)
+            low, high = (
+                np.where(is_after, np.minimum(middle + 1, high), low),
+                np.where(is_after, high, middle),
+            )
     else:
-        low = np.minimum(np.searchsorted(ordered.to_numpy(), pc.fill_null(wanted, 0).to_numpy()), len(ordered) - 1)
+        low = np.minimum(
+            np.searchsorted(ordered.to_numpy(), pc.fill_null(wanted, 0).to_numpy()), len(ordered) - 1
+        )
     there = pc.fill_null(pc.equal(ordered.take(pa.array(low)), wanted), False).to_numpy(zero_copy_only=False)
     return np.where(there, low, -1)
 
 
 def column(table: pa.Table, name: str, dtype: type[S]) -> npt.NDArray[S]:
     """A numeric column without nulls as a read-only view of the mapped file."""
-    assert table.schema.field(name).type == pa.from_numpy_dtype(dtype), f"{name}: {table.schema.field(name).type}, not {dtype}"
+    assert table.schema.field(name).type == pa.from_numpy_dtype(dtype), (
+        f"{name}: {table.schema.field(name).type}, not {dtype}"
+    )
     chunks = table.column(name).chunks
     assert len(chunks) <= 1, f"{name}: written in {len(chunks)} chunks"
-    return np.asarray(chunks[0].to_numpy(zero_copy_only=True), dtype=dtype) if chunks else np.empty(0, dtype=dtype)
+    return (
+        np.asarray(chunks[0].to_numpy(zero_copy_only=True), dtype=dtype)
+        if chunks
+        else np.empty(0, dtype=dtype)
+    )
 
 
 def ragged(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:

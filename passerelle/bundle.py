@@ -62,7 +62,14 @@ HISTORY_VECTORS = "history_vectors.npy"
 ITEM_ENCODING = "item_encoding.json"
 QUERY_ENCODING = "query_encoding.json"
 USER_CODES, USER_NUMBERS = "user_codes.npy", "user_numbers.npy"
-OPTIONAL_FILES = (HISTORY_VECTORS, f"{CANDIDATE_ENCODER}.onnx", ITEM_ENCODING, QUERY_ENCODING, USER_CODES, USER_NUMBERS)
+OPTIONAL_FILES = (
+    HISTORY_VECTORS,
+    f"{CANDIDATE_ENCODER}.onnx",
+    ITEM_ENCODING,
+    QUERY_ENCODING,
+    USER_CODES,
+    USER_NUMBERS,
+)
 
 
 class TensorSpec(Config):
@@ -164,7 +171,9 @@ class Bundle:
 
     def history(self, user_row: int) -> History:
         """Of a known user."""
-        return History(*(np.asarray(column[user_row].values.to_numpy(), dtype=np.int64) for column in self.histories))
+        return History(
+            *(np.asarray(column[user_row].values.to_numpy(), dtype=np.int64) for column in self.histories)
+        )
 
     def seen(self, history: History) -> npt.NDArray[np.int64]:
         """Distinct item rows of a history that are not to be recommended again."""
@@ -185,18 +194,28 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     manifest = open_manifest(path, BundleManifest, verify=verify)
     absent = sorted(set(BUNDLE_FILES) - set(manifest.files))
     if absent:
-        raise UserError(f"{path}: the manifest does not name {', '.join(absent)}: make it anew with `{manifest.MADE_BY}`")
+        raise UserError(
+            f"{path}: the manifest does not name {', '.join(absent)}: make it anew with `{manifest.MADE_BY}`"
+        )
     if manifest.first_item_row != FIRST_ITEM_ROW:
         raise UserError(
             f"{path}: items start at row {manifest.first_item_row}, here at {FIRST_ITEM_ROW}: make it anew with `{manifest.MADE_BY}`"
         )
     shape = (manifest.num_items + FIRST_ITEM_ROW, manifest.dim)
     vectors_RD = _mapped(path / "item_vectors.npy", shape)
-    history_vectors_RD = _mapped(path / HISTORY_VECTORS, shape) if HISTORY_VECTORS in manifest.files else vectors_RD
+    history_vectors_RD = (
+        _mapped(path / HISTORY_VECTORS, shape) if HISTORY_VECTORS in manifest.files else vectors_RD
+    )
     encoding = QueryEncoding()
     if QUERY_ENCODING in manifest.files:
-        encoding = validate(QueryEncoding, json.loads((path / QUERY_ENCODING).read_text(encoding="utf-8")), str(path / QUERY_ENCODING))
-    items, users, popularity = (read_table(path / f"{name}.arrow") for name in ("items", "histories", "popularity"))
+        encoding = validate(
+            QueryEncoding,
+            json.loads((path / QUERY_ENCODING).read_text(encoding="utf-8")),
+            str(path / QUERY_ENCODING),
+        )
+    items, users, popularity = (
+        read_table(path / f"{name}.arrow") for name in ("items", "histories", "popularity")
+    )
     return Bundle(
         path=path,
         manifest=manifest,
@@ -207,11 +226,17 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         recent_counts_R=column(popularity, "recent_count", np.float64),
         item_ids=IdMap(items.column(ITEM_ID), first_row=FIRST_ITEM_ROW, name=ITEM_ID),
         user_ids=IdMap(users.column(USER_ID), first_row=0, name=USER_ID),
-        histories=tuple(users.column(name).combine_chunks() for name in ("item_rows", "timestamps_ms", "event_types")),
+        histories=tuple(
+            users.column(name).combine_chunks() for name in ("item_rows", "timestamps_ms", "event_types")
+        ),
         query_encoding=encoding,
-        user_codes_US=_mapped(path / USER_CODES, (manifest.num_users, encoding.user.num_slots)) if USER_CODES in manifest.files else None,
+        user_codes_US=_mapped(path / USER_CODES, (manifest.num_users, encoding.user.num_slots))
+        if USER_CODES in manifest.files
+        else None,
         user_numbers_UF=(
-            _mapped(path / USER_NUMBERS, (manifest.num_users, encoding.user.num_numbers)) if USER_NUMBERS in manifest.files else None
+            _mapped(path / USER_NUMBERS, (manifest.num_users, encoding.user.num_numbers))
+            if USER_NUMBERS in manifest.files
+            else None
         ),
     )
 

@@ -124,7 +124,9 @@ def _one_line(model: type[Config], failure: ValidationError) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
         return f"{key}: unknown key; {hint}{more}"
-    got = "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
+    got = (
+        "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
+    )
     return f"{key or 'configuration'}: {first['msg'].removeprefix('Value error, ')}{got}{more}"
 
 

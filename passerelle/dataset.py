@@ -122,7 +122,9 @@ class Dataset:
         """
         known = self.manifest.event_types
         if strangers := [name for name in names if name not in known]:
-            raise UserError(f"{where}: {', '.join(strangers)}: no such kind of event in {self.path}; there are: {', '.join(known)}")
+            raise UserError(
+                f"{where}: {', '.join(strangers)}: no such kind of event in {self.path}; there are: {', '.join(known)}"
+            )
         return np.isin(self.event_types_E, [known.index(name) for name in names])
 
     def user_rows_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -131,7 +133,11 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """Checksum of the events and ids: two datasets with the same one train alike."""
-        return "-".join(self.manifest.files[name].sha256[:12] for name in (*_FILES, _CONTEXTS) if name in self.manifest.files)
+        return "-".join(
+            self.manifest.files[name].sha256[:12]
+            for name in (*_FILES, _CONTEXTS)
+            if name in self.manifest.files
+        )
 
 
 def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
@@ -183,7 +189,9 @@ def write_dataset(
     Raises:
         UserError: `path` exists and `overwrite` is false.
     """
-    assert len(offsets_U1) == users.num_rows + 1 and offsets_U1[-1] == len(item_rows_E), "offsets do not cover the events"
+    assert len(offsets_U1) == users.num_rows + 1 and offsets_U1[-1] == len(item_rows_E), (
+        "offsets do not cover the events"
+    )
     assert items.num_rows + FIRST_ITEM_ROW <= MAX_ITEM_ROW, f"{items.num_rows} items do not fit int32 rows"
     interactions = pa.table(
         {

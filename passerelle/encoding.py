@@ -24,9 +24,9 @@ from passerelle.features import DAY_MS
 NO_CODE = 0
 LARGEST = 1000.0
 """Of a scaled number: an absurd one must not make a query infinite."""
-MOST_SLOTS = 16
+MAX_SLOTS = 16
 """Of one column: a row's further values do not count."""
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 """Of one column with a code of their own: the most frequent ones."""
 
 Int64Array = npt.NDArray[np.int64]
@@ -98,7 +98,11 @@ class FeatureEncoding(Config):
     def slots(self) -> dict[str, slice]:
         """Slots of each categorical column: a network takes the mean of each column's codes."""
         ends = np.cumsum([column.slots for column in self.columns])
-        return {c.name: slice(int(end) - c.slots, int(end)) for c, end in zip(self.columns, ends, strict=True) if c.slots}
+        return {
+            c.name: slice(int(end) - c.slots, int(end))
+            for c, end in zip(self.columns, ends, strict=True)
+            if c.slots
+        }
 
     def encode(self, table: pa.Table) -> EncodedRows:
         """Codes and numbers of each row of a table.
@@ -112,12 +116,16 @@ class FeatureEncoding(Config):
         slot, code, number = 0, NO_CODE + 1, 1
         for column in self.columns:
             if column.name not in table.column_names:
-                raise UserError(f"column {column.name!r} is missing; there are: {', '.join(table.column_names)}")
+                raise UserError(
+                    f"column {column.name!r} is missing; there are: {', '.join(table.column_names)}"
+                )
             if column.slots:
                 own_NS, unknown[column.name] = _codes(table, column)
                 codes_NS[:, slot : slot + column.slots] = np.where(own_NS < 0, NO_CODE, own_NS + code)
             else:
-                numbers_NF[:, number : number + column.num_numbers] = _scaled(_raw_numbers(table, column), column)
+                numbers_NF[:, number : number + column.num_numbers] = _scaled(
+                    _raw_numbers(table, column), column
+                )
             slot, code, number = slot + column.slots, code + column.num_codes, number + column.num_numbers
         return EncodedRows(codes_NS, numbers_NF, {name: count for name, count in unknown.items() if count})
 
@@ -138,24 +146,33 @@ class QueryEncoding(Config):
         }
 
 
-def learn_encoding(table: pa.Table, features: Sequence[FeatureColumn], min_count: int) -> FeatureEncoding:
+def fit_encoding(table: pa.Table, features: Sequence[FeatureColumn], min_count: int) -> FeatureEncoding:
     """What there is in the rows that training sees; text is left out (an encoder of text makes a vector column of it first).
 
     Args:
         table: of items or users, rows of training alone.
         min_count: rows that a categorical value needs for a code of its own; what is rarer teaches what unknown values are like.
     """
-    return FeatureEncoding(columns=tuple(_learn(table, feature, min_count) for feature in features if feature.kind != "text"))
+    return FeatureEncoding(
+        columns=tuple(_learn(table, feature, min_count) for feature in features if feature.kind != "text")
+    )
 
 
 def _learn(table: pa.Table, feature: FeatureColumn, min_count: int) -> ColumnEncoding:
     if feature.kind in ("categorical", "multi_categorical"):
         counts, longest = _value_counts(table, feature.name)
         frequent = sorted((-count, value) for value, count in counts if count >= min_count)
-        slots = min(MOST_SLOTS, longest)
-        return ColumnEncoding(name=feature.name, kind=feature.kind, values=tuple(value for _, value in frequent[:MOST_VALUES]), slots=slots)
+        slots = min(MAX_SLOTS, longest)
+        return ColumnEncoding(
+            name=feature.name,
+            kind=feature.kind,
+            values=tuple(value for _, value in frequent[:MAX_VALUES]),
+            slots=slots,
+        )
     width = feature.width or 0
-    column = ColumnEncoding(name=feature.name, kind=feature.kind, scaling=feature.scaling or "standard", width=width)
+    column = ColumnEncoding(
+        name=feature.name, kind=feature.kind, scaling=feature.scaling or "standard", width=width
+    )
     raw_NC = _raw_numbers(table, column)
     known_NC = raw_NC[np.isfinite(raw_NC).all(axis=1)]
     if not len(known_NC) or feature.kind == "place":  # a place is a point on the unit sphere
@@ -174,7 +191,9 @@ def _value_counts(table: pa.Table, name: str) -> tuple[list[tuple[str, int]], in
         return list(zip(values.dictionary.cast(pa.string()).to_pylist(), counts_V.tolist(), strict=True)), 1
     lengths_N, texts = _texts(table, name)
     counts = pc.value_counts(texts)
-    return list(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)), int(lengths_N.max(initial=1))
+    return list(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)), int(
+        lengths_N.max(initial=1)
+    )
 
 
 def _texts(table: pa.Table, name: str) -> tuple[Int64Array, pa.Array]:
@@ -183,7 +202,9 @@ def _texts(table: pa.Table, name: str) -> tuple[Int64Array, pa.Array]:
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
         offsets_N1, _ = ragged(table, name)
         return np.diff(offsets_N1), values.flatten().cast(pa.string())
-    return values.is_valid().to_numpy(zero_copy_only=False).astype(np.int64), values.drop_null().cast(pa.string())
+    return values.is_valid().to_numpy(zero_copy_only=False).astype(np.int64), values.drop_null().cast(
+        pa.string()
+    )
 
 
 def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
@@ -240,7 +261,9 @@ def on_the_sphere(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float64A
 def _floats(values: pa.Array, name: str) -> Float64Array:
     """Infinities are missing, too."""
     try:
-        numbers_N = np.array(values.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False), dtype=np.float64)
+        numbers_N = np.array(
+            values.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False), dtype=np.float64
+        )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise UserError(f"column {name!r} holds {values.type}, not numbers") from None
     numbers_N[np.isinf(numbers_N)] = np.nan
@@ -249,14 +272,20 @@ def _floats(values: pa.Array, name: str) -> Float64Array:
 
 def _vectors(values: pa.Array, column: ColumnEncoding) -> Float64Array:
     """A row with a number that is none counts as missing."""
-    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)):
+    if not (
+        pa.types.is_list(values.type)
+        or pa.types.is_large_list(values.type)
+        or pa.types.is_fixed_size_list(values.type)
+    ):
         raise UserError(f"column {column.name!r} holds {values.type}, not vectors of {column.width} numbers")
     valid_N = values.is_valid().to_numpy(zero_copy_only=False)
     lengths = pc.list_value_length(values).fill_null(column.width).to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(valid_N & (lengths != column.width))
     if len(wrong):
         first = f"the first, of row {wrong[0] + 1}, has {lengths[wrong[0]]}"
-        raise UserError(f"column {column.name!r}: {len(wrong)} vectors are not {column.width} numbers long; {first}")
+        raise UserError(
+            f"column {column.name!r}: {len(wrong)} vectors are not {column.width} numbers long; {first}"
+        )
     vectors_NC = np.full((len(values), column.width), np.nan)
     vectors_NC[valid_N] = _floats(values.drop_null().flatten(), column.name).reshape(-1, column.width)
     vectors_NC[~np.isfinite(vectors_NC).all(axis=1)] = np.nan

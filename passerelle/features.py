@@ -70,7 +70,9 @@ def _categories(items: pa.Table, feature: FeatureColumn) -> _Categories:
         offsets, flat = ragged(items, feature.name)
         encoded = pa.array(flat, pa.string()).dictionary_encode()
     else:
-        offsets = np.concatenate([[0], np.cumsum(values.is_valid().to_numpy(zero_copy_only=False))]).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(values.is_valid().to_numpy(zero_copy_only=False))]).astype(
+            np.int64
+        )
         encoded = values.drop_null().cast(pa.string()).dictionary_encode()
     special = np.zeros(FIRST_ITEM_ROW, dtype=np.int64)
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -111,15 +113,25 @@ class RankingFeatures:
         self._vectors_RD = vectors_RD
         self._log_counts_R = np.log1p(counts_R)
         self._log_recent_counts_R = np.log1p(recent_counts_R)
-        self._categories = {f.name: _categories(items, f) for f in item_features if f.kind in ("categorical", "multi_categorical")}
+        self._categories = {
+            f.name: _categories(items, f)
+            for f in item_features
+            if f.kind in ("categorical", "multi_categorical")
+        }
         self._numeric = {f.name: _numeric(items, f) for f in item_features if f.kind == "numeric"}
         self.names: tuple[str, ...] = (
             *_FIXED,
-            *(f"affinity_{window}_{name}" for name in self._categories for window in (LONG_WINDOW, SHORT_WINDOW)),
+            *(
+                f"affinity_{window}_{name}"
+                for name in self._categories
+                for window in (LONG_WINDOW, SHORT_WINDOW)
+            ),
             *(f"{what}_{name}" for name in self._numeric for what in ("value", "distance")),
         )
 
-    def compute(self, candidates_C: Int64Array, scores_C: Float32Array, history_L: Int64Array, timestamp_ms: int) -> Float32Array:
+    def compute(
+        self, candidates_C: Int64Array, scores_C: Float32Array, history_L: Int64Array, timestamp_ms: int
+    ) -> Float32Array:
         """Features of candidates in retrieval order (best first), in the order of `names`.
 
         Args:
@@ -149,7 +161,10 @@ class RankingFeatures:
             float((timestamp_ms // DAY_MS + EPOCH_WEEKDAY) % 7),
         ]
         for categories in self._categories.values():
-            columns += [categories.affinity(candidates_C, history_L[-window:]) for window in (LONG_WINDOW, SHORT_WINDOW)]
+            columns += [
+                categories.affinity(candidates_C, history_L[-window:])
+                for window in (LONG_WINDOW, SHORT_WINDOW)
+            ]
         for values_R in self._numeric.values():
             value_C = values_R[candidates_C]
             usual = values_R[history_L[-LONG_WINDOW:]].mean() if some_history else value_C

@@ -14,7 +14,9 @@ from passerelle.errors import UserError
 Id = str | int
 
 UNKNOWN_ROW = -1
-_NUMBER = re.compile(r"-?[0-9]{1,1000}")  # int() also takes 10_01, digits of other scripts and spaces: other names of the same id
+_NUMBER = re.compile(
+    r"-?[0-9]{1,1000}"
+)  # int() also takes 10_01, digits of other scripts and spaces: other names of the same id
 _FEW = 6
 """A search costs as much as hashing so many ids of the map: 4 to 8, for 1 and 5 million strings and numbers."""
 _ALONE = 30  # the calls of a search of many at once, 0.3 ms, cost as much as so many strings one by one; a request has often fewer
@@ -97,14 +99,18 @@ class IdMap:
                 return np.array(rows, dtype=np.int64)
             places = places_in(self._sorted, ids)
             return np.where(places >= 0, self._sorted_rows[places], UNKNOWN_ROW)
-        positions = pc.index_in(ids, value_set=self._ids)  # hashes the whole map: a seventh of a second for a million strings
+        positions = pc.index_in(
+            ids, value_set=self._ids
+        )  # hashes the whole map: a seventh of a second for a million strings
         rows = pc.fill_null(positions.cast(pa.int64()), UNKNOWN_ROW - self.first_row)
         return np.asarray(rows, dtype=np.int64) + self.first_row
 
     def ids(self, rows: npt.NDArray[np.integer]) -> list[Id]:
         """Ids of rows that are in the map."""
         positions = np.asarray(rows, dtype=np.int64) - self.first_row
-        assert positions.size == 0 or (positions.min() >= 0 and positions.max() < len(self)), "row outside the map"
+        assert positions.size == 0 or (positions.min() >= 0 and positions.max() < len(self)), (
+            "row outside the map"
+        )
         return self._ids.take(pa.array(positions)).to_pylist()  # type: ignore[no-any-return]
 
 

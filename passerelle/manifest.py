@@ -44,7 +44,9 @@ class Manifest(Config):
 M = TypeVar("M", bound=Manifest)
 
 
-def provenance(model: type[Manifest], directory: Path, files: Sequence[str], libraries: Sequence[str]) -> dict[str, Any]:
+def provenance(
+    model: type[Manifest], directory: Path, files: Sequence[str], libraries: Sequence[str]
+) -> dict[str, Any]:
     """The common fields for a directory whose `files` are already written."""
     return {
         "kind": model.KIND,
@@ -52,7 +54,10 @@ def provenance(model: type[Manifest], directory: Path, files: Sequence[str], lib
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "libraries": {name: metadata.version(name) for name in libraries},
-        "files": {name: {"sha256": sha256_of(directory / name), "size_bytes": (directory / name).stat().st_size} for name in files},
+        "files": {
+            name: {"sha256": sha256_of(directory / name), "size_bytes": (directory / name).stat().st_size}
+            for name in files
+        },
     }
 
 
@@ -60,8 +65,12 @@ def git_commit() -> str | None:
     """Commit of the checkout this code runs from, `+dirty` when files differ; None outside a checkout."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+dirty" if status.strip() else "")
@@ -93,7 +102,9 @@ def open_manifest(directory: Path, model: type[M], *, verify: bool = True) -> M:
         raise UserError(f"{directory} is a {values.get('kind')}, not a {model.KIND}")
     version = values.get("format_version")
     if version != model.FORMAT_VERSION:
-        raise UserError(f"{where}: format {version}, this code reads {model.FORMAT_VERSION}: make it again with `{model.MADE_BY}`")
+        raise UserError(
+            f"{where}: format {version}, this code reads {model.FORMAT_VERSION}: make it again with `{model.MADE_BY}`"
+        )
     manifest = validate(model, values, str(where))
     for name, entry in manifest.files.items():
         _check_file(directory / name, entry, model.KIND, model.MADE_BY, verify=verify)
@@ -112,7 +123,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory / MANIFEST_NAME}: names no files")
     for name, entry in files.items():
         checked = validate(FileEntry, entry, f"{directory / MANIFEST_NAME}: files.{name}")
-        _check_file(directory / name, checked, str(values.get("kind")), "the command that made it", verify=True)
+        _check_file(
+            directory / name, checked, str(values.get("kind")), "the command that made it", verify=True
+        )
     return values
 
 

@@ -37,7 +37,9 @@ def encode_values(encoding: FeatureEncoding, values: Mapping[str, Any], where: s
     """
     names = [column.name for column in encoding.columns]
     if strangers := sorted(set(values) - set(names)):
-        raise UserError(f"{where}: the model does not read {', '.join(strangers)}; it reads {', '.join(names) or 'none'}")
+        raise UserError(
+            f"{where}: the model does not read {', '.join(strangers)}; it reads {', '.join(names) or 'none'}"
+        )
     table = {}
     for column in encoding.columns:
         value = values.get(column.name)
@@ -46,10 +48,14 @@ def encode_values(encoding: FeatureEncoding, values: Mapping[str, Any], where: s
                 raise TypeError
             if column.kind == "multi_categorical" and value is not None:
                 value = [_category(each) for each in value]
-            table[column.name] = pa.array([_category(value) if column.kind == "categorical" else value], _TYPES[column.kind])
+            table[column.name] = pa.array(
+                [_category(value) if column.kind == "categorical" else value], _TYPES[column.kind]
+            )
         except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, UnicodeError):
             wanted = _WANTED[column.kind].format(width=column.width)
-            raise UserError(f"{where}.{column.name}: {value!r:.80} is not {wanted}, as a feature of kind {column.kind} is") from None
+            raise UserError(
+                f"{where}.{column.name}: {value!r:.80} is not {wanted}, as a feature of kind {column.kind} is"
+            ) from None
     try:
         return encoding.encode(pa.table(table) if table else pa.table({"": [None]}))
     except UserError as error:

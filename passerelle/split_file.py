@@ -38,7 +38,9 @@ def held_out_counts(path: Path, dataset: Dataset) -> tuple[Int64Array, Int64Arra
     """
     table = _read(path, dataset.user_ids().type)
     if absent := [name for name in COLUMNS if name not in table.column_names]:
-        raise UserError(f"{path}: no column {', '.join(absent)}; a split has the columns {', '.join(COLUMNS)}")
+        raise UserError(
+            f"{path}: no column {', '.join(absent)}; a split has the columns {', '.join(COLUMNS)}"
+        )
     if nulls := [name for name in COLUMNS if table[name].null_count]:
         raise UserError(f"{path}: column {nulls[0]} has empty values")
     ids = table["user_id"]
@@ -81,7 +83,9 @@ def _rows(path: Path, ids: pa.ChunkedArray, dataset: Dataset) -> Int64Array:
     unknown_N = rows_N == UNKNOWN_ROW
     if unknown_N.any():
         unknown = ids[int(unknown_N.argmax())].as_py()
-        raise UserError(f"{path}: {unknown_N.sum()} of {len(rows_N)} users are not in the dataset, the first is {unknown!r}")
+        raise UserError(
+            f"{path}: {unknown_N.sum()} of {len(rows_N)} users are not in the dataset, the first is {unknown!r}"
+        )
     return rows_N
 
 

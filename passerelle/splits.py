@@ -52,7 +52,9 @@ class SplitConfig(Config):
     @model_validator(mode="after")
     def _file_and_rule_agree(self) -> "SplitConfig":
         if (self.rule == "file") != (self.file is not None):
-            raise ValueError(f"rule = {self.rule!r} and file = {str(self.file)!r}: rule = 'file' needs a file, and only it has one")
+            raise ValueError(
+                f"rule = {self.rule!r} and file = {str(self.file)!r}: rule = 'file' needs a file, and only it has one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -66,7 +68,10 @@ class SplitConfig(Config):
                 "file_sha256": (self.file is not None, "file"),
                 "validation_start": (dated, "rule = 'global_time'"),
                 "test_start": (dated, "rule = 'global_time'"),
-                "validation_fraction": (dated and self.validation_start is None, "rule = 'global_time', validation_start left out"),
+                "validation_fraction": (
+                    dated and self.validation_start is None,
+                    "rule = 'global_time', validation_start left out",
+                ),
                 "test_fraction": (dated and None in dates, "rule = 'global_time', one of the dates left out"),
             },
         )
@@ -84,7 +89,9 @@ class SplitConfig(Config):
             raise UserError(f"split.file = {str(self.file)!r}: there is no such file")
         digest = sha256_of(self.file)
         if self.file_sha256 not in (None, digest):
-            raise UserError(f"{self.file}: not the split that the run was trained with: its digest is {digest}, not {self.file_sha256}")
+            raise UserError(
+                f"{self.file}: not the split that the run was trained with: its digest is {digest}, not {self.file_sha256}"
+            )
         return self.model_copy(update={"file": self.file.resolve(), "file_sha256": digest})
 
 
@@ -163,12 +170,16 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
         split = Split(start_U, end_U - test_U - validation_U, end_U - test_U, end_U)
     else:
         validation_ms, test_ms = _cuts_ms(dataset.timestamps_ms_E, config)
-        split = Split(start_U, _events_before(dataset, validation_ms), _events_before(dataset, test_ms), end_U)
+        split = Split(
+            start_U, _events_before(dataset, validation_ms), _events_before(dataset, test_ms), end_U
+        )
     split = replace(split, is_target_E=is_target_E)
     for part in ("validation", "test"):
         if not len(evaluation_users(split, part)):
             kind = f" ({', '.join(config.event_types)})" if config.event_types else ""
-            raise UserError(f"split {config.rule}: no user of the {dataset.num_users} has both history and a {part} event{kind}")
+            raise UserError(
+                f"split {config.rule}: no user of the {dataset.num_users} has both history and a {part} event{kind}"
+            )
     return split
 
 
@@ -178,9 +189,13 @@ def _leave_one_target_out(start_U: Int64Array, end_U: Int64Array, is_target_E: B
     before_E1 = np.concatenate([[0], np.cumsum(is_target_E)])
     before_end_U = before_E1[end_U]
     two_U = before_end_U - before_E1[start_U] >= 2
-    second_last_U, last_U = (np.append(positions_T, 0)[np.where(two_U, before_end_U - back, -1)] for back in (2, 1))
+    second_last_U, last_U = (
+        np.append(positions_T, 0)[np.where(two_U, before_end_U - back, -1)] for back in (2, 1)
+    )
     held_out_U = two_U & (second_last_U > start_U)
-    train_end_U, validation_end_U, test_end_U = (np.where(held_out_U, held_U, end_U) for held_U in (second_last_U, last_U, last_U + 1))
+    train_end_U, validation_end_U, test_end_U = (
+        np.where(held_out_U, held_U, end_U) for held_U in (second_last_U, last_U, last_U + 1)
+    )
     return Split(start_U, train_end_U, validation_end_U, test_end_U)
 
 
@@ -189,21 +204,29 @@ def evaluation_users(split: Split, part: Part) -> EvaluationUsers:
     history_end_U = split.train_end_U if part == "validation" else split.validation_end_U
     target_end_U = split.validation_end_U if part == "validation" else split.test_end_U
     rows_Q = np.flatnonzero((target_end_U > history_end_U) & (history_end_U > split.start_U))
-    users = EvaluationUsers(rows_Q, split.start_U[rows_Q], history_end_U[rows_Q], target_end_U[rows_Q], split.is_target_E)
+    users = EvaluationUsers(
+        rows_Q, split.start_U[rows_Q], history_end_U[rows_Q], target_end_U[rows_Q], split.is_target_E
+    )
     if split.is_target_E is None:
         return users
     return users.take(np.flatnonzero(np.diff(users.targets()[1])))
 
 
 def _cuts_ms(timestamps_ms_E: Int64Array, config: SplitConfig) -> tuple[int, int]:
-    test_ms = _milliseconds(config.test_start) if config.test_start else _quantile(timestamps_ms_E, 1 - config.test_fraction)
+    test_ms = (
+        _milliseconds(config.test_start)
+        if config.test_start
+        else _quantile(timestamps_ms_E, 1 - config.test_fraction)
+    )
     validation_ms = (
         _milliseconds(config.validation_start)
         if config.validation_start
         else _quantile(timestamps_ms_E, 1 - config.test_fraction - config.validation_fraction)
     )
     if validation_ms >= test_ms:
-        raise UserError(f"split global_time: validation starts at {validation_ms} ms, not before test at {test_ms} ms")
+        raise UserError(
+            f"split global_time: validation starts at {validation_ms} ms, not before test at {test_ms} ms"
+        )
     return validation_ms, test_ms
 
 
@@ -219,4 +242,6 @@ def _quantile(timestamps_ms_E: Int64Array, share: float) -> int:
 def _events_before(dataset: Dataset, instant_ms: int) -> Int64Array:
     """For each user, the position of the first event at or after the instant."""
     before_E1 = np.concatenate([[0], np.cumsum(dataset.timestamps_ms_E < instant_ms)])
-    return np.asarray(dataset.offsets_U1[:-1] + before_E1[dataset.offsets_U1[1:]] - before_E1[dataset.offsets_U1[:-1]])
+    return np.asarray(
+        dataset.offsets_U1[:-1] + before_E1[dataset.offsets_U1[1:]] - before_E1[dataset.offsets_U1[:-1]]
+    )

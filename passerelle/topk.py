@@ -10,7 +10,10 @@ from passerelle.ids import FIRST_ITEM_ROW
 
 
 def exact_topk(
-    query_QD: npt.NDArray[np.floating], vectors_RD: npt.NDArray[np.floating], k: int, allowed_QR: npt.NDArray[np.bool_] | None = None
+    query_QD: npt.NDArray[np.floating],
+    vectors_RD: npt.NDArray[np.floating],
+    k: int,
+    allowed_QR: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Rows and scores of the k best items of each query, best first, ties by lower row; special rows never appear.
 

@@ -56,10 +56,17 @@ class ServiceClient:
         try:
             values: dict[str, Any] = answer.json()
         except ValueError:
-            raise UserError(f"{self._url}{path} answered with status {answer.status_code}, not with JSON: is that our service?") from None
+            raise UserError(
+                f"{self._url}{path} answered with status {answer.status_code}, not with JSON: is that our service?"
+            ) from None
         if answer.is_success:
             return values
         problems = values.get("detail", values)
         if not isinstance(problems, list):
             raise UserError(f"{self._url}{path} answered with status {answer.status_code}: {problems}")
-        raise UserError("; ".join(": ".join([*(str(part) for part in problem["loc"][1:]), problem["msg"]]) for problem in problems))
+        raise UserError(
+            "; ".join(
+                ": ".join([*(str(part) for part in problem["loc"][1:]), problem["msg"]])
+                for problem in problems
+            )
+        )

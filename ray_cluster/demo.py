@@ -28,7 +28,15 @@ SHOWN_ITEMS = 10
 
 STEPS: tuple[tuple[str, ...], ...] = (
     ("prepare", "movielens-1m", "--out", DATASET),
-    ("train", "bert4rec", "--dataset", DATASET, "--out", RUN, *(part for setting in SETTINGS for part in ("--set", setting))),
+    (
+        "train",
+        "bert4rec",
+        "--dataset",
+        DATASET,
+        "--out",
+        RUN,
+        *(part for setting in SETTINGS for part in ("--set", setting)),
+    ),
     ("evaluate", RUN, "--k", "10,50"),
     ("train-ranker", RUN),
     ("export", RUN, "--out", BUNDLE),
@@ -45,7 +53,9 @@ def passerelle(*arguments: str) -> None:
             status = process.wait()
         except KeyboardInterrupt:
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # an impatient second one would leave its processes without us
+                signal.signal(
+                    number, signal.SIG_IGN
+                )  # an impatient second one would leave its processes without us
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
@@ -64,7 +74,10 @@ def ask() -> None:
     manifest = bundle.manifest
     user_id = bundle.reference().column("user_id")[0].as_py()
     started_s = time.monotonic()
-    with Service(Path(BUNDLE), REPOSITORY, published_version(bundle, REPOSITORY)) as service, ServiceClient(service.url) as client:
+    with (
+        Service(Path(BUNDLE), REPOSITORY, published_version(bundle, REPOSITORY)) as service,
+        ServiceClient(service.url) as client,
+    ):
         ready_s = time.monotonic() - started_s
         request = {"user_id": user_id, "k": SHOWN_ITEMS}
         client.recommend(request)  # the first answer also opens connections
@@ -74,20 +87,30 @@ def ask() -> None:
         seen = [str(client.item(item_id)["title"]) for item_id in history]
         offered = [(client.item(item["item_id"])["title"], item["score"]) for item in answer["items"]]
     rows = [
-        (place, seen_title, title, score) for place, (seen_title, (title, score)) in enumerate(zip(seen, offered, strict=False), start=1)
+        (place, seen_title, title, score)
+        for place, (seen_title, (title, score)) in enumerate(zip(seen, offered, strict=False), start=1)
     ]
     stdout.print(f"\nReady in {ready_s:.1f} s; everything is stopped again.\n")
     print_table(f"User {user_id}", ("", "last films, newest first", "recommended", "score"), rows)
     timings_ms = answer["timings_ms"]
-    print_table("One request, in milliseconds", tuple(timings_ms), [tuple(f"{value:.2f}" for value in timings_ms.values())])
+    print_table(
+        "One request, in milliseconds",
+        tuple(timings_ms),
+        [tuple(f"{value:.2f}" for value in timings_ms.values())],
+    )
     offline = manifest.offline_metrics
-    figures = [(metric, *(offline[scorer][metric] for scorer in ("popularity", "model", "ranker"))) for metric in SHOWN_METRICS]
+    figures = [
+        (metric, *(offline[scorer][metric] for scorer in ("popularity", "model", "ranker")))
+        for metric in SHOWN_METRICS
+    ]
     title = f"Offline: next film of {manifest.num_users} users, among all {manifest.num_items}"
     print_table(title, ("test", "popularity", "BERT4Rec", "and ranker"), figures)
 
 
 @click.command()
-@click.option("--keep-serving", is_flag=True, help="Leave the service running until Ctrl-C, instead of asking it once.")
+@click.option(
+    "--keep-serving", is_flag=True, help="Leave the service running until Ctrl-C, instead of asking it once."
+)
 def main(keep_serving: bool) -> None:
     """Prepare MovieLens-1M, train BERT4Rec on local Ray for about two minutes, evaluate, export, publish, serve and ask."""
     started_s = time.monotonic()
@@ -103,7 +126,9 @@ def main(keep_serving: bool) -> None:
     except KeyboardInterrupt:
         stdout.print("\ninterrupted; everything is stopped")
         sys.exit(130)
-    stdout.print(f"\nThe whole way took {time.monotonic() - started_s:.0f} s. `make serve` leaves it running.")
+    stdout.print(
+        f"\nThe whole way took {time.monotonic() - started_s:.0f} s. `make serve` leaves it running."
+    )
 
 
 if __name__ == "__main__":

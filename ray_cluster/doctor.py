@@ -30,7 +30,10 @@ FBGEMM_MINOR_OFFSET = 5
 
 REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 HTTP_PORT = 8000
-PROBES = (("torch", "fbgemm_gpu", "torchrec"), ("onnxruntime", "faiss", "lightgbm", "tritonclient.grpc", "ray"))
+PROBES = (
+    ("torch", "fbgemm_gpu", "torchrec"),
+    ("onnxruntime", "faiss", "lightgbm", "tritonclient.grpc", "ray"),
+)
 """Modules to import, in one process a group."""
 PROBE_TIMEOUT_S = 60
 GIB = 1 << 30
@@ -49,7 +52,9 @@ class Finding:
 def read_pins(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Package -> version of every `package==version` line of requirement files; empty where there is no such folder."""
     files = [folder / name for name in names]
-    lines = [line for file in files if file.is_file() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line for file in files if file.is_file() for line in file.read_text(encoding="utf-8").splitlines()
+    ]
     found = (re.match(r"([A-Za-z0-9._-]+)(?:\[.*\])?==(\S+)", line) for line in lines)
     return {match[1]: match[2] for match in found if match}
 
@@ -69,9 +74,13 @@ def check_python(version: tuple[int, int], stubs: Sequence[str]) -> Finding:
     """The interpreter against what the code needs, and against the Python stubs of the embedded Triton server (`3.11`, ...)."""
     text = f"{version[0]}.{version[1]}"
     if version < (3, 11):
-        return Finding("python", "error", f"{text} is too old", "install Python 3.11, 3.12 or 3.13, then: make setup")
+        return Finding(
+            "python", "error", f"{text} is too old", "install Python 3.11, 3.12 or 3.13, then: make setup"
+        )
     if stubs and text not in stubs:
-        remedy = f"use one of {', '.join(stubs)}: make setup PYTHON=python3.11, or serve with --triton HOST:PORT"
+        remedy = (
+            f"use one of {', '.join(stubs)}: make setup PYTHON=python3.11, or serve with --triton HOST:PORT"
+        )
         return Finding("python", "error", f"{text}: the embedded Triton server has no stub for it", remedy)
     return Finding("python", "ok", text)
 
@@ -79,15 +88,28 @@ def check_python(version: tuple[int, int], stubs: Sequence[str]) -> Finding:
 def check_packages(pins: Mapping[str, str], installed: Mapping[str, str | None]) -> list[Finding]:
     """One finding that lists what is as pinned, and one for each package that is not."""
     if not pins:
-        return [Finding("packages", "warning", f"no requirement files in {REQUIREMENTS}", "run from a checkout to compare versions")]
-    same = [f"{name} {installed[name]}" for name, pin in pins.items() if (installed[name] or "").split("+")[0] == pin]
+        return [
+            Finding(
+                "packages",
+                "warning",
+                f"no requirement files in {REQUIREMENTS}",
+                "run from a checkout to compare versions",
+            )
+        ]
+    same = [
+        f"{name} {installed[name]}"
+        for name, pin in pins.items()
+        if (installed[name] or "").split("+")[0] == pin
+    ]
     findings = [Finding("packages", "ok", ", ".join(same))] if same else []
     for name, pin in pins.items():
         version = installed[name]
         if version is None:
             findings.append(Finding(name, "error", f"not installed; {pin} is pinned", "make setup"))
         elif version.split("+")[0] != pin:
-            findings.append(Finding(name, "warning", f"{version} is installed, {pin} is what is tested", "make setup"))
+            findings.append(
+                Finding(name, "warning", f"{version} is installed, {pin} is what is tested", "make setup")
+            )
     return findings
 
 
@@ -101,7 +123,12 @@ def check_pairs(installed: Mapping[str, str | None]) -> Finding:
     subject = "torch pairs"
     fbgemm = {name: version for name in ("fbgemm-gpu", "fbgemm-gpu-cpu") if (version := installed.get(name))}
     if len(fbgemm) > 1:
-        return Finding(subject, "error", "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other's files", "rm -r .venv; make setup")
+        return Finding(
+            subject,
+            "error",
+            "fbgemm-gpu and fbgemm-gpu-cpu overwrite each other's files",
+            "rm -r .venv; make setup",
+        )
     build = next(iter(fbgemm), "fbgemm-gpu-cpu")
     parts = {"torch": installed.get("torch"), "torchrec": installed.get("torchrec"), build: fbgemm.get(build)}
     text = ", ".join(f"{name} {version or 'absent'}" for name, version in parts.items())
@@ -120,15 +147,23 @@ def check_imports(errors: Mapping[str, str | None]) -> list[Finding]:
     well = [module for module, error in errors.items() if error is None]
     findings = [Finding("imports", "ok", ", ".join(well))] if well else []
     remedy = "compare the versions above; rm -r .venv; make setup"
-    return findings + [Finding(f"import {module}", "error", error, remedy) for module, error in errors.items() if error is not None]
+    return findings + [
+        Finding(f"import {module}", "error", error, remedy)
+        for module, error in errors.items()
+        if error is not None
+    ]
 
 
-def check_gpu(report: Mapping[str, Any] | None, driver: str | None, installed: Mapping[str, str | None]) -> Finding:
+def check_gpu(
+    report: Mapping[str, Any] | None, driver: str | None, installed: Mapping[str, str | None]
+) -> Finding:
     """What torch can compute on. `report` is `import_probe.gpu_report`, None when torch did not import; `driver` is nvidia-smi's."""
     if report is None:
         return Finding("gpu", "warning", "unknown: torch does not import", "mend torch first")
     if report["devices"]:
-        devices = ", ".join(f"{name} {memory_bytes / GIB:.0f} GiB" for name, memory_bytes in report["devices"])
+        devices = ", ".join(
+            f"{name} {memory_bytes / GIB:.0f} GiB" for name, memory_bytes in report["devices"]
+        )
         text = f"{devices}; driver {driver or 'unknown'}, CUDA {report['cuda_build']}"
         if installed.get("fbgemm-gpu") is None:
             return Finding("gpu", "warning", f"{text}; but fbgemm is the CPU build", "make setup CUDA=1")
@@ -138,16 +173,23 @@ def check_gpu(report: Mapping[str, Any] | None, driver: str | None, installed: M
     if report["cuda_build"] is None:
         return Finding("gpu", "warning", f"driver {driver}, but torch is a CPU build", "make setup CUDA=1")
     remedy = "update the NVIDIA driver, or check CUDA_VISIBLE_DEVICES"
-    return Finding("gpu", "warning", f"driver {driver}, but torch (CUDA {report['cuda_build']}) sees no device", remedy)
+    return Finding(
+        "gpu", "warning", f"driver {driver}, but torch (CUDA {report['cuda_build']}) sees no device", remedy
+    )
 
 
 def check_triton(server: Path | None, version: str | None) -> Finding:
     """The Triton server inside nvidia-pytriton, and the version it reports (None when it does not start)."""
     if server is None:
-        return Finding("triton", "error", "no embedded server", "make setup, or serve with --triton HOST:PORT")
+        return Finding(
+            "triton", "error", "no embedded server", "make setup, or serve with --triton HOST:PORT"
+        )
     if version is None:
         return Finding(
-            "triton", "error", f"{server} does not start", "it needs x86-64 Linux with glibc 2.35; or serve with --triton HOST:PORT"
+            "triton",
+            "error",
+            f"{server} does not start",
+            "it needs x86-64 Linux with glibc 2.35; or serve with --triton HOST:PORT",
         )
     return Finding("triton", "ok", f"embedded server {version}")
 
@@ -156,13 +198,20 @@ def check_port(port: int, holder: str | None) -> Finding:
     """Whether the port HTTP requests come to is free; `holder` names the process that has it."""
     if holder is None:
         return Finding(f"port {port}", "ok", "free")
-    return Finding(f"port {port}", "warning", f"held by {holder}", f"stop it, or: passerelle serve BUNDLE --port {port + 1}")
+    return Finding(
+        f"port {port}",
+        "warning",
+        f"held by {holder}",
+        f"stop it, or: passerelle serve BUNDLE --port {port + 1}",
+    )
 
 
 def check_disk(where: Path, free_bytes: int) -> Finding:
     """Room for data sets, checkpoints and bundles."""
     text = f"{free_bytes / GIB:.1f} GiB free in {where}"
-    level: Literal["ok", "warning", "error"] = "error" if free_bytes < GIB else "warning" if free_bytes < 5 * GIB else "ok"
+    level: Literal["ok", "warning", "error"] = (
+        "error" if free_bytes < GIB else "warning" if free_bytes < 5 * GIB else "ok"
+    )
     return Finding("disk", level, text, "" if level == "ok" else "free some, or write elsewhere with --out")
 
 
@@ -180,7 +229,12 @@ def check_shared_memory(size_bytes: int | None) -> Finding:
         return Finding("shared memory", "ok", "no /dev/shm here: Ray uses files")
     text = f"/dev/shm {size_bytes / GIB:.1f} GiB"
     if size_bytes < 2 * GIB:
-        return Finding("shared memory", "warning", f"{text}: Ray falls back to slow files", "in a container: --shm-size=4g")
+        return Finding(
+            "shared memory",
+            "warning",
+            f"{text}: Ray falls back to slow files",
+            "in a container: --shm-size=4g",
+        )
     return Finding("shared memory", "ok", text)
 
 
@@ -188,18 +242,28 @@ def check_data(found: Mapping[str, str | None]) -> Finding:
     """Which presets of `prepare` find their files on this machine; the values are folders."""
     here = [f"{name} in {folder}" for name, folder in found.items() if folder is not None]
     if not here:
-        remedy = "set PASSERELLE_DATA to the folder that holds data sets, or let `passerelle prepare` download one"
+        remedy = (
+            "set PASSERELLE_DATA to the folder that holds data sets, or let `passerelle prepare` download one"
+        )
         return Finding("data sets", "warning", f"none of {', '.join(found)}", remedy)
     return Finding("data sets", "ok", "; ".join(here))
 
 
-def run_probe(modules: Sequence[str], timeout_s: float = PROBE_TIMEOUT_S) -> tuple[dict[str, str | None], dict[str, Any] | None]:
+def run_probe(
+    modules: Sequence[str], timeout_s: float = PROBE_TIMEOUT_S
+) -> tuple[dict[str, str | None], dict[str, Any] | None]:
     """Import modules in a process of their own: module -> error (None is well), and torch's view of the GPU."""
     command = [sys.executable, "-m", "ray_cluster.import_probe", *modules]
     try:
-        done = subprocess.run(command, cwd=REQUIREMENTS.parent, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command, cwd=REQUIREMENTS.parent, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
         output, code = done.stdout, done.returncode
-        ended = f"the process was killed by {signal.Signals(-code).name}" if code < 0 else f"the process left with status {code}"
+        ended = (
+            f"the process was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"the process left with status {code}"
+        )
     except subprocess.TimeoutExpired as timeout:
         output, ended = (timeout.stdout or b"").decode(), f"no answer within {timeout_s:.0f} s"
     reports = [json.loads(line) for line in output.splitlines() if line.startswith('{"module"')]
@@ -222,10 +286,21 @@ def gpu_driver() -> str | None:
 
 def triton_version(folder: Path) -> str | None:
     """What the server says it is. It has no `--version`, but prints its options before it stops at a repository that is not there."""
-    command = [str(folder / "bin" / "tritonserver"), "--model-repository=/nonexistent", "--model-control-mode=explicit"]
+    command = [
+        str(folder / "bin" / "tritonserver"),
+        "--model-repository=/nonexistent",
+        "--model-control-mode=explicit",
+    ]
     closed = [f"--allow-{endpoint}=false" for endpoint in ("http", "grpc", "metrics")]
     try:
-        done = subprocess.run([*command, *closed], capture_output=True, text=True, timeout=20, check=False, env=server_environment(folder))
+        done = subprocess.run(
+            [*command, *closed],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            env=server_environment(folder),
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"server_version\s*\|\s*(\S+)", done.stdout + done.stderr)

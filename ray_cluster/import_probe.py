@@ -14,8 +14,14 @@ def gpu_report() -> dict[str, Any]:
     """What torch sees: the CUDA version it was built for (None for a CPU build) and each device's name and memory in bytes."""
     import torch
 
-    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
-    return {"cuda_build": torch.version.cuda, "devices": [[device.name, device.total_memory] for device in devices]}
+    devices = [
+        torch.cuda.get_device_properties(index)
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    ]
+    return {
+        "cuda_build": torch.version.cuda,
+        "devices": [[device.name, device.total_memory] for device in devices],
+    }
 
 
 def probe(name: str) -> dict[str, Any]:

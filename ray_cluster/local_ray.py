@@ -12,7 +12,9 @@ import psutil
 import ray
 
 _GRACE_S = 2.0
-_OBJECT_STORE_BYTES = 128 * 2**20  # requests and answers are small; Ray's default would claim a third of the memory
+_OBJECT_STORE_BYTES = (
+    128 * 2**20
+)  # requests and answers are small; Ray's default would claim a third of the memory
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -35,7 +37,9 @@ def own_signals() -> Iterator[None]:
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:
-        if threading.current_thread() is threading.main_thread():  # in another one Ray leaves handlers alone, and so must we
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # in another one Ray leaves handlers alone, and so must we
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 

@@ -38,7 +38,9 @@ class Networks:
             self._server.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._server is not None:
             self._server.stop()
 
@@ -60,7 +62,12 @@ class Networks:
                 self._load()
                 return
             except UserError as error:
-                if self._server is None or not self._server.started or attempt == ATTEMPTS or not self._server.ends_within(_DYING_S):
+                if (
+                    self._server is None
+                    or not self._server.started
+                    or attempt == ATTEMPTS
+                    or not self._server.ends_within(_DYING_S)
+                ):
                     raise
                 logger.warning("Triton has ended and is started again: %s", error)
                 self._server.stop()
@@ -74,7 +81,9 @@ class Networks:
         try:
             asyncio.run(self._load_networks())
         except TritonError as error:
-            raise UserError(f"Triton cannot serve version {self._version} of {self._repository}: {error}") from None
+            raise UserError(
+                f"Triton cannot serve version {self._version} of {self._repository}: {error}"
+            ) from None
 
     async def _load_networks(self) -> None:
         client = TritonClient(self.address)
@@ -82,6 +91,8 @@ class Networks:
             for model in (QUERY_ENCODER, RANKER):
                 versions = await client.loaded_versions(model)
                 if self._version not in versions:
-                    await client.load(model, self._repository / model / "config.pbtxt", [*versions, self._version])
+                    await client.load(
+                        model, self._repository / model / "config.pbtxt", [*versions, self._version]
+                    )
         finally:
             await client.close()

@@ -39,7 +39,10 @@ class TritonParity(Config):
 
     @property
     def holds(self) -> bool:
-        return max(self.max_query_difference, self.max_score_difference) <= TOLERANCE and self.identical_top_10 == self.users
+        return (
+            max(self.max_query_difference, self.max_score_difference) <= TOLERANCE
+            and self.identical_top_10 == self.users
+        )
 
 
 class HttpParity(Config):
@@ -70,18 +73,29 @@ async def triton_parity(bundle: Bundle, version: int, address: str, progress: Pr
         if query.degraded:
             raise TritonError(QUERY_ENCODER, "UNAVAILABLE", f"no answer for user {user['user_id']}")
         assert query.query_D is not None, f"user {user['user_id']} has no history in the bundle"
-        candidates = Candidates(np.array(user["candidate_rows"]), np.array(user["candidate_scores"], dtype=np.float32), found=())
+        candidates = Candidates(
+            np.array(user["candidate_rows"]), np.array(user["candidate_scores"], dtype=np.float32), found=()
+        )
         scores_C = await ranking.run(query, candidates, user["timestamp_ms"])
         best_K = np.argsort(-scores_C, kind="stable")[: len(user["top_rows"])]
         same = candidates.rows_C[best_K].tolist() == user["top_rows"]
-        return _difference(query.query_D, user["query"]), _difference(scores_C[best_K], user["top_scores"]), same
+        return (
+            _difference(query.query_D, user["query"]),
+            _difference(scores_C[best_K], user["top_scores"]),
+            same,
+        )
 
     try:
         results = await _for_each_user(bundle, compare, "parity of Triton", progress)
     finally:
         await client.close()
     queries, scores, same = zip(*results, strict=True)
-    return TritonParity(users=len(results), max_query_difference=max(queries), max_score_difference=max(scores), identical_top_10=sum(same))
+    return TritonParity(
+        users=len(results),
+        max_query_difference=max(queries),
+        max_score_difference=max(scores),
+        identical_top_10=sum(same),
+    )
 
 
 async def http_parity(bundle: Bundle, url: str, progress: Progress) -> HttpParity:
@@ -113,7 +127,9 @@ def _difference(values: npt.ArrayLike, expected: npt.ArrayLike) -> float:
     return float(np.abs(ours - theirs).max(initial=0.0))
 
 
-async def _for_each_user(bundle: Bundle, compare: Callable[[dict[str, Any]], Awaitable[Any]], stage: str, progress: Progress) -> list[Any]:
+async def _for_each_user(
+    bundle: Bundle, compare: Callable[[dict[str, Any]], Awaitable[Any]], stage: str, progress: Progress
+) -> list[Any]:
     """`compare` for every reference user, a few at a time, results in user order."""
     users = bundle.reference().to_pylist()
     assert users, f"{bundle.path}/reference.arrow is empty"

@@ -41,7 +41,8 @@ MODELS = (QUERY_ENCODER, RANKER)
 PUBLISHED_NAME = "published.json"
 # The gate asks many at once, on a machine that may be busy: it wants every answer, and in full.
 _OF_THE_GATE = ServingConfig(
-    events=LiveEventsConfig(store="none"), limits=LimitsConfig(max_in_flight=10_000, max_expected_ms=60_000, deadline_ms=60_000)
+    events=LiveEventsConfig(store="none"),
+    limits=LimitsConfig(max_in_flight=10_000, max_expected_ms=60_000, deadline_ms=60_000),
 )
 _TEMPLATES = Path(__file__).parent.parent / "model_repository"
 
@@ -113,7 +114,11 @@ def publish(bundle_path: Path, repository: Path, progress: Progress = silent) ->
     repository.mkdir(parents=True, exist_ok=True)
     with _locked(repository):
         published = read_published(repository)
-        same = [version for version, entry in published.versions.items() if entry.bundle_id == bundle.manifest.bundle_id]
+        same = [
+            version
+            for version, entry in published.versions.items()
+            if entry.bundle_id == bundle.manifest.bundle_id
+        ]
         version = same[0] if same else 1 + max([0, *published.versions, *_version_folders(repository)])
         configs = _configs(bundle, repository, version)
         if bundle.manifest.num_items > SCAN_LIMIT and not (bundle.path / INDEX).exists():
@@ -134,7 +139,9 @@ def publish(bundle_path: Path, repository: Path, progress: Progress = silent) ->
         )
         after = Published(active=version, versions={**published.versions, version: entry})
         write_text(repository / PUBLISHED_NAME, after.model_dump_json(indent=2) + "\n")
-    return Publication(version=version, bundle_id=manifest.bundle_id, repository=str(repository), parity=parity)
+    return Publication(
+        version=version, bundle_id=manifest.bundle_id, repository=str(repository), parity=parity
+    )
 
 
 @contextlib.contextmanager
@@ -150,7 +157,12 @@ def _locked(repository: Path) -> Iterator[None]:
 
 
 def _version_folders(repository: Path) -> set[int]:
-    return {int(folder.name) for model in MODELS for folder in (repository / model).glob("*") if folder.name.isdigit() and folder.is_dir()}
+    return {
+        int(folder.name)
+        for model in MODELS
+        for folder in (repository / model).glob("*")
+        if folder.name.isdigit() and folder.is_dir()
+    }
 
 
 def _configs(bundle: Bundle, repository: Path, version: int) -> dict[str, str]:
@@ -171,7 +183,9 @@ def _configs(bundle: Bundle, repository: Path, version: int) -> dict[str, str]:
                 f"{path}: {contradictions[0]}, and Triton has one configuration for all versions: "
                 f"publish into another --repository, or remove versions {', '.join(map(str, others))} first"
             )
-        configs[model] = fitted_config(text, network, bundle.manifest.max_history, str(source), bundle.query_encoding.widths())
+        configs[model] = fitted_config(
+            text, network, bundle.manifest.max_history, str(source), bundle.query_encoding.widths()
+        )
     return configs
 
 
@@ -181,7 +195,10 @@ def _network_path(bundle: Bundle, model: str) -> Path:
 
 def _is_placed(bundle: Bundle, repository: Path, version: int) -> bool:
     placed = {model: repository / model / str(version) / "model.onnx" for model in MODELS}
-    return all(path.is_file() and sha256_of(path) == bundle.manifest.files[f"{model}.onnx"].sha256 for model, path in placed.items())
+    return all(
+        path.is_file() and sha256_of(path) == bundle.manifest.files[f"{model}.onnx"].sha256
+        for model, path in placed.items()
+    )
 
 
 def _place(bundle: Bundle, repository: Path, version: int, configs: dict[str, str]) -> None:
@@ -195,7 +212,9 @@ def _place(bundle: Bundle, repository: Path, version: int, configs: dict[str, st
                 shutil.copy(_network_path(bundle, model), folder / "model.onnx")
 
 
-def _gate(bundle: Bundle, repository: Path, version: int, active: int | None, progress: Progress) -> dict[str, dict[str, Any]]:
+def _gate(
+    bundle: Bundle, repository: Path, version: int, active: int | None, progress: Progress
+) -> dict[str, dict[str, Any]]:
     """Serve the version and compare every layer with training's own answers.
 
     Raises:
@@ -213,12 +232,16 @@ def _gate(bundle: Bundle, repository: Path, version: int, active: int | None, pr
             raise UserError(f"{bundle.path}: not published: Triton does not answer: {error}") from None
         _require(triton, "Triton", bundle, active)
         progress("starting Serve", 0, 1)
-        with Service(bundle.path, repository, version, triton=networks.address, serving=_OF_THE_GATE, exact=True) as service:
+        with Service(
+            bundle.path, repository, version, triton=networks.address, serving=_OF_THE_GATE, exact=True
+        ) as service:
             progress("starting Serve", 1, 1)
             try:
                 http = asyncio.run(http_parity(bundle, service.url, progress))
             except httpx.HTTPError as error:
-                raise UserError(f"{bundle.path}: not published: the service did not answer the parity gate ({error})") from None
+                raise UserError(
+                    f"{bundle.path}: not published: the service did not answer the parity gate ({error})"
+                ) from None
     _require(http, "HTTP", bundle, active)
     return {"triton": triton.model_dump(), "http": http.model_dump()}
 
@@ -226,7 +249,9 @@ def _gate(bundle: Bundle, repository: Path, version: int, active: int | None, pr
 def _require(figures: TritonParity | HttpParity, layer: str, bundle: Bundle, active: int | None) -> None:
     if not figures.holds:
         stays = f"version {active} stays active" if active is not None else "no version is active"
-        raise UserError(f"{bundle.path}: not published, {stays}: {layer} differs from training: {_in_words(figures)}")
+        raise UserError(
+            f"{bundle.path}: not published, {stays}: {layer} differs from training: {_in_words(figures)}"
+        )
 
 
 def _in_words(figures: TritonParity | HttpParity) -> str:

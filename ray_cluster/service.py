@@ -28,7 +28,7 @@ from serving.triton.ports import free_ports, require_free
 APPLICATION = "passerelle"
 EVENTS_NAME = "events.sqlite"
 READY_TIMEOUT_S = 60.0
-WATCH_S, LOOK_EVERY_S, LONGEST_PAUSE_S = 1.0, 5.0, 10.0
+WATCH_S, LOOK_INTERVAL_S, LONGEST_PAUSE_S = 1.0, 5.0, 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,9 @@ class Service:
         self._networks = Networks(repository, version, triton)
         self.repository = repository.resolve()
         serving = serving or ServingConfig()
-        events = serving.events.model_copy(update={"file": serving.events.file or self.repository / EVENTS_NAME})
+        events = serving.events.model_copy(
+            update={"file": serving.events.file or self.repository / EVENTS_NAME}
+        )
         self._settings = GraphSettings(
             bundle=bundle.resolve(),
             version=version,
@@ -112,7 +114,9 @@ class Service:
             self._cleanup = cleanup.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._closed.set()
         with self._ensuring:  # by a thread that watches
             self._cleanup.close()
@@ -125,14 +129,20 @@ class Service:
         """
         pause_s, looked_at = WATCH_S, time.monotonic()
         while not self._closed.wait(pause_s):
-            if pause_s == WATCH_S and not self._networks.ended and time.monotonic() - looked_at < LOOK_EVERY_S:
+            if (
+                pause_s == WATCH_S
+                and not self._networks.ended
+                and time.monotonic() - looked_at < LOOK_INTERVAL_S
+            ):
                 continue
             try:
                 with self._ensuring:
                     if not self._closed.is_set():
                         self._networks.ensure()
                 pause_s = WATCH_S
-            except Exception as error:  # a full disk, too little memory: whatever it is, answers go on without the networks
+            except (
+                Exception
+            ) as error:  # a full disk, too little memory: whatever it is, answers go on without the networks
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 logger.error("the networks are not served, and tried again in %.0f s: %s", pause_s, error)
             looked_at = time.monotonic()
@@ -140,13 +150,19 @@ class Service:
     def _start_graph(self) -> None:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         try:
-            serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)  # the ingress replica listens itself
+            serve.start(
+                proxy_location=ProxyLocation.Disabled, logging_config=quiet
+            )  # the ingress replica listens itself
             graph = build_graph(self._settings, self._topology, self._replicas)
             serve.run(graph, name=APPLICATION, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:
-            deployments = [one for app in serve.status().applications.values() for one in app.deployments.values()]
+            deployments = [
+                one for app in serve.status().applications.values() for one in app.deployments.values()
+            ]
             report = "\n".join([str(error), *(deployment.message for deployment in deployments)])
-            raise UserError(f"the serving graph does not start: {users_mistake(report, type(error).__name__)}") from None
+            raise UserError(
+                f"the serving graph does not start: {users_mistake(report, type(error).__name__)}"
+            ) from None
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S

@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray, own_signals, users_mistake
-from training.config import RunConfig as Recipe
+from training.config import Recipe
 from training.runs.fit import fit
 from training.runs.run import LAST, RunManifest, finish_run, plan_run, start_run, with_own_split
 
@@ -39,7 +39,7 @@ def _worker(job: dict[str, Any]) -> None:
         run_path,
         resume=job["resume"] or (run_path / LAST).exists(),
         num_workers=context.get_world_size(),
-        workers_here=context.get_local_world_size(),
+        local_world_size=context.get_local_world_size(),
         strategy=RayDDPStrategy(),
         plugins=[RayLightningEnvironment()],
         prepare=prepare_trainer,
@@ -67,9 +67,13 @@ def train_on_ray(
     Raises:
         UserError: the run may not be created or continued; the cluster has too few CPUs; or a worker failed for good.
     """
-    manifest = plan_run(run_path, recipe, dataset, config, resume=resume, num_workers=num_workers, refit_of=refit_of)
+    manifest = plan_run(
+        run_path, recipe, dataset, config, resume=resume, num_workers=num_workers, refit_of=refit_of
+    )
     with tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results, _cluster(address):
-        use_gpu = torch.backends.cuda.is_built() and "GPU" in ray.cluster_resources()  # this machine may be the one without
+        use_gpu = (
+            torch.backends.cuda.is_built() and "GPU" in ray.cluster_resources()
+        )  # this machine may be the one without
         _check_room(num_workers, use_gpu=use_gpu)
         start_run(run_path, manifest)
         job = {
@@ -82,7 +86,11 @@ def train_on_ray(
             _worker,
             train_loop_config=job,
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
-            run_config=RunConfig(name=run_path.name, storage_path=results, failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES)),
+            run_config=RunConfig(
+                name=run_path.name,
+                storage_path=results,
+                failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+            ),
         )
         try:
             with own_signals():
@@ -103,7 +111,12 @@ def _cluster(address: str | None) -> Iterator[None]:
         return
     working_dir = str(Path(__file__).resolve().parents[1])
     with own_signals():
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING, runtime_env={"working_dir": working_dir})
+        ray.init(
+            address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env={"working_dir": working_dir},
+        )
     try:
         yield
     finally:
@@ -114,4 +127,6 @@ def _check_room(num_workers: int, *, use_gpu: bool) -> None:
     kind = "GPU" if use_gpu else "CPU"
     room = int(ray.cluster_resources().get(kind, 0))
     if num_workers > room:
-        raise UserError(f"--workers {num_workers}: this Ray cluster has {room} {kind}s, and a worker needs one")
+        raise UserError(
+            f"--workers {num_workers}: this Ray cluster has {room} {kind}s, and a worker needs one"
+        )

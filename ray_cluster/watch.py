@@ -14,7 +14,9 @@ _INTERVAL_S = 0.5
 
 
 @contextmanager
-def watch_run(run_path: Path, progress: Progress, on_epoch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+def watch_run(
+    run_path: Path, progress: Progress, on_epoch: Callable[[dict[str, Any]], None]
+) -> Iterator[None]:
     """Until the block ends, move `progress` along the run's epochs and call `on_epoch` with each new line of its history."""
     stop = threading.Event()
     watcher = _Watcher(run_path, progress, on_epoch)
@@ -34,7 +36,9 @@ def watch_run(run_path: Path, progress: Progress, on_epoch: Callable[[dict[str, 
 
 
 class _Watcher:
-    def __init__(self, run_path: Path, progress: Progress, on_epoch: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, run_path: Path, progress: Progress, on_epoch: Callable[[dict[str, Any]], None]
+    ) -> None:
         self._progress_file, self._history_file = run_path / PROGRESS, run_path / HISTORY
         self._progress, self._on_epoch = progress, on_epoch
         self._last_epoch = self._lines()[-1]["epoch"] if self._lines() else 0

@@ -44,9 +44,14 @@ class SourceConfig(Config):
         if needs and self.column is None:
             raise ValueError(f"a source {self.kind!r} needs a column")
         if self.column is not None and not needs:
-            raise ValueError(f"column has no effect on a source {self.kind!r}" + (" without radius_km" if self.kind == "popular" else ""))
+            raise ValueError(
+                f"column has no effect on a source {self.kind!r}"
+                + (" without radius_km" if self.kind == "popular" else "")
+            )
         if self.radius_km is not None and self.kind != "popular":
-            raise ValueError(f"radius_km has no effect on a source {self.kind!r}: `popular` has one, `near` takes the nearest")
+            raise ValueError(
+                f"radius_km has no effect on a source {self.kind!r}: `popular` has one, `near` takes the nearest"
+            )
         for name, kind in (("half_life_days", "trending"), ("last", "similar")):
             if name in self.model_fields_set and self.kind != kind:
                 raise ValueError(f"{name} has no effect on a source {self.kind!r}, but on {kind!r}")
@@ -219,7 +224,9 @@ class ServingConfig(Config):
     def _names_are_known(self) -> "ServingConfig":
         for name, playlist in self.playlists.items():
             if playlist.size > self.limits.max_k:
-                raise ValueError(f"playlists.{name}.size is {playlist.size}, limits.max_k {self.limits.max_k}")
+                raise ValueError(
+                    f"playlists.{name}.size is {playlist.size}, limits.max_k {self.limits.max_k}"
+                )
         asked: dict[str, str] = {}
         for name, experiment in self.experiments.items():
             self._require(experiment.playlist, f"experiments.{name}.playlist")
@@ -228,13 +235,17 @@ class ServingConfig(Config):
             if len({variant.name for variant in experiment.variants}) < len(experiment.variants):
                 raise ValueError(f"experiments.{name} has two variants of one name")
             if experiment.playlist in asked:
-                raise ValueError(f"experiments {asked[experiment.playlist]} and {name} are both of playlist {experiment.playlist!r}")
+                raise ValueError(
+                    f"experiments {asked[experiment.playlist]} and {name} are both of playlist {experiment.playlist!r}"
+                )
             asked[experiment.playlist] = name
         return self
 
     def _require(self, playlist: str, where: str) -> None:
         if playlist != DEFAULT and playlist not in self.playlists:
-            raise ValueError(f"{where}: no playlist {playlist!r}; there are {', '.join(sorted({DEFAULT, *self.playlists}))}")
+            raise ValueError(
+                f"{where}: no playlist {playlist!r}; there are {', '.join(sorted({DEFAULT, *self.playlists}))}"
+            )
 
     def playlist(self, name: str) -> Playlist:
         """One of the playlists; `default` is there always.
@@ -246,7 +257,9 @@ class ServingConfig(Config):
             return self.playlists[name]
         if name == DEFAULT:
             return Playlist()
-        raise UserError(f"playlist: there is no {name!r}; there are {', '.join(sorted({DEFAULT, *self.playlists}))}")
+        raise UserError(
+            f"playlist: there is no {name!r}; there are {', '.join(sorted({DEFAULT, *self.playlists}))}"
+        )
 
     def all_sources(self) -> Iterator[tuple[str, SourceConfig]]:
         """Every source that is named anywhere, and where."""
@@ -274,9 +287,13 @@ def load_serving_config(path: Path | None) -> ServingConfig:
     return config.model_copy(
         update={
             "rules": config.rules.model_copy(update={"block_list": resolved(config.rules.block_list)}),
-            "offers": None if config.offers is None else config.offers.model_copy(update={"file": here / config.offers.file}),
+            "offers": None
+            if config.offers is None
+            else config.offers.model_copy(update={"file": here / config.offers.file}),
             "events": config.events.model_copy(update={"file": resolved(config.events.file)}),
             "log": config.log.model_copy(update={"file": resolved(config.log.file)}),
-            "limits": config.limits.model_copy(update={"api_keys_file": resolved(config.limits.api_keys_file)}),
+            "limits": config.limits.model_copy(
+                update={"api_keys_file": resolved(config.limits.api_keys_file)}
+            ),
         }
     )

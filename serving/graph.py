@@ -42,7 +42,7 @@ from serving.stages.types import InferenceError
 from serving.triton.client import TritonClient
 from serving.triton.resilience import ResilientInference
 
-THERE_TIMEOUT_S = 1.0
+READY_TIMEOUT_S = 1.0
 Topology = Literal["fused", "staged"]
 
 
@@ -63,7 +63,7 @@ class GraphSettings(Config):
     """Search everything, whatever index there is: to compare with training, which does."""
 
 
-class Parts:
+class Dependencies:
     """What stages are made of, in one replica."""
 
     def __init__(self, settings: GraphSettings) -> None:
@@ -83,10 +83,16 @@ class Parts:
         return open_store(self.config.events)
 
 
-_STAGES: dict[str, Callable[[Parts], Any]] = {
-    "lookup": lambda parts: EmbeddingLookup(parts.bundle, parts.inference, parts.settings.version, parts.config, parts.events),
+_STAGES: dict[str, Callable[[Dependencies], Any]] = {
+    "lookup": lambda parts: EmbeddingLookup(
+        parts.bundle, parts.inference, parts.settings.version, parts.config, parts.events
+    ),
     "retrieval": lambda parts: Retrieval(
-        parts.bundle, parts.config, parts.events, parts.items, scan_limit=sys.maxsize if parts.settings.exact else SCAN_LIMIT
+        parts.bundle,
+        parts.config,
+        parts.events,
+        parts.items,
+        scan_limit=sys.maxsize if parts.settings.exact else SCAN_LIMIT,
     ),
     "ranking": lambda parts: Ranking(parts.bundle, parts.inference, parts.settings.version),
     "ordering": lambda parts: Ordering(parts.bundle, parts.config, parts.items),
@@ -98,7 +104,7 @@ class StageReplica:
     """One stage alone in a deployment."""
 
     def __init__(self, name: str, settings: GraphSettings) -> None:
-        parts = Parts(settings)
+        parts = Dependencies(settings)
         self._log = ServedLog(parts.config.log.file)  # for the warnings of this process
         self._stage = _STAGES[name](parts)
 
@@ -111,7 +117,7 @@ class StageReplica:
         except Exception as error:  # ours; what it says may hold ids
             return None, StageBrokenError(f"stage {type(self._stage).__name__}: {place_of(error)}")
 
-    async def is_there(self) -> bool:
+    async def ready(self) -> bool:
         """It is."""
         return True
 
@@ -122,7 +128,9 @@ class RemoteStage:
     def __init__(self, name: str) -> None:
         self._name = name
         # Made here and not by the driver: how it calls is decided by the settings of the process that makes it.
-        self._handle: DeploymentHandle[Any] = serve.get_deployment_handle(name, serve.get_replica_context().app_name)
+        self._handle: DeploymentHandle[Any] = serve.get_deployment_handle(
+            name, serve.get_replica_context().app_name
+        )
 
     async def run(self, *arguments: Any, **options: Any) -> Any:
         return await self._call("run", *arguments, **options)
@@ -133,10 +141,10 @@ class RemoteStage:
     async def history(self, *arguments: Any) -> Any:
         return await self._call("history", *arguments)
 
-    async def is_there(self) -> bool:
+    async def ready(self) -> bool:
         """Whether one of its replicas answers."""
         try:
-            return bool(await asyncio.wait_for(self._handle.is_there.remote(), THERE_TIMEOUT_S))
+            return bool(await asyncio.wait_for(self._handle.ready.remote(), READY_TIMEOUT_S))
         except (RayError, RayServeException, TimeoutError):
             return False
 
@@ -155,10 +163,12 @@ class Ingress:
     """The HTTP endpoint: builds the stages here, or speaks to those given."""
 
     def __init__(self, settings: GraphSettings, *stages: DeploymentHandle[Any]) -> None:
-        parts = Parts(settings)
+        parts = Dependencies(settings)
         chain: Any = list(map(RemoteStage, _STAGES)) if stages else [make(parts) for make in _STAGES.values()]
         told: Any = {"log": ServedLog(parts.config.log.file), "tracer": Tracer(parts.config.tracing.endpoint)}
-        self._recommender = Recommender(parts.bundle, settings.version, parts.inference, *chain, config=parts.config, **told)
+        self._recommender = Recommender(
+            parts.bundle, settings.version, parts.inference, *chain, config=parts.config, **told
+        )
         self._index = index_of(parts.bundle)
         self._intake = None if parts.events is None else EventIntake(parts.bundle, parts.events)
         self._address = settings.listen
@@ -185,13 +195,22 @@ def build_graph(settings: GraphSettings, topology: Topology, replicas: int = 1) 
     Args:
         replicas: of each deployment.
     """
-    stages = [_deployment(StageReplica, name, replicas).bind(name, settings) for name in _STAGES] if topology == "staged" else []
+    stages = (
+        [_deployment(StageReplica, name, replicas).bind(name, settings) for name in _STAGES]
+        if topology == "staged"
+        else []
+    )
     return _deployment(Ingress, "ingress", replicas).bind(settings, *stages)
 
 
 def _deployment(replica: type, name: str, replicas: int) -> serve.Deployment:
     # A tenth of a core is what Ray reserves, not a limit: all stages must fit on a machine of one core.
-    options: Any = {"name": name, "num_replicas": replicas, "max_ongoing_requests": 256, "ray_actor_options": {"num_cpus": 0.1}}
+    options: Any = {
+        "name": name,
+        "num_replicas": replicas,
+        "max_ongoing_requests": 256,
+        "ray_actor_options": {"num_cpus": 0.1},
+    }
     deployment: Any = serve.deployment(replica)
     configured: serve.Deployment = deployment.options(**options)
     return configured

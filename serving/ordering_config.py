@@ -91,7 +91,9 @@ class OrderingConfig(Config):
             raise ValueError("[mmr] has no effect without diversify = 'mmr'")
         if self.margin_column is None and self.margin_power != 1:
             raise ValueError("margin_power has no effect without a margin_column")
-        if len({pin.place for pin in self.pins}) < len(self.pins) or len({pin.item_id for pin in self.pins}) < len(self.pins):
+        if len({pin.place for pin in self.pins}) < len(self.pins) or len(
+            {pin.item_id for pin in self.pins}
+        ) < len(self.pins):
             raise ValueError("two pins share an item or a place")
         return self
 

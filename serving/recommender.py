@@ -67,14 +67,22 @@ class RetrievalStage(Protocol):
 class RankingStage(Protocol):
     """From candidates to one score for each."""
 
-    async def run(self, query: Query, candidates: Candidates, timestamp_ms: int, timeout_s: float) -> Float32Array: ...
+    async def run(
+        self, query: Query, candidates: Candidates, timestamp_ms: int, timeout_s: float
+    ) -> Float32Array: ...
 
 
 class OrderingStage(Protocol):
     """From scored candidates to the items of the answer."""
 
     async def run(
-        self, candidates: Candidates, scores_C: Float32Array, k: int, playlist: str | None = None, *, debug: bool = False
+        self,
+        candidates: Candidates,
+        scores_C: Float32Array,
+        k: int,
+        playlist: str | None = None,
+        *,
+        debug: bool = False,
     ) -> tuple[Item, ...]: ...
 
 
@@ -82,7 +90,7 @@ class OrderingStage(Protocol):
 class Remote(Protocol):
     """A stage that lives in another process."""
 
-    async def is_there(self) -> bool: ...
+    async def ready(self) -> bool: ...
 
 
 class Recommender:
@@ -121,7 +129,9 @@ class Recommender:
         self._ordering = ordering
         self._log = log or ServedLog(None)
         self.tracer = tracer or Tracer(None)
-        self._are_there = [stage.is_there for stage in (lookup, retrieval, ranking, ordering) if isinstance(stage, Remote)]
+        self._are_there = [
+            stage.ready for stage in (lookup, retrieval, ranking, ordering) if isinstance(stage, Remote)
+        ]
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Answer one request.
@@ -133,22 +143,32 @@ class Recommender:
         """
         started = time.perf_counter()
         until = self._until(request.deadline_ms)
-        user_id = None if request.user_id is None else str(parsed(self.bundle.user_ids, request.user_id, "user_id"))
-        arm = assigned(self.config, request, user_id)
-        playlist = self.config.playlist(arm.playlist)
-        k = self._checked_k(request.k) if request.k is not None else min(playlist.size, self.bundle.manifest.num_items)
+        user_id = (
+            None if request.user_id is None else str(parsed(self.bundle.user_ids, request.user_id, "user_id"))
+        )
+        assignment = assigned(self.config, request, user_id)
+        playlist = self.config.playlist(assignment.playlist)
+        k = (
+            self._checked_k(request.k)
+            if request.k is not None
+            else min(playlist.size, self.bundle.manifest.num_items)
+        )
         timestamp_ms = request.timestamp_ms()
         with self.tracer.stage("lookup"):
-            query = await _within(self._lookup.run(request, timestamp_ms, _left_s(until)), until)
+            query = await with_deadline(self._lookup.run(request, timestamp_ms, _left_s(until)), until)
         looked_up = time.perf_counter()
         with self.tracer.stage("retrieval"):
-            candidates = await _within(self._retrieval.run(request, query, playlist), until)
+            candidates = await with_deadline(self._retrieval.run(request, query, playlist), until)
         retrieved = time.perf_counter()
         with self.tracer.stage("ranking"):
-            scores_C, degraded = await self._ranked(query, candidates, timestamp_ms, RANKER_SHARE * (until - retrieved))
+            scores_C, degraded = await self._ranked(
+                query, candidates, timestamp_ms, RANKER_SHARE * (until - retrieved)
+            )
         ranked = time.perf_counter()
         with self.tracer.stage("ordering"):
-            items = await _within(self._ordering.run(candidates, scores_C, k, arm.playlist, debug=request.debug), until)
+            items = await with_deadline(
+                self._ordering.run(candidates, scores_C, k, assignment.playlist, debug=request.debug), until
+            )
         ordered = time.perf_counter()
         timings = Timings(
             lookup=1e3 * (looked_up - started) - query.encode_ms,
@@ -164,24 +184,35 @@ class Recommender:
             items=items,
             fallback=candidates.fallback,
             degraded=degraded,
-            playlist=arm.playlist,
-            experiment=arm.experiment,
-            variant=arm.variant,
+            playlist=assignment.playlist,
+            experiment=assignment.experiment,
+            variant=assignment.variant,
             ignored_history=query.ignored_history,
             timings_ms=timings,
         )
         self._log.served(answer, query.identity, request.context.place)
-        self.tracer.note(request_id=answer.request_id, playlist=arm.playlist, fallback=answer.fallback or "", degraded=",".join(degraded))
+        self.tracer.note(
+            request_id=answer.request_id,
+            playlist=assignment.playlist,
+            fallback=answer.fallback or "",
+            degraded=",".join(degraded),
+        )
         return answer
 
-    async def _ranked(self, query: Query, candidates: Candidates, timestamp_ms: int, left_s: float) -> tuple[Float32Array, tuple[str, ...]]:
+    async def _ranked(
+        self, query: Query, candidates: Candidates, timestamp_ms: int, left_s: float
+    ) -> tuple[Float32Array, tuple[str, ...]]:
         """Scores of the ranker; where it does not answer in time those of retrieval, and that it was so."""
         if query.query_D is None or candidates.fallback is not None:
-            return _falling(len(candidates.rows_C)) if candidates.mixed else candidates.scores_C, query.degraded
+            return _falling(
+                len(candidates.rows_C)
+            ) if candidates.mixed else candidates.scores_C, query.degraded
         try:
             if left_s <= 0:
                 raise InferenceError(RANKER, "DEADLINE_EXCEEDED", "no time is left")
-            scores_C = await asyncio.wait_for(self._ranking.run(query, candidates, timestamp_ms, left_s), left_s)
+            scores_C = await asyncio.wait_for(
+                self._ranking.run(query, candidates, timestamp_ms, left_s), left_s
+            )
             if not np.isfinite(scores_C).all():
                 raise InferenceError(RANKER, "INTERNAL", "scores that are no numbers")
         except (InferenceError, TimeoutError) as error:
@@ -197,11 +228,18 @@ class Recommender:
             UserError: more items are asked for than there are, or a filter does not fit.
             DeadlineError: the time is over.
         """
-        k = min(SIMILAR_K, self.config.limits.max_k, self.bundle.manifest.num_items) if request.k is None else self._checked_k(request.k)
-        rows = [self._row(item_id) for item_id in ((request.item_id,) if request.item_id is not None else request.item_ids)]
+        k = (
+            min(SIMILAR_K, self.config.limits.max_k, self.bundle.manifest.num_items)
+            if request.k is None
+            else self._checked_k(request.k)
+        )
+        rows = [
+            self._row(item_id)
+            for item_id in ((request.item_id,) if request.item_id is not None else request.item_ids)
+        ]
         until = self._until(request.deadline_ms)
-        candidates = await _within(self._retrieval.similar(request, rows, k), until)
-        items = await _within(self._ordering.run(candidates, candidates.scores_C, k), until)
+        candidates = await with_deadline(self._retrieval.similar(request, rows, k), until)
+        items = await with_deadline(self._ordering.run(candidates, candidates.scores_C, k), until)
         return SimilarResponse(request_id=uuid.uuid4().hex, model_version=self.version, items=items)
 
     def item(self, item_id: ExternalId) -> ItemResponse:
@@ -215,7 +253,11 @@ class Recommender:
         return ItemResponse(
             item_id=row[ITEM_ID],
             title=None if manifest.title is None else row[manifest.title],
-            features={feature.name: _plain(row[feature.name]) for feature in manifest.item_features if feature.kind != "vector"},
+            features={
+                feature.name: _plain(row[feature.name])
+                for feature in manifest.item_features
+                if feature.kind != "vector"
+            },
         )
 
     async def history(self, user_id: ExternalId, limit: int = 50) -> HistoryResponse:
@@ -224,11 +266,15 @@ class Recommender:
         Raises:
             UserError: the id is not of the type of this bundle's users.
         """
-        found = await _within(self._lookup.history(user_id, limit), self._until(None))
+        found = await with_deadline(self._lookup.history(user_id, limit), self._until(None))
         names, title = self.bundle.manifest.event_types, self.bundle.manifest.title
         items = self.bundle.items.take(pa.array(found.item_rows_L - FIRST_ITEM_ROW))
         titles = [None] * len(items) if title is None else items.column(title).to_pylist()
-        ids, kinds, times_ms = self.bundle.item_ids.ids(found.item_rows_L), found.event_types_L.tolist(), found.timestamps_ms_L.tolist()
+        ids, kinds, times_ms = (
+            self.bundle.item_ids.ids(found.item_rows_L),
+            found.event_types_L.tolist(),
+            found.timestamps_ms_L.tolist(),
+        )
         events = [
             HistoryEvent(item_id=item_id, title=text, event_type=names[kind], timestamp_ms=at_ms)
             for item_id, text, kind, at_ms in zip(ids, titles, kinds, times_ms, strict=True)
@@ -238,7 +284,7 @@ class Recommender:
     async def ready(self) -> bool:
         """Whether Triton serves both networks of this version, and every stage that lives elsewhere answers."""
         networks = [self._inference.ready(model, self.version) for model in (QUERY_ENCODER, RANKER)]
-        return all(await asyncio.gather(*networks, *(is_there() for is_there in self._are_there)))
+        return all(await asyncio.gather(*networks, *(ready() for ready in self._are_there)))
 
     def _until(self, deadline_ms: float | None) -> float:
         """When a request that comes now has to be answered, by `time.perf_counter`."""
@@ -246,9 +292,13 @@ class Recommender:
 
     def _checked_k(self, k: int) -> int:
         if k > self.config.limits.max_k:
-            raise UserError(f"k: {k} is more than the {self.config.limits.max_k} items that this service gives at a time (limits.max_k)")
+            raise UserError(
+                f"k: {k} is more than the {self.config.limits.max_k} items that this service gives at a time (limits.max_k)"
+            )
         if k > self.bundle.manifest.num_items:
-            raise UserError(f"k: {k} is more than the {self.bundle.manifest.num_items} items of the catalogue")
+            raise UserError(
+                f"k: {k} is more than the {self.bundle.manifest.num_items} items of the catalogue"
+            )
         return k
 
     def _row(self, item_id: ExternalId) -> int:
@@ -257,7 +307,9 @@ class Recommender:
         except UserError as error:
             raise UnknownItemError(str(error)) from None
         if row == UNKNOWN_ROW:
-            raise UnknownItemError(f"item_id {item_id!r}: not in the catalogue of {self.bundle.manifest.num_items} items")
+            raise UnknownItemError(
+                f"item_id {item_id!r}: not in the catalogue of {self.bundle.manifest.num_items} items"
+            )
         return row
 
 
@@ -266,7 +318,7 @@ def _left_s(until: float) -> float:
     return max(0.0, until - time.perf_counter())
 
 
-async def _within(stage: Awaitable[T], until: float) -> T:
+async def with_deadline(stage: Awaitable[T], until: float) -> T:
     """What a stage answers, in time.
 
     Raises:
@@ -275,7 +327,9 @@ async def _within(stage: Awaitable[T], until: float) -> T:
     try:
         return await asyncio.wait_for(stage, max(1e-4, _left_s(until)))
     except TimeoutError:
-        raise DeadlineError("the time of the request is over: ask again, or give a longer deadline_ms") from None
+        raise DeadlineError(
+            "the time of the request is over: ask again, or give a longer deadline_ms"
+        ) from None
 
 
 def _falling(count: int) -> Float32Array:

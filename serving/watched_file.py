@@ -12,7 +12,7 @@ from passerelle.errors import UserError
 T = TypeVar("T")
 Stamp = tuple[int, int, int]
 POLL_S = 1.0
-MOST_LOOKS = 3
+MAX_LOOKS = 3
 """A file that is another one at each look is loaded at this one, half-written or not: else it would never be."""
 
 logger = logging.getLogger(__name__)
@@ -50,14 +50,19 @@ class WatchedFile(Generic[T]):
         if stamp in (self._stamp, None):
             return
         self._looks += 1
-        if stamp != before and self._looks < MOST_LOOKS:  # one that is still being written is looked at again
+        if stamp != before and self._looks < MAX_LOOKS:  # one that is still being written is looked at again
             return
         try:
             self.value = self._load(self._path)
         except Exception as error:  # whatever is in the file, the next version of it is to be read
             if stamp != self._failed:
                 foreseen = isinstance(error, UserError | OSError)
-                logger.error("%s is not read again, what was read before stays: %s", self._path, error, exc_info=not foreseen)
+                logger.error(
+                    "%s is not read again, what was read before stays: %s",
+                    self._path,
+                    error,
+                    exc_info=not foreseen,
+                )
             self._failed = stamp
             if not isinstance(error, UserError) or _may_pass(error):  # tried again at the next look
                 return

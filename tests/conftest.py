@@ -8,8 +8,12 @@ from hypothesis import settings
 from passerelle.bundle import Bundle, open_bundle
 from tests.support.bundles import Shape, build_bundle
 
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # as `ray_cluster` does, for tests that import serving alone
-settings.register_profile("passerelle", deadline=None)  # how long an example takes depends on what else the machine does
+os.environ.setdefault(
+    "GRPC_ENABLE_FORK_SUPPORT", "0"
+)  # as `ray_cluster` does, for tests that import serving alone
+settings.register_profile(
+    "passerelle", deadline=None
+)  # how long an example takes depends on what else the machine does
 settings.load_profile("passerelle")
 
 

@@ -34,14 +34,21 @@ TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 def commands(text: str) -> list[list[str]]:
     """Every `passerelle ...` line of the code blocks of a document."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    return [shlex.split(line, comments=True)[1:] for block in blocks for line in block.splitlines() if line.startswith("passerelle ")]
+    return [
+        shlex.split(line, comments=True)[1:]
+        for block in blocks
+        for line in block.splitlines()
+        if line.startswith("passerelle ")
+    ]
 
 
 def test_the_readme_has_commands() -> None:
     assert {arguments[0] for arguments in commands(README)} >= set(VERBS) - {"inspect", "doctor"}
 
 
-@pytest.mark.parametrize("arguments", [*commands(README), *commands(TRAINING), *commands(SERVING)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [*commands(README), *commands(TRAINING), *commands(SERVING)], ids=" ".join
+)
 def test_commands_are_understood(arguments: list[str]) -> None:
     verb = passerelle.get_command(click.Context(passerelle), arguments[0])
     assert verb is not None
@@ -58,7 +65,10 @@ def test_settings_of_the_guide_are_accepted_and_change_the_recipe(
     config = load_recipe(arguments[1], overrides)
     for left_out in overrides:
         with contextlib.suppress(UserError):  # settings that only go together
-            assert load_recipe(arguments[1], tuple(override for override in overrides if override != left_out)) != config, left_out
+            assert (
+                load_recipe(arguments[1], tuple(override for override in overrides if override != left_out))
+                != config
+            ), left_out
 
 
 def test_the_serving_file_of_the_guide_is_accepted(tmp_path: Path) -> None:
@@ -67,7 +77,9 @@ def test_the_serving_file_of_the_guide_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
     path.write_text(text[1], encoding="utf-8")
     config = load_serving_config(path)
-    assert config.playlist("tonight").ordering.diversify == "mixing" and config.cold_start.min_request_items == 3
+    assert (
+        config.playlist("tonight").ordering.diversify == "mixing" and config.cold_start.min_request_items == 3
+    )
 
 
 def test_the_dashboard_asks_for_metrics_that_are_there() -> None:
@@ -77,7 +89,11 @@ def test_the_dashboard_asks_for_metrics_that_are_there() -> None:
     there = set(re.findall(r"^# TYPE (\w+) \w+$", telemetry.exposition().decode(), flags=re.MULTILINE))
     dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text(encoding="utf-8"))
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = {re.sub(r"_(bucket|sum|count)$", "", name) for text in expressions for name in re.findall(r"passerelle_\w+", text)}
+    asked = {
+        re.sub(r"_(bucket|sum|count)$", "", name)
+        for text in expressions
+        for name in re.findall(r"passerelle_\w+", text)
+    }
     assert asked == {name for name in there if not name.endswith("_created")}
     stages = set(Timings.model_fields)
     assert {stage for text in expressions for stage in re.findall(r'stage!?="(\w+)"', text)} <= stages
@@ -97,8 +113,13 @@ def test_the_readme_description_of_own_logs_prepares(tmp_path: Path) -> None:
     customers = [f"c{customer}" for customer in range(least) for _ in range(4)]
     skus = ["a", "b", "c", "d"] * least
     times = pa.array(range(len(skus)), pa.int64())
-    pa.parquet.write_table(pa.table({"customer": customers, "sku": skus, "ordered_at": times}), tmp_path / "orders.parquet")
-    pa.csv.write_csv(pa.table({"sku": ["a", "b", "c", "d"], "label": ["Tea", "Milk", "Bread", "Jam"]}), tmp_path / "products.csv")
+    pa.parquet.write_table(
+        pa.table({"customer": customers, "sku": skus, "ordered_at": times}), tmp_path / "orders.parquet"
+    )
+    pa.csv.write_csv(
+        pa.table({"sku": ["a", "b", "c", "d"], "label": ["Tea", "Milk", "Bread", "Jam"]}),
+        tmp_path / "products.csv",
+    )
     toml = tmp_path / "shop.toml"
     toml.write_text(description.group(1), encoding="utf-8")
     prepare(load_prepare_config(str(toml), ()), tmp_path, tmp_path / "dataset")

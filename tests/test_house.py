@@ -39,13 +39,18 @@ def test_no_file_is_long(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if named(path).startswith(("passerelle/", "training/", "serving/"))], ids=named)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if named(path).startswith(("passerelle/", "training/", "serving/"))],
+    ids=named,
+)
 def test_what_is_public_has_a_docstring(path: Path) -> None:
     tree = TREES[path]
     public = [
         node
         for node in tree.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and not node.name.startswith("_")
     ]
     assert not tree.body or ast.get_docstring(tree), f"{named(path)} has no docstring"
     assert [node.name for node in public if not ast.get_docstring(node)] == []
@@ -59,7 +64,9 @@ FILLED_IN_BY_FASTAPI = {"Problem"}
 def config_fields() -> dict[str, set[str]]:
     """Class -> fields of everything derived from `Config`, found by name."""
     classes = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    bases = {node.name: {ast.unparse(base).split(".")[-1].split("[")[0] for base in node.bases} for node in classes}
+    bases = {
+        node.name: {ast.unparse(base).split(".")[-1].split("[")[0] for base in node.bases} for node in classes
+    }
     derived = {"Config"}
     while found := {name for name, parents in bases.items() if parents & derived} - derived:
         derived |= found
@@ -67,7 +74,9 @@ def config_fields() -> dict[str, set[str]]:
         node.name: {
             item.target.id
             for item in node.body
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and "ClassVar" not in ast.unparse(item.annotation)
+            if isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and "ClassVar" not in ast.unparse(item.annotation)
         }
         for node in classes
         if node.name in derived - {"Config"}
@@ -80,7 +89,13 @@ def test_every_option_is_read() -> None:
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
     filled = {keyword.arg for call in calls for keyword in call.keywords}
-    filled |= {key.value for node in nodes if isinstance(node, ast.Dict) for key in node.keys if isinstance(key, ast.Constant)}
+    filled |= {
+        key.value
+        for node in nodes
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant)
+    }
     records = {call.func.id for call in calls if isinstance(call.func, ast.Name) and call.keywords}
     options = config_fields()
     assert len(options) > 5
@@ -110,11 +125,19 @@ def test_help_has_a_sentence_examples_and_described_options(verb: str) -> None:
     assert re.search(rf"^ +passerelle {verb}\b", text, re.MULTILINE), "no example"
     command = passerelle.get_command(click.Context(passerelle), verb)
     assert command is not None
-    assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
+    assert [
+        option.name for option in command.params if isinstance(option, click.Option) and not option.help
+    ] == []
 
 
 def test_reference_is_current() -> None:
-    done = subprocess.run([sys.executable, "docs/generate_cli.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "docs/generate_cli.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert re.findall(r"^## passerelle (\S+)$", page, re.MULTILINE) == list(VERBS)
@@ -153,7 +176,11 @@ def import_each(modules: list[str], blocked: list[str]) -> tuple[dict[str, str],
 
 def modules_of(package: str) -> list[str]:
     # Triton itself runs its backends, with a module of its own beside them.
-    return [module_of(path) for path in FILES if path.is_relative_to(ROOT / package) and "backend" not in path.parts]
+    return [
+        module_of(path)
+        for path in FILES
+        if path.is_relative_to(ROOT / package) and "backend" not in path.parts
+    ]
 
 
 def imported_by(path: Path) -> set[str]:
@@ -175,13 +202,31 @@ def imports_at_top(module: str) -> set[str]:
 
 
 CONTRACT = {"numpy", "pyarrow", "pydantic", "pydantic_core"}
-HEAVY = ["torch", "pytorch_lightning", "ray", "torchrec", "tritonclient", "lightgbm", "onnx", "onnxruntime", "faiss", "fastapi", "pandas"]
+HEAVY = [
+    "torch",
+    "pytorch_lightning",
+    "ray",
+    "torchrec",
+    "tritonclient",
+    "lightgbm",
+    "onnx",
+    "onnxruntime",
+    "faiss",
+    "fastapi",
+    "pandas",
+]
 
 
 def test_the_contract_needs_three_libraries() -> None:
     assert import_each(modules_of("passerelle"), [*HEAVY, "click", "rich", "psutil", "httpx"])[0] == {}
-    named_by = {path: imported_by(path) - CONTRACT - {"passerelle"} - set(sys.stdlib_module_names) for path in FILES}
-    assert {named(path): names for path, names in named_by.items() if path.is_relative_to(ROOT / "passerelle") and names} == {}
+    named_by = {
+        path: imported_by(path) - CONTRACT - {"passerelle"} - set(sys.stdlib_module_names) for path in FILES
+    }
+    assert {
+        named(path): names
+        for path, names in named_by.items()
+        if path.is_relative_to(ROOT / "passerelle") and names
+    } == {}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +236,9 @@ def test_the_contract_needs_three_libraries() -> None:
         ("serving", ["torch", "pytorch_lightning", "torchrec", "lightgbm"], []),
     ],
 )
-def test_package_imports_with_minimal_extras(package: str, never: list[str], in_one_file_each: list[str]) -> None:
+def test_package_imports_with_minimal_extras(
+    package: str, never: list[str], in_one_file_each: list[str]
+) -> None:
     """Without the libraries it must not need; and of those that one file owns, only that file and what is built on it."""
     lacking, _ = import_each(modules_of(package), never + in_one_file_each)
     for library in in_one_file_each:
@@ -226,7 +273,13 @@ def normal(name: str) -> str:
 def imported_packages(paths: list[Path]) -> dict[str, set[str]]:
     """Third-party import -> names of the packages that could provide it (`google` has several)."""
     known = importlib.metadata.packages_distributions()
-    names = set().union(*(imported_by(path) for path in paths)) - set(sys.stdlib_module_names) - set(PACKAGES) - LOCAL_ONLY - {""}
+    names = (
+        set().union(*(imported_by(path) for path in paths))
+        - set(sys.stdlib_module_names)
+        - set(PACKAGES)
+        - LOCAL_ONLY
+        - {""}
+    )
     return {name: {normal(package) for package in known.get(name, [name])} for name in names}
 
 
@@ -247,13 +300,17 @@ def test_what_is_imported_is_pinned_and_what_is_pinned_is_used() -> None:
     base = {normal(name) for name in read_pins(ROOT / "requirements", ["base.txt"])}
     second_step = {normal(name) for name in read_pins(ROOT / "requirements", ["torchrec-cpu.txt"])}
     imported = imported_packages([path for path in FILES if path not in (PEER, *OF_EXTRAS)])
-    assert {name: packages for name, packages in imported.items() if not packages & (base | second_step)} == {}
+    assert {
+        name: packages for name, packages in imported.items() if not packages & (base | second_step)
+    } == {}
     used = set().union(*imported.values())
     assert base - used == set(NOT_IMPORTED_BY_US)
 
 
 def test_extras_are_pinned_as_tests_have_them() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
     dev = read_pins(ROOT / "requirements", ["dev.txt"])
     pinned = dict(pin.split("==") for pins in extras.values() for pin in pins)
     assert pinned.items() <= dev.items()
@@ -262,9 +319,14 @@ def test_extras_are_pinned_as_tests_have_them() -> None:
 
 def test_lock_holds_every_direct_pin() -> None:
     lock = {normal(name): version for name, version in read_pins(ROOT / "requirements", ["lock.txt"]).items()}
-    direct = {normal(name): version for name, version in read_pins(ROOT / "requirements", ["base.txt", "dev.txt"]).items()}
+    direct = {
+        normal(name): version
+        for name, version in read_pins(ROOT / "requirements", ["base.txt", "dev.txt"]).items()
+    }
     assert {name: version for name, version in direct.items() if lock.get(name) != version} == {}
-    assert not [version for version in lock.values() if "+" in version], "a local build suffix fits one machine only"
+    assert not [version for version in lock.values() if "+" in version], (
+        "a local build suffix fits one machine only"
+    )
     hatchling = re.search(r"hatchling==([\d.]+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert hatchling is not None
     assert hatchling[1] == lock["hatchling"]
@@ -276,8 +338,12 @@ MACHINE_PATHS = re.compile(r"/wor[k]/\w|/hom[e]/(?!ray\b)\w|/User[s]/\w|/roo[t]/
 
 
 def test_no_tracked_file_names_somebodys_machine() -> None:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     paths = [ROOT / name for name in listed if name and (ROOT / name).is_file()]
     assert len(paths) > 20
     texts = {path: path.read_bytes().decode("utf-8", errors="ignore") for path in paths}
-    assert {named(path): found for path, text in texts.items() if (found := MACHINE_PATHS.findall(text))} == {}
+    assert {
+        named(path): found for path, text in texts.items() if (found := MACHINE_PATHS.findall(text))
+    } == {}

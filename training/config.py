@@ -90,11 +90,17 @@ class LossConfig(Config):
             "num_draws": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
             "gbce_calibration": (self.kind == "gbce", "loss.kind = 'gbce'"),
             "log_q_correction": (sampled, "loss.kind = 'sampled'"),
-            "correct_target": (sampled and self.log_q_correction, "loss.log_q_correction with loss.kind = 'sampled'"),
+            "correct_target": (
+                sampled and self.log_q_correction,
+                "loss.log_q_correction with loss.kind = 'sampled'",
+            ),
             "sampler": (sampled, "loss.kind = 'sampled'"),
             "popularity_exponent": (self.sampler == "popularity", "loss.sampler = 'popularity'"),
             "in_batch_share": (self.sampler == "mixed", "loss.sampler = 'mixed'"),
-            "in_batch_frequency": (in_batch and self.log_q_correction, "loss.sampler = 'in_batch', corrected"),
+            "in_batch_frequency": (
+                in_batch and self.log_q_correction,
+                "loss.sampler = 'in_batch', corrected",
+            ),
             "streaming_rate": (
                 self.sampler == "streaming" or (in_batch and self.in_batch_frequency == "streaming"),
                 "loss.sampler or loss.in_batch_frequency = 'streaming'",
@@ -102,7 +108,12 @@ class LossConfig(Config):
             "gather_negatives": (in_batch or self.sampler == "mixed", "loss.sampler = 'in_batch' or 'mixed'"),
         }
         refuse_idle(self, info, readers)
-        if self.sampler == "mixed" and not 0 < (in_batch_of_all := round(self.num_negatives * self.in_batch_share)) < self.num_negatives:
+        if (
+            self.sampler == "mixed"
+            and not 0
+            < (in_batch_of_all := round(self.num_negatives * self.in_batch_share))
+            < self.num_negatives
+        ):
             shares = f"in_batch_share = {self.in_batch_share:g} of num_negatives = {self.num_negatives}"
             raise ValueError(f"{shares} is {in_batch_of_all}: sampler = 'mixed' needs some of both kinds")
         return self
@@ -157,9 +168,13 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _validates_once(self) -> "TrainingConfig":
         if self.stop_after_epochs is not None and self.stop_after_epochs > self.max_epochs:
-            raise ValueError(f"stop_after_epochs = {self.stop_after_epochs} is above max_epochs = {self.max_epochs}")
+            raise ValueError(
+                f"stop_after_epochs = {self.stop_after_epochs} is above max_epochs = {self.max_epochs}"
+            )
         if not self.include_validation and self.validate_every_epochs > self.num_epochs:
-            raise ValueError(f"validate_every_epochs = {self.validate_every_epochs} is above the {self.num_epochs} epochs to train")
+            raise ValueError(
+                f"validate_every_epochs = {self.validate_every_epochs} is above the {self.num_epochs} epochs to train"
+            )
         return self
 
     @property
@@ -189,7 +204,7 @@ class RankerConfig(Config):
     """Share of the validation users kept aside to choose the number of trees."""
 
 
-class RunConfig(Config):
+class Recipe(Config):
     """A whole recipe."""
 
     model: ModelConfig = ModelConfig()
@@ -204,20 +219,28 @@ class RunConfig(Config):
     ranker: RankerConfig = RankerConfig()
 
     @model_validator(mode="after")
-    def _parts_agree(self) -> "RunConfig":
+    def _parts_agree(self) -> "Recipe":
         if self.objective.kind == "causal" and self.model.head_directions:
-            raise ValueError("model.head_directions has no effect with objective.kind = 'causal', whose heads all look to the past")
+            raise ValueError(
+                "model.head_directions has no effect with objective.kind = 'causal', whose heads all look to the past"
+            )
         if self.objective.kind == "masked" and self.model.num_blocks == 0:
-            raise ValueError("model.num_blocks = 0, the mean of the history, goes with objective.kind = 'causal'")
+            raise ValueError(
+                "model.num_blocks = 0, the mean of the history, goes with objective.kind = 'causal'"
+            )
         if self.items.table == "sparse" and self.loss.kind == "full":
-            raise ValueError("loss.kind = 'full' looks at every item in each step: items.table = 'sparse' goes with 'sampled' or 'gbce'")
+            raise ValueError(
+                "loss.kind = 'full' looks at every item in each step: items.table = 'sparse' goes with 'sampled' or 'gbce'"
+            )
         if self.items.table == "sparse" and self.model.output_table == "separate":
             raise ValueError("model.output_table = 'separate' goes with items.table = 'dense'")
         if self.items.kind == "tower" and self.model.output_table == "separate":
-            raise ValueError("model.output_table = 'separate' goes with items.kind = 'table': a tower makes one vector of an item")
+            raise ValueError(
+                "model.output_table = 'separate' goes with items.kind = 'table': a tower makes one vector of an item"
+            )
         return self
 
-    def differences(self, other: "RunConfig") -> dict[str, tuple[Any, Any]]:
+    def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
         """`section.key` -> (value here, value there) of every setting that is not the same."""
         ours, theirs = self.model_dump(), other.model_dump()
         return {
@@ -233,7 +256,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> RunConfig:
+def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe by its name or from a TOML file.
 
     Raises:
@@ -243,6 +266,8 @@ def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> RunConfig
     if path.suffix != ".toml":
         path = RECIPES / f"{name_or_path}.toml"
         if not path.is_file():
-            raise UserError(f"recipe {name_or_path!r}: not one of {', '.join(recipe_names())}, nor a .toml file")
-    config = load_config(RunConfig, path, overrides)
+            raise UserError(
+                f"recipe {name_or_path!r}: not one of {', '.join(recipe_names())}, nor a .toml file"
+            )
+    config = load_config(Recipe, path, overrides)
     return config.model_copy(update={"split": config.split.pinned()})

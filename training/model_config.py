@@ -54,13 +54,21 @@ class ModelConfig(Config):
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads = {self.num_heads} does not divide dim = {self.dim}")
         if len(self.distance_slopes) != self.num_heads:
-            raise ValueError(f"distance_slopes has {len(self.distance_slopes)} values for num_heads = {self.num_heads}")
+            raise ValueError(
+                f"distance_slopes has {len(self.distance_slopes)} values for num_heads = {self.num_heads}"
+            )
         if self.head_directions and len(self.head_directions) != self.num_heads:
-            raise ValueError(f"head_directions has {len(self.head_directions)} values for num_heads = {self.num_heads}")
+            raise ValueError(
+                f"head_directions has {len(self.head_directions)} values for num_heads = {self.num_heads}"
+            )
         if self.positions == "rotary" and self.dim // self.num_heads % 2:
-            raise ValueError(f"positions = 'rotary' needs heads of even width: dim / num_heads = {self.dim // self.num_heads}")
+            raise ValueError(
+                f"positions = 'rotary' needs heads of even width: dim / num_heads = {self.dim // self.num_heads}"
+            )
         if self.num_blocks == 0 and (self.time_bias or self.head_directions or self.positions == "rotary"):
-            raise ValueError("num_blocks = 0 leaves time_bias, head_directions and positions = 'rotary' without attention to work on")
+            raise ValueError(
+                "num_blocks = 0 leaves time_bias, head_directions and positions = 'rotary' without attention to work on"
+            )
         return self
 
 
@@ -90,7 +98,11 @@ class ItemsConfig(Config):
     def _has_no_idle_option(self, info: ValidationInfo) -> "ItemsConfig":
         tower = (self.kind == "tower", "items.kind = 'tower'")
         refuse_idle(self, info, {"table_learning_rate": (self.table == "sparse", "items.table = 'sparse'")})
-        refuse_idle(self, info, {"id_dropout": tower, "features": tower, "text_encoder": tower, "min_value_items": tower})
+        refuse_idle(
+            self,
+            info,
+            {"id_dropout": tower, "features": tower, "text_encoder": tower, "min_value_items": tower},
+        )
         return self
 
 
@@ -100,7 +112,7 @@ class QueryConfig(Config):
     features: Literal["all"] | tuple[str, ...] = ()
     """Features of users, and of the circumstances of an event, to use: names, or `all` that are declared, but for text and for what
     `from_events` makes of a user's events: that knows of those of validation and test, too."""
-    clock: tuple[Literal["hour", "weekday"], ...] = ()
+    time_features: tuple[Literal["hour", "weekday"], ...] = ()
     """What the time of the request (UTC) says: in training, the time of the event that is predicted."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of the histories of a step whose query is made without features, as a request's is that gives none; of users and of

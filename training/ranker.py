@@ -69,12 +69,20 @@ class Candidates:
         return self.rows_QK != PADDING_ROW
 
 
-def retrieve_candidates(run: OpenRun, users: EvaluationUsers, progress: Progress = silent, stage: str = "features") -> Candidates:
+def retrieve_candidates(
+    run: OpenRun, users: EvaluationUsers, progress: Progress = silent, stage: str = "features"
+) -> Candidates:
     """Exact top candidates of each user (seen items left out) and their features at the time of the request."""
     config, dataset = run.manifest.config, run.dataset
     num_candidates = min(config.ranker.num_candidates, dataset.num_items)
     rows_QK, scores_QK = rank_users(
-        dataset, users, run.model.scores, num_candidates, max_history=config.model.max_history, stage="retrieval", progress=progress
+        dataset,
+        users,
+        run.model.scores,
+        num_candidates,
+        max_history=config.model.max_history,
+        stage="retrieval",
+        progress=progress,
     )
     features_QKF = np.zeros((*rows_QK.shape, len(run.features.names)), dtype=np.float32)
     times_ms_Q = request_times_ms(dataset, users).tolist()
@@ -96,7 +104,9 @@ def _hits(run: OpenRun, candidates: Candidates) -> npt.NDArray[np.bool_]:
     return metrics.hits(candidates.rows_QK, relevant_G, offsets_Q1)
 
 
-def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool = False) -> dict[str, dict[str, float]]:
+def train_ranker(
+    run: OpenRun, progress: Progress = silent, *, overwrite: bool = False
+) -> dict[str, dict[str, float]]:
     """Train the ranker of a run, measure it on the test targets, and write it into the run.
 
     Returns:
@@ -121,7 +131,8 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
     num_held_out = max(1, int(config.ranker.holdout_fraction * len(shuffled_Q)))
     score_scale = 1 / config.loss.temperature
     fit_set, held_out_set = (
-        _lightgbm_set(learning, hits_QK, chosen_Q, score_scale) for chosen_Q in (shuffled_Q[num_held_out:], shuffled_Q[:num_held_out])
+        _lightgbm_set(learning, hits_QK, chosen_Q, score_scale)
+        for chosen_Q in (shuffled_Q[num_held_out:], shuffled_Q[:num_held_out])
     )
     ranker = Ranker(_boost(run, fit_set, held_out_set, progress), score_scale)
 
@@ -133,7 +144,12 @@ def train_ranker(run: OpenRun, progress: Progress = silent, *, overwrite: bool =
     }
     with new_directory(run.path / RANKER, overwrite=overwrite) as scratch:
         ranker.booster.save_model(scratch / "model.txt")
-        described = {"features": run.features.names, "num_trees": ranker.booster.num_trees(), "score_scale": score_scale, "test": results}
+        described = {
+            "features": run.features.names,
+            "num_trees": ranker.booster.num_trees(),
+            "score_scale": score_scale,
+            "test": results,
+        }
         write_text(scratch / "ranker.json", json.dumps(described, indent=2))
     record_evaluation(run.path, "test", results)
     return results
@@ -152,7 +168,10 @@ def _learner(run: OpenRun) -> OpenRun:
 
 
 def _lightgbm_set(
-    candidates: Candidates, hits_QK: npt.NDArray[np.bool_], chosen_Q: npt.NDArray[np.int64], score_scale: float
+    candidates: Candidates,
+    hits_QK: npt.NDArray[np.bool_],
+    chosen_Q: npt.NDArray[np.int64],
+    score_scale: float,
 ) -> lightgbm.Dataset:
     """Features are not named: LightGBM refuses names that JSON would escape, and people may name their columns so."""
     found_QK = candidates.found_QK[chosen_Q]
@@ -164,7 +183,9 @@ def _lightgbm_set(
     )
 
 
-def _boost(run: OpenRun, fit_set: lightgbm.Dataset, held_out_set: lightgbm.Dataset, progress: Progress) -> lightgbm.Booster:
+def _boost(
+    run: OpenRun, fit_set: lightgbm.Dataset, held_out_set: lightgbm.Dataset, progress: Progress
+) -> lightgbm.Booster:
     config = run.manifest.config
     parameters = {
         "objective": "lambdarank",
@@ -195,7 +216,9 @@ def _boost(run: OpenRun, fit_set: lightgbm.Dataset, held_out_set: lightgbm.Datas
     return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
 
 
-def rerank(predict: Predictor, candidates: Candidates) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def rerank(
+    predict: Predictor, candidates: Candidates
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Candidates [Q, K] in the ranker's order (ties in retrieval order), and their scores in that order.
 
     Scores are rounded to float32, as they are served, before they are compared: what is a tie there is a tie here.
@@ -218,5 +241,7 @@ def load_ranker(run_path: Path) -> Ranker:
         raise UserError(f"{run_path} has no ranker: run `passerelle train-ranker {run_path}` first")
     described = json.loads((folder / "ranker.json").read_text(encoding="utf-8"))
     if "score_scale" not in described:
-        raise UserError(f"{folder} is of an earlier version: run `passerelle train-ranker {run_path} --overwrite`")
+        raise UserError(
+            f"{folder} is of an earlier version: run `passerelle train-ranker {run_path} --overwrite`"
+        )
     return Ranker(lightgbm.Booster(model_file=folder / "model.txt"), described["score_scale"])

@@ -54,9 +54,13 @@ class TextEncoder:
         keys = [None if text is None or not text.strip() else self._key(text) for text in texts]
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self._memory, timeout=60)) as store:
-            store.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID")
+            store.execute(
+                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
+            )
             for start in range(0, len(texts), BATCH):
-                places = [place for place in range(start, min(start + BATCH, len(texts))) if keys[place] is not None]
+                places = [
+                    place for place in range(start, min(start + BATCH, len(texts))) if keys[place] is not None
+                ]
                 self._encode_some(store, texts, keys, places, vectors_NW)
                 progress("text", min(start + BATCH, len(texts)), len(texts))
         return vectors_NW
@@ -72,7 +76,9 @@ class TextEncoder:
         """In one transaction, so that what two processes encode at a time is kept whole."""
         asked = {keys[place] for place in places}
         marks = ",".join("?" * len(asked))
-        kept = dict(store.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", list(asked)).fetchall())
+        kept = dict(
+            store.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", list(asked)).fetchall()
+        )
         new = {keys[place]: place for place in places if keys[place] not in kept}
         if new:
             vectors = self._embed([str(texts[place]) for place in new.values()])
@@ -98,8 +104,12 @@ def with_text_vectors(
         if feature.kind == "text":
             vectors_NW = encoder.encode(table.column(feature.name).to_pylist(), progress)
             missing_N = np.isnan(vectors_NW[:, 0])
-            offsets_N1 = np.concatenate([[0], np.cumsum(np.where(missing_N, 0, encoder.width))]).astype(np.int64)
-            column = pa.LargeListArray.from_arrays(pa.array(offsets_N1), pa.array(vectors_NW[~missing_N].ravel()), mask=pa.array(missing_N))
+            offsets_N1 = np.concatenate([[0], np.cumsum(np.where(missing_N, 0, encoder.width))]).astype(
+                np.int64
+            )
+            column = pa.LargeListArray.from_arrays(
+                pa.array(offsets_N1), pa.array(vectors_NW[~missing_N].ravel()), mask=pa.array(missing_N)
+            )
             table = table.set_column(table.column_names.index(feature.name), feature.name, column)
             feature = FeatureColumn(name=feature.name, kind="vector", width=encoder.width)
         changed.append(feature)
@@ -113,17 +123,24 @@ def _static_model(name: str) -> tuple[Embed, str]:
     from tokenizers import Tokenizer
 
     package = Path(wordllama.__file__).parent
-    inside = [package / "tokenizers" / "l2_supercat_tokenizer_config.json", package / "weights" / "l2_supercat_256.safetensors"]
+    inside = [
+        package / "tokenizers" / "l2_supercat_tokenizer_config.json",
+        package / "weights" / "l2_supercat_256.safetensors",
+    ]
     files = inside if name == WORDLLAMA else [Path(name) / "tokenizer.json", Path(name) / "model.safetensors"]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise UserError(f"text encoder {name!r}: not {WORDLLAMA}, nor a folder with a static model: {', '.join(missing)} is missing")
+        raise UserError(
+            f"text encoder {name!r}: not {WORDLLAMA}, nor a folder with a static model: {', '.join(missing)} is missing"
+        )
     try:
         tokenizer, tensors = Tokenizer.from_file(str(files[0])), load_file(files[1])
     except Exception as error:  # both raise exceptions that are nothing else
         raise UserError(f"text encoder {name!r}: cannot be read ({error})") from None
     tables = [table for table in tensors.values() if table.ndim == 2]
     if len(tables) != 1:
-        raise UserError(f"text encoder {name!r}: {files[1].name} holds {len(tables)} tables, and a static model has one")
+        raise UserError(
+            f"text encoder {name!r}: {files[1].name} holds {len(tables)} tables, and a static model has one"
+        )
     model = wordllama.WordLlamaInference(tables[0], tokenizer)
 
     def embed(texts: list[str]) -> npt.NDArray[np.float32]:
@@ -138,5 +155,8 @@ def _import_wordllama() -> Any:
         import wordllama
     except ImportError:
         raise UserError(f"text encoders need wordllama: {REMEDY}") from None
-    logging.root.handlers[:], logging.root.level = handlers, level  # importing it sets up logging for the whole program
+    logging.root.handlers[:], logging.root.level = (
+        handlers,
+        level,
+    )  # importing it sets up logging for the whole program
     return wordllama

@@ -129,4 +129,6 @@ def user_metrics(hits_QK: BoolArray, num_relevant_Q: IntArray, ks: tuple[int, ..
 
 def mean_metrics(hits_QK: BoolArray, num_relevant_Q: IntArray, ks: tuple[int, ...]) -> dict[str, float]:
     """Every metric at every k, averaged over users, as `{"ndcg@10": 0.12, ...}`."""
-    return {name: float(values_Q.mean()) for name, values_Q in user_metrics(hits_QK, num_relevant_Q, ks).items()}
+    return {
+        name: float(values_Q.mean()) for name, values_Q in user_metrics(hits_QK, num_relevant_Q, ks).items()
+    }

@@ -19,7 +19,7 @@ from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer]
 
-MOST_CATEGORIES = 1000
+MAX_CATEGORIES = 1000
 """Most distinct values for which categories are made into item vectors: 4 kB an item."""
 _CHUNK_VALUES = 2**24
 """Most float64 values gathered at once: 128 MB."""
@@ -48,7 +48,9 @@ def novelty(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], k: int) -> Fl
     return _mean_of_items(bits_R, ranked_QK[:, :k])
 
 
-def history_popularity(counts_R: npt.NDArray[np.number], history_rows_S: IntArray, offsets_Q1: IntArray) -> FloatArray:
+def history_popularity(
+    counts_R: npt.NDArray[np.number], history_rows_S: IntArray, offsets_Q1: IntArray
+) -> FloatArray:
     """Mean training events of an item of each user's history, what `popularity_lift` compares with.
 
     Args:
@@ -62,7 +64,9 @@ def history_popularity(counts_R: npt.NDArray[np.number], history_rows_S: IntArra
     return np.asarray(np.add.reduceat(popularity_S, offsets_Q1[:-1]) / np.diff(offsets_Q1))
 
 
-def popularity_lift(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_popularity_Q: FloatArray, k: int) -> float:
+def popularity_lift(
+    ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_popularity_Q: FloatArray, k: int
+) -> float:
     """How much more popular recommendations are than histories: `(GAP_ranked - GAP_history) / GAP_history`.
 
     GAP, the group average popularity, is the mean over users of the mean training events of an item of theirs. 0: as popular
@@ -112,7 +116,9 @@ def intra_list_diversity(ranked_QK: IntArray, unit_RD: npt.NDArray[np.floating],
     chunk = max(1, _CHUNK_VALUES // max(1, first_QK.shape[1] * unit_RD.shape[1]))
     for start in range(0, len(first_QK), chunk):
         unit_BKD = unit_RD[first_QK[start : start + chunk]].astype(np.float64)
-        sums_Q[start : start + chunk] = (unit_BKD.sum(axis=1) ** 2).sum(axis=1) - (unit_BKD**2).sum(axis=(1, 2))
+        sums_Q[start : start + chunk] = (unit_BKD.sum(axis=1) ** 2).sum(axis=1) - (unit_BKD**2).sum(
+            axis=(1, 2)
+        )
     pairs_Q = count_Q * (count_Q - 1)
     return np.where(pairs_Q > 0, 1.0 - sums_Q / np.maximum(pairs_Q, 1), 0.0)
 
@@ -120,7 +126,7 @@ def intra_list_diversity(ranked_QK: IntArray, unit_RD: npt.NDArray[np.floating],
 def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> npt.NDArray[np.float32] | None:
     """One column a value of every categorical item feature, 1 where the item has it, [R, D]; the special rows are zero.
 
-    None where there is no such feature, or where they have more than `MOST_CATEGORIES` distinct values together.
+    None where there is no such feature, or where they have more than `MAX_CATEGORIES` distinct values together.
     """
     columns, places, width = [], [], 0
     for feature in features:
@@ -137,7 +143,7 @@ def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> npt.
         columns.append(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64) + width)
         places.append(place)
         width += len(encoded.dictionary)
-    if not 0 < width <= MOST_CATEGORIES:
+    if not 0 < width <= MAX_CATEGORIES:
         return None
     vectors_RD = np.zeros((items.num_rows + FIRST_ITEM_ROW, width), dtype=np.float32)
     vectors_RD[np.concatenate(places) + FIRST_ITEM_ROW, np.concatenate(columns)] = 1.0
@@ -147,4 +153,6 @@ def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> npt.
 def _mean_of_items(values_R: FloatArray, rows_QK: IntArray) -> FloatArray:
     """Mean of a value of each user's items, 0 for a user without any."""
     found_QK = rows_QK != PADDING_ROW
-    return np.asarray(np.where(found_QK, values_R[rows_QK], 0.0).sum(axis=1) / np.maximum(found_QK.sum(axis=1), 1))
+    return np.asarray(
+        np.where(found_QK, values_R[rows_QK], 0.0).sum(axis=1) / np.maximum(found_QK.sum(axis=1), 1)
+    )

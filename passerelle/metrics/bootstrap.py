@@ -30,7 +30,9 @@ class Interval:
     high: float
 
 
-def resampled_means(values_QM: FloatArray, generator: np.random.Generator, num_resamples: int = NUM_RESAMPLES) -> FloatArray:
+def resampled_means(
+    values_QM: FloatArray, generator: np.random.Generator, num_resamples: int = NUM_RESAMPLES
+) -> FloatArray:
     """Means [S, M] of every column over S draws of Q users with replacement; memory does not grow with S times Q.
 
     >>> means_SM = resampled_means(np.array([[0.0, 1.0], [0.0, 3.0]]), np.random.default_rng(0), 50)
@@ -43,14 +45,20 @@ def resampled_means(values_QM: FloatArray, generator: np.random.Generator, num_r
     chunk = max(1, _CHUNK_DRAWS // num_users)
     for start in range(0, num_resamples, chunk):
         size = min(chunk, num_resamples - start)
-        drawn_CQ = generator.integers(num_users, size=(size, num_users)) + num_users * np.arange(size)[:, None]
+        drawn_CQ = (
+            generator.integers(num_users, size=(size, num_users)) + num_users * np.arange(size)[:, None]
+        )
         times_CQ = np.bincount(drawn_CQ.ravel(), minlength=size * num_users).reshape(size, num_users)
         means_SM[start : start + size] = times_CQ @ values_QM / num_users
     return means_SM
 
 
 def intervals(
-    values_QM: FloatArray, generator: np.random.Generator, *, num_resamples: int = NUM_RESAMPLES, confidence: float = CONFIDENCE
+    values_QM: FloatArray,
+    generator: np.random.Generator,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
 ) -> list[Interval]:
     """The mean of each column over users with its percentile interval, all from the same draws.
 
@@ -63,4 +71,7 @@ def intervals(
     means_SM = resampled_means(values_QM, generator, num_resamples)
     low_M, high_M = np.quantile(means_SM, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     means_M = values_QM.mean(axis=0)
-    return [Interval(float(mean), float(low), float(high)) for mean, low, high in zip(means_M, low_M, high_M, strict=True)]
+    return [
+        Interval(float(mean), float(low), float(high))
+        for mean, low, high in zip(means_M, low_M, high_M, strict=True)
+    ]

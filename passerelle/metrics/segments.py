@@ -25,7 +25,9 @@ class Segment:
         return f"{self.shortest}-{self.longest} events"
 
 
-def length_segments(lengths_Q: npt.NDArray[np.integer], edges: tuple[int, ...] | None = None) -> list[Segment]:
+def length_segments(
+    lengths_Q: npt.NDArray[np.integer], edges: tuple[int, ...] | None = None
+) -> list[Segment]:
     """Cut users by history length, shortest first; a segment's name tells the lengths that occur in it, an empty one is left out.
 
     Args:
@@ -44,7 +46,13 @@ def length_segments(lengths_Q: npt.NDArray[np.integer], edges: tuple[int, ...] |
     else:
         cuts = np.array(edges)
         if not len(cuts) or cuts[0] < 1 or (np.diff(cuts) <= 0).any():
-            raise UserError(f"segments {','.join(map(str, edges))}: lengths of history must rise, from 1 or more, such as 20,100")
+            raise UserError(
+                f"segments {','.join(map(str, edges))}: lengths of history must rise, from 1 or more, such as 20,100"
+            )
     number_Q = np.searchsorted(cuts, lengths_Q, side="right")
     members = [np.flatnonzero(number_Q == number) for number in range(len(cuts) + 1)]
-    return [Segment(int(lengths_Q[chosen].min()), int(lengths_Q[chosen].max()), chosen) for chosen in members if len(chosen)]
+    return [
+        Segment(int(lengths_Q[chosen].min()), int(lengths_Q[chosen].max()), chosen)
+        for chosen in members
+        if len(chosen)
+    ]

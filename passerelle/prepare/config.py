@@ -121,7 +121,9 @@ class EventsConfig(TableConfig):
         if (self.event_type_column is None) != (not self.event_weights):
             raise ValueError("event_type_column and event_weights go together")
         if self.event_type_column is not None and self.model_fields_set & {"event_type", "weight"}:
-            raise ValueError("event_type and weight do not go with event_type_column: put the weights in event_weights")
+            raise ValueError(
+                "event_type and weight do not go with event_type_column: put the weights in event_weights"
+            )
         return self
 
     def weights(self) -> dict[str, float]:
@@ -143,9 +145,13 @@ class EntityConfig(TableConfig):
     def _entity_options(self) -> Self:
         if bool(self.files) != (self.id is not None):
             raise ValueError("files and id go together")
-        orphans = [name for name, feature in self.features.items() if not feature.from_events and not self.files]
+        orphans = [
+            name for name, feature in self.features.items() if not feature.from_events and not self.files
+        ]
         if orphans:
-            raise ValueError(f"features {', '.join(orphans)}: no files to take them from; name files, or set from_events")
+            raise ValueError(
+                f"features {', '.join(orphans)}: no files to take them from; name files, or set from_events"
+            )
         for reserved in (ITEM_ID, USER_ID):
             if reserved in self.features:
                 raise ValueError(f"features {reserved}: the name is taken")
@@ -162,7 +168,9 @@ class ContextConfig(Config):
     def _of_events_alone(self) -> Self:
         for name, feature in self.features.items():
             if feature.kind not in ("categorical", "numeric") or feature.from_events:
-                raise ValueError(f"features {name}: of kind categorical or numeric, from a column of the event files, without from_events")
+                raise ValueError(
+                    f"features {name}: of kind categorical or numeric, from a column of the event files, without from_events"
+                )
         return self
 
 
@@ -231,7 +239,9 @@ class PrepareConfig(Config):
         if not self.events:
             raise ValueError("events: describe at least one group of files")
         if self.title is not None and self.title not in self.items.features:
-            raise ValueError(f"title {self.title!r} is not an item feature; there are: {', '.join(self.items.features) or 'none'}")
+            raise ValueError(
+                f"title {self.title!r} is not an item feature; there are: {', '.join(self.items.features) or 'none'}"
+            )
         if twice := sorted(set(self.context.features) & set(self.users.features)):
             raise ValueError(f"context.features {twice[0]}: there is a user feature of this name")
         if len(self.event_types()) > 256:
@@ -257,7 +267,11 @@ def load_prepare_config(preset_or_toml: str, overrides: Sequence[str] = ()) -> P
     if re.fullmatch(r"[\w-]+", preset_or_toml) and not Path(preset_or_toml).is_file():
         if preset_or_toml not in preset_names():
             near = difflib.get_close_matches(preset_or_toml, preset_names(), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"presets are {', '.join(preset_names())}; or give the path of a TOML file"
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"presets are {', '.join(preset_names())}; or give the path of a TOML file"
+            )
             raise UserError(f"{preset_or_toml}: no such preset; {hint}")
         return load_config(PrepareConfig, PRESETS / f"{preset_or_toml}.toml", overrides)
     return load_config(PrepareConfig, Path(preset_or_toml), overrides)

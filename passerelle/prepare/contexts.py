@@ -14,11 +14,15 @@ from passerelle.errors import UserError
 from passerelle.prepare.config import ContextConfig
 from passerelle.prepare.conversions import make_feature
 from passerelle.prepare.events import Encoded
-from passerelle.prepare.row_counts import Tally
+from passerelle.prepare.row_counts import RowCounts
 
 
 def make_contexts(
-    config: ContextConfig, source: Path, columns: Mapping[str, Encoded], places_K: npt.NDArray[np.int64], tally: Tally
+    config: ContextConfig,
+    source: Path,
+    columns: Mapping[str, Encoded],
+    places_K: npt.NDArray[np.int64],
+    tally: RowCounts,
 ) -> pa.Table | None:
     """A row an event that stays, categorical values as dictionaries; None where nothing is declared. A bad value is counted once.
 

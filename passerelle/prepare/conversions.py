@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from passerelle.dataset import LATITUDE, LONGITUDE
 from passerelle.errors import UserError
 from passerelle.prepare.feature_config import FeatureConfig
-from passerelle.prepare.row_counts import Tally
+from passerelle.prepare.row_counts import RowCounts
 from passerelle.prepare.timestamps import parse_timestamps_ms
 from passerelle.prepare.values import as_text, is_text, parse_numbers, to_numpy_bool
 
@@ -22,7 +22,9 @@ IntArray = npt.NDArray[np.integer]
 BoolArray = npt.NDArray[np.bool_]
 
 
-def make_feature(where: Path, key: str, feature: FeatureConfig, columns: Sequence[pa.Array], tally: Tally) -> pa.Array:
+def make_feature(
+    where: Path, key: str, feature: FeatureConfig, columns: Sequence[pa.Array], tally: RowCounts
+) -> pa.Array:
     """One value a row, null where it is missing.
 
     Args:
@@ -38,7 +40,12 @@ def make_feature(where: Path, key: str, feature: FeatureConfig, columns: Sequenc
         if bad_N.any():
             tally.bad_values[key] = tally.bad_values.get(key, 0) + int(bad_N.sum())
             example = repr(str(values[int(np.argmax(bad_N))])[:80])
-            tally.bad(where, f"{what} in column {', '.join(map(repr, feature.columns()))} for {key}", int(bad_N.sum()), example)
+            tally.bad(
+                where,
+                f"{what} in column {', '.join(map(repr, feature.columns()))} for {key}",
+                int(bad_N.sum()),
+                example,
+            )
 
     if feature.flags:
         return _of_flags(feature.flags, columns)
@@ -48,7 +55,9 @@ def make_feature(where: Path, key: str, feature: FeatureConfig, columns: Sequenc
         both = pc.binary_join_element_wise(*(as_text(values, trim=True) for values in columns), ", ")
         bad("no place on Earth (latitude -90 to 90, longitude -180 to 180)", outside_N, both)
         missing_N = outside_N | np.isnan(latitude_N) | np.isnan(longitude_N)
-        return pa.StructArray.from_arrays([pa.array(latitude_N), pa.array(longitude_N)], [LATITUDE, LONGITUDE], mask=pa.array(missing_N))
+        return pa.StructArray.from_arrays(
+            [pa.array(latitude_N), pa.array(longitude_N)], [LATITUDE, LONGITUDE], mask=pa.array(missing_N)
+        )
     (values,) = columns
     if feature.kind == "vector":
         assert feature.width is not None
@@ -64,7 +73,9 @@ def make_feature(where: Path, key: str, feature: FeatureConfig, columns: Sequenc
         return pa.array(numbers_N, mask=np.isnan(numbers_N))
     if feature.kind == "timestamp":
         known = to_numpy_bool(values.is_valid())
-        ms_T, bad_T = parse_timestamps_ms(values.filter(pa.array(known)), feature.timestamp_unit, feature.timestamp_format)
+        ms_T, bad_T = parse_timestamps_ms(
+            values.filter(pa.array(known)), feature.timestamp_unit, feature.timestamp_format
+        )
         ms_N, bad_N = np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=bool)
         ms_N[known], bad_N[known] = ms_T, bad_T
         bad("no timestamp", bad_N, values)
@@ -74,7 +85,9 @@ def make_feature(where: Path, key: str, feature: FeatureConfig, columns: Sequenc
     if feature.kind != "multi_categorical":
         return texts
     return _split(
-        pc.split_pattern(texts, feature.separator) if feature.separator else _lists(np.asarray(texts.is_valid(), int), texts.drop_null())
+        pc.split_pattern(texts, feature.separator)
+        if feature.separator
+        else _lists(np.asarray(texts.is_valid(), int), texts.drop_null())
     )
 
 
@@ -114,7 +127,10 @@ def _of_flags(names: Sequence[str], columns: Sequence[pa.Array]) -> pa.Array:
 
 def _flag(name: str, values: pa.Array) -> BoolArray:
     texts = pc.utf8_lower(as_text(values, trim=True))
-    unclear = pc.and_kleene(texts.is_valid(), pc.invert(pc.is_in(texts, value_set=pa.array(["0", "1", "true", "false", "0.0", "1.0"]))))
+    unclear = pc.and_kleene(
+        texts.is_valid(),
+        pc.invert(pc.is_in(texts, value_set=pa.array(["0", "1", "true", "false", "0.0", "1.0"]))),
+    )
     if pc.any(unclear).as_py():
         raise UserError(f"column {name!r}: a flag is 0 or 1, got {texts.filter(unclear)[0].as_py()!r}")
     return to_numpy_bool(pc.is_in(texts, value_set=pa.array(["1", "true", "1.0"])))

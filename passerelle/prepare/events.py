@@ -17,7 +17,7 @@ from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID, TIMESTAMP_MS, USER_ID
 from passerelle.prepare.config import ID_TYPES, Condition, EventsConfig, IdType, PrepareConfig
 from passerelle.prepare.readers import read_batches
-from passerelle.prepare.row_counts import Tally, first_example
+from passerelle.prepare.row_counts import RowCounts, first_example
 from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.timestamps import parse_timestamps_ms
 from passerelle.prepare.values import as_text, parse_int64, parse_numbers, to_numpy_bool
@@ -27,7 +27,14 @@ BoolArray = npt.NDArray[np.bool_]
 R = TypeVar("R")
 
 _ROW, _NUMBER, _USER, _ITEM = "__row__", "__number__", "__user__", "__item__"
-_COMPARE = {">": pc.greater, ">=": pc.greater_equal, "<": pc.less, "<=": pc.less_equal, "==": pc.equal, "!=": pc.not_equal}
+_COMPARE = {
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    "==": pc.equal,
+    "!=": pc.not_equal,
+}
 
 
 @dataclass(frozen=True)
@@ -62,14 +69,17 @@ class _Chunks:
     columns: dict[str, list[pa.Array]] = field(default_factory=dict)
 
 
-def read_events(config: PrepareConfig, source: Path, tally: Tally, progress: Progress) -> EventLog:
+def read_events(config: PrepareConfig, source: Path, tally: RowCounts, progress: Progress) -> EventLog:
     """Read every event file of a configuration.
 
     Raises:
-        UserError: a file is missing, damaged or lacks a column; or bad rows stop the work (see `Tally.stop_if_bad`).
+        UserError: a file is missing, damaged or lacks a column; or bad rows stop the work (see `RowCounts.stop_if_bad`).
     """
     of_entities = (*config.items.features.values(), *config.users.features.values())
-    features = [*(feature for feature in of_entities if feature.from_events), *config.context.features.values()]
+    features = [
+        *(feature for feature in of_entities if feature.from_events),
+        *config.context.features.values(),
+    ]
     optional = list(dict.fromkeys(name for feature in features for name in feature.columns()))
     work = [(path, block) for block in config.events for path in resolve_files(source, block.files)]
     total_kb = max(1, sum(path.stat().st_size for path, _ in work) // 1000)
@@ -99,14 +109,16 @@ def read_events(config: PrepareConfig, source: Path, tally: Tally, progress: Pro
     tally.stop_if_bad()
     absent = [name for name in optional if name not in seen]
     if absent and seen:
-        raise UserError(f"{source}: features come from the event files' column {absent[0]!r}, but none of them has it")
+        raise UserError(
+            f"{source}: features come from the event files' column {absent[0]!r}, but none of them has it"
+        )
     return _log(chunks, config)
 
 
 class _Rows:
     """What is left of a batch, with each row's number in its file."""
 
-    def __init__(self, path: Path, batch: pa.RecordBatch, rows_before: int, tally: Tally) -> None:
+    def __init__(self, path: Path, batch: pa.RecordBatch, rows_before: int, tally: RowCounts) -> None:
         self.path = path
         self.tally = tally
         numbers = pa.array(np.arange(rows_before + 1, rows_before + batch.num_rows + 1))
@@ -134,7 +146,9 @@ class _Rows:
         self.keep(reason, ~bad_N)
 
 
-def _convert(rows: _Rows, block: EventsConfig, config: PrepareConfig, optional: list[str], chunks: _Chunks) -> None:
+def _convert(
+    rows: _Rows, block: EventsConfig, config: PrepareConfig, optional: list[str], chunks: _Chunks
+) -> None:
     for condition in block.where:
         _apply(rows, condition)
     for name, column in ((USER_ID, block.user_id), (ITEM_ID, block.item_id), ("timestamp", block.timestamp)):
@@ -142,7 +156,11 @@ def _convert(rows: _Rows, block: EventsConfig, config: PrepareConfig, optional: 
     _convert_ids(rows, USER_ID, block.user_id, config.user_id_type, _USER)
     _convert_ids(rows, ITEM_ID, block.item_id, config.item_id_type, _ITEM)
     values = rows.column(block.timestamp)
-    ms_N, bad_N = _named(rows.path, block.timestamp, lambda: parse_timestamps_ms(values, block.timestamp_unit, block.timestamp_format))
+    ms_N, bad_N = _named(
+        rows.path,
+        block.timestamp,
+        lambda: parse_timestamps_ms(values, block.timestamp_unit, block.timestamp_format),
+    )
     what = f"unparsable timestamps (column {block.timestamp!r}, read as {block.timestamp_format or block.timestamp_unit})"
     rows.set(TIMESTAMP_MS, pa.array(ms_N))
     rows.keep_good("unparsable_timestamp", what, values, bad_N)
@@ -154,7 +172,9 @@ def _convert(rows: _Rows, block: EventsConfig, config: PrepareConfig, optional: 
     chunks.weights.append(weights_N)
     for name in optional:
         there = name in rows.batch.schema.names
-        texts = _text(rows.path, name, rows.column(name)) if there else pa.nulls(rows.batch.num_rows, pa.string())
+        texts = (
+            _text(rows.path, name, rows.column(name)) if there else pa.nulls(rows.batch.num_rows, pa.string())
+        )
         chunks.columns[name].append(texts.dictionary_encode())
 
 
@@ -166,7 +186,9 @@ def _apply(rows: _Rows, condition: Condition) -> None:
     elif isinstance(value, float):
         numbers_N, bad_N = _named(rows.path, condition.column, lambda: parse_numbers(values))
         rows.set(_NUMBER, pa.array(numbers_N))
-        rows.keep_good(f"unparsable_{condition.column}", f"no number in column {condition.column!r}", values, bad_N)
+        rows.keep_good(
+            f"unparsable_{condition.column}", f"no number in column {condition.column!r}", values, bad_N
+        )
         numbers = rows.column(_NUMBER)
         keep = pc.and_(_COMPARE[condition.operator](numbers, value), pc.invert(pc.is_nan(numbers)))
         rows.keep(reason, to_numpy_bool(keep))
@@ -193,7 +215,9 @@ def _convert_ids(rows: _Rows, name: str, column: str, id_type: IdType, target: s
     rows.keep_good(f"unparsable_{name}", what, values, bad_N)
 
 
-def _event_types(rows: _Rows, block: EventsConfig, config: PrepareConfig) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+def _event_types(
+    rows: _Rows, block: EventsConfig, config: PrepareConfig
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     names = block.weights()
     codes = np.array([config.event_types().index(name) for name in names], dtype=np.uint8)
     weights = np.array(list(names.values()), dtype=np.float32)

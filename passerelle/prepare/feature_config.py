@@ -68,8 +68,12 @@ class FeatureConfig(Config):
             raise ValueError("latitude and longitude make a feature of kind place")
         elif (self.column is None) == (not self.flags):
             raise ValueError("give either column or flags")
-        if self.flags and (self.kind != "multi_categorical" or self.from_events or self.extract or self.separator):
-            raise ValueError("flags make a multi_categorical feature of the table alone, without separator, extract or from_events")
+        if self.flags and (
+            self.kind != "multi_categorical" or self.from_events or self.extract or self.separator
+        ):
+            raise ValueError(
+                "flags make a multi_categorical feature of the table alone, without separator, extract or from_events"
+            )
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,11 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def select_events(
-    users_E: IntArray, items_E: IntArray, timestamps_ms_E: Int64Array, event_types_E: IntArray, config: FiltersConfig
+    users_E: IntArray,
+    items_E: IntArray,
+    timestamps_ms_E: Int64Array,
+    event_types_E: IntArray,
+    config: FiltersConfig,
 ) -> tuple[Int64Array, dict[str, int]]:
     """Places of the events that stay, sorted by (user, timestamp) with ties in file order, and how many were dropped for what.
 
@@ -29,7 +33,12 @@ def select_events(
         order_K = order_K[keep_K]
 
     if config.drop_duplicates:
-        keep("duplicate", first_of_each(event_types_E[order_K], items_E[order_K], timestamps_ms_E[order_K], users_E[order_K]))
+        keep(
+            "duplicate",
+            first_of_each(
+                event_types_E[order_K], items_E[order_K], timestamps_ms_E[order_K], users_E[order_K]
+            ),
+        )
     if config.first_event_per_pair:
         keep("repeat_of_a_pair", first_of_each(items_E[order_K], users_E[order_K]))
     keep_K, rare, short = core(users_E[order_K], items_E[order_K], config)
@@ -56,7 +65,10 @@ def core(users_E: IntArray, items_E: IntArray, config: FiltersConfig) -> tuple[B
     dropped = {"item": 0, "user": 0}
     while True:
         before = sum(dropped.values())
-        for name, codes_E, minimum in (("item", items_E, config.min_item_events), ("user", users_E, config.min_user_events)):
+        for name, codes_E, minimum in (
+            ("item", items_E, config.min_item_events),
+            ("user", users_E, config.min_user_events),
+        ):
             counts = np.bincount(codes_E[keep_E], minlength=1)
             enough_E = counts[np.minimum(codes_E, len(counts) - 1)] >= minimum
             dropped[name] += int((keep_E & ~enough_E).sum())

@@ -8,7 +8,7 @@ import pyarrow as pa
 from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID
 from passerelle.prepare.config import ID_TYPES, PrepareConfig
-from passerelle.prepare.row_counts import Tally
+from passerelle.prepare.row_counts import RowCounts
 from passerelle.prepare.tables import EntityEvents, build_table, table_ids
 from passerelle.progress import Progress, silent
 
@@ -21,16 +21,20 @@ def read_new_items(config: PrepareConfig, path: Path, progress: Progress = silen
             another's; or a value cannot be understood and bad rows stop the work.
     """
     if not config.items.files:
-        raise UserError(f"{config.name}: the description has no table of items (items.files), so it does not say how to read {path}")
+        raise UserError(
+            f"{config.name}: the description has no table of items (items.files), so it does not say how to read {path}"
+        )
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    tally = Tally(config.on_bad_rows)
+    tally = RowCounts(config.on_bad_rows)
     features = {name: feature for name, feature in config.items.features.items() if not feature.from_events}
     entity = config.items.model_copy(update={"features": features})
     ids = table_ids(ITEM_ID, entity, ID_TYPES[config.item_id_type], path, tally)
     nothing = np.zeros(0, dtype=np.int64)
     events = EntityEvents(nothing, len(ids), nothing, nothing, {})
-    table = build_table(ITEM_ID, ids, entity, [path], path.parent, events=events, tally=tally, progress=progress).table
+    table = build_table(
+        ITEM_ID, ids, entity, [path], path.parent, events=events, tally=tally, progress=progress
+    ).table
     for name in config.items.features.keys() - features.keys():
         table = table.append_column(name, pa.nulls(len(ids)))
     return table

@@ -23,7 +23,7 @@ from passerelle.prepare.events import Encoded, EventLog, read_events
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.filters import select_events
 from passerelle.prepare.quality import QualityReport, distinct_pairs, iso
-from passerelle.prepare.row_counts import Tally
+from passerelle.prepare.row_counts import RowCounts
 from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.tables import EntityEvents, EntityTable, build_table
 from passerelle.progress import Progress, silent
@@ -46,7 +46,9 @@ class _Kept:
     offsets_U1: Int64Array
 
 
-def prepare(config: PrepareConfig, source: Path, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Dataset:
+def prepare(
+    config: PrepareConfig, source: Path, out: Path, *, overwrite: bool = False, progress: Progress = silent
+) -> Dataset:
     """Make a dataset of the files in `source`.
 
     Users and items are numbered in ascending order of their ids; a user's events are sorted by time, ties in file order.
@@ -57,14 +59,18 @@ def prepare(config: PrepareConfig, source: Path, out: Path, *, overwrite: bool =
     started = time.perf_counter()
     refuse_existing(out, overwrite=overwrite)
     if out.exists() and not (out / MANIFEST_NAME).is_file():
-        raise UserError(f"{out}: --overwrite replaces only a directory made by passerelle, and this one has no {MANIFEST_NAME}")
-    tally = Tally(config.on_bad_rows)
+        raise UserError(
+            f"{out}: --overwrite replaces only a directory made by passerelle, and this one has no {MANIFEST_NAME}"
+        )
+    tally = RowCounts(config.on_bad_rows)
     log = read_events(config, source, tally, progress)
     progress("sort and filter", 0, 1)
     kept = _kept(log, config, tally)
     progress("sort and filter", 1, 1)
     users = _table(USER_ID, config.users, kept.user_ids, kept.user_rows_K, log, kept, source, tally, progress)
-    items = _table(ITEM_ID, config.items, kept.item_ids, kept.item_places_K, log, kept, source, tally, progress)
+    items = _table(
+        ITEM_ID, config.items, kept.item_ids, kept.item_places_K, log, kept, source, tally, progress
+    )
     contexts = make_contexts(config.context, source, log.columns, kept.places_K, tally)
     report = _report(config, kept, users, items, tally, time.perf_counter() - started)
     progress("write", 0, 1)
@@ -94,17 +100,23 @@ def prepare(config: PrepareConfig, source: Path, out: Path, *, overwrite: bool =
     return dataset
 
 
-def _kept(log: EventLog, config: PrepareConfig, tally: Tally) -> _Kept:
-    places_K, dropped = select_events(log.users.codes_E, log.items.codes_E, log.timestamps_ms_E, log.event_types_E, config.filters)
+def _kept(log: EventLog, config: PrepareConfig, tally: RowCounts) -> _Kept:
+    places_K, dropped = select_events(
+        log.users.codes_E, log.items.codes_E, log.timestamps_ms_E, log.event_types_E, config.filters
+    )
     for reason, count in dropped.items():
         tally.drop(reason, count)
     if not len(places_K):
         reasons = ", ".join(f"{reason} {count}" for reason, count in tally.dropped.items() if count)
-        raise UserError(f"{config.name}: no event is left of {tally.rows_read} rows read; dropped: {reasons or 'nothing'}")
+        raise UserError(
+            f"{config.name}: no event is left of {tally.rows_read} rows read; dropped: {reasons or 'nothing'}"
+        )
     user_rows_K, user_ids = _dense(log.users, places_K)
     item_places_K, item_ids = _dense(log.items, places_K)
     if len(item_ids) + FIRST_ITEM_ROW > MAX_ITEM_ROW:
-        raise UserError(f"{config.name}: {len(item_ids)} items, at most {MAX_ITEM_ROW - FIRST_ITEM_ROW} are possible")
+        raise UserError(
+            f"{config.name}: {len(item_ids)} items, at most {MAX_ITEM_ROW - FIRST_ITEM_ROW} are possible"
+        )
     return _Kept(
         places_K=places_K,
         timestamps_ms_K=log.timestamps_ms_E[places_K],
@@ -134,7 +146,7 @@ def _table(
     log: EventLog,
     kept: _Kept,
     source: Path,
-    tally: Tally,
+    tally: RowCounts,
     progress: Progress,
 ) -> EntityTable:
     events = EntityEvents(rows_K, len(ids), kept.timestamps_ms_K, kept.places_K, log.columns)
@@ -142,7 +154,14 @@ def _table(
     return build_table(name, ids, config, files, source, events=events, tally=tally, progress=progress)
 
 
-def _report(config: PrepareConfig, kept: _Kept, users: EntityTable, items: EntityTable, tally: Tally, seconds: float) -> QualityReport:
+def _report(
+    config: PrepareConfig,
+    kept: _Kept,
+    users: EntityTable,
+    items: EntityTable,
+    tally: RowCounts,
+    seconds: float,
+) -> QualityReport:
     num_users, num_items = users.table.num_rows, items.table.num_rows
     lengths_U = np.diff(kept.offsets_U1)
     tied_K = (np.diff(kept.user_rows_K) == 0) & (np.diff(kept.timestamps_ms_K) == 0)

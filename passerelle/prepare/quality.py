@@ -49,7 +49,9 @@ def iso(timestamp_ms: int) -> str:
 
 def distinct_pairs(users_K: npt.NDArray[np.integer], items_K: npt.NDArray[np.integer], num_items: int) -> int:
     """Number of different (user, item) pairs."""
-    pairs_K = np.sort(users_K.astype(np.int64) * num_items + items_K)  # np.unique hashes, which takes 10 times as long here
+    pairs_K = np.sort(
+        users_K.astype(np.int64) * num_items + items_K
+    )  # np.unique hashes, which takes 10 times as long here
     return int((np.diff(pairs_K) != 0).sum()) + bool(len(pairs_K))
 
 
@@ -57,8 +59,16 @@ def report_rows(report: QualityReport) -> list[tuple[str, str]]:
     """(what, figure) lines for people; reasons and features without a count are left out."""
     count = "{:,}".format
     lines = [("rows read", count(report.rows_read))]
-    lines += [(f"- dropped: {reason.replace('_', ' ')}", count(number)) for reason, number in report.dropped.items() if number]
-    lines += [("events", count(report.events)), ("users", count(report.users)), ("items", count(report.items))]
+    lines += [
+        (f"- dropped: {reason.replace('_', ' ')}", count(number))
+        for reason, number in report.dropped.items()
+        if number
+    ]
+    lines += [
+        ("events", count(report.events)),
+        ("users", count(report.users)),
+        ("items", count(report.items)),
+    ]
     if len(report.events_by_type) > 1:
         lines += [(f"- type {name}", count(number)) for name, number in report.events_by_type.items()]
     lines += [
@@ -70,7 +80,9 @@ def report_rows(report: QualityReport) -> list[tuple[str, str]]:
         ("events at the time of the one before", count(report.tied_events)),
     ]
     lines += [(f"missing: {name}", count(number)) for name, number in report.missing_values.items() if number]
-    lines += [(f"not understood: {name}", count(number)) for name, number in report.bad_values.items() if number]
+    lines += [
+        (f"not understood: {name}", count(number)) for name, number in report.bad_values.items() if number
+    ]
     extra = {
         "items without a row": report.items_without_row,
         "users without a row": report.users_without_row,

@@ -76,7 +76,9 @@ def _readable(path: Path, config: TableConfig) -> Iterator[None]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: truncated or damaged gzip file ({error}): fetch it again") from None
     except UnicodeError as error:
-        raise UserError(f'{path}: not {config.encoding} text ({error}): set encoding, such as "latin-1"') from None
+        raise UserError(
+            f'{path}: not {config.encoding} text ({error}): set encoding, such as "latin-1"'
+        ) from None
     except (pa.ArrowException, OSError) as error:
         message = " ".join(str(error).split())
         hint = f': not {config.encoding} text, set encoding, such as "latin-1"' if "UTF8" in message else ""
@@ -90,21 +92,32 @@ def _unpacked(path: Path, raw: IO[bytes]) -> IO[bytes]:
 def _check_columns(path: Path, there: Sequence[str], required: Sequence[str]) -> None:
     missing = [name for name in required if name not in there]
     if missing:
-        raise UserError(f"{path}: no column {', '.join(map(repr, missing))}; there are: {', '.join(there) or 'none'}")
+        raise UserError(
+            f"{path}: no column {', '.join(map(repr, missing))}; there are: {', '.join(there) or 'none'}"
+        )
     twice = [name for name in required if list(there).count(name) > 1]
     if twice:
-        raise UserError(f"{path}: more than one column {', '.join(map(repr, twice))}; name the columns in `columns`")
+        raise UserError(
+            f"{path}: more than one column {', '.join(map(repr, twice))}; name the columns in `columns`"
+        )
 
 
 def _csv_batches(
-    path: Path, raw: IO[bytes], config: TableConfig, required: list[str], optional: list[str], on_bad_line: OnBadLine
+    path: Path,
+    raw: IO[bytes],
+    config: TableConfig,
+    required: list[str],
+    optional: list[str],
+    on_bad_line: OnBadLine,
 ) -> Iterator[pa.RecordBatch]:
     names = list(config.columns) if config.columns is not None else _header(path, config)
     _check_columns(path, names, required)
     wanted = required + [name for name in optional if name in names and name not in required]
 
     def skip(line: Any) -> str:
-        on_bad_line(f"{line.text.replace(_SEPARATOR, config.separator)!r} has {line.actual_columns} values, not {line.expected_columns}")
+        on_bad_line(
+            f"{line.text.replace(_SEPARATOR, config.separator)!r} has {line.actual_columns} values, not {line.expected_columns}"
+        )
         return "skip"
 
     stream = _unpacked(path, raw)
@@ -116,21 +129,28 @@ def _csv_batches(
         stream = io.BufferedReader(_Pieces(_recoded(path, stream, config, separator)))
     with pyarrow.csv.open_csv(
         stream,
-        read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, column_names=names, skip_rows=int(config.columns is None)),
+        read_options=pyarrow.csv.ReadOptions(
+            block_size=BLOCK_BYTES, column_names=names, skip_rows=int(config.columns is None)
+        ),
         parse_options=pyarrow.csv.ParseOptions(
             delimiter=separator,
             quote_char='"' if config.quoting else False,
             newlines_in_values=config.quoting,
             invalid_row_handler=skip,
         ),
-        convert_options=pyarrow.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())
+        ),
     ) as batches:
         yield from batches
 
 
 def _header(path: Path, config: TableConfig) -> list[str]:
     encoding = "utf-8-sig" if config.encoding == "utf-8" else config.encoding
-    with path.open("rb") as raw, io.TextIOWrapper(_unpacked(path, raw), encoding=encoding, newline="") as text:
+    with (
+        path.open("rb") as raw,
+        io.TextIOWrapper(_unpacked(path, raw), encoding=encoding, newline="") as text,
+    ):
         if config.quoting:
             return next(csv.reader(text, delimiter=config.separator), [])
         line = text.readline().rstrip("\r\n")
@@ -145,7 +165,9 @@ def _recoded(path: Path, stream: IO[bytes], config: TableConfig, separator: str)
             piece += text.readline()
             if separator != config.separator:
                 if separator in piece:
-                    raise UserError(f"{path}: holds the control character U+001F, which is kept for separators: take it out")
+                    raise UserError(
+                        f"{path}: holds the control character U+001F, which is kept for separators: take it out"
+                    )
                 piece = piece.replace(config.separator, separator)
             yield piece.encode()
     finally:
@@ -174,7 +196,9 @@ class _Pieces(io.RawIOBase):
         return size
 
 
-def _parquet_batches(path: Path, raw: IO[bytes], required: list[str], optional: list[str]) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(
+    path: Path, raw: IO[bytes], required: list[str], optional: list[str]
+) -> Iterator[pa.RecordBatch]:
     seekable = pa.BufferReader(_unpacked(path, raw).read()) if path.suffix == ".gz" else raw
     file = pyarrow.parquet.ParquetFile(seekable)
     there = file.schema_arrow.names
@@ -184,16 +208,21 @@ def _parquet_batches(path: Path, raw: IO[bytes], required: list[str], optional: 
         yield batch.select(wanted)
 
 
-def _json_batches(path: Path, raw: IO[bytes], required: list[str], optional: list[str]) -> Iterator[pa.RecordBatch]:
+def _json_batches(
+    path: Path, raw: IO[bytes], required: list[str], optional: list[str]
+) -> Iterator[pa.RecordBatch]:
     types = _json_types(path)
     _check_columns(path, list(types), required)
     wanted = required + [name for name in optional if name in types and name not in required]
     # types are fixed beforehand: left alone, pyarrow turns an id that looks like a date into one
     parse = pyarrow.json.ParseOptions(
-        explicit_schema=pa.schema([(name, types[name]) for name in wanted]), unexpected_field_behavior="ignore"
+        explicit_schema=pa.schema([(name, types[name]) for name in wanted]),
+        unexpected_field_behavior="ignore",
     )
     with pyarrow.json.open_json(
-        _unpacked(path, raw), read_options=pyarrow.json.ReadOptions(block_size=BLOCK_BYTES), parse_options=parse
+        _unpacked(path, raw),
+        read_options=pyarrow.json.ReadOptions(block_size=BLOCK_BYTES),
+        parse_options=parse,
     ) as batches:
         for batch in batches:
             yield batch.select(wanted)

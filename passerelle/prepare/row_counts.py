@@ -17,7 +17,7 @@ class _Bad:
 
 
 @dataclass
-class Tally:
+class RowCounts:
     """Counts while a log is read: rows read, rows dropped by reason, values that could not be understood."""
 
     on_bad_rows: Literal["error", "drop"]
@@ -48,7 +48,9 @@ class Tally:
         (path, what), bad = next(iter(self._bad.items()))
         others = len(self._bad) - 1
         more = f"; and {others} other kind{'s' if others > 1 else ''} of bad row" if others else ""
-        raise UserError(f'{path}: {what} in {bad.count} rows, first {bad.example}{more}: mend them, or set on_bad_rows = "drop"')
+        raise UserError(
+            f'{path}: {what} in {bad.count} rows, first {bad.example}{more}: mend them, or set on_bad_rows = "drop"'
+        )
 
 
 def first_example(bad_N: npt.NDArray[np.bool_], rows_N: npt.NDArray[np.int64], values: object) -> str:

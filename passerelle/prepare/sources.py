@@ -28,10 +28,16 @@ def resolve_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
         plain = pattern.removesuffix(".gz")
         matches = {path for each in (plain, f"{plain}.gz") for path in _glob(folder, each)}
         # the same file twice, packed and unpacked, is one file
-        unpacked = [path for path in sorted(matches) if not (path.suffix == ".gz" and path.with_suffix("") in matches)]
+        unpacked = [
+            path for path in sorted(matches) if not (path.suffix == ".gz" and path.with_suffix("") in matches)
+        ]
         if not unpacked:
             held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-            there = f"it holds {', '.join(held[:12])}{' ...' if len(held) > 12 else ''}" if held else "it is empty or not a folder"
+            there = (
+                f"it holds {', '.join(held[:12])}{' ...' if len(held) > 12 else ''}"
+                if held
+                else "it is empty or not a folder"
+            )
             raise UserError(f"{folder}: no file {plain} or {plain}.gz; {there}")
         found.update(dict.fromkeys(unpacked))
     return list(found)
@@ -70,7 +76,9 @@ def local_source(config: PrepareConfig) -> Path | None:
     return next((folder for folder in _folders(config.source) if _holds(folder, config)), None)
 
 
-def find_source(config: PrepareConfig, explicit: Path | None, beside: Path | None = None, progress: Progress = silent) -> Path:
+def find_source(
+    config: PrepareConfig, explicit: Path | None, beside: Path | None = None, progress: Progress = silent
+) -> Path:
     """The folder that holds the files of a configuration.
 
     Looks at `explicit`; else `$PASSERELLE_DATA/<folder>`, `$PASSERELLE_DATA`, `../shared/data/<folder>`, the cache; else downloads, where
@@ -81,7 +89,9 @@ def find_source(config: PrepareConfig, explicit: Path | None, beside: Path | Non
     """
     if explicit is not None:
         if not explicit.is_dir():
-            raise UserError(f"{explicit}: no such folder; --source takes the folder that holds {_wanted(config)}")
+            raise UserError(
+                f"{explicit}: no such folder; --source takes the folder that holds {_wanted(config)}"
+            )
         return explicit
     if config.source is None:
         if beside is None:
@@ -110,7 +120,9 @@ def _download(config: PrepareConfig, source: SourceConfig, folder: Path, progres
     try:
         _fetch(source.url, archive, progress)
         if sha256_of(archive) != source.sha256:
-            raise UserError(f"{source.url}: the archive's SHA-256 is not the known one, it was not used: {remedy}")
+            raise UserError(
+                f"{source.url}: the archive's SHA-256 is not the known one, it was not used: {remedy}"
+            )
         with new_directory(folder, overwrite=True) as scratch:
             _unpack(archive, scratch)
             if not _holds(scratch, config):

@@ -18,7 +18,7 @@ from passerelle.prepare.conversions import make_feature
 from passerelle.prepare.events import Encoded
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.readers import OnBadLine, read_batches
-from passerelle.prepare.row_counts import Tally, first_example
+from passerelle.prepare.row_counts import RowCounts, first_example
 from passerelle.prepare.values import as_text, parse_int64
 from passerelle.progress import Progress
 
@@ -78,7 +78,7 @@ def build_table(
     source: Path,
     *,
     events: EntityEvents,
-    tally: Tally,
+    tally: RowCounts,
     progress: Progress,
 ) -> EntityTable:
     """Features of entities from their files and events.
@@ -100,7 +100,11 @@ def build_table(
     features = {}
     for key, feature in config.features.items():
         where = files[0] if files and not feature.from_events else source
-        given = [events.pick(feature)] if feature.from_events else [columns[column] for column in feature.columns()]
+        given = (
+            [events.pick(feature)]
+            if feature.from_events
+            else [columns[column] for column in feature.columns()]
+        )
         try:
             features[key] = make_feature(where, f"{name.removesuffix('_id')}s.{key}", feature, given, tally)
         except UserError as error:
@@ -115,7 +119,9 @@ def build_table(
     )
 
 
-def table_ids(name: str, config: EntityConfig, id_type: pa.DataType, path: Path, tally: Tally) -> pa.Array:
+def table_ids(
+    name: str, config: EntityConfig, id_type: pa.DataType, path: Path, tally: RowCounts
+) -> pa.Array:
     """The ids of one file of entities.
 
     Raises:
@@ -134,20 +140,35 @@ def table_ids(name: str, config: EntityConfig, id_type: pa.DataType, path: Path,
     if ids.null_count:
         raise UserError(f"{path}: {ids.null_count} rows have no {name} (column {config.id!r})")
     if len(ids.unique()) < len(ids):
-        raise UserError(f"{path}: {len(ids) - len(ids.unique())} rows repeat an {name} (column {config.id!r})")
+        raise UserError(
+            f"{path}: {len(ids) - len(ids.unique())} rows repeat an {name} (column {config.id!r})"
+        )
     return ids
 
 
-def _bad_lines(tally: Tally, path: Path) -> OnBadLine:
+def _bad_lines(tally: RowCounts, path: Path) -> OnBadLine:
     return lambda example: tally.bad(path, "a wrong number of values", 1, example)
 
 
 def _read_rows(
-    name: str, ids: pa.Array, config: EntityConfig, files: Sequence[Path], tally: Tally, progress: Progress
+    name: str,
+    ids: pa.Array,
+    config: EntityConfig,
+    files: Sequence[Path],
+    tally: RowCounts,
+    progress: Progress,
 ) -> tuple[pa.Table, int, int]:
     """(needed columns of the files, one row an id with nulls where there is none; ids without a row; repeated rows)."""
     assert config.id is not None
-    required = [config.id, *(column for feature in config.features.values() if not feature.from_events for column in feature.columns())]
+    required = [
+        config.id,
+        *(
+            column
+            for feature in config.features.values()
+            if not feature.from_events
+            for column in feature.columns()
+        ),
+    ]
     batches: list[pa.RecordBatch] = []
     keys: list[pa.Array] = []
     for done, path in enumerate(files):
@@ -165,7 +186,9 @@ def _read_rows(
     return pa.Table.from_batches(batches).take(places), places.null_count, len(known) - len(known.unique())
 
 
-def _ids(path: Path, column: str, values: pa.Array, id_type: pa.DataType, rows_before: int, tally: Tally) -> pa.Array:
+def _ids(
+    path: Path, column: str, values: pa.Array, id_type: pa.DataType, rows_before: int, tally: RowCounts
+) -> pa.Array:
     """Ids of a table file in the events' type; a row without one is null and joins nothing."""
     try:
         if pa.types.is_string(id_type):
@@ -177,5 +200,10 @@ def _ids(path: Path, column: str, values: pa.Array, id_type: pa.DataType, rows_b
     if (bad_T & ~missing_T).any():
         rows_T = np.arange(rows_before + 1, rows_before + len(values) + 1)
         example = first_example(bad_T & ~missing_T, rows_T, values)
-        tally.bad(path, f"ids that are no integers of 64 bits (column {column!r})", int((bad_T & ~missing_T).sum()), example)
+        tally.bad(
+            path,
+            f"ids that are no integers of 64 bits (column {column!r})",
+            int((bad_T & ~missing_T).sum()),
+            example,
+        )
     return pa.array(integers_T, mask=bad_T | missing_T)

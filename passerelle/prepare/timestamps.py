@@ -54,7 +54,11 @@ def format_regex(text: str) -> str:
     named = [name for name in directives if name != "%"]
     if len(set(named)) < len(named) or not {"Y", "d"} <= set(named) or ("m" in named) == ("b" in named):
         raise ValueError("give %Y, %d and one of %m and %b, each directive once")
-    return "^" + "".join(_DIRECTIVES[part] if place % 2 else re.escape(part) for place, part in enumerate(parts)) + "$"
+    return (
+        "^"
+        + "".join(_DIRECTIVES[part] if place % 2 else re.escape(part) for place, part in enumerate(parts))
+        + "$"
+    )
 
 
 def check_timestamp_format(unit: TimestampUnit, text_format: str | None) -> None:
@@ -69,7 +73,9 @@ def check_timestamp_format(unit: TimestampUnit, text_format: str | None) -> None
         format_regex(text_format)
 
 
-def parse_timestamps_ms(values: pa.Array, unit: TimestampUnit, text_format: str | None) -> tuple[Int64Array, BoolArray]:
+def parse_timestamps_ms(
+    values: pa.Array, unit: TimestampUnit, text_format: str | None
+) -> tuple[Int64Array, BoolArray]:
     """Milliseconds of each value, and which values make no sense (their milliseconds are 0).
 
     Args:
@@ -80,7 +86,9 @@ def parse_timestamps_ms(values: pa.Array, unit: TimestampUnit, text_format: str 
     """
     if pa.types.is_temporal(values.type):
         if unit != "iso" or text_format or pa.types.is_time(values.type) or pa.types.is_duration(values.type):
-            raise UserError(f'holds {values.type}: write timestamp_unit = "iso" without a format for a column of dates')
+            raise UserError(
+                f'holds {values.type}: write timestamp_unit = "iso" without a format for a column of dates'
+            )
         ms_N, bad_N = _of_dates(values)
     elif unit == "iso":
         ms_N, bad_N = _of_text(as_text(values, trim=True), text_format)
@@ -132,13 +140,19 @@ def _of_fields(fields: pa.StructArray) -> tuple[Int64Array, BoolArray]:
     names = {field.name for field in fields.type}
 
     def text(name: str) -> pa.Array:
-        return pc.fill_null(pc.struct_field(fields, name), "") if name in names else pa.repeat("", len(fields))
+        return (
+            pc.fill_null(pc.struct_field(fields, name), "") if name in names else pa.repeat("", len(fields))
+        )
 
     def number(name: str, absent: int, digits: pa.Array | None = None) -> Int64Array:
         values = text(name) if digits is None else digits
-        return np.asarray(pc.if_else(pc.equal(values, ""), str(absent), values).cast(pa.int64()), dtype=np.int64)
+        return np.asarray(
+            pc.if_else(pc.equal(values, ""), str(absent), values).cast(pa.int64()), dtype=np.int64
+        )
 
-    year_N, day_N, hour_N, minute_N, second_N = (number(name, absent) for name, absent in zip("YdHMS", (1970, 1, 0, 0, 0), strict=True))
+    year_N, day_N, hour_N, minute_N, second_N = (
+        number(name, absent) for name, absent in zip("YdHMS", (1970, 1, 0, 0, 0), strict=True)
+    )
     if "b" in names:
         place_N = pc.index_in(pc.utf8_lower(text("b")), value_set=pa.array(_MONTHS))
         month_N = np.asarray(pc.fill_null(place_N, -1), dtype=np.int64) + 1
@@ -149,11 +163,21 @@ def _of_fields(fields: pa.StructArray) -> tuple[Int64Array, BoolArray]:
     sign_N = np.where(np.asarray(pc.starts_with(zone, "-").to_numpy(zero_copy_only=False)), -1, 1)
     zone_digits = pc.replace_substring_regex(zone, r"[^0-9]", "")
     offset_minutes_N = sign_N * (
-        60 * number("z", 0, pc.utf8_slice_codeunits(zone_digits, 0, 2)) + number("z", 0, pc.utf8_slice_codeunits(zone_digits, 2, 4))
+        60 * number("z", 0, pc.utf8_slice_codeunits(zone_digits, 0, 2))
+        + number("z", 0, pc.utf8_slice_codeunits(zone_digits, 2, 4))
     )
     bad_N = bad_N | (month_N < 1) | (month_N > 12)
     months_N = ((year_N - 1970) * 12 + np.where(bad_N, 1, month_N) - 1).astype("datetime64[M]")
-    first_day_N, next_month_N = (each.astype("datetime64[D]").astype(np.int64) for each in (months_N, months_N + 1))
-    bad_N |= (year_N < 1) | (day_N < 1) | (day_N > next_month_N - first_day_N) | (hour_N > 23) | (minute_N > 59) | (second_N > 59)
+    first_day_N, next_month_N = (
+        each.astype("datetime64[D]").astype(np.int64) for each in (months_N, months_N + 1)
+    )
+    bad_N |= (
+        (year_N < 1)
+        | (day_N < 1)
+        | (day_N > next_month_N - first_day_N)
+        | (hour_N > 23)
+        | (minute_N > 59)
+        | (second_N > 59)
+    )
     minutes_N = ((first_day_N + day_N - 1) * 24 + hour_N) * 60 + minute_N - offset_minutes_N
     return (minutes_N * 60 + second_N) * 1000 + number("f", 0, fraction), bad_N

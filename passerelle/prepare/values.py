@@ -24,7 +24,11 @@ def to_numpy_bool(mask: pa.Array) -> BoolArray:
 
 def is_text(column_type: pa.DataType) -> bool:
     """Whether a column holds text."""
-    return bool(pa.types.is_string(column_type) or pa.types.is_large_string(column_type) or pa.types.is_string_view(column_type))
+    return bool(
+        pa.types.is_string(column_type)
+        or pa.types.is_large_string(column_type)
+        or pa.types.is_string_view(column_type)
+    )
 
 
 def as_text(values: pa.Array, *, trim: bool) -> pa.Array:
@@ -46,7 +50,9 @@ def empty_to_null(values: pa.Array, null_values: tuple[str, ...]) -> pa.Array:
     """Texts that stand for nothing become null; other types stay as they are."""
     if not is_text(values.type) or not null_values:
         return values
-    return pc.if_else(pc.is_in(values, value_set=pa.array(null_values, values.type)), pa.scalar(None, values.type), values)
+    return pc.if_else(
+        pc.is_in(values, value_set=pa.array(null_values, values.type)), pa.scalar(None, values.type), values
+    )
 
 
 def parse_int64(values: pa.Array) -> tuple[npt.NDArray[np.int64], BoolArray]:
@@ -65,7 +71,9 @@ def parse_int64(values: pa.Array) -> tuple[npt.NDArray[np.int64], BoolArray]:
         if pc.all(good, skip_nulls=False, min_count=0).as_py():
             integers = texts.cast(pa.int64())
         else:
-            decimals = pc.if_else(pc.match_substring_regex(texts, _LONG_INTEGER), texts, None).cast(pa.decimal128(38, 0))
+            decimals = pc.if_else(pc.match_substring_regex(texts, _LONG_INTEGER), texts, None).cast(
+                pa.decimal128(38, 0)
+            )
             good = pc.and_(pc.greater_equal(decimals, -(2**63)), pc.less_equal(decimals, 2**63 - 1))
             integers = pc.if_else(good, decimals, None).cast(pa.int64())
     return np.asarray(pc.fill_null(integers, 0), dtype=np.int64), ~to_numpy_bool(good)
@@ -83,7 +91,9 @@ def parse_numbers(values: pa.Array) -> tuple[npt.NDArray[np.float64], BoolArray]
     else:
         try:
             numbers = (
-                values.cast(pa.int8()).cast(pa.float64()) if pa.types.is_boolean(values.type) else values.cast(pa.float64(), safe=False)
+                values.cast(pa.int8()).cast(pa.float64())
+                if pa.types.is_boolean(values.type)
+                else values.cast(pa.float64(), safe=False)
             )
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise UserError(f"holds {values.type}, which is not numbers") from None

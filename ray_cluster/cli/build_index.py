@@ -11,9 +11,19 @@ from ray_cluster.cli.console import json_option, print_json, stderr
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--retriever", type=click.Choice(["exact", "faiss", "lancedb"]), default="faiss", show_default=True, help="What searches the vectors."
+    "--retriever",
+    type=click.Choice(["exact", "faiss", "lancedb"]),
+    default="faiss",
+    show_default=True,
+    help="What searches the vectors.",
 )
-@click.option("--target-recall", type=click.FloatRange(0, 1), default=0.99, show_default=True, help="Recall@100 that it must reach.")
+@click.option(
+    "--target-recall",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    help="Recall@100 that it must reach.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the index if there is one.")
 @json_option
 def command(bundle: Path, retriever: str, target_recall: float, overwrite: bool, as_json: bool) -> None:
@@ -41,7 +51,12 @@ def command(bundle: Path, retriever: str, target_recall: float, overwrite: bool,
     )
     if as_json:
         print_json(
-            {"index": str(bundle / "index"), **manifest.model_dump(include={"retriever", "num_vectors", "parameters", "recall", "build_s"})}
+            {
+                "index": str(bundle / "index"),
+                **manifest.model_dump(
+                    include={"retriever", "num_vectors", "parameters", "recall", "build_s"}
+                ),
+            }
         )
         return
     worst = min(manifest.recall.values())

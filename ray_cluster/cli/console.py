@@ -25,7 +25,9 @@ stdout = Console(highlight=False)
 
 def json_option(function: F) -> F:
     """Add `--json`, passed to the verb as `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(
+        function
+    )
 
 
 def set_option(function: F) -> F:
@@ -37,7 +39,9 @@ def set_option(function: F) -> F:
 def repository_option(function: F) -> F:
     """Add `--repository DIR`, passed to the verb as `repository`."""
     kind, text = click.Path(path_type=Path), "Model repository of Triton."
-    return click.option("--repository", type=kind, default=DEFAULT_REPOSITORY, show_default=True, metavar="DIR", help=text)(function)
+    return click.option(
+        "--repository", type=kind, default=DEFAULT_REPOSITORY, show_default=True, metavar="DIR", help=text
+    )(function)
 
 
 def print_json(values: Any) -> None:

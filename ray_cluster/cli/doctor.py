@@ -19,7 +19,13 @@ INDENT = 26
 def as_text(finding: "Finding", columns: int) -> str:
     """A finding for people: level, subject, message; the remedy under the message."""
     text = f"{finding.message}\n\n-> {finding.remedy}" if finding.remedy else finding.message
-    wrapped = click.wrap_text(text, width=columns, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT, preserve_paragraphs=True)
+    wrapped = click.wrap_text(
+        text,
+        width=columns,
+        initial_indent=" " * INDENT,
+        subsequent_indent=" " * INDENT,
+        preserve_paragraphs=True,
+    )
     level = click.style(f"{finding.level:<9}", fg=COLOURS[finding.level])
     return f"{level}{finding.subject:<{INDENT - 10}} {wrapped[INDENT:]}".replace("\n\n", "\n")
 

@@ -13,16 +13,22 @@ if TYPE_CHECKING:
 BASELINES = "popularity,recent_popularity,markov,item_knn,ease,ials"
 
 
-def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+def _numbers(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
         return tuple(sorted({int(number) for number in text.split(",")}))
     except ValueError:
-        raise click.BadParameter(f"{text!r}: write whole numbers with commas between, such as 10,50") from None
+        raise click.BadParameter(
+            f"{text!r}: write whole numbers with commas between, such as 10,50"
+        ) from None
 
 
-def _segments(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | Literal["terciles"] | None:
+def _segments(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, ...] | Literal["terciles"] | None:
     return "terciles" if text == "terciles" else _numbers(context, parameter, text)
 
 
@@ -32,8 +38,19 @@ def _names(_context: click.Context, _parameter: click.Parameter, text: str) -> t
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["test", "validation"]), default="test", show_default=True, help="Part to rank.")
-@click.option("--k", "ks", callback=_numbers, help="Cut-offs, with commas between; without it 10,20,50,100, as far as there are items.")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Part to rank.",
+)
+@click.option(
+    "--k",
+    "ks",
+    callback=_numbers,
+    help="Cut-offs, with commas between; without it 10,20,50,100, as far as there are items.",
+)
 @click.option(
     "--baselines",
     callback=_names,
@@ -50,7 +67,11 @@ def _names(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     help="What baselines learn from: what the model did, or all events before the part (for test: validation events too).",
 )
 @click.option(
-    "--recent-days", type=click.IntRange(min=1), default=30, show_default=True, help="How far the baseline recent_popularity looks back."
+    "--recent-days",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="How far the baseline recent_popularity looks back.",
 )
 @click.option("--with-seen", is_flag=True, help="Measure a second time with seen items left in the ranking.")
 @click.option(
@@ -59,9 +80,15 @@ def _names(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     metavar="EDGES",
     help="Measure users by length of history too: terciles, or where groups begin: 20,100 is below 20, 20 to 99, and from 100.",
 )
-@click.option("--dataset", type=click.Path(path_type=Path), help="Where the dataset is now, if it has moved since training.")
+@click.option(
+    "--dataset",
+    type=click.Path(path_type=Path),
+    help="Where the dataset is now, if it has moved since training.",
+)
 @json_option
-def command(run: Path, split: Literal["test", "validation"], dataset: Path | None, as_json: bool, **settings: Any) -> None:
+def command(
+    run: Path, split: Literal["test", "validation"], dataset: Path | None, as_json: bool, **settings: Any
+) -> None:
     """Rank the whole catalogue for every user of a part, seen items left out, beside baselines.
 
     Every metric of the model comes with its 95 % interval, from 1000 bootstrap resamples of the users, and the model's
@@ -98,19 +125,33 @@ def _print(title: str, evaluation: "Evaluation") -> None:
     ends = {metric: _ends(ends) for metric, ends in details[model]["intervals"].items()}
     others = [evaluation.metrics[name] for name in baselines]
     rows = [
-        (metric, value, ends.get(metric, ""), *(values[metric] for values in others)) for metric, value in evaluation.metrics[model].items()
+        (metric, value, ends.get(metric, ""), *(values[metric] for values in others))
+        for metric, value in evaluation.metrics[model].items()
     ]
     print_table(title, ("metric", model, "95 % interval", *baselines), rows)
     shown = [metric for metric in ends if metric.startswith("ndcg@")]
     if baselines:
         gains = {name: details[name]["model_minus_this"] for name in baselines}
-        rows = [(name, *(f"{gain[metric]['mean']:+.4f} {_ends(gain[metric])}" for metric in shown)) for name, gain in gains.items()]
+        rows = [
+            (name, *(f"{gain[metric]['mean']:+.4f} {_ends(gain[metric])}" for metric in shown))
+            for name, gain in gains.items()
+        ]
         print_table("Model minus baseline, with 95 % intervals", ("baseline", *shown), rows)
     if groups := details[model].get("segments"):
-        rows = [(group, groups[group]["users"], *(values["segments"][group][shown[0]] for values in details.values())) for group in groups]
+        rows = [
+            (
+                group,
+                groups[group]["users"],
+                *(values["segments"][group][shown[0]] for values in details.values()),
+            )
+            for group in groups
+        ]
         print_table(f"{shown[0]} by length of history", ("history", "users", model, *baselines), rows)
     if "with_seen" in details[model]:
-        rows = [(metric, *(values["with_seen"][metric] for values in details.values())) for metric in details[model]["with_seen"]]
+        rows = [
+            (metric, *(values["with_seen"][metric] for values in details.values()))
+            for metric in details[model]["with_seen"]
+        ]
         print_table("The same with seen items left in the ranking", ("metric", model, *baselines), rows)
 
 

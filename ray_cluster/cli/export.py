@@ -10,7 +10,11 @@ from ray_cluster.cli.console import json_option, print_json, progress_bars
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle directory to create.")
-@click.option("--dataset", type=click.Path(path_type=Path), help="Where the dataset is now, if it has moved since training.")
+@click.option(
+    "--dataset",
+    type=click.Path(path_type=Path),
+    help="Where the dataset is now, if it has moved since training.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it exists.")
 @json_option
 def command(run: Path, out: Path, dataset: Path | None, overwrite: bool, as_json: bool) -> None:
@@ -36,4 +40,6 @@ def command(run: Path, out: Path, dataset: Path | None, overwrite: bool, as_json
     else:
         worst = max(value for name, value in parity.items() if name.startswith("max_"))
         size_mb = sum(entry.size_bytes for entry in bundle.manifest.files.values()) / 1e6
-        click.echo(f"{out}: bundle {bundle.manifest.bundle_id}, {size_mb:.1f} MB; scores agree to {worst:.1e} for {parity['users']} users")
+        click.echo(
+            f"{out}: bundle {bundle.manifest.bundle_id}, {size_mb:.1f} MB; scores agree to {worst:.1e} for {parity['users']} users"
+        )

@@ -25,13 +25,18 @@ def command(directory: Path, as_json: bool) -> None:
     if as_json:
         print_json({"path": str(directory), **values})
         return
-    print_lines(f"{values['kind']} {directory}", flat({key: value for key, value in values.items() if key not in _APART}))
+    print_lines(
+        f"{values['kind']} {directory}",
+        flat({key: value for key, value in values.items() if key not in _APART}),
+    )
     if values["kind"] == "dataset":
         from passerelle.prepare import QualityReport, report_rows
 
         print_lines("quality", report_rows(QualityReport.model_validate(values["quality"])))
     print_lines("configuration", flat(values.get("config", {})))
-    sizes = [(name, f"{entry['size_bytes']:,}", entry["sha256"][:12]) for name, entry in values["files"].items()]
+    sizes = [
+        (name, f"{entry['size_bytes']:,}", entry["sha256"][:12]) for name, entry in values["files"].items()
+    ]
     print_table("files, checksums verified", ("file", "bytes", "sha256"), sizes)
 
 
@@ -47,7 +52,9 @@ def verified(directory: Path) -> dict[str, Any]:
 
     known: dict[str, type[Manifest]] = {model.KIND: model for model in (DatasetManifest, BundleManifest)}
     model = known.get(kind_of(directory))
-    return read_manifest(directory) if model is None else open_manifest(directory, model).model_dump(mode="json")
+    return (
+        read_manifest(directory) if model is None else open_manifest(directory, model).model_dump(mode="json")
+    )
 
 
 def flat(value: Any, key: str = "") -> list[tuple[str, str]]:
@@ -55,7 +62,11 @@ def flat(value: Any, key: str = "") -> list[tuple[str, str]]:
     if isinstance(value, list) and any(isinstance(element, dict) for element in value):
         value = {element.get("name", place): _without_name(element) for place, element in enumerate(value)}
     if isinstance(value, dict):
-        return [row for name, nested in value.items() for row in flat(nested, f"{key}.{name}" if key else str(name))]
+        return [
+            row
+            for name, nested in value.items()
+            for row in flat(nested, f"{key}.{name}" if key else str(name))
+        ]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return [] if value is None or not text else [(key, text)]
 

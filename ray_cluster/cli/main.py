@@ -47,7 +47,9 @@ class Verbs(click.Group):
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="passerelle")
-@click.option("--traceback", "show_traceback", is_flag=True, help="On an error, print where in the code it arose.")
+@click.option(
+    "--traceback", "show_traceback", is_flag=True, help="On an error, print where in the code it arose."
+)
 def passerelle(show_traceback: bool) -> None:
     """Train recommenders on a Ray cluster, export them to Triton, serve them through a Ray Serve graph.
 

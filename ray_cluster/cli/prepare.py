@@ -10,11 +10,20 @@ from ray_cluster.cli.console import json_option, print_json, print_table, progre
 @click.command()
 @click.argument("preset_or_toml")
 @click.option("--source", type=click.Path(path_type=Path), metavar="DIR", help="Folder with the raw files.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DATASET", help="Directory to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="DATASET", help="Directory to write."
+)
 @click.option("--overwrite", is_flag=True, help="Replace DATASET where it exists.")
 @set_option
 @json_option
-def command(preset_or_toml: str, source: Path | None, out: Path, overwrite: bool, overrides: tuple[str, ...], as_json: bool) -> None:
+def command(
+    preset_or_toml: str,
+    source: Path | None,
+    out: Path,
+    overwrite: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Turn raw logs (csv, parquet, jsonl) into a memory-mapped dataset, with a data-quality report.
 
     PRESET_OR_TOML is movielens-1m, movielens-100k, movielens-latest-small, online-retail, globo-news, or a TOML file that describes
@@ -34,7 +43,9 @@ def command(preset_or_toml: str, source: Path | None, out: Path, overwrite: bool
         dataset = prepare(config, folder, out, overwrite=overwrite, progress=progress)
     manifest = dataset.manifest
     if as_json:
-        print_json({"out": str(out), "source": str(folder), "name": manifest.name, "quality": manifest.quality})
+        print_json(
+            {"out": str(out), "source": str(folder), "name": manifest.name, "quality": manifest.quality}
+        )
         return
     report = QualityReport.model_validate(manifest.quality)
     print_table(f"{manifest.name}: {folder} -> {out}", ("what", "figure"), report_rows(report))

@@ -30,7 +30,9 @@ def command(bundle: Path, repository: Path, as_json: bool) -> None:
         print_json(publication.model_dump())
         return
     rows = [
-        (layer, name.replace("_", " "), f"{value:.3g}") for layer, figures in publication.parity.items() for name, value in figures.items()
+        (layer, name.replace("_", " "), f"{value:.3g}")
+        for layer, figures in publication.parity.items()
+        for name, value in figures.items()
     ]
     title = f"{bundle} is version {publication.version} of {repository}, and active"
     print_table(title, ("layer", "against training", "figure"), rows)

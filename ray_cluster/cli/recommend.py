@@ -16,14 +16,34 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @click.command()
 @click.option("--user", metavar="ID", help="User id.")
-@click.option("--history", metavar="A,B,C", help="Item ids, oldest first, instead of what is stored for the user.")
-@click.option("--user-feature", "user_features", multiple=True, metavar="NAME=VALUE", help="A feature of the user that the model reads.")
-@click.option("--context", "context", multiple=True, metavar="NAME=VALUE", help="A circumstance of the request that it reads.")
+@click.option(
+    "--history", metavar="A,B,C", help="Item ids, oldest first, instead of what is stored for the user."
+)
+@click.option(
+    "--user-feature",
+    "user_features",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A feature of the user that the model reads.",
+)
+@click.option(
+    "--context",
+    "context",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A circumstance of the request that it reads.",
+)
 @click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="How many items.")
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The running service.")
 @json_option
 def command(
-    user: str | None, history: str | None, user_features: tuple[str, ...], context: tuple[str, ...], k: int, url: str, as_json: bool
+    user: str | None,
+    history: str | None,
+    user_features: tuple[str, ...],
+    context: tuple[str, ...],
+    k: int,
+    url: str,
+    as_json: bool,
 ) -> None:
     """Recommend items to a user or for a history, through the running service.
 
@@ -37,7 +57,9 @@ def command(
     """
     from ray_cluster.client import ServiceClient
 
-    given = None if history is None else [item_id.strip() for item_id in history.split(",") if item_id.strip()]
+    given = (
+        None if history is None else [item_id.strip() for item_id in history.split(",") if item_id.strip()]
+    )
     with ServiceClient(url) as client:
         answer = client.recommend(
             {
@@ -57,7 +79,9 @@ def command(
     if answer["ignored_history"]:
         stderr.print(f"{answer['ignored_history']} ids of the history are not in the catalogue.")
     print_table(f"version {answer['model_version']}", ("item", "title", "score", "found by"), rows)
-    stderr.print(", ".join(f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in answer["timings_ms"].items()))
+    stderr.print(
+        ", ".join(f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in answer["timings_ms"].items())
+    )
 
 
 def _named(pairs: tuple[str, ...], option: str) -> dict[str, Any] | None:

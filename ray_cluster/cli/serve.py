@@ -13,9 +13,26 @@ from ray_cluster.cli.console import repository_option, stderr
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every interface.")
-@click.option("--topology", type=click.Choice(["fused", "staged"]), default="fused", show_default=True, help="One replica, or one a stage.")
-@click.option("--replicas", type=click.IntRange(1, 1000), default=1, show_default=True, help="Processes that answer (of each stage).")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 for every interface.",
+)
+@click.option(
+    "--topology",
+    type=click.Choice(["fused", "staged"]),
+    default="fused",
+    show_default=True,
+    help="One replica, or one a stage.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Processes that answer (of each stage).",
+)
 @click.option(
     "--triton",
     default="embedded",
@@ -23,9 +40,22 @@ from ray_cluster.cli.console import repository_option, stderr
     metavar="embedded|HOST:PORT",
     help="Where Triton listens for gRPC; `embedded` starts one here.",
 )
-@click.option("--config", type=click.Path(path_type=Path), help="Playlists, rules, offers, events, limits (TOML, docs/serving.md).")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Playlists, rules, offers, events, limits (TOML, docs/serving.md).",
+)
 @repository_option
-def command(bundle: Path, port: int, host: str, topology: str, replicas: int, triton: str, config: Path | None, repository: Path) -> None:
+def command(
+    bundle: Path,
+    port: int,
+    host: str,
+    topology: str,
+    replicas: int,
+    triton: str,
+    config: Path | None,
+    repository: Path,
+) -> None:
     """Serve a published BUNDLE over HTTP until Ctrl-C or SIGTERM, then stop every process that was started.
 
     \b
@@ -43,12 +73,25 @@ def command(bundle: Path, port: int, host: str, topology: str, replicas: int, tr
     serving = load_serving_config(config)
     opened = open_bundle(bundle)
     version = published_version(opened, repository)
-    example = json.dumps({"user_id": opened.reference().column("user_id")[0].as_py(), "k": 10}, ensure_ascii=False)
+    example = json.dumps(
+        {"user_id": opened.reference().column("user_id")[0].as_py(), "k": 10}, ensure_ascii=False
+    )
     address = None if triton == "embedded" else triton
-    options: Any = {"topology": topology, "host": host, "port": port, "triton": address, "replicas": replicas, "serving": serving}
+    options: Any = {
+        "topology": topology,
+        "host": host,
+        "port": port,
+        "triton": address,
+        "replicas": replicas,
+        "serving": serving,
+    }
     with Service(bundle, repository, version, **options) as service:
-        stderr.print(f"{opened.manifest.model} version {version} answers at {service.url} (API: {service.url}/docs). Ctrl-C stops it.")
-        click.echo(f"curl -s {service.url}/v1/recommend -H 'content-type: application/json' -d {shlex.quote(example)}")
+        stderr.print(
+            f"{opened.manifest.model} version {version} answers at {service.url} (API: {service.url}/docs). Ctrl-C stops it."
+        )
+        click.echo(
+            f"curl -s {service.url}/v1/recommend -H 'content-type: application/json' -d {shlex.quote(example)}"
+        )
         try:
             service.watch()
         except KeyboardInterrupt:

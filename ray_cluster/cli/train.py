@@ -11,12 +11,36 @@ from ray_cluster.cli.console import json_option, print_json, progress_bars, set_
 @click.command()
 @click.argument("recipe", required=False)
 @click.option("--dataset", type=click.Path(path_type=Path), help="Dataset made by `passerelle prepare`.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory to create (or, with --resume, to continue).")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Data-parallel Ray Train workers.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Run directory to create (or, with --resume, to continue).",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Data-parallel Ray Train workers.",
+)
 @click.option("--no-ray", is_flag=True, help="Train in this process, without Ray.")
-@click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster (`auto`, `ray://HOST:10001`); without it, Ray starts here.")
-@click.option("--resume", is_flag=True, help="Continue the run from its last checkpoint; give the same recipe, dataset and --set.")
-@click.option("--refit", type=click.Path(path_type=Path), metavar="RUN", help="Train RUN's recipe again, on train and validation.")
+@click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="A running Ray cluster (`auto`, `ray://HOST:10001`); without it, Ray starts here.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue the run from its last checkpoint; give the same recipe, dataset and --set.",
+)
+@click.option(
+    "--refit",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Train RUN's recipe again, on train and validation.",
+)
 @set_option
 @json_option
 def command(
@@ -58,7 +82,9 @@ def command(
 
     if refit:
         if recipe or overrides:
-            raise click.UsageError("--refit takes recipe and settings from its run: leave out RECIPE and --set")
+            raise click.UsageError(
+                "--refit takes recipe and settings from its run: leave out RECIPE and --set"
+            )
         chosen = open_run(refit)
         name, config, opened = chosen.recipe, refit_config(chosen), open_run_dataset(chosen, dataset)
     else:
@@ -68,7 +94,9 @@ def command(
 
     def show(line: dict[str, Any]) -> None:
         score = f", {MONITOR.replace('_', ' ')} {line[MONITOR]:.4f}" if MONITOR in line else ""
-        stderr.print(f"epoch {line['epoch']}: loss {line['train_loss_epoch']:.4f}{score}, {line['seconds']:.1f} s")
+        stderr.print(
+            f"epoch {line['epoch']}: loss {line['train_loss_epoch']:.4f}{score}, {line['seconds']:.1f} s"
+        )
 
     with progress_bars() as progress, watch_run(out, progress, show):
         if no_ray:
@@ -78,12 +106,27 @@ def command(
         else:
             from ray_cluster.training import train_on_ray
 
-            manifest = train_on_ray(name, opened, config, out, num_workers=workers, resume=resume, address=ray_address, refit_of=refit)
+            manifest = train_on_ray(
+                name,
+                opened,
+                config,
+                out,
+                num_workers=workers,
+                resume=resume,
+                address=ray_address,
+                refit_of=refit,
+            )
     if as_json:
-        reached = {"epochs": manifest.epochs, "best_epoch": manifest.best_epoch, "validation": manifest.validation}
+        reached = {
+            "epochs": manifest.epochs,
+            "best_epoch": manifest.best_epoch,
+            "validation": manifest.validation,
+        }
         print_json({"run": str(out), **reached, "trained_on": manifest.trained_on})
     elif not manifest.validation:  # trained on validation events too
         click.echo(f"{out}: trained on {manifest.trained_on}")
     else:
         score = manifest.validation[MONITOR]
-        click.echo(f"{out}: {manifest.epochs} epochs, best is epoch {manifest.best_epoch} with validation NDCG@10 {score:.4f}")
+        click.echo(
+            f"{out}: {manifest.epochs} epochs, best is epoch {manifest.best_epoch} with validation NDCG@10 {score:.4f}"
+        )

@@ -9,7 +9,11 @@ from ray_cluster.cli.console import json_option, print_json, print_table, progre
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--dataset", type=click.Path(path_type=Path), help="Where the dataset is now, if it has moved since training.")
+@click.option(
+    "--dataset",
+    type=click.Path(path_type=Path),
+    help="Where the dataset is now, if it has moved since training.",
+)
 @click.option("--overwrite", is_flag=True, help="Train again where the run already has a ranker.")
 @json_option
 def command(run: Path, dataset: Path | None, overwrite: bool, as_json: bool) -> None:

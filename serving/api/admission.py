@@ -28,7 +28,7 @@ SMOOTHING = 0.05
 _MOST_CALLERS = 100_000
 
 
-class Gate:
+class AdmissionMiddleware:
     """Wraps an application.
 
     Args:
@@ -51,9 +51,11 @@ class Gate:
         self._limits = limits
         self._keys = keys
         self._refused = refused
-        self._rates = None if limits.requests_per_s is None else Rates(limits.requests_per_s, clock)
+        self._rates = None if limits.requests_per_s is None else RateLimiter(limits.requests_per_s, clock)
         # Events wait for a disk or another machine: neither recommendations nor item pages must wait with them.
-        self._computed, self._of_events, self._others = (Crowd(limits.max_in_flight, limits.max_expected_ms, clock) for _ in range(3))
+        self._computed, self._of_events, self._others = (
+            ConcurrencyLimiter(limits.max_in_flight, limits.max_expected_ms, clock) for _ in range(3)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -64,18 +66,32 @@ class Gate:
         if self._keys is not None:
             key = _given_key(headers.get(b"authorization", b""))
             if not _is_one_of(key, self._keys.value):
-                await self._refuse(send, 401, "give a key of this service: Authorization: Bearer KEY", {b"www-authenticate": b"Bearer"})
+                await self._refuse(
+                    send,
+                    401,
+                    "give a key of this service: Authorization: Bearer KEY",
+                    {b"www-authenticate": b"Bearer"},
+                )
                 return
             caller = key
         if self._rates is not None and not self._rates.admit(caller):
-            await self._refuse(send, 429, f"more than {self._limits.requests_per_s:g} requests a second of one caller", _RETRY)
+            await self._refuse(
+                send,
+                429,
+                f"more than {self._limits.requests_per_s:g} requests a second of one caller",
+                _RETRY,
+            )
             return
         crowd = self._crowd(scope["path"])
         if not crowd.has_room():
-            await self._refuse(send, 429, f"{crowd.inside} requests are inside: ask again a little later", _RETRY)
+            await self._refuse(
+                send, 429, f"{crowd.inside} requests are inside: ask again a little later", _RETRY
+            )
             return
         try:
-            body = await asyncio.wait_for(_whole_body(headers, receive, self._limits.max_body_bytes), BODY_TIMEOUT_S)
+            body = await asyncio.wait_for(
+                _whole_body(headers, receive, self._limits.max_body_bytes), BODY_TIMEOUT_S
+            )
         except _TooLargeError:
             await self._refuse(send, 413, f"the body is larger than {self._limits.max_body_bytes} bytes")
             return
@@ -85,17 +101,21 @@ class Gate:
         if body is None:
             return
         if not crowd.has_room():  # others came while the body did
-            await self._refuse(send, 429, f"{crowd.inside} requests are inside: ask again a little later", _RETRY)
+            await self._refuse(
+                send, 429, f"{crowd.inside} requests are inside: ask again a little later", _RETRY
+            )
             return
         with crowd.one():  # from here on: how slowly a body comes says nothing of what it costs
             await self._app(scope, _Replayed(body, receive).receive, send)
 
-    def _crowd(self, path: str) -> "Crowd":
+    def _crowd(self, path: str) -> "ConcurrencyLimiter":
         if path in _COMPUTED:
             return self._computed
         return self._of_events if path.startswith(_OF_EVENTS) else self._others
 
-    async def _refuse(self, send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None) -> None:
+    async def _refuse(
+        self, send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None
+    ) -> None:
         self._refused(status)
         await send_problem(send, status, message, headers)
 
@@ -143,7 +163,7 @@ class _Replayed:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-class Crowd:
+class ConcurrencyLimiter:
     """How many requests are inside, and whether one more would be answered in time.
 
     A request takes as long as those beside it make it take: what one costs is its time divided by how many were inside when it came in.
@@ -154,7 +174,9 @@ class Crowd:
         clock: seconds that only grow.
     """
 
-    def __init__(self, most: int, max_expected_ms: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, most: int, max_expected_ms: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._most = most
         self._max_expected_s = max_expected_ms / 1e3
         self._clock = clock
@@ -180,7 +202,7 @@ class Crowd:
             self._cost_s += SMOOTHING * (cost_s - self._cost_s)
 
 
-class Rates:
+class RateLimiter:
     """So many requests a second of each caller, and as many at once (a token bucket each; callers not seen for long are forgotten).
 
     Args:
@@ -213,7 +235,11 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
         UserError: it cannot be read, or has none.
     """
     try:
-        keys = tuple(line.strip() for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines() if line.strip())
+        keys = tuple(
+            line.strip()
+            for line in path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+            if line.strip()
+        )
     except OSError as error:
         raise UserError(f"{path}: the file of API keys cannot be read ({error.strerror})") from None
     if not keys:

@@ -14,15 +14,22 @@ from starlette.exceptions import HTTPException
 
 from passerelle import __version__
 from passerelle.errors import UserError
-from serving.api.admission import RETRY_AFTER_S, Gate, read_keys
-from serving.api.errors import Guard
+from serving.api.admission import RETRY_AFTER_S, AdmissionMiddleware, read_keys
+from serving.api.errors import ErrorMiddleware
 from serving.api.explorer import add_explorer
 from serving.events.base import EventStoreError
 from serving.events.intake import EventIntake
 from serving.observability.metrics import CONTENT_TYPE, Telemetry
 from serving.recommender import DeadlineError, Recommender, UnknownItemError
 from serving.schemas.events import EventsRequest, EventsResponse, ForgottenResponse
-from serving.schemas.recommend import ItemResponse, Problems, RecommendRequest, RecommendResponse, SimilarRequest, SimilarResponse
+from serving.schemas.recommend import (
+    ItemResponse,
+    Problems,
+    RecommendRequest,
+    RecommendResponse,
+    SimilarRequest,
+    SimilarResponse,
+)
 from serving.stages.types import InferenceError
 from serving.watched_file import WatchedFile
 
@@ -31,8 +38,14 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problems, "description": "No key of this service, where it asks for one."},
     413: {"model": Problems, "description": "The body is too large."},
     422: {"model": Problems, "description": "The request does not fit; `loc` names the field."},
-    429: {"model": Problems, "description": "Too many requests at a time, or of one caller: ask again after `Retry-After` seconds."},
-    503: {"model": Problems, "description": "The time of the request is over, or what it needs does not answer."},
+    429: {
+        "model": Problems,
+        "description": "Too many requests at a time, or of one caller: ask again after `Retry-After` seconds.",
+    },
+    503: {
+        "model": Problems,
+        "description": "The time of the request is over, or what it needs does not answer.",
+    },
 }
 _MOST_PROBLEMS = 50
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problems, "description": "No such item."}}
@@ -41,17 +54,33 @@ _ENDPOINTS = {"/v1/recommend": "recommend", "/v1/similar": "similar", "/v1/event
 logger = logging.getLogger(__name__)
 
 
-def build_app(recommender: Recommender, intake: EventIntake | None = None, telemetry: Telemetry | None = None) -> FastAPI:
+def build_app(
+    recommender: Recommender, intake: EventIntake | None = None, telemetry: Telemetry | None = None
+) -> FastAPI:
     """Bind the endpoints to a recommender and, where events are kept, to their store."""
-    app = FastAPI(title="Passerelle", version=__version__, description="Recommendations: lookup, retrieval, ranking, ordering.")
+    app = FastAPI(
+        title="Passerelle",
+        version=__version__,
+        description="Recommendations: lookup, retrieval, ranking, ordering.",
+    )
     telemetry = telemetry or Telemetry()
     limits = recommender.config.limits
     keys = None if limits.api_keys_file is None else WatchedFile(limits.api_keys_file, read_keys)
-    app.add_middleware(Gate, limits=limits, keys=keys, refused=lambda status: telemetry.count("gate", str(status)))
+    app.add_middleware(
+        AdmissionMiddleware,
+        limits=limits,
+        keys=keys,
+        refused=lambda status: telemetry.count("gate", str(status)),
+    )
     if limits.allowed_origins:  # outside of the gate: a browser asks without a key whether it may ask
-        app.add_middleware(CORSMiddleware, allow_origins=list(limits.allowed_origins), allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(limits.allowed_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
 
-    app.add_middleware(Guard, failed=lambda path: telemetry.count(_endpoint(path), "500"))
+    app.add_middleware(ErrorMiddleware, failed=lambda path: telemetry.count(_endpoint(path), "500"))
 
     @app.post("/v1/recommend", response_model=RecommendResponse, responses=_REFUSALS)
     async def recommend(request: RecommendRequest, http: Request) -> Response:
@@ -86,7 +115,10 @@ def build_app(recommender: Recommender, intake: EventIntake | None = None, telem
         """The process is alive."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses={503: {"description": "Triton does not serve this version: answers are fallbacks."}})
+    @app.get(
+        "/readyz",
+        responses={503: {"description": "Triton does not serve this version: answers are fallbacks."}},
+    )
     async def readyz() -> Response:
         """Requests will be answered in full: Triton serves both networks of the active version. `events` tells of their store."""
         checks = {"networks": await recommender.ready()}
@@ -135,15 +167,29 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
         telemetry.count(_endpoint(request.url.path), str(status))
         headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else None
         # Plain ASCII, and nothing of the request but field names: whatever came in, this can be sent back.
-        return Response(json.dumps({"detail": problems}), status_code=status, media_type="application/json", headers=headers)
+        return Response(
+            json.dumps({"detail": problems}),
+            status_code=status,
+            media_type="application/json",
+            headers=headers,
+        )
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return refuse(request, 422, [{"loc": list(problem["loc"]), "msg": problem["msg"]} for problem in error.errors()[:_MOST_PROBLEMS]])
+        return refuse(
+            request,
+            422,
+            [
+                {"loc": list(problem["loc"]), "msg": problem["msg"]}
+                for problem in error.errors()[:_MOST_PROBLEMS]
+            ],
+        )
 
     @app.exception_handler(UserError)
     async def mistaken(request: Request, error: UserError) -> Response:
-        return refuse(request, 404 if isinstance(error, UnknownItemError) else 422, [{"loc": [], "msg": str(error)}])
+        return refuse(
+            request, 404 if isinstance(error, UnknownItemError) else 422, [{"loc": [], "msg": str(error)}]
+        )
 
     async def unavailable(request: Request, error: Exception) -> Response:
         logger.warning("503: %s", error)
@@ -163,4 +209,7 @@ def _json(answer: BaseModel, status: int = 200) -> Response:
 
 def _endpoint(path: str) -> str:
     """A bounded set of names, whatever paths clients invent."""
-    return _ENDPOINTS.get(path, "items" if path.startswith("/v1/items/") else "users" if path.startswith("/v1/users/") else "other")
+    return _ENDPOINTS.get(
+        path,
+        "items" if path.startswith("/v1/items/") else "users" if path.startswith("/v1/users/") else "other",
+    )

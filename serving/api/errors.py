@@ -18,10 +18,16 @@ def place_of(error: BaseException) -> str:
     return f"{type(error).__name__}{where}"
 
 
-async def send_problem(send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None) -> None:
+async def send_problem(
+    send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None
+) -> None:
     """An answer of one problem, in plain ASGI."""
     body = json.dumps({"detail": [{"loc": [], "msg": message}]}).encode()
-    all_headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode(), **(headers or {})}
+    all_headers = {
+        b"content-type": b"application/json",
+        b"content-length": str(len(body)).encode(),
+        **(headers or {}),
+    }
     await send({"type": "http.response.start", "status": status, "headers": list(all_headers.items())})
     await send({"type": "http.response.body", "body": body})
 
@@ -30,7 +36,7 @@ class StageBrokenError(Exception):
     """A mistake of ours in a stage that lives elsewhere: its kind and place, which can be told."""
 
 
-class Guard:
+class ErrorMiddleware:
     """Wraps an application: an exception that comes out of it is answered 500. The server would log it with all that it says.
 
     Args:

@@ -51,14 +51,18 @@ def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None
     @app.get("/", include_in_schema=False)
     async def explorer() -> Response:
         """A page without anything from elsewhere."""
-        return Response(page, media_type="text/html; charset=utf-8", headers={"content-security-policy": _POLICY})
+        return Response(
+            page, media_type="text/html; charset=utf-8", headers={"content-security-policy": _POLICY}
+        )
 
     @app.get("/v1/explorer", response_model=ExplorerInfo)
     async def choices() -> Response:
         """Users, categories, playlists and experiments to choose from."""
         return Response(info.model_dump_json(), media_type="application/json")
 
-    refusals: dict[int | str, dict[str, Any]] = {422: {"model": Problems, "description": "The id is of the wrong type."}}
+    refusals: dict[int | str, dict[str, Any]] = {
+        422: {"model": Problems, "description": "The id is of the wrong type."}
+    }
 
     @app.get("/v1/users/{user_id:path}/history", response_model=HistoryResponse, responses=refusals)
     async def history(user_id: str) -> Response:
@@ -69,11 +73,17 @@ def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None
 
 def _info(recommender: Recommender, bundle: Bundle) -> ExplorerInfo:
     manifest, config = bundle.manifest, recommender.config
-    kinds = {feature.name: feature.kind for feature in manifest.item_features if feature.kind in ("categorical", "multi_categorical")}
+    kinds = {
+        feature.name: feature.kind
+        for feature in manifest.item_features
+        if feature.kind in ("categorical", "multi_categorical")
+    }
     categories = {}
     for name, kind in kinds.items():
         values = bundle.items.column(name).combine_chunks()
-        counted = pc.value_counts(values.flatten() if kind == "multi_categorical" else values.drop_null()).to_pylist()
+        counted = pc.value_counts(
+            values.flatten() if kind == "multi_categorical" else values.drop_null()
+        ).to_pylist()
         frequent = sorted(counted, key=lambda one: (-one["counts"], str(one["values"])))[:_MOST_VALUES]
         categories[name] = tuple(str(one["values"]) for one in frequent)
     return ExplorerInfo(
@@ -86,7 +96,11 @@ def _info(recommender: Recommender, bundle: Bundle) -> ExplorerInfo:
         several=tuple(name for name, kind in kinds.items() if kind == "multi_categorical"),
         playlists=tuple(dict.fromkeys([DEFAULT, *config.playlists])),
         experiments=tuple(
-            ExperimentInfo(name=name, playlist=experiment.playlist, variants=tuple(variant.name for variant in experiment.variants))
+            ExperimentInfo(
+                name=name,
+                playlist=experiment.playlist,
+                variants=tuple(variant.name for variant in experiment.variants),
+            )
             for name, experiment in config.experiments.items()
         ),
     )

@@ -49,7 +49,11 @@ def _first_distinct(rows: Int64Array, squares: Float64Array, k: int) -> tuple[In
     """The k rows with the smallest squares of chords, each once, and their distances; sorts no more than it has to."""
     most = 4 * k
     while True:
-        chosen = np.flatnonzero(squares <= np.partition(squares, most)[most]) if most < len(squares) else np.arange(len(squares))
+        chosen = (
+            np.flatnonzero(squares <= np.partition(squares, most)[most])
+            if most < len(squares)
+            else np.arange(len(squares))
+        )
         order = chosen[np.lexsort((rows[chosen], squares[chosen]))]
         _, first = np.unique(rows[order], return_index=True)
         if len(first) >= k or most >= len(squares):
@@ -99,7 +103,9 @@ class Catalogue:
         rows_R[self._row_U[units_U]] = True
         return Eligible(rows_R, units_U)
 
-    def best_offers(self, rows_C: Int64Array, eligible: Eligible, keys: Sequence[Callable[[Int64Array], Float64Array]]) -> Int64Array:
+    def best_offers(
+        self, rows_C: Int64Array, eligible: Eligible, keys: Sequence[Callable[[Int64Array], Float64Array]]
+    ) -> Int64Array:
         """Of each item the eligible offer with the smallest key (ties by the next key); -1 where it has none.
 
         Args:
@@ -184,7 +190,9 @@ class Catalogue:
         rows_R[self._rows(found[self._counts(found, name, eligible.rows_R, eligible.units_U)], name)] = True
         return rows_R
 
-    def distances_km(self, name: str, place: tuple[float, float], units: npt.NDArray[np.integer]) -> Float64Array:
+    def distances_km(
+        self, name: str, place: tuple[float, float], units: npt.NDArray[np.integer]
+    ) -> Float64Array:
         """How far away some units are, by a column of offers; NaN where there is no place."""
         columns, column = self._of(name)
         return arc_km(columns.square_chords(column, *place, units))
@@ -201,7 +209,9 @@ class Catalogue:
         """What may be found of some items by a column: their offers, or themselves."""
         return self._offers_of(rows)[1] if is_offers(name) else rows
 
-    def _counts(self, found: npt.NDArray[np.integer], name: str, allowed_R: Mask, units_U: Mask | None) -> Mask:
+    def _counts(
+        self, found: npt.NDArray[np.integer], name: str, allowed_R: Mask, units_U: Mask | None
+    ) -> Mask:
         """Which of those that were found by a column count."""
         allowed = allowed_R[self._rows(found, name)]
         return allowed & units_U[found] if is_offers(name) and units_U is not None else allowed
@@ -226,7 +236,9 @@ class Catalogue:
         if kind not in kinds:
             there = ", ".join(sorted(other for other, is_ in known.items() if is_ in kinds)) or "none"
             is_what = "not known" if kind is None else kind
-            raise UserError(f"{where}: column {name!r} is {is_what}; of {' and '.join(kinds)} there are {there}")
+            raise UserError(
+                f"{where}: column {name!r} is {is_what}; of {' and '.join(kinds)} there are {there}"
+            )
 
     def offer_ids(self) -> pa.Array:
         """By unit."""
@@ -245,7 +257,10 @@ class Catalogue:
         if isinstance(condition, Not):
             return ~self._tree(condition.condition, f"{path}.condition", units=units)
         if isinstance(condition, And | Or):
-            masks = (self._tree(part, f"{path}.conditions.{place}", units=units) for place, part in enumerate(condition.conditions))
+            masks = (
+                self._tree(part, f"{path}.conditions.{place}", units=units)
+                for place, part in enumerate(condition.conditions)
+            )
             combine = np.logical_and if isinstance(condition, And) else np.logical_or
             mask = next(masks)
             for other in masks:
@@ -260,7 +275,9 @@ class Catalogue:
     def _of_offers(self, condition: Leaf, path: str) -> Mask:
         if isinstance(condition, Overlaps):
             if not (is_offers(condition.start) and is_offers(condition.end)):
-                raise UserError(f"{path}: one of columns {condition.start!r} and {condition.end!r} is of offers, the other of items")
+                raise UserError(
+                    f"{path}: one of columns {condition.start!r} and {condition.end!r} is of offers, the other of items"
+                )
             ends = {"start": condition.start.removeprefix(PREFIX), "end": condition.end.removeprefix(PREFIX)}
             return self._units.mask(condition.model_copy(update=ends), path)
         plain_column = {"column": condition.column.removeprefix(PREFIX)}

@@ -57,13 +57,20 @@ class _Places:
         """Squares of the straight ways to some rows: exact for small distances, too. NaN where there is no place."""
         return np.asarray(np.square(self.points_R3[rows] - centre).sum(axis=1))
 
-    def within(self, centre: Float64Array, angles: Float64Array | float) -> tuple[npt.NDArray[np.int32], Float64Array]:
+    def within(
+        self, centre: Float64Array, angles: Float64Array | float
+    ) -> tuple[npt.NDArray[np.int32], Float64Array]:
         """Rows no farther than an angle (of each row or of all), and the squares of their chords."""
         widest = float(np.max(angles))
         latitude = np.arcsin(np.clip(centre[2], -1, 1))
         margin = 1e-9  # the rounding of two sines
-        low, high = (np.sin(np.clip(latitude + side, -np.pi / 2, np.pi / 2)) + np.sign(side) * margin for side in (-widest, widest))
-        band = self.northwards[np.searchsorted(self.heights, low, "left") : np.searchsorted(self.heights, high, "right")]
+        low, high = (
+            np.sin(np.clip(latitude + side, -np.pi / 2, np.pi / 2)) + np.sign(side) * margin
+            for side in (-widest, widest)
+        )
+        band = self.northwards[
+            np.searchsorted(self.heights, low, "left") : np.searchsorted(self.heights, high, "right")
+        ]
         squares = self.square_chords(centre, band)
         limits = angles if isinstance(angles, float) else angles[band]
         near = squares <= (2 * np.sin(limits / 2)) ** 2
@@ -71,7 +78,11 @@ class _Places:
 
 
 def _numbers(table: pa.Table, feature: FeatureColumn, offset: int) -> Float64Array:
-    values = finite(table.column(feature.name).combine_chunks()).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    values = (
+        finite(table.column(feature.name).combine_chunks())
+        .cast(pa.float64(), safe=False)
+        .to_numpy(zero_copy_only=False)
+    )
     return np.concatenate([np.full(offset, np.nan), values])
 
 
@@ -93,13 +104,23 @@ class Columns:
         things: what the table is of, for messages.
     """
 
-    def __init__(self, table: pa.Table, features: Sequence[FeatureColumn], *, offset: int = 0, things: str = "item") -> None:
+    def __init__(
+        self, table: pa.Table, features: Sequence[FeatureColumn], *, offset: int = 0, things: str = "item"
+    ) -> None:
         self.num_rows = table.num_rows + offset
         self.kinds = {feature.name: feature.kind for feature in features}
         self._things = things
-        self._postings = {feature.name: make_postings(table, feature, offset) for feature in features if feature.kind in _CODED}
-        self._places = {feature.name: _places(table, feature, offset) for feature in features if feature.kind == "place"}
-        self._numbers = {feature.name: _numbers(table, feature, offset) for feature in features if feature.kind in _NUMBERS}
+        self._postings = {
+            feature.name: make_postings(table, feature, offset)
+            for feature in features
+            if feature.kind in _CODED
+        }
+        self._places = {
+            feature.name: _places(table, feature, offset) for feature in features if feature.kind == "place"
+        }
+        self._numbers = {
+            feature.name: _numbers(table, feature, offset) for feature in features if feature.kind in _NUMBERS
+        }
         self._in_time: dict[tuple[str, bool], npt.NDArray[np.int32]] = {}
 
     def numbers(self, name: str) -> Float64Array:
@@ -131,7 +152,9 @@ class Columns:
         kind = self.kinds.get(name)
         if kind is None:
             known = ", ".join(sorted(self.kinds)) or "none"
-            raise UserError(f"{where} is not {'an' if self._things[0] in 'aio' else 'a'} {self._things} column; known are {known}")
+            raise UserError(
+                f"{where} is not {'an' if self._things[0] in 'aio' else 'a'} {self._things} column; known are {known}"
+            )
         if kind not in _OPERATIONS:
             raise UserError(f"{where} is a {kind}, which cannot be filtered by")
         if operation not in _OPERATIONS[kind]:
@@ -178,13 +201,19 @@ class Columns:
         for name in (condition.start, condition.end):
             self.require(name, condition.op, f"{path}: column {name!r}")
         starts_R, ends_R = self._numbers[condition.start], self._numbers[condition.end]
-        begun_R = True if condition.max is None else ~(starts_R > condition.max)  # so that a missing value passes
+        begun_R = (
+            True if condition.max is None else ~(starts_R > condition.max)
+        )  # so that a missing value passes
         open_R = True if condition.min is None else ~(ends_R < condition.min)
         return np.asarray(begun_R & open_R & ~(np.isnan(starts_R) & np.isnan(ends_R)))
 
     def _within(self, condition: Within, path: str) -> Mask:
         by = condition.radius_by
-        angles = _angle(condition.radius_km) if by is None else self.angles(condition.radius_km, by, f"{path}.radius_by")
+        angles = (
+            _angle(condition.radius_km)
+            if by is None
+            else self.angles(condition.radius_km, by, f"{path}.radius_by")
+        )
         return self.within(condition, f"{path}: column {condition.column!r}", angles)
 
     def within(self, condition: Within, where: str, angles: Float64Array | float) -> Mask:
@@ -195,14 +224,22 @@ class Columns:
         """
         self.require(condition.column, condition.op, where)
         mask_R = np.zeros(self.num_rows, dtype=bool)
-        mask_R[self._places[condition.column].within(on_the_sphere(condition.latitude, condition.longitude), angles)[0]] = True
+        mask_R[
+            self._places[condition.column].within(
+                on_the_sphere(condition.latitude, condition.longitude), angles
+            )[0]
+        ] = True
         return mask_R
 
-    def around(self, name: str, latitude: float, longitude: float, radius_km: float) -> tuple[npt.NDArray[np.int32], Float64Array]:
+    def around(
+        self, name: str, latitude: float, longitude: float, radius_km: float
+    ) -> tuple[npt.NDArray[np.int32], Float64Array]:
         """Rows within a distance of a point, in no order, and the squares of their chords (see `arc_km`)."""
         return self._places[name].within(on_the_sphere(latitude, longitude), _angle(radius_km))
 
-    def square_chords(self, name: str, latitude: float, longitude: float, rows: npt.NDArray[np.integer]) -> Float64Array:
+    def square_chords(
+        self, name: str, latitude: float, longitude: float, rows: npt.NDArray[np.integer]
+    ) -> Float64Array:
         """Of the way from a point to some rows; NaN where there is no place."""
         return self._places[name].square_chords(on_the_sphere(latitude, longitude), rows)
 

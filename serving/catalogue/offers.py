@@ -40,7 +40,9 @@ def read_offers(path: Path, item_ids: IdMap) -> OfferTable:
     """
     try:
         table = pyarrow.parquet.read_table(path)
-        table = pa.table({name: table.column(name) for name in table.column_names})  # every column may then have gaps
+        table = pa.table(
+            {name: table.column(name) for name in table.column_names}
+        )  # every column may then have gaps
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as a Parquet file ({error})") from None
     for name in (OFFER_ID, ITEM_ID):
@@ -54,19 +56,25 @@ def read_offers(path: Path, item_ids: IdMap) -> OfferTable:
     if repeated := table.num_rows - len(table.column(OFFER_ID).unique()):
         raise UserError(f"{path}: {repeated} rows repeat an {OFFER_ID}")
     features = tuple(
-        FeatureColumn(name=field.name, kind=_kind(field, path)) for field in table.schema if field.name not in (OFFER_ID, ITEM_ID)
+        FeatureColumn(name=field.name, kind=_kind(field, path))
+        for field in table.schema
+        if field.name not in (OFFER_ID, ITEM_ID)
     )
     try:
         rows = item_ids.rows(table.column(ITEM_ID).combine_chunks())
     except pa.ArrowException as error:
-        raise UserError(f"{path}: column {ITEM_ID}: items of this bundle have ids of type {item_ids.type} ({error})") from None
+        raise UserError(
+            f"{path}: column {ITEM_ID}: items of this bundle have ids of type {item_ids.type} ({error})"
+        ) from None
     known = np.flatnonzero(rows != UNKNOWN_ROW)
     order = known[np.argsort(rows[known], kind="stable")]
     for field in table.schema:
         if pa.types.is_timestamp(field.type):
             milliseconds = table.column(field.name).cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
             table = table.set_column(table.column_names.index(field.name), field.name, milliseconds)
-    return OfferTable(table.take(pa.array(order)).combine_chunks(), rows[order], features, table.num_rows - len(order))
+    return OfferTable(
+        table.take(pa.array(order)).combine_chunks(), rows[order], features, table.num_rows - len(order)
+    )
 
 
 def _kind(field: pa.Field, path: Path) -> FeatureKind:
@@ -77,8 +85,15 @@ def _kind(field: pa.Field, path: Path) -> FeatureKind:
         return "numeric"
     if (pa.types.is_list(of) or pa.types.is_large_list(of)) and pa.types.is_string(of.value_type):
         return "multi_categorical"
-    if pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_boolean(of) or pa.types.is_dictionary(of):
+    if (
+        pa.types.is_string(of)
+        or pa.types.is_large_string(of)
+        or pa.types.is_boolean(of)
+        or pa.types.is_dictionary(of)
+    ):
         return "categorical"
     if pa.types.is_struct(of) and {part.name for part in of} == {LATITUDE, LONGITUDE}:
         return "place"
-    raise UserError(f"{path}: column {field.name!r} holds {of}: neither numbers, text, lists of text, timestamps nor places")
+    raise UserError(
+        f"{path}: column {field.name!r} holds {of}: neither numbers, text, lists of text, timestamps nor places"
+    )

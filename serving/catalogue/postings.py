@@ -41,13 +41,22 @@ class Postings:
             UserError: a value is not of the column's type.
         """
         wanted = list(dict.fromkeys(self._checked(value, where) for value in values))
-        codes = self._codes(wanted) if len(wanted) > _ALONE else [code for value in wanted for code in self._code(value)]
-        return np.concatenate([self.rows[:0], *(self.rows[self.starts[code] : self.starts[code + 1]] for code in codes)])
+        codes = (
+            self._codes(wanted)
+            if len(wanted) > _ALONE
+            else [code for value in wanted for code in self._code(value)]
+        )
+        return np.concatenate(
+            [self.rows[:0], *(self.rows[self.starts[code] : self.starts[code + 1]] for code in codes)]
+        )
 
     def _code(self, value: Any) -> range:
         """Of one value; none where it is not there."""
         codes = range(len(self.values))
-        first, after = (find(codes, value, key=lambda code: self.values[code].as_py()) for find in (bisect_left, bisect_right))
+        first, after = (
+            find(codes, value, key=lambda code: self.values[code].as_py())
+            for find in (bisect_left, bisect_right)
+        )
         return codes[first:after]
 
     def _codes(self, wanted: list[Any]) -> Sequence[int]:
@@ -57,7 +66,9 @@ class Postings:
             found = places_in(self.values, pa.array([value for value in wanted if _is_unicode(value)], kind))
         elif kind in _TOGETHER:
             held = pa.int64() if pa.types.is_integer(kind) else pa.float64()
-            found = places_in(self.values.cast(held), pa.array(_exact(wanted, pa.types.is_integer(kind)), held))
+            found = places_in(
+                self.values.cast(held), pa.array(_exact(wanted, pa.types.is_integer(kind)), held)
+            )
         else:
             return [code for value in wanted for code in self._code(value)]
         codes: list[int] = found[found >= 0].tolist()
@@ -108,7 +119,9 @@ def finite(column: pa.Array) -> pa.Array:
     if not pa.types.is_floating(column.type):
         return column
     column = column.cast(pa.float32()) if column.type == pa.float16() else column
-    return pc.if_else(pc.is_finite(column), pc.add(column, pa.scalar(0, column.type)), pa.scalar(None, column.type))
+    return pc.if_else(
+        pc.is_finite(column), pc.add(column, pa.scalar(0, column.type)), pa.scalar(None, column.type)
+    )
 
 
 def make_postings(table: pa.Table, feature: FeatureColumn, offset: int) -> Postings:
@@ -121,7 +134,9 @@ def make_postings(table: pa.Table, feature: FeatureColumn, offset: int) -> Posti
         offsets, _ = ragged(table, feature.name)
         flat = table.column(feature.name).combine_chunks().flatten()
         values = flat.drop_null()
-        rows = np.repeat(np.arange(table.num_rows), np.diff(offsets))[flat.is_valid().to_numpy(zero_copy_only=False)]
+        rows = np.repeat(np.arange(table.num_rows), np.diff(offsets))[
+            flat.is_valid().to_numpy(zero_copy_only=False)
+        ]
     else:
         column = finite(table.column(feature.name).combine_chunks())
         values = column.drop_null()

@@ -43,7 +43,7 @@ class UserState:
         return self.erasures > 0
 
 
-NOBODY = UserState()
+EMPTY_USER = UserState()
 
 
 class HourlyCount(NamedTuple):

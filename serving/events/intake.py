@@ -57,7 +57,9 @@ class EventIntake:
         for place, event in enumerate(request.all_events()):
             kind = names[0] if event.event_type is None else event.event_type
             if kind not in names:
-                raise UserError(f"events.{place}.event_type: no {kind!r} among the events of this model: {', '.join(names)}")
+                raise UserError(
+                    f"events.{place}.event_type: no {kind!r} among the events of this model: {', '.join(names)}"
+                )
             user_id = str(parsed(self._bundle.user_ids, event.user_id, f"events.{place}.user_id"))
             item_id = str(parsed(self._bundle.item_ids, event.item_id, f"events.{place}.item_id"))
             at_ms = now_ms if event.timestamp_ms is None else event.timestamp_ms
@@ -75,4 +77,6 @@ class EventIntake:
             UserError: the id is of the wrong type.
             EventStoreError: it could not be done.
         """
-        return ForgottenResponse(events=await self.store.erase(str(parsed(self._bundle.user_ids, user_id, "user_id"))))
+        return ForgottenResponse(
+            events=await self.store.erase(str(parsed(self._bundle.user_ids, user_id, "user_id")))
+        )

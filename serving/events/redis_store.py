@@ -20,7 +20,9 @@ try:
     import redis.asyncio as redis
     from redis.exceptions import RedisError, ResponseError
 except ImportError as error:  # an extra
-    raise UserError("events.store is Redis, whose client is not here: pip install 'passerelle[redis]'") from error
+    raise UserError(
+        "events.store is Redis, whose client is not here: pip install 'passerelle[redis]'"
+    ) from error
 
 _APPEND = """
 local new = {}
@@ -86,7 +88,14 @@ class RedisEventStore:
         rewrite_after_s: so long after an erasure the server is asked to write its log anew, where the erased would still be.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 2.0, keep_days: float | None = None, rewrite_after_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 2.0,
+        keep_days: float | None = None,
+        rewrite_after_s: float = 60.0,
+    ) -> None:
         self.erased_here: set[str] = set()
         self._keep_s = 0 if keep_days is None else math.ceil(keep_days * DAY_S)
         self._rewrite_after_s = rewrite_after_s
@@ -104,7 +113,9 @@ class RedisEventStore:
         self._client: Any = redis.Redis.from_pool(pool)
         self._durable = False
         scripts = (_APPEND, _USER, _IDENTIFY, _ERASE, _COUNT)
-        self._append, self._user, self._identify, self._erase, self._add = map(self._client.register_script, scripts)
+        self._append, self._user, self._identify, self._erase, self._add = map(
+            self._client.register_script, scripts
+        )
 
     async def append(self, events: Sequence[Event]) -> int:
         if not self._durable:
@@ -113,9 +124,13 @@ class RedisEventStore:
         by_user: dict[str, list[str | int]] = {}
         for event in events:
             value = json.dumps([event.item_id, event.event_type, event.timestamp_ms])
-            by_user.setdefault(event.user_id, [oldest_ms, self._keep_s]).extend((event.event_id, value, event.timestamp_ms))
+            by_user.setdefault(event.user_id, [oldest_ms, self._keep_s]).extend(
+                (event.event_id, value, event.timestamp_ms)
+            )
         try:
-            async with self._client.pipeline(transaction=False) as pipeline:  # the server writes all of it to disk at once
+            async with self._client.pipeline(
+                transaction=False
+            ) as pipeline:  # the server writes all of it to disk at once
                 for user_id, arguments in by_user.items():
                     await self._append(keys=_keys(user_id), args=arguments, client=pipeline)
                 answers = await pipeline.execute()
@@ -170,7 +185,11 @@ class RedisEventStore:
                 found = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise _failed(error) from None
-        counts = [(hour, item_id, int(count)) for hour, items in zip(hours, found, strict=True) for item_id, count in items.items()]
+        counts = [
+            (hour, item_id, int(count))
+            for hour, items in zip(hours, found, strict=True)
+            for item_id, count in items.items()
+        ]
         return [HourlyCount(*one) for one in counts if one[2] > 0]
 
     async def _count(self, values: Sequence[str], by: int) -> None:
@@ -178,7 +197,11 @@ class RedisEventStore:
         with contextlib.suppress(RedisError, OSError):
             async with self._client.pipeline(transaction=False) as pipeline:
                 for item_id, _, timestamp_ms in map(json.loads, values):
-                    await self._add(keys=[_hour_key(timestamp_ms // HOUR_MS)], args=[item_id, by, _HOURS_KEPT_S], client=pipeline)
+                    await self._add(
+                        keys=[_hour_key(timestamp_ms // HOUR_MS)],
+                        args=[item_id, by, _HOURS_KEPT_S],
+                        client=pipeline,
+                    )
                 await pipeline.execute()
 
     async def ping(self) -> None:
@@ -205,7 +228,10 @@ class RedisEventStore:
                 # What is in progress may have begun before the erasure; only a server that refuses is not asked again.
                 again = not isinstance(error, ResponseError) or "in progress" in str(error)
                 self._log_holds_erased |= again and not self._closing.is_set()
-                logger.warning("what was erased is still in the log of the event server, which is not written anew: %s", error)
+                logger.warning(
+                    "what was erased is still in the log of the event server, which is not written anew: %s",
+                    error,
+                )
 
     async def _require_durable(self) -> None:
         """Check once that what is acknowledged is on disk.
@@ -214,11 +240,16 @@ class RedisEventStore:
             EventStoreError: the server would lose it in a crash.
         """
         try:
-            settings = {**await self._client.config_get("appendonly"), **await self._client.config_get("appendfsync")}
+            settings = {
+                **await self._client.config_get("appendonly"),
+                **await self._client.config_get("appendfsync"),
+            }
         except (RedisError, OSError) as error:
             raise _failed(error) from None
         if (settings.get("appendonly"), settings.get("appendfsync")) != ("yes", "always"):
-            raise EventStoreError("the event server may lose what it has acknowledged: set `appendonly yes` and `appendfsync always`")
+            raise EventStoreError(
+                "the event server may lose what it has acknowledged: set `appendonly yes` and `appendfsync always`"
+            )
         self._durable = True
 
 

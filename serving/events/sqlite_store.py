@@ -101,7 +101,9 @@ class SqliteEventStore:
 
         def insert(connection: sqlite3.Connection) -> int:
             # Not `INSERT OR IGNORE`: triggers would take over how it meets conflicts.
-            return connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows).rowcount
+            return connection.executemany(
+                "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
+            ).rowcount
 
         return int(await self._write(insert))
 
@@ -118,11 +120,15 @@ class SqliteEventStore:
         def delete(connection: sqlite3.Connection) -> int:
             count = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
             connection.execute("DELETE FROM identities WHERE user_id = ?", (user_id,))
-            connection.execute("INSERT INTO erasures VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (digest,))
+            connection.execute(
+                "INSERT INTO erasures VALUES (?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (digest,)
+            )
             return count
 
         count = int(await self._write(delete))
-        for _ in range(EMPTYING_ATTEMPTS):  # else what was erased stays in the log beside the file for a while
+        for _ in range(
+            EMPTYING_ATTEMPTS
+        ):  # else what was erased stays in the log beside the file for a while
             if await self._write(_empty_log, alone=True):
                 return count
             await asyncio.sleep(EMPTYING_PAUSE_S)
@@ -130,11 +136,17 @@ class SqliteEventStore:
         return count
 
     async def erased(self) -> frozenset[str]:
-        return await self._read(lambda connection: frozenset(row[0] for row in connection.execute("SELECT user_digest FROM erasures")))
+        return await self._read(
+            lambda connection: frozenset(
+                row[0] for row in connection.execute("SELECT user_digest FROM erasures")
+            )
+        )
 
     async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
         ask = "SELECT hour, item_id, count FROM hourly WHERE hour BETWEEN ? AND ?"
-        return await self._read(lambda connection: [HourlyCount(*row) for row in connection.execute(ask, (first_hour, last_hour))])
+        return await self._read(
+            lambda connection: [HourlyCount(*row) for row in connection.execute(ask, (first_hour, last_hour))]
+        )
 
     async def ping(self) -> None:
         await self._read(lambda connection: connection.execute("SELECT 1").fetchone())
@@ -145,7 +157,9 @@ class SqliteEventStore:
         self._readers.shutdown()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            self._path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False
+        )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # a commit that has returned is on disk
         connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
@@ -203,12 +217,16 @@ class SqliteEventStore:
         try:
             gone = connection.execute(_PRUNE, (oldest_ms, _MOST_IN_ONE_COMMIT)).rowcount
         except sqlite3.Error as error:  # nobody waits for an answer
-            logger.warning("%s: what is older than %g days is not deleted yet (%s)", self._path, self._keep_days, error)
+            logger.warning(
+                "%s: what is older than %g days is not deleted yet (%s)", self._path, self._keep_days, error
+            )
         else:
             if gone == _MOST_IN_ONE_COMMIT:
                 self._writes.put(_Waiting(self._prune, Future(), True))
 
-    def _commit(self, connection: sqlite3.Connection | None, batch: "Sequence[_Waiting]") -> sqlite3.Connection | None:
+    def _commit(
+        self, connection: sqlite3.Connection | None, batch: "Sequence[_Waiting]"
+    ) -> sqlite3.Connection | None:
         """One transaction; the connection to go on with."""
         try:
             connection = connection or self._connect()

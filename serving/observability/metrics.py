@@ -2,7 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    generate_latest,
+)
 from prometheus_client.registry import Collector
 
 from serving.schemas.recommend import RecommendResponse, Timings
@@ -23,19 +31,39 @@ class Telemetry:
     def __init__(self, replica: str = "") -> None:
         self._replica = replica
         self._registry = CollectorRegistry()
-        self._requests = Counter("passerelle_requests", "Requests answered, by outcome.", ["endpoint", "outcome"], registry=self._registry)
+        self._requests = Counter(
+            "passerelle_requests",
+            "Requests answered, by outcome.",
+            ["endpoint", "outcome"],
+            registry=self._registry,
+        )
         self._stages = Histogram(
-            "passerelle_stage_seconds", "Time of one request in each stage.", ["stage"], buckets=_SECONDS, registry=self._registry
+            "passerelle_stage_seconds",
+            "Time of one request in each stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self._degraded = Counter(
-            "passerelle_degraded", "Answers that did without something that does not work.", ["without"], registry=self._registry
+            "passerelle_degraded",
+            "Answers that did without something that does not work.",
+            ["without"],
+            registry=self._registry,
         )
         self._variants = Counter(
-            "passerelle_served", "Answers by playlist and variant.", ["playlist", "experiment", "variant"], registry=self._registry
+            "passerelle_served",
+            "Answers by playlist and variant.",
+            ["playlist", "experiment", "variant"],
+            registry=self._registry,
         )
-        self._events = Counter("passerelle_events", "Live events kept, and known already.", ["outcome"], registry=self._registry)
+        self._events = Counter(
+            "passerelle_events", "Live events kept, and known already.", ["outcome"], registry=self._registry
+        )
         self._recall = Gauge(
-            "passerelle_index_recall", "Recall@100 of the index when it was built.", ["retriever", "passing"], registry=self._registry
+            "passerelle_index_recall",
+            "Recall@100 of the index when it was built.",
+            ["retriever", "passing"],
+            registry=self._registry,
         )
 
     def count(self, endpoint: str, outcome: str) -> None:
@@ -75,5 +103,8 @@ class _Named(Collector):
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._registry.collect():
-            metric.samples = [sample._replace(labels={**sample.labels, "replica": self._replica}) for sample in metric.samples]
+            metric.samples = [
+                sample._replace(labels={**sample.labels, "replica": self._replica})
+                for sample in metric.samples
+            ]
             yield metric

@@ -12,7 +12,7 @@ from typing import IO, Any
 from passerelle.errors import UserError
 from serving.schemas.recommend import Place, RecommendResponse
 
-LOOK_EVERY_S = 1.0
+LOOK_INTERVAL_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,9 @@ class ServedLog:
             "variant": answer.variant,
             "fallback": answer.fallback,
             "degraded": answer.degraded,
-            "near": None if place is None else [round(place.latitude, 1), round(place.longitude, 1)],  # some ten kilometres
+            "near": None
+            if place is None
+            else [round(place.latitude, 1), round(place.longitude, 1)],  # some ten kilometres
             "items": [item.item_id for item in answer.items],
             "scores": [item.score for item in answer.items],
             "timings_ms": {name: round(value, 3) for name, value in answer.timings_ms.model_dump().items()},
@@ -87,7 +89,7 @@ class ServedLog:
 
     def _follow(self) -> None:
         """Go on in a new file where what rotates logs has moved the old one away."""
-        if self._file is None or self._path is None or time.monotonic() - self._looked_at < LOOK_EVERY_S:
+        if self._file is None or self._path is None or time.monotonic() - self._looked_at < LOOK_INTERVAL_S:
             return
         self._looked_at = time.monotonic()
         if not self._path.exists() or not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
@@ -103,4 +105,11 @@ class _Messages(logging.Handler):
         self._write = write
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._write({"kind": "message", "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()})
+        self._write(
+            {
+                "kind": "message",
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "message": record.getMessage(),
+            }
+        )

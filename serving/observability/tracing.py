@@ -7,7 +7,10 @@ from typing import Any
 from passerelle.errors import UserError
 
 SERVICE = "passerelle"
-_QUIET: Any = {"record_exception": False, "set_status_on_exception": False}  # what is said of a mistake names who made it
+_QUIET: Any = {
+    "record_exception": False,
+    "set_status_on_exception": False,
+}  # what is said of a mistake names who made it
 
 
 class Tracer:
@@ -32,7 +35,9 @@ class Tracer:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:  # an extra
-            raise UserError("tracing.endpoint: its client is not here: pip install 'passerelle[otel]'") from None
+            raise UserError(
+                "tracing.endpoint: its client is not here: pip install 'passerelle[otel]'"
+            ) from None
         exporter = exporter or OTLPSpanExporter(endpoint=f"{str(endpoint).rstrip('/')}/v1/traces")
         self._provider = TracerProvider(resource=Resource.create({"service.name": SERVICE}))
         self._provider.add_span_processor(BatchSpanProcessor(exporter))

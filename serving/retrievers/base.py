@@ -45,7 +45,7 @@ class Index(Protocol):
     def search(self, queries_QD: Float32Array, k: int, allowed_Q: Sequence[Mask | None]) -> list[Hits]:
         """For each query the k best it can find among those allowed (a mask has `num_vectors`, None allows all)."""
 
-    def look_further(self) -> bool:
+    def increase_probes(self) -> bool:
         """From now on look at about twice as much; False when that is not possible."""
 
 
@@ -61,10 +61,16 @@ def best(positions_S: Int64Array, scores_S: Float32Array, k: int) -> Hits:
 
 def merged(parts: Sequence[Hits], k: int) -> Hits:
     """The k best of several searches that looked at different vectors."""
-    return best(np.concatenate([part.positions_K for part in parts]), np.concatenate([part.scores_K for part in parts]), k)
+    return best(
+        np.concatenate([part.positions_K for part in parts]),
+        np.concatenate([part.scores_K for part in parts]),
+        k,
+    )
 
 
-def scan(vectors_ND: Float32Array, query_D: Float32Array, k: int, allowed_N: Mask | None = None, start: int = 0) -> Hits:
+def scan(
+    vectors_ND: Float32Array, query_D: Float32Array, k: int, allowed_N: Mask | None = None, start: int = 0
+) -> Hits:
     """The k best, by looking at every allowed vector from position `start` on.
 
     Args:
@@ -78,7 +84,9 @@ def scan(vectors_ND: Float32Array, query_D: Float32Array, k: int, allowed_N: Mas
             return best(positions_S, vectors_ND[positions_S] @ query_D, k)
     scores = np.empty(len(vectors_ND) - start, dtype=np.float32)
     for first in range(0, len(scores), _CHUNK):
-        np.dot(vectors_ND[start + first : start + first + _CHUNK], query_D, out=scores[first : first + _CHUNK])
+        np.dot(
+            vectors_ND[start + first : start + first + _CHUNK], query_D, out=scores[first : first + _CHUNK]
+        )
     if allowed_N is None:
         return best(np.arange(start, len(vectors_ND)), scores, k)
     return best(positions_S, scores[positions_S - start], k)

@@ -35,7 +35,9 @@ class FaissIndex:
 
     def __init__(self, path: Path, *, probes: int = FIRST_PROBES) -> None:
         self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        faiss.downcast_InvertedLists(self._index.invlists).prefetch_nthread = 0  # threads cost 2 ms a search, and pages are read once
+        faiss.downcast_InvertedLists(
+            self._index.invlists
+        ).prefetch_nthread = 0  # threads cost 2 ms a search, and pages are read once
         self._centres_LD: Float32Array = self._index.quantizer.reconstruct_n(0, self._index.nlist)
         self._probes = min(probes, self._index.nlist)
 
@@ -61,7 +63,7 @@ class FaissIndex:
     def parameters(self) -> dict[str, Any]:
         return {"probes": self._probes, "lists": int(self._index.nlist)}
 
-    def look_further(self) -> bool:
+    def increase_probes(self) -> bool:
         if 2 * self._probes > self._index.nlist:
             return False
         self._probes *= 2
@@ -74,7 +76,9 @@ class FaissIndex:
         return [self._one(query_D, nearness_L, k, allowed_N) for query_D, nearness_L, allowed_N in searches]
 
     def _one(self, query_D: Float32Array, nearness_L: Float32Array, k: int, allowed_N: Mask | None) -> Hits:
-        selector = None if allowed_N is None else faiss.IDSelectorBitmap(np.packbits(allowed_N, bitorder="little"))
+        selector = (
+            None if allowed_N is None else faiss.IDSelectorBitmap(np.packbits(allowed_N, bitorder="little"))
+        )
         lists_L = np.argsort(-nearness_L)
         found = Hits(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         looked_at, next_round = 0, self._probes
@@ -91,7 +95,9 @@ class FaissIndex:
                 break
         return found
 
-    def _round(self, query_D: Float32Array, lists_P: Int64Array, nearness_P: Float32Array, k: int, selector: Any) -> Hits:
+    def _round(
+        self, query_D: Float32Array, lists_P: Int64Array, nearness_P: Float32Array, k: int, selector: Any
+    ) -> Hits:
         """The k best of some lists. Faiss' Python layer has no such search with a selector, its C++ has."""
         positions_K, scores_K = np.empty(k, dtype=np.int64), np.empty(k, dtype=np.float32)
         arrays = [np.ascontiguousarray(array) for array in (lists_P, nearness_P)]

@@ -30,7 +30,7 @@ TARGET_RECALL = 0.99
 PASSING = ("all", "half", "tenth", "region")
 """Filters that recall is measured under: random ones, and a tenth of the vectors that lie in one direction."""
 RECALL_AT = 100
-MOST_QUERIES = 100
+MAX_QUERIES = 100
 _LIBRARIES: Mapping[Kind, str] = {"exact": "numpy", "faiss": "faiss-cpu", "lancedb": "lancedb"}
 _SEED = 20
 
@@ -59,7 +59,10 @@ def open_index(kind: Kind, directory: Path, vectors_ND: Float32Array, **paramete
     """The index that a directory holds; None of `exact`, which has none."""
     options = {"probes": parameters["probes"]} if "probes" in parameters else {}
     if kind == "faiss":
-        from serving.retrievers.faiss_index import FILE, FaissIndex  # a machine that serves with one library need not have the other
+        from serving.retrievers.faiss_index import (
+            FILE,
+            FaissIndex,
+        )  # a machine that serves with one library need not have the other
 
         return FaissIndex(directory / FILE, **options)
     if kind == "lancedb":
@@ -101,7 +104,7 @@ def build_index(
         UserError: there is an index, or its recall stays below the target; then nothing is written.
     """
     vectors_ND = np.asarray(bundle.vectors_RD)[FIRST_ITEM_ROW:]
-    queries_QD = reference_queries(bundle)[:MOST_QUERIES]
+    queries_QD = reference_queries(bundle)[:MAX_QUERIES]
     with new_directory(bundle.path / INDEX, overwrite=overwrite) as scratch:
         started_s = time.perf_counter()
         say(f"{kind}: building over {len(vectors_ND):,} vectors")
@@ -141,28 +144,41 @@ def tuned_recall(
     while True:
         recall = measured_recall(Retriever(vectors_ND, index, scan_limit=scan_limit), vectors_ND, queries_QD)
         worst = min(recall, key=lambda passing: recall[passing])
-        say(f"recall@{RECALL_AT} {recall[worst]:.4f} where a filter lets pass: {worst}" + (f"; {index.parameters}" if index else ""))
+        say(
+            f"recall@{RECALL_AT} {recall[worst]:.4f} where a filter lets pass: {worst}"
+            + (f"; {index.parameters}" if index else "")
+        )
         if recall[worst] >= target:
             return recall
-        if index is None or not index.look_further():
+        if index is None or not index.increase_probes():
             raise UserError(
                 f"recall@{RECALL_AT} is {recall[worst]:.4f} where a filter lets pass: {worst}, below the target {target}: "
                 "ask for less (--target-recall), or choose another --retriever"
             )
 
 
-def measured_recall(retriever: Retriever, vectors_ND: Float32Array, queries_QD: Float32Array) -> dict[str, float]:
+def measured_recall(
+    retriever: Retriever, vectors_ND: Float32Array, queries_QD: Float32Array
+) -> dict[str, float]:
     """Mean recall@100 against a full scan, by filter."""
     rng = np.random.default_rng(_SEED)
     drawn_N = rng.random(len(vectors_ND))
     along_N = vectors_ND @ rng.standard_normal((vectors_ND.shape[1],), dtype=np.float32)
-    filters = {"all": None, "half": drawn_N < 0.5, "tenth": drawn_N < 0.1, "region": along_N >= np.quantile(along_N, 0.9)}
+    filters = {
+        "all": None,
+        "half": drawn_N < 0.5,
+        "tenth": drawn_N < 0.1,
+        "region": along_N >= np.quantile(along_N, 0.9),
+    }
     recall = {}
     for passing in PASSING:
         allowed_N = filters[passing]
         found = retriever.search(queries_QD, RECALL_AT, [allowed_N] * len(queries_QD))
         exact = [scan(vectors_ND, query_D, RECALL_AT, allowed_N) for query_D in queries_QD]
-        hits = sum(len(np.intersect1d(mine.positions_K, all_.positions_K)) for mine, all_ in zip(found, exact, strict=True))
+        hits = sum(
+            len(np.intersect1d(mine.positions_K, all_.positions_K))
+            for mine, all_ in zip(found, exact, strict=True)
+        )
         recall[passing] = hits / max(1, sum(map(len, exact)))
     return recall
 
@@ -187,8 +203,12 @@ def open_retriever(bundle: Bundle, *, scan_limit: int = SCAN_LIMIT) -> tuple[Ret
     directory, manifest = bundle.path / INDEX, index_of(bundle)
     if manifest is None:
         return Retriever(vectors_ND), None
-    if manifest.num_vectors > len(vectors_ND) or manifest.vectors_sha256 != _digest(vectors_ND[: manifest.num_vectors]):
-        raise UserError(f"{directory} is not of the vectors of {bundle.path}: build it anew with `passerelle build-index --overwrite`")
+    if manifest.num_vectors > len(vectors_ND) or manifest.vectors_sha256 != _digest(
+        vectors_ND[: manifest.num_vectors]
+    ):
+        raise UserError(
+            f"{directory} is not of the vectors of {bundle.path}: build it anew with `passerelle build-index --overwrite`"
+        )
     index = open_index(manifest.retriever, directory, vectors_ND, **manifest.parameters)
     return Retriever(vectors_ND, index, scan_limit=scan_limit), manifest
 
@@ -196,7 +216,9 @@ def open_retriever(bundle: Bundle, *, scan_limit: int = SCAN_LIMIT) -> tuple[Ret
 def reference_queries(bundle: Bundle) -> Float32Array:
     """Query vectors of the bundle's reference users, [Q, D]."""
     queries = bundle.reference().column("query").combine_chunks()
-    return np.asarray(queries.flatten().to_numpy(), dtype=np.float32).reshape(len(queries), bundle.manifest.dim)
+    return np.asarray(queries.flatten().to_numpy(), dtype=np.float32).reshape(
+        len(queries), bundle.manifest.dim
+    )
 
 
 def _digest(vectors_ND: Float32Array) -> str:

@@ -52,17 +52,24 @@ class LanceIndex:
             pa.record_batch(
                 [
                     pa.array(np.arange(start, min(start + _BATCH, num_vectors))),
-                    pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND[start : start + _BATCH].ravel(), pa.float32()), dim),
+                    pa.FixedSizeListArray.from_arrays(
+                        pa.array(vectors_ND[start : start + _BATCH].ravel(), pa.float32()), dim
+                    ),
                 ],
                 schema=schema,
             )
             for start in range(0, num_vectors, _BATCH)
         )
         table = lancedb.connect(directory).create_table(TABLE, data=batches, schema=schema)
-        if num_vectors >= _FEWEST_TO_INDEX:  # product quantisation learns 256 codes; fewer vectors are scanned by lancedb itself
+        if (
+            num_vectors >= _FEWEST_TO_INDEX
+        ):  # product quantisation learns 256 codes; fewer vectors are scanned by lancedb itself
             sub_vectors = max(1, dim // _DIMS_PER_SUB_VECTOR)
             partitions = max(1, int(np.sqrt(num_vectors)))
-            table.create_index(VECTOR, config=IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=sub_vectors))
+            table.create_index(
+                VECTOR,
+                config=IvfPq(distance_type="dot", num_partitions=partitions, num_sub_vectors=sub_vectors),
+            )
         return cls(directory, vectors_ND)
 
     @property
@@ -73,14 +80,16 @@ class LanceIndex:
     def parameters(self) -> dict[str, Any]:
         return {"probes": self._probes, "partitions": self._partitions}
 
-    def look_further(self) -> bool:
+    def increase_probes(self) -> bool:
         if 2 * self._probes > self._partitions:
             return False
         self._probes *= 2
         return True
 
     def search(self, queries_QD: Float32Array, k: int, allowed_Q: Sequence[Mask | None]) -> list[Hits]:
-        return [self._one(query_D, k, allowed_N) for query_D, allowed_N in zip(queries_QD, allowed_Q, strict=True)]
+        return [
+            self._one(query_D, k, allowed_N) for query_D, allowed_N in zip(queries_QD, allowed_Q, strict=True)
+        ]
 
     def _one(self, query_D: Float32Array, k: int, allowed_N: Mask | None) -> Hits:
         if allowed_N is None:
@@ -100,7 +109,11 @@ class LanceIndex:
     def _fetch(self, query_D: Float32Array, fetch: int, probes: int, k: int, allowed_N: Mask | None) -> Hits:
         """The k best allowed of the `fetch` best."""
         search: Any = self._table.search(query_D, vector_column_name=VECTOR)
-        search = search.distance_type("dot").limit(min(fetch, self._num_vectors)).nprobes(min(probes, self._partitions))
+        search = (
+            search.distance_type("dot")
+            .limit(min(fetch, self._num_vectors))
+            .nprobes(min(probes, self._partitions))
+        )
         rows = search.refine_factor(REFINE_FACTOR).select([POSITION, "_distance"]).to_arrow()
         positions_F = np.asarray(rows.column(POSITION).to_numpy(), dtype=np.int64)
         if allowed_N is not None:

@@ -25,13 +25,17 @@ class Retriever:
         scan_limit: most survivors that are scanned though there is an index.
     """
 
-    def __init__(self, vectors_ND: Float32Array, index: Index | None = None, *, scan_limit: int = SCAN_LIMIT) -> None:
+    def __init__(
+        self, vectors_ND: Float32Array, index: Index | None = None, *, scan_limit: int = SCAN_LIMIT
+    ) -> None:
         assert index is None or index.num_vectors <= len(vectors_ND), "an index of other vectors"
         self._vectors_ND = vectors_ND
         self._index = index
         self._scan_limit = scan_limit
 
-    def search(self, queries_QD: Float32Array, k: int, allowed_Q: Sequence[Mask | None] | None = None) -> list[Hits]:
+    def search(
+        self, queries_QD: Float32Array, k: int, allowed_Q: Sequence[Mask | None] | None = None
+    ) -> list[Hits]:
         """For each query the k best allowed positions; fewer only where fewer are allowed.
 
         Args:
@@ -40,8 +44,14 @@ class Retriever:
         """
         masks = [None] * len(queries_QD) if allowed_Q is None else list(allowed_Q)
         found: list[Hits | None] = [None] * len(masks)
-        indexed = [place for place, allowed_N in enumerate(masks) if self._index is not None and self._many(allowed_N)]
-        for place, hits in zip(indexed, self._by_index(queries_QD[indexed], k, [masks[place] for place in indexed]), strict=True):
+        indexed = [
+            place
+            for place, allowed_N in enumerate(masks)
+            if self._index is not None and self._many(allowed_N)
+        ]
+        for place, hits in zip(
+            indexed, self._by_index(queries_QD[indexed], k, [masks[place] for place in indexed]), strict=True
+        ):
             found[place] = hits
         return [
             hits if hits is not None else scan(self._vectors_ND, query_D, k, allowed_N)
@@ -56,12 +66,19 @@ class Retriever:
         if self._index is None or not len(queries_QD):
             return []
         known = self._index.num_vectors
-        found = self._index.search(queries_QD, k, [None if allowed_N is None else allowed_N[:known] for allowed_N in masks])
+        found = self._index.search(
+            queries_QD, k, [None if allowed_N is None else allowed_N[:known] for allowed_N in masks]
+        )
         for place, (query_D, allowed_N) in enumerate(zip(queries_QD, masks, strict=True)):
             allowed = known if allowed_N is None else int(np.count_nonzero(allowed_N[:known]))
             if len(found[place]) < min(k, allowed):  # an index that gave up: what is promised is promised
-                found[place] = scan(self._vectors_ND[:known], query_D, k, None if allowed_N is None else allowed_N[:known])
+                found[place] = scan(
+                    self._vectors_ND[:known], query_D, k, None if allowed_N is None else allowed_N[:known]
+                )
         if known == len(self._vectors_ND):
             return found
-        tails = [scan(self._vectors_ND, query_D, k, allowed_N, start=known) for query_D, allowed_N in zip(queries_QD, masks, strict=True)]
+        tails = [
+            scan(self._vectors_ND, query_D, k, allowed_N, start=known)
+            for query_D, allowed_N in zip(queries_QD, masks, strict=True)
+        ]
         return [merged(parts, k) for parts in zip(found, tails, strict=True)]

@@ -21,7 +21,7 @@ _STRANGERS = 20
 """So many unknown fields are named."""
 
 
-class Incoming(Config):
+class RequestModel(Config):
     """A part of a body."""
 
     @model_validator(mode="before")

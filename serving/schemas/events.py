@@ -5,14 +5,14 @@ from typing import Annotated
 from pydantic import Field, StrictInt, StrictStr, model_validator
 
 from passerelle.config import Config
-from serving.schemas.base import Incoming, Several
+from serving.schemas.base import RequestModel, Several
 from serving.schemas.recommend import LATEST_TIMESTAMP_MS, ExternalId
 
-MOST_EVENTS = 1000
+MAX_EVENTS = 1000
 EventId = Annotated[StrictStr, Field(min_length=1, max_length=128)]
 
 
-class EventIn(Incoming):
+class EventIn(RequestModel):
     """One thing that a user did."""
 
     event_id: EventId
@@ -26,10 +26,10 @@ class EventIn(Incoming):
     """Milliseconds since the epoch; when it is received, if absent."""
 
 
-class EventsRequest(Incoming):
+class EventsRequest(RequestModel):
     """One event, with its fields at the top, or several in `events`."""
 
-    events: Several[EventIn] = Field(default=(), max_length=MOST_EVENTS)
+    events: Several[EventIn] = Field(default=(), max_length=MAX_EVENTS)
     event_id: EventId | None = None
     user_id: ExternalId | None = None
     item_id: ExternalId | None = None

@@ -14,14 +14,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
 
-from serving.schemas.base import Incoming, Several
+from serving.schemas.base import RequestModel, Several
 
-MOST_RADII = 1000
+MAX_RADII = 1000
 Value = StrictBool | StrictInt | StrictFloat | StrictStr
 Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat
 
 
-class Equals(Incoming):
+class Equals(RequestModel):
     """The item's value is this one."""
 
     op: Literal["equals"]
@@ -29,7 +29,7 @@ class Equals(Incoming):
     value: Value
 
 
-class In(Incoming):
+class In(RequestModel):
     """The item's value is one of these."""
 
     op: Literal["in"]
@@ -37,7 +37,7 @@ class In(Incoming):
     values: Several[Value] = Field(min_length=1, max_length=10_000)
 
 
-class Range(Incoming):
+class Range(RequestModel):
     """The item's number lies between `min` and `max`, both included; one of them may be absent."""
 
     op: Literal["range"]
@@ -52,7 +52,7 @@ class Range(Incoming):
         return self
 
 
-class Overlaps(Incoming):
+class Overlaps(RequestModel):
     """The item's time, from the column `start` to the column `end`, has a moment in common with that from `min` to `max`, all included.
 
     An item without a start has always been, one without an end does not end, and one with neither meets no such condition.
@@ -65,7 +65,7 @@ class Overlaps(Incoming):
     max: Number | None = None
 
 
-class Contains(Incoming):
+class Contains(RequestModel):
     """One of the item's several values is this one."""
 
     op: Literal["contains"]
@@ -76,7 +76,7 @@ class Contains(Incoming):
 Radius = Annotated[Number, Field(gt=0, le=20_038)]
 
 
-class RadiusBy(Incoming):
+class RadiusBy(RequestModel):
     """Other radii for the items whose column has one of these values."""
 
     column: str
@@ -85,12 +85,12 @@ class RadiusBy(Incoming):
     @field_validator("radii_km", mode="before")
     @classmethod
     def _are_few(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > MOST_RADII:  # before each of them is looked at
-            raise ValueError(f"there are {len(given)} radii, at most {MOST_RADII} are possible")
+        if isinstance(given, dict) and len(given) > MAX_RADII:  # before each of them is looked at
+            raise ValueError(f"there are {len(given)} radii, at most {MAX_RADII} are possible")
         return given
 
 
-class Within(Incoming):
+class Within(RequestModel):
     """The item's place lies within so many kilometres of a point, along the surface of the Earth."""
 
     op: Literal["within"]
@@ -102,28 +102,28 @@ class Within(Incoming):
     """One value, or one of several: the largest of their radii counts. `radius_km` for what it does not name."""
 
 
-class Present(Incoming):
+class Present(RequestModel):
     """The item has a value (of several values, one at least)."""
 
     op: Literal["present"]
     column: str
 
 
-class And(Incoming):
+class And(RequestModel):
     """All of these hold."""
 
     op: Literal["and"]
     conditions: "Several[Filter]" = Field(min_length=1, max_length=100)
 
 
-class Or(Incoming):
+class Or(RequestModel):
     """One of these holds."""
 
     op: Literal["or"]
     conditions: "Several[Filter]" = Field(min_length=1, max_length=100)
 
 
-class Not(Incoming):
+class Not(RequestModel):
     """This does not hold: also of an item without a value."""
 
     op: Literal["not"]
@@ -135,8 +135,8 @@ Filter = Annotated[Leaf | And | Or | Not, Field(discriminator="op")]
 for _group in (And, Or, Not):
     _group.model_rebuild()
 
-MOST_CONDITIONS = 1000
-MOST_VALUES = 20_000
+MAX_CONDITIONS = 1000
+MAX_VALUES = 20_000
 DEEPEST = 50
 
 
@@ -152,7 +152,13 @@ def count_conditions(filters: Sequence[Filter]) -> int:
         count += 1
         if depth > DEEPEST:
             raise ValueError(f"filters are nested more than {DEEPEST} deep")
-        inner = condition.conditions if isinstance(condition, And | Or) else [condition.condition] if isinstance(condition, Not) else []
+        inner = (
+            condition.conditions
+            if isinstance(condition, And | Or)
+            else [condition.condition]
+            if isinstance(condition, Not)
+            else []
+        )
         waiting += [(part, depth + 1) for part in inner]
     return count
 

@@ -8,8 +8,8 @@ from pydantic import Field, JsonValue, StrictBool, StrictFloat, StrictInt, Stric
 
 from passerelle.config import Config
 from serving.config import MAX_K
-from serving.schemas.base import Incoming, Several
-from serving.schemas.filters import MOST_CONDITIONS, MOST_VALUES, Filter, count_conditions, count_values
+from serving.schemas.base import RequestModel, Several
+from serving.schemas.filters import MAX_CONDITIONS, MAX_VALUES, Filter, count_conditions, count_values
 
 MAX_HISTORY_ITEMS = 100_000
 LATEST_TIMESTAMP_MS = 253_402_300_799_999  # the year 9999: a larger number is in microseconds or nanoseconds
@@ -19,14 +19,14 @@ Features = Annotated[dict[str, JsonValue], Field(max_length=1000)]
 Count = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
 
 
-class Place(Incoming):
+class Place(RequestModel):
     """A point on the Earth, in degrees."""
 
     latitude: Annotated[StrictInt | StrictFloat, Field(ge=-90, le=90)]
     longitude: Annotated[StrictInt | StrictFloat, Field(ge=-180, le=180)]
 
 
-class Context(Incoming):
+class Context(RequestModel):
     """The circumstances of a request."""
 
     timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
@@ -46,13 +46,13 @@ class Context(Incoming):
 
 
 def _refuse_forest(filters: Sequence[Filter]) -> None:
-    if (count := count_conditions(filters)) > MOST_CONDITIONS:
-        raise ValueError(f"filters has {count} conditions, at most {MOST_CONDITIONS} are possible")
-    if (count := count_values(filters)) > MOST_VALUES:
-        raise ValueError(f"filters names {count} values, at most {MOST_VALUES} are possible")
+    if (count := count_conditions(filters)) > MAX_CONDITIONS:
+        raise ValueError(f"filters has {count} conditions, at most {MAX_CONDITIONS} are possible")
+    if (count := count_values(filters)) > MAX_VALUES:
+        raise ValueError(f"filters names {count} values, at most {MAX_VALUES} are possible")
 
 
-class RecommendRequest(Incoming):
+class RecommendRequest(RequestModel):
     """Who to recommend to, and what. Of whom too little is known gets what the rule for cold users says: the popular items, by default."""
 
     user_id: ExternalId | None = None
@@ -84,9 +84,14 @@ class RecommendRequest(Incoming):
 
     @model_validator(mode="after")
     def _one_value_an_item(self) -> "RecommendRequest":
-        for name, values in (("history_timestamps_ms", self.history_timestamps_ms), ("history_event_types", self.history_event_types)):
+        for name, values in (
+            ("history_timestamps_ms", self.history_timestamps_ms),
+            ("history_event_types", self.history_event_types),
+        ):
             if values is not None and len(values) != len(self.history or ()):
-                raise ValueError(f"{name} has {len(values)} values for the {len(self.history or ())} items of history")
+                raise ValueError(
+                    f"{name} has {len(values)} values for the {len(self.history or ())} items of history"
+                )
         return self
 
     @model_validator(mode="after")
@@ -99,7 +104,7 @@ class RecommendRequest(Incoming):
         return self.context.now_ms()
 
 
-class SimilarRequest(Incoming):
+class SimilarRequest(RequestModel):
     """Which item, or which items together, to find neighbours of."""
 
     item_id: ExternalId | None = None

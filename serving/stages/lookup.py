@@ -20,16 +20,24 @@ from passerelle.id_map import UNKNOWN_ROW, Id, parsed, parsed_or_none
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.request_features import encode_values
 from serving.config import ServingConfig
-from serving.events.base import NOBODY, EventStore, EventStoreError, UserState, new_identity, user_digest
+from serving.events.base import EMPTY_USER, EventStore, EventStoreError, UserState, new_identity, user_digest
 from serving.schemas.recommend import RecommendRequest
-from serving.stages.types import ENCODER_DOWN, EVENTS_DOWN, Float32Array, Inference, InferenceError, Int64Array, Query
+from serving.stages.types import (
+    ENCODER_DOWN,
+    EVENTS_DOWN,
+    Float32Array,
+    Inference,
+    InferenceError,
+    Int64Array,
+    Query,
+)
 
 SHORTEST_BUCKET = 16
 ASSUMED_GAP_MS = 60_000
 INFER_TIMEOUT_S = 2.0
 EVENTS_SHARE, ENCODER_SHARE = 0.3, 0.6
 """Of the time that is left: what fails takes no more, so that there is time for an answer without it."""
-ERASED_EVERY_S = 5.0
+ERASURE_REFRESH_INTERVAL_S = 5.0
 _REST = 50
 """Where very many are erased, who they are is asked less often: it takes a fiftieth of the time at most."""
 NO_HISTORY = History(*(np.empty(0, dtype=np.int64) for _ in History._fields))
@@ -98,9 +106,13 @@ class EmbeddingLookup:
         self._background: set[asyncio.Task[None]] = set()
         if strangers := sorted(set(self._cold.min_events_of) - set(bundle.manifest.event_types)):
             known = ", ".join(bundle.manifest.event_types)
-            raise UserError(f"cold_start.min_events_of: no {strangers[0]!r} among the events of this model: {known}")
+            raise UserError(
+                f"cold_start.min_events_of: no {strangers[0]!r} among the events of this model: {known}"
+            )
 
-    async def run(self, request: RecommendRequest, timestamp_ms: int, timeout_s: float = INFER_TIMEOUT_S) -> Query:
+    async def run(
+        self, request: RecommendRequest, timestamp_ms: int, timeout_s: float = INFER_TIMEOUT_S
+    ) -> Query:
         """The query vector of the request's history, else of what is known of the user; none for those who are cold.
 
         Raises:
@@ -116,7 +128,9 @@ class EmbeddingLookup:
             return nothing
         encoding = time.perf_counter()
         try:
-            query_D = await self._encode(newest, facts, timestamp_ms, ENCODER_SHARE * (timeout_s - (encoding - started)))
+            query_D = await self._encode(
+                newest, facts, timestamp_ms, ENCODER_SHARE * (timeout_s - (encoding - started))
+            )
         except InferenceError as error:
             logger.warning("without the query encoder: %s", error)
             return replace(nothing, degraded=(*known.degraded, ENCODER_DOWN))
@@ -144,7 +158,7 @@ class EmbeddingLookup:
 
     async def _known(self, request: RecommendRequest, timestamp_ms: int, timeout_s: float) -> _Known:
         """The history that is given, or what is stored and what happened since."""
-        user_row, state = UNKNOWN_ROW, NOBODY
+        user_row, state = UNKNOWN_ROW, EMPTY_USER
         degraded: tuple[str, ...] = ()
         if request.user_id is not None:
             user_id = parsed(self._bundle.user_ids, request.user_id, "user_id")
@@ -161,10 +175,12 @@ class EmbeddingLookup:
     async def _state(self, user_id: str, timeout_s: float) -> tuple[UserState, tuple[str, ...]]:
         """What the event store knows, and whether it had to be done without."""
         if self._events is None:
-            return NOBODY, ()
+            return EMPTY_USER, ()
         try:
             within_s = min(timeout_s, self._events_config.timeout_ms / 1e3)
-            state = await asyncio.wait_for(self._events.user(user_id, self._events_config.keep_per_user), within_s)
+            state = await asyncio.wait_for(
+                self._events.user(user_id, self._events_config.keep_per_user), within_s
+            )
         except (EventStoreError, TimeoutError) as error:
             logger.warning("without events: %s", str(error) or "the store took too long")
             # Whoever asked to be forgotten stays so while the store is away; of whom it is not known, nothing is known.
@@ -185,7 +201,7 @@ class EmbeddingLookup:
             begun = time.monotonic()
             with contextlib.suppress(EventStoreError):
                 self._erased = await self._events.erased()
-            await asyncio.sleep(ERASED_EVERY_S + _REST * (time.monotonic() - begun))
+            await asyncio.sleep(ERASURE_REFRESH_INTERVAL_S + _REST * (time.monotonic() - begun))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -197,14 +213,27 @@ class EmbeddingLookup:
         if not state.events:
             return stored
         names, item_ids = self._bundle.manifest.event_types, self._bundle.item_ids
-        there = set(zip(*(values_L.tolist() for values_L in stored), strict=True))  # an older bundle may have been made without them
-        known = [(parsed_or_none(item_ids, event.item_id), event) for event in state.events if event.event_type in names]
-        known = [(item_id, event) for item_id, event in known if item_id is not None]  # others are of a bundle with other ids
+        there = set(
+            zip(*(values_L.tolist() for values_L in stored), strict=True)
+        )  # an older bundle may have been made without them
+        known = [
+            (parsed_or_none(item_ids, event.item_id), event)
+            for event in state.events
+            if event.event_type in names
+        ]
+        known = [
+            (item_id, event) for item_id, event in known if item_id is not None
+        ]  # others are of a bundle with other ids
         rows = item_ids.rows([item_id for item_id, _ in known]).tolist()
-        news = [(row, event.timestamp_ms, names.index(event.event_type)) for row, (_, event) in zip(rows, known, strict=True)]
+        news = [
+            (row, event.timestamp_ms, names.index(event.event_type))
+            for row, (_, event) in zip(rows, known, strict=True)
+        ]
         lately = [new for new in news if new[0] >= FIRST_ITEM_ROW and new not in there]
         after = np.array(lately, dtype=np.int64).reshape(-1, len(History._fields))
-        both = History(*(np.concatenate([before, more]) for before, more in zip(stored, after.T, strict=True)))
+        both = History(
+            *(np.concatenate([before, more]) for before, more in zip(stored, after.T, strict=True))
+        )
         order = np.argsort(both.timestamps_ms_L, kind="stable")
         return History(*(values_L[order] for values_L in both))
 
@@ -212,7 +241,9 @@ class EmbeddingLookup:
         """The known items of the request's history, and how many of its ids are unknown."""
         assert request.history is not None, "no history given"
         item_ids = self._bundle.item_ids
-        rows_L = item_ids.rows([parsed(item_ids, item_id, f"history.{i}") for i, item_id in enumerate(request.history)])
+        rows_L = item_ids.rows(
+            [parsed(item_ids, item_id, f"history.{i}") for i, item_id in enumerate(request.history)]
+        )
         if request.history_timestamps_ms is None:
             times_ms_L = timestamp_ms - ASSUMED_GAP_MS * np.arange(len(rows_L), 0, -1)
         else:
@@ -228,19 +259,26 @@ class EmbeddingLookup:
         if given is None:
             return np.zeros(length, dtype=np.int64)
         if strangers := sorted(set(given) - set(names)):
-            raise UserError(f"history_event_types: no {strangers[0]!r} among the events of this model: {', '.join(names)}")
+            raise UserError(
+                f"history_event_types: no {strangers[0]!r} among the events of this model: {', '.join(names)}"
+            )
         return np.array([names.index(name) for name in given], dtype=np.int64)
 
     def _facts(self, request: RecommendRequest, user_row: int) -> dict[str, npt.NDArray[Any]]:
         """Features of the user and of the circumstances, as the query encoder takes them; zeros where nothing is known."""
         bundle, encoding = self._bundle, self._bundle.query_encoding
         inputs: dict[str, npt.NDArray[Any]] = {
-            name: np.zeros((1, width), np.int64 if name.endswith("codes") else np.float32) for name, width in encoding.widths().items()
+            name: np.zeros((1, width), np.int64 if name.endswith("codes") else np.float32)
+            for name, width in encoding.widths().items()
         }
         if request.user_features is not None:
             given = encode_values(encoding.user, request.user_features, "user_features")
             inputs |= {"user_codes": given.codes_NS, "user_numbers": given.numbers_NF}
-        elif user_row != UNKNOWN_ROW and bundle.user_codes_US is not None and bundle.user_numbers_UF is not None:
+        elif (
+            user_row != UNKNOWN_ROW
+            and bundle.user_codes_US is not None
+            and bundle.user_numbers_UF is not None
+        ):
             codes_1S, numbers_1F = bundle.user_codes_US[[user_row]], bundle.user_numbers_UF[[user_row]]
             inputs |= {"user_codes": codes_1S.astype(np.int64), "user_numbers": np.asarray(numbers_1F)}
         if request.context.features is not None:
@@ -248,7 +286,9 @@ class EmbeddingLookup:
             inputs |= {"context_codes": given.codes_NS, "context_numbers": given.numbers_NF}
         return inputs
 
-    async def _encode(self, history: History, facts: Mapping[str, npt.NDArray[Any]], timestamp_ms: int, timeout_s: float) -> Float32Array:
+    async def _encode(
+        self, history: History, facts: Mapping[str, npt.NDArray[Any]], timestamp_ms: int, timeout_s: float
+    ) -> Float32Array:
         length = len(history.item_rows_L)
         padded = bucket_length(length, self._bundle.manifest.max_history)
         vectors_BPD = np.zeros((1, padded, self._vectors_RD.shape[1]), dtype=np.float32)
@@ -274,5 +314,7 @@ def _padded(values_L: Int64Array, length: int) -> Int64Array:
 
 
 async def _identified(events: EventStore, user_id: str, identity: str, erasures: int) -> None:
-    with contextlib.suppress(EventStoreError):  # without it, the next request of this user has another name in the log
+    with contextlib.suppress(
+        EventStoreError
+    ):  # without it, the next request of this user has another name in the log
         await events.identify(user_id, identity, erasures)

@@ -53,7 +53,9 @@ def mixed(order_O: Sequence[int], groups_C: Int64Array, k: int, *, window: int, 
     return chosen
 
 
-def maximal_marginal_relevance(order_O: Sequence[int], scores_C: FloatArray, vectors_CD: FloatArray, k: int, relevance: float) -> list[int]:
+def maximal_marginal_relevance(
+    order_O: Sequence[int], scores_C: FloatArray, vectors_CD: FloatArray, k: int, relevance: float
+) -> list[int]:
     """The first k places by Carbonell and Goldstein (1998): `relevance` x score - (1 - `relevance`) x largest cosine to those above.
 
     Args:
@@ -63,7 +65,9 @@ def maximal_marginal_relevance(order_O: Sequence[int], scores_C: FloatArray, vec
     if not len(left):
         return []
     scores = unit_range(scores_C[left])
-    vectors = vectors_CD[left] / np.maximum(np.linalg.norm(vectors_CD[left], axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    vectors = vectors_CD[left] / np.maximum(
+        np.linalg.norm(vectors_CD[left], axis=1, keepdims=True), np.finfo(np.float32).tiny
+    )
     likeness = np.zeros(len(left))
     free = np.ones(len(left), dtype=bool)
     chosen: list[int] = []

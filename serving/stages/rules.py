@@ -24,7 +24,7 @@ Int64Array = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
 
 
-class HardRules:
+class EligibilityRules:
     """The rules of a serving file as conditions, and the rows that are blocked.
 
     Args:
@@ -39,7 +39,11 @@ class HardRules:
     def __init__(self, rules: Rules, item_ids: IdMap, catalogue: Catalogue) -> None:
         self.check(rules, catalogue)
         self._rules = rules
-        self._blocked = None if rules.block_list is None else WatchedFile(rules.block_list, lambda path: read_block_list(path, item_ids))
+        self._blocked = (
+            None
+            if rules.block_list is None
+            else WatchedFile(rules.block_list, lambda path: read_block_list(path, item_ids))
+        )
 
     @staticmethod
     def check(rules: Rules, catalogue: Catalogue) -> None:
@@ -66,7 +70,9 @@ class HardRules:
             nothing_left = Range(op="range", column=rules.stock_column, max=0)
             found.append(Not(op="not", condition=nothing_left))
         if rules.ends_column is not None:
-            now_ms = max(timestamp_ms, time.time_ns() // 1_000_000)  # who asks must not bring back what is over
+            now_ms = max(
+                timestamp_ms, time.time_ns() // 1_000_000
+            )  # who asks must not bring back what is over
             over = Range(op="range", column=rules.ends_column, max=now_ms - 1)
             found.append(Not(op="not", condition=over))
         return tuple(found)
@@ -103,5 +109,7 @@ def read_block_list(path: Path, item_ids: IdMap) -> Int64Array:
             strangers += 1
     rows = item_ids.rows(parsed) if parsed else np.empty(0, dtype=np.int64)
     known = rows[rows >= FIRST_ITEM_ROW]
-    logger.info("%s: %d items blocked, %d lines name none", path, len(known), strangers + len(rows) - len(known))
+    logger.info(
+        "%s: %d items blocked, %d lines name none", path, len(known), strangers + len(rows) - len(known)
+    )
     return known

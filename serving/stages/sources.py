@@ -16,7 +16,16 @@ from serving.config import SourceConfig
 from serving.retrievers.retriever import Retriever
 from serving.schemas.recommend import Context
 from serving.stages.trends import Trends
-from serving.stages.types import PERSONAL, POPULARITY, POPULARITY_NEAR, SIMILAR, Float32Array, Found, Int64Array, Query
+from serving.stages.types import (
+    PERSONAL,
+    POPULARITY,
+    POPULARITY_NEAR,
+    SIMILAR,
+    Float32Array,
+    Found,
+    Int64Array,
+    Query,
+)
 
 SIMILAR_POOL = 1_000
 """Neighbours by inner product that are ordered by cosine: long vectors would otherwise be similar to everything."""
@@ -67,7 +76,9 @@ class Sources:
             case "personal":
                 return self._personal(search, k)
             case "similar":
-                anchors_A = search.anchors_A if len(search.anchors_A) else search.query.history_L[-source.last :]
+                anchors_A = (
+                    search.anchors_A if len(search.anchors_A) else search.query.history_L[-source.last :]
+                )
                 return self.similar(anchors_A, search.allowed_R, k) if len(anchors_A) else None
             case "popular":
                 return self._popular(source, search, k)
@@ -84,7 +95,11 @@ class Sources:
         positions_A = anchors_A - FIRST_ITEM_ROW
         direction_D = (self._vectors_ND[positions_A] / self._norms_N[positions_A, None]).mean(axis=0)
         direction_D /= max(float(np.linalg.norm(direction_D)), float(np.finfo(np.float32).tiny))
-        others_N = np.ones(len(self._vectors_ND), dtype=bool) if allowed_R is None else allowed_R[FIRST_ITEM_ROW:].copy()
+        others_N = (
+            np.ones(len(self._vectors_ND), dtype=bool)
+            if allowed_R is None
+            else allowed_R[FIRST_ITEM_ROW:].copy()
+        )
         others_N[positions_A] = False
         pool = self._retriever.search(direction_D[None], max(SIMILAR_POOL, 2 * k), [others_N])[0]
         cosines = (pool.scores_K / self._norms_N[pool.positions_K]).astype(np.float32)
@@ -106,7 +121,9 @@ class Sources:
         place = search.context.place
         if source.radius_km is None or source.column is None or place is None:
             return self.popular(search.allowed_R, k)
-        near_R = search.catalogue.within(source.column, (place.latitude, place.longitude), source.radius_km, search.eligible)
+        near_R = search.catalogue.within(
+            source.column, (place.latitude, place.longitude), source.radius_km, search.eligible
+        )
         if search.allowed_R is not None:
             near_R &= search.allowed_R
         return _in_order(POPULARITY_NEAR, self._popular_N, self._counts_R, near_R, k)
@@ -115,7 +132,12 @@ class Sources:
         """`new`: the latest not in the future. `soon`: the earliest not past. Scores are milliseconds from now, negative."""
         assert source.column is not None, "configuration requires it"
         rows_K, aways_ms_K = search.catalogue.first_in_time(
-            source.column, search.timestamp_ms, k, search.allowed, search.eligible.units_U, ahead=source.kind == "soon"
+            source.column,
+            search.timestamp_ms,
+            k,
+            search.allowed,
+            search.eligible.units_U,
+            ahead=source.kind == "soon",
         )
         return Found(source.kind, rows_K, -aways_ms_K.astype(np.float32))
 
@@ -126,11 +148,15 @@ class Sources:
         if place is None:
             return None
         point = place.latitude, place.longitude
-        rows_K, distances_K = search.catalogue.nearest(source.column, point, k, search.allowed, search.eligible.units_U)
+        rows_K, distances_K = search.catalogue.nearest(
+            source.column, point, k, search.allowed, search.eligible.units_U
+        )
         return Found(source.kind, rows_K, -distances_K.astype(np.float32))
 
 
-def _in_order(name: str, ranked_N: npt.NDArray[np.int64], scores_R: Float32Array, allowed_R: Mask | None, k: int) -> Found:
+def _in_order(
+    name: str, ranked_N: npt.NDArray[np.int64], scores_R: Float32Array, allowed_R: Mask | None, k: int
+) -> Found:
     """The first k allowed of rows in an order; looks no further than it has to."""
     if allowed_R is None:
         rows_K = ranked_N[:k]

@@ -21,7 +21,7 @@ from serving.catalogue.columns import Float64Array
 from serving.events.base import HOUR_MS, EventStore, EventStoreError, HourlyCount
 from serving.stages.types import Float32Array, Int64Array
 
-EVERY_S = 30.0
+REFRESH_INTERVAL_S = 30.0
 """So often is read what happened since."""
 LOOKS_BACK_HOURS = 60 * 24
 _OPEN_HOURS = 2
@@ -63,7 +63,11 @@ class Trends:
     """
 
     def __init__(
-        self, bundle: Bundle, half_lives_days: Collection[float], events: EventStore | None = None, clock: Callable[[], float] = time.time
+        self,
+        bundle: Bundle,
+        half_lives_days: Collection[float],
+        events: EventStore | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._item_ids = bundle.item_ids
         self._events = events
@@ -74,9 +78,14 @@ class Trends:
         self._reference_hour = newest_ms // HOUR_MS
         """Weights of closed hours are as of then."""
         self._next_hour = self._reference_hour + 1
-        self._closed_R = {days: _in_bundle(bundle, now_ms, newest_ms, days * 24 * HOUR_MS) for days in half_lives_days}
+        self._closed_R = {
+            days: _in_bundle(bundle, now_ms, newest_ms, days * 24 * HOUR_MS) for days in half_lives_days
+        }
         self._of_bundle = {days: _ranked(weights_R) for days, weights_R in self._closed_R.items()}
-        self._trends = {days: Trend(ranked_N, self._closed_R[days].astype(np.float32)) for days, ranked_N in self._of_bundle.items()}
+        self._trends = {
+            days: Trend(ranked_N, self._closed_R[days].astype(np.float32))
+            for days, ranked_N in self._of_bundle.items()
+        }
         self._reading: asyncio.Task[None] | None = None
 
     def trend(self, half_life_days: float) -> Trend:
@@ -108,7 +117,7 @@ class Trends:
                 logger.warning("trends without the latest events: %s", error)
             except Exception as error:  # nobody waits for it, so that nobody else would tell
                 logger.error("trends without the latest events: %s", type(error).__name__)
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(REFRESH_INTERVAL_S)
 
     def _take_in(self, told: Sequence[HourlyCount], now_hour: int) -> None:
         counts = _known(self._item_ids, told)
@@ -119,11 +128,15 @@ class Trends:
         newest_hour = int(still_open.hours_H.max(initial=reference_hour))
         all_closed_R, trends = {}, {}
         for days, half_life_hours in self._half_lives_hours.items():
-            closed_R = _with(self._closed_R[days], self._reference_hour, closed, reference_hour, half_life_hours)
+            closed_R = _with(
+                self._closed_R[days], self._reference_hour, closed, reference_hour, half_life_hours
+            )
             weights_R = _with(closed_R, reference_hour, still_open, newest_hour, half_life_hours)
             order_N = self._of_bundle[days]
             all_closed_R[days] = closed_R
-            trends[days] = Trend(order_N[np.argsort(-weights_R[order_N], kind="stable")], weights_R.astype(np.float32))
+            trends[days] = Trend(
+                order_N[np.argsort(-weights_R[order_N], kind="stable")], weights_R.astype(np.float32)
+            )
         self._closed_R, self._trends = all_closed_R, trends
         self._reference_hour, self._next_hour = reference_hour, max(self._next_hour, open_from)
 
@@ -140,12 +153,16 @@ def _in_bundle(bundle: Bundle, now_ms: int, newest_ms: int, half_life_ms: float)
     weights_R = np.zeros(len(bundle.counts_R))
     for first in range(0, len(rows_E), _CHUNK):
         rows, times_ms = (values.slice(first, _CHUNK).to_numpy() for values in (rows_E, times_ms_E))
-        halved = np.where(times_ms <= now_ms, np.exp2(np.minimum(times_ms - newest_ms, 0) / half_life_ms), 0.0)
+        halved = np.where(
+            times_ms <= now_ms, np.exp2(np.minimum(times_ms - newest_ms, 0) / half_life_ms), 0.0
+        )
         weights_R += np.bincount(rows, weights=halved, minlength=len(weights_R))
     return weights_R
 
 
-def _with(weights_R: Float64Array, as_of_hour: int, counts: _Counts, newest_hour: int, half_life_hours: float) -> Float64Array:
+def _with(
+    weights_R: Float64Array, as_of_hour: int, counts: _Counts, newest_hour: int, half_life_hours: float
+) -> Float64Array:
     """Weights as of the newest hour, with what came since."""
     halved_H = np.exp2((counts.hours_H - newest_hour) / half_life_hours)
     more_R = np.bincount(counts.rows_H, weights=counts.counts_H * halved_H, minlength=len(weights_R))
@@ -161,5 +178,8 @@ def _known(item_ids: IdMap, told: Sequence[HourlyCount]) -> _Counts:
     texts_H = pa.array([one.item_id for one in told], pa.string()).dictionary_encode()
     ids = [parsed_or_none(item_ids, text) for text in texts_H.dictionary.to_pylist()]
     rows_H = item_ids.rows(pa.array(ids, item_ids.type))[texts_H.indices.to_numpy()]
-    hours_H, counts_H = np.array([one.hour for one in told], np.int64), np.array([one.events for one in told], np.float64)
+    hours_H, counts_H = (
+        np.array([one.hour for one in told], np.int64),
+        np.array([one.events for one in told], np.float64),
+    )
     return _Counts(hours_H, rows_H, counts_H)[rows_H >= FIRST_ITEM_ROW]

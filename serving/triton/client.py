@@ -49,7 +49,9 @@ class TritonClient:
         self._connection: Any = None
         self._max_batch_sizes: dict[tuple[str, int], int] = {}
 
-    async def infer(self, model: str, version: int, inputs: Arrays, timeout_s: float = INFER_TIMEOUT_S) -> dict[str, npt.NDArray[Any]]:
+    async def infer(
+        self, model: str, version: int, inputs: Arrays, timeout_s: float = INFER_TIMEOUT_S
+    ) -> dict[str, npt.NDArray[Any]]:
         """Run one version of a model and return every output by name.
 
         Raises:
@@ -57,7 +59,9 @@ class TritonClient:
         """
         tensors = [_input(name, array) for name, array in inputs.items()]
         try:
-            result = await self._client().infer(model, tensors, model_version=str(version), client_timeout=timeout_s)
+            result = await self._client().infer(
+                model, tensors, model_version=str(version), client_timeout=timeout_s
+            )
         except InferenceServerException as error:
             raise _typed(f"{model} version {version} at {self.address}", error) from None
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
@@ -76,11 +80,15 @@ class TritonClient:
     async def ready(self, model: str, version: int) -> bool:
         """Whether this version of the model answers requests; False also when the server does not answer."""
         try:
-            return bool(await self._client().is_model_ready(model, str(version), client_timeout=READY_TIMEOUT_S))
+            return bool(
+                await self._client().is_model_ready(model, str(version), client_timeout=READY_TIMEOUT_S)
+            )
         except InferenceServerException:
             return False
 
-    async def load(self, model: str, config_path: Path, versions: Iterable[int], timeout_s: float = LOAD_TIMEOUT_S) -> None:
+    async def load(
+        self, model: str, config_path: Path, versions: Iterable[int], timeout_s: float = LOAD_TIMEOUT_S
+    ) -> None:
         """Serve exactly these versions of a model, with the configuration of `config_path`; no file is changed.
 
         A version that is served already goes on answering while another one loads.
@@ -118,7 +126,9 @@ class TritonClient:
             index = await self._client().get_model_repository_index(client_timeout=INFER_TIMEOUT_S)
         except InferenceServerException as error:
             raise _typed(f"repository of {self.address}", error) from None
-        return sorted(int(entry.version) for entry in index.models if entry.name == model and entry.state == "READY")
+        return sorted(
+            int(entry.version) for entry in index.models if entry.name == model and entry.state == "READY"
+        )
 
     async def close(self) -> None:
         """Close the connection."""

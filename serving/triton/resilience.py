@@ -31,7 +31,12 @@ class CircuitBreaker:
         clock: seconds that only grow.
     """
 
-    def __init__(self, failures: int = FAILURES_TO_OPEN, open_s: float = OPEN_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        failures: int = FAILURES_TO_OPEN,
+        open_s: float = OPEN_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._limit = failures
         self._open_s = open_s
         self._clock = clock
@@ -72,7 +77,12 @@ class ResilientInference:
         seed: of the jitter.
     """
 
-    def __init__(self, inference: Inference, new_breaker: Callable[[], CircuitBreaker] = CircuitBreaker, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        new_breaker: Callable[[], CircuitBreaker] = CircuitBreaker,
+        seed: int | None = None,
+    ) -> None:
         self._inference = inference
         self._breakers: defaultdict[str, CircuitBreaker] = defaultdict(new_breaker)
         self._random = random.Random(seed)
@@ -91,7 +101,9 @@ class ResilientInference:
             if left_s <= 0:
                 raise InferenceError(f"{model} version {version}", "DEADLINE_EXCEEDED", "no time is left")
             if not breaker.admit():
-                raise InferenceError(f"{model} version {version}", OPEN, "it has failed again and again, and is asked later")
+                raise InferenceError(
+                    f"{model} version {version}", OPEN, "it has failed again and again, and is asked later"
+                )
             try:
                 answer = await self._inference.infer(model, version, inputs, left_s)
             except InferenceError as error:
@@ -114,7 +126,9 @@ class ResilientInference:
             InferenceError: of the inference, or `CIRCUIT_OPEN`.
         """
         if self._breakers[model].is_open:
-            raise InferenceError(f"{model} version {version}", OPEN, "it has failed again and again, and is asked later")
+            raise InferenceError(
+                f"{model} version {version}", OPEN, "it has failed again and again, and is asked later"
+            )
         return await self._inference.max_batch_size(model, version, timeout_s)
 
     async def ready(self, model: str, version: int) -> bool:

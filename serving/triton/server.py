@@ -60,7 +60,9 @@ class TritonServer:
         self.grpc_address = f"{HOST}:{grpc_port or free_port}"
         self.http_address = f"{HOST}:{http_port}"
         self.metrics_address = f"{HOST}:{metrics_port}"
-        self.log_path = _cache_directory() / "logs" / f"triton-{os.getpid()}-{self.grpc_address.rpartition(':')[2]}.log"
+        self.log_path = (
+            _cache_directory() / "logs" / f"triton-{os.getpid()}-{self.grpc_address.rpartition(':')[2]}.log"
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -72,7 +74,9 @@ class TritonServer:
         """
         assert self._process is None, "started twice"
         if not self._repository.is_dir():
-            raise UserError(f"{self._repository}: no such model repository: make one with `passerelle publish`")
+            raise UserError(
+                f"{self._repository}: no such model repository: make one with `passerelle publish`"
+            )
         if self._fixed_port is not None:
             require_free(self._fixed_port, HOST, "stop it or choose another Triton port")
         wheel = wheel_directory()
@@ -107,7 +111,9 @@ class TritonServer:
         while not self._answers():
             self.require_running()
             if time.monotonic() > deadline:
-                raise UserError(f"Triton was not ready after {timeout_s:.0f} s: {self.last_errors()} (log: {self.log_path})")
+                raise UserError(
+                    f"Triton was not ready after {timeout_s:.0f} s: {self.last_errors()} (log: {self.log_path})"
+                )
             time.sleep(0.05)
 
     @property
@@ -148,7 +154,9 @@ class TritonServer:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_S)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the stubs of its backend outlive a server that was killed
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # the stubs of its backend outlive a server that was killed
         process.wait()
         if self._log is not None:
             self._log.close()
@@ -164,7 +172,10 @@ class TritonServer:
 
     def _answers(self) -> bool:
         url = f"http://{self.http_address}/v2/health/ready"
-        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(url, timeout=1) as answer:
+        with (
+            contextlib.suppress(OSError, urllib.error.URLError),
+            urllib.request.urlopen(url, timeout=1) as answer,
+        ):
             return bool(answer.status == 200)
         return False
 
@@ -177,7 +188,9 @@ class TritonServer:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
 
@@ -193,9 +206,15 @@ def wheel_directory() -> Path:
         UserError: it is not installed.
     """
     found = importlib.util.find_spec("pytriton")
-    wheel = Path(found.submodule_search_locations[0]) / "tritonserver" if found and found.submodule_search_locations else None
+    wheel = (
+        Path(found.submodule_search_locations[0]) / "tritonserver"
+        if found and found.submodule_search_locations
+        else None
+    )
     if wheel is None or not (wheel / "bin" / "tritonserver").is_file():
-        raise UserError("no embedded Triton here: `pip install --no-deps nvidia-pytriton==0.7.0`, or name a server with --triton HOST:PORT")
+        raise UserError(
+            "no embedded Triton here: `pip install --no-deps nvidia-pytriton==0.7.0`, or name a server with --triton HOST:PORT"
+        )
     return wheel
 
 
@@ -216,12 +235,22 @@ def _cache_directory() -> Path:
 
 def _backend_directory(wheel: Path) -> Path:
     """Triton's Python backend with our `onnxruntime` beside it, copied once for each content: Triton refuses links that lead outside."""
-    stub = wheel / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / "triton_python_backend_stub"
+    stub = (
+        wheel
+        / "python_backend_stubs"
+        / f"{sys.version_info.major}.{sys.version_info.minor}"
+        / "triton_python_backend_stub"
+    )
     if not stub.is_file():
-        raise UserError(f"the embedded Triton has no stub for Python {sys.version_info.major}.{sys.version_info.minor}: use 3.11")
+        raise UserError(
+            f"the embedded Triton has no stub for Python {sys.version_info.major}.{sys.version_info.minor}: use 3.11"
+        )
     sources = {
         "python/libtriton_python.so": wheel / "backends" / "python" / "libtriton_python.so",
-        "python/triton_python_backend_utils.py": wheel / "backends" / "python" / "triton_python_backend_utils.py",
+        "python/triton_python_backend_utils.py": wheel
+        / "backends"
+        / "python"
+        / "triton_python_backend_utils.py",
         "python/triton_python_backend_stub": stub,
         "onnxruntime/model.py": Path(__file__).parent / "backend" / "onnxruntime" / "model.py",
     }

@@ -32,13 +32,25 @@ def test_a_complete_run_of_other_settings_is_refused(tmp_path: Path) -> None:
     """As where a recipe has changed since; but for threads, which change nothing."""
     dataset = planted_dataset(tmp_path / "dataset")
     train_once("bert4rec", dataset, small_recipe("training.max_epochs=1"), tmp_path / "run")
-    train_once("bert4rec", dataset, small_recipe("training.max_epochs=1", "training.threads=2"), tmp_path / "run")
-    with pytest.raises(click.ClickException, match=r"was trained with a different model\.dropout, training\.max_epochs: delete it"):
-        train_once("bert4rec", dataset, small_recipe("training.max_epochs=2", "model.dropout=0.3"), tmp_path / "run")
+    train_once(
+        "bert4rec", dataset, small_recipe("training.max_epochs=1", "training.threads=2"), tmp_path / "run"
+    )
+    with pytest.raises(
+        click.ClickException,
+        match=r"was trained with a different model\.dropout, training\.max_epochs: delete it",
+    ):
+        train_once(
+            "bert4rec", dataset, small_recipe("training.max_epochs=2", "model.dropout=0.3"), tmp_path / "run"
+        )
 
 
-@pytest.mark.parametrize(("gpu", "name"), [(None, "theme_cpu2_2026-01-02.json"), ("NVIDIA H200", "theme_nvidia-h200_2026-01-02.json")])
-def test_results_are_named_by_machine(gpu: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [(None, "theme_cpu2_2026-01-02.json"), ("NVIDIA H200", "theme_nvidia-h200_2026-01-02.json")],
+)
+def test_results_are_named_by_machine(
+    gpu: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     started = {**harness.environment(), "gpu": gpu, "cores": 2, "date": "2026-01-02T03:04:05"}
     assert harness.write_result("theme", started, {"value": 1}) == tmp_path / name
@@ -59,10 +71,16 @@ def test_newest_events(tmp_path: Path) -> None:
 def test_the_peer_is_given_what_we_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the last of each user's newest events, as many as fit."""
     histories = [[(2, 1), (3, 2), (4, 3)], [(5, 1), (4, 5), (2, 6)], [(6, 1), (2, 2), (3, 3), (4, 4)]]
-    monkeypatch.setattr(peers, "quality_dataset", lambda _: dataset_of(tmp_path / "all", histories, num_items=5))
+    monkeypatch.setattr(
+        peers, "quality_dataset", lambda _: dataset_of(tmp_path / "all", histories, num_items=5)
+    )
     path, file, num_events = peers._prepared(peers.Case("any", "full", 2), tmp_path)
     with np.load(file) as events:
-        theirs = list(zip(events["user"].tolist(), events["item"].tolist(), events["timestamp_ms"].tolist(), strict=True))
+        theirs = list(
+            zip(
+                events["user"].tolist(), events["item"].tolist(), events["timestamp_ms"].tolist(), strict=True
+            )
+        )
     assert theirs == [(0, 2, 1), (0, 3, 2), (1, 5, 1), (1, 4, 5), (2, 2, 2), (2, 3, 3)]
     dataset = open_dataset(path)
     positions_E, _ = training_events(with_validation(make_split(dataset, SplitConfig())))
@@ -70,7 +88,9 @@ def test_the_peer_is_given_what_we_train_on(tmp_path: Path, monkeypatch: pytest.
     assert num_events == len(positions_E)
 
 
-def test_quality_is_the_mean_over_seeds_with_refits_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quality_is_the_mean_over_seeds_with_refits_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = planted_dataset(tmp_path / "dataset")
     case = quality.Case("planted", "bert4rec", (*SMALL_RECIPE, "training.max_epochs=2"), published=0.5)
     monkeypatch.setattr(quality, "CASES", {"small": case})
@@ -80,15 +100,23 @@ def test_quality_is_the_mean_over_seeds_with_refits_apart(tmp_path: Path, monkey
     for seed in (0, 1):
         quality._train(case, tmp_path / "small" / f"seed{seed}", seed, None, refit=seed == 0)
     found = quality._collected("small")
-    ndcg = {name: evaluate(load_run(tmp_path / "small" / name), "test", quality.KS)["model"]["ndcg@10"] for name in RUNS_OF_QUALITY}
+    ndcg = {
+        name: evaluate(load_run(tmp_path / "small" / name), "test", quality.KS)["model"]["ndcg@10"]
+        for name in RUNS_OF_QUALITY
+    }
     assert [run["test"]["ndcg@10"] for run in found["train"]["runs"]] == [ndcg["seed0"], ndcg["seed1"]]
     assert found["train"]["mean"]["ndcg@10"] == pytest.approx((ndcg["seed0"] + ndcg["seed1"]) / 2)
-    assert found["train"]["standard_deviation"]["ndcg@10"] == pytest.approx(abs(ndcg["seed0"] - ndcg["seed1"]) / 2**0.5)
+    assert found["train"]["standard_deviation"]["ndcg@10"] == pytest.approx(
+        abs(ndcg["seed0"] - ndcg["seed1"]) / 2**0.5
+    )
     assert [run["test"]["ndcg@10"] for run in found["refit"]["runs"]] == [ndcg["seed0-refit"]]
     assert "standard_deviation" not in found["refit"] and found["published_ndcg@10"] == 0.5
     epochs_s = [line["seconds"] for line in read_history(tmp_path / "small" / "seed0")]
     first = found["train"]["runs"][0]
-    assert (first["seconds"], first["seconds_until_rectools_ndcg"]) == (pytest.approx(sum(epochs_s)), epochs_s[0])
+    assert (first["seconds"], first["seconds_until_rectools_ndcg"]) == (
+        pytest.approx(sum(epochs_s)),
+        epochs_s[0],
+    )
     assert [run["seed"] for run in found["train"]["runs"]] == [0, 1] and first["threads"] == 1
 
 
@@ -104,25 +132,36 @@ def test_synthetic_histories(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("recipe", "loss"), [("bert4rec", "sampled"), ("sasrec", "full")])
 def test_throughput_of_a_tiny_run(recipe: str, loss: str) -> None:
     threads = torch.get_num_threads()
-    variant = Variant(recipe, loss, length=20, dim=16, num_items=200, precision="fp32", compiled=False, token_budget=400)
+    variant = Variant(
+        recipe, loss, length=20, dim=16, num_items=200, precision="fp32", compiled=False, token_budget=400
+    )
     found = measure(variant, warmup=1, steps=3, profiled=True)
     torch.set_num_threads(threads)
     assert 0 <= found["padding_share"] < 0.5
     assert found["step_ms"] > 0 and found["tokens_per_s"] > found["samples_per_s"] > 0
     assert found["targets_per_s"] <= found["tokens_per_s"]
-    assert found["share_of_matmul_peak"] == pytest.approx(found["gflops_per_s"] / found["matmul_gflops_per_s"])
+    assert found["share_of_matmul_peak"] == pytest.approx(
+        found["gflops_per_s"] / found["matmul_gflops_per_s"]
+    )
     # of the matrices alone: blocks of 12 D^2 weights each, six operations a weight, and twice that is more than all of it
     of_matrices = 6 * load_recipe(recipe).model.num_blocks * 12 * 16**2
     assert (0.7 if recipe == "bert4rec" else 1.0) * of_matrices < found["flops_per_token"] < 2 * of_matrices
-    assert sum(row["share"] for row in found["operations"]) <= 1 and found["operations"][0]["share"] >= found["operations"][1]["share"]
+    assert (
+        sum(row["share"] for row in found["operations"]) <= 1
+        and found["operations"][0]["share"] >= found["operations"][1]["share"]
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler has many of its own
 def test_the_profile_of_a_compiled_run_is_of_compiled_steps() -> None:
     threads = torch.get_num_threads()
-    variant = Variant("sasrec", "full", length=20, dim=16, num_items=200, precision="fp32", compiled=True, token_budget=400)
-    operations = {row["operation"] for row in measure(variant, warmup=2, steps=2, profiled=True)["operations"]}
+    variant = Variant(
+        "sasrec", "full", length=20, dim=16, num_items=200, precision="fp32", compiled=True, token_budget=400
+    )
+    operations = {
+        row["operation"] for row in measure(variant, warmup=2, steps=2, profiled=True)["operations"]
+    }
     torch.set_num_threads(threads)
     assert any("ompiled" in operation for operation in operations), operations
 
@@ -132,7 +171,9 @@ def test_attention_is_counted_where_it_is_fused(masked: bool) -> None:
     """Two products of 2 B H L L K operations forward; backward five, as it makes the probabilities anew."""
     heads = [torch.randn(3, 2, 40, 16, requires_grad=True) for _ in range(3)]
     with flop_counter() as counter:
-        F.scaled_dot_product_attention(*heads, attn_mask=torch.zeros(3, 2, 40, 40) if masked else None).sum().backward()
+        F.scaled_dot_product_attention(
+            *heads, attn_mask=torch.zeros(3, 2, 40, 40) if masked else None
+        ).sum().backward()
     assert counter.get_total_flops() == (2 + 5) * 2 * 3 * 2 * 40 * 40 * 16
 
 
@@ -162,5 +203,8 @@ def _failing(kind: str) -> dict[str, float]:
 @pytest.mark.parametrize("recipe", recipe_ablation.VARIANTS)
 def test_every_variant_of_the_ablation_is_a_recipe_of_its_own(recipe: str) -> None:
     variants = recipe_ablation.VARIANTS[recipe]
-    configs = {load_recipe(recipe, (*recipe_ablation.COMMON, *overrides)).model_dump_json() for overrides in variants.values()}
+    configs = {
+        load_recipe(recipe, (*recipe_ablation.COMMON, *overrides)).model_dump_json()
+        for overrides in variants.values()
+    }
     assert len(configs) == len(variants), "two variants are the same, or one is what the recipe has already"

@@ -20,14 +20,21 @@ def config_of(events: Mapping[str, Any] | Sequence[Mapping[str, Any]] = ({},), *
     """A configuration of `log.csv` with columns user, item, time; `events` changes the events section (or gives several)."""
     usual = {"files": ["log.csv"], "user_id": "user", "item_id": "item", "timestamp": "time"}
     blocks = [events] if isinstance(events, Mapping) else events
-    values = {"name": "test", "item_id_type": "string", "user_id_type": "string", "events": [usual | dict(block) for block in blocks]}
+    values = {
+        "name": "test",
+        "item_id_type": "string",
+        "user_id_type": "string",
+        "events": [usual | dict(block) for block in blocks],
+    }
     return validate(PrepareConfig, values | rest, "test")
 
 
 def histories(dataset: Dataset) -> dict[Any, list[Any]]:
     """User id -> item ids in stored order."""
     items = dataset.item_ids()
-    spans = zip(dataset.users["user_id"].to_pylist(), dataset.offsets_U1[:-1], dataset.offsets_U1[1:], strict=True)
+    spans = zip(
+        dataset.users["user_id"].to_pylist(), dataset.offsets_U1[:-1], dataset.offsets_U1[1:], strict=True
+    )
     return {user: items.ids(dataset.item_rows_E[start:end]) for user, start, end in spans}
 
 
@@ -35,7 +42,11 @@ def histories(dataset: Dataset) -> dict[Any, list[Any]]:
 def write_csv(tmp_path: Path) -> WriteCsv:
     """Write rows under `user,item,time` (or another header) as `logs/<name>`; returns the folder `logs`."""
 
-    def write(rows: Sequence[Sequence[object]], name: str = "log.csv", header: Sequence[str] = ("user", "item", "time")) -> Path:
+    def write(
+        rows: Sequence[Sequence[object]],
+        name: str = "log.csv",
+        header: Sequence[str] = ("user", "item", "time"),
+    ) -> Path:
         folder = tmp_path / "logs"
         folder.mkdir(exist_ok=True)
         with (folder / name).open("w", encoding="utf-8", newline="") as stream:

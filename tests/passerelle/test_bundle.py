@@ -37,8 +37,12 @@ def test_string_ids_come_back_as_they_went_in(unicode_bundle: Bundle) -> None:
 def test_history_is_oldest_first(bundle: Bundle) -> None:
     stored = [column[5].as_py() for column in bundle.histories]
     found = bundle.history(5)
-    assert [values_L.tolist() for values_L in found] == stored and all(values_L.dtype == np.int64 for values_L in found)
-    assert found.timestamps_ms_L.tolist() == sorted(found.timestamps_ms_L.tolist()) and set(found.event_types_L.tolist()) == {0}
+    assert [values_L.tolist() for values_L in found] == stored and all(
+        values_L.dtype == np.int64 for values_L in found
+    )
+    assert found.timestamps_ms_L.tolist() == sorted(found.timestamps_ms_L.tolist()) and set(
+        found.event_types_L.tolist()
+    ) == {0}
     assert 1 <= len(found.item_rows_L) <= bundle.manifest.max_history
 
 
@@ -52,7 +56,9 @@ def test_one_altered_byte_is_found(copy: Path, name: str) -> None:
 def test_truncation_is_found_even_without_checksums(copy: Path) -> None:
     path = copy / "item_vectors.npy"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"item_vectors\.npy: \d+ bytes where the manifest says \d+: .*`passerelle export`"):
+    with pytest.raises(
+        UserError, match=r"item_vectors\.npy: \d+ bytes where the manifest says \d+: .*`passerelle export`"
+    ):
         open_bundle(copy, verify=False)
 
 
@@ -64,14 +70,21 @@ def test_missing_file(copy: Path) -> None:
 
 def test_manifest_must_name_every_file(copy: Path) -> None:
     manifest = open_manifest(copy, BundleManifest)
-    write_manifest(copy, manifest.updated(files={name: entry for name, entry in manifest.files.items() if name != "ranker.onnx"}))
+    write_manifest(
+        copy,
+        manifest.updated(
+            files={name: entry for name, entry in manifest.files.items() if name != "ranker.onnx"}
+        ),
+    )
     with pytest.raises(UserError, match=r"the manifest does not name ranker\.onnx"):
         open_bundle(copy)
 
 
 def test_vectors_must_have_the_shape_of_the_manifest(copy: Path) -> None:
     write_manifest(copy, open_manifest(copy, BundleManifest).updated(dim=32))
-    with pytest.raises(UserError, match=r"item_vectors\.npy: shape \(302, 64\), the manifest says \(302, 32\)"):
+    with pytest.raises(
+        UserError, match=r"item_vectors\.npy: shape \(302, 64\), the manifest says \(302, 32\)"
+    ):
         open_bundle(copy)
 
 

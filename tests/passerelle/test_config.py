@@ -38,7 +38,9 @@ def test_load(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('name = "é"\n[loss]\nnum_negatives = 5\n[[layers]]\nwidth = 3\n')
     recipe = load_config(Recipe, path, ["loss.num_negatives=64", "name=other", "extra.temperature=0.5"])
-    assert recipe == Recipe(name="other", loss=Loss(num_negatives=64), extra=Loss(temperature=0.5), layers=(Layer(width=3),))
+    assert recipe == Recipe(
+        name="other", loss=Loss(num_negatives=64), extra=Loss(temperature=0.5), layers=(Layer(width=3),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,12 +50,24 @@ def test_load(tmp_path: Path) -> None:
         (b"\xff", r"recipe\.toml: .*codec"),
         (b"", r"recipe\.toml: name: Field required$"),
         (b"name = 'a'\nnmae = 'b'\n", r"recipe\.toml: nmae: unknown key; did you mean name\?$"),
-        (b"name = 'a'\n[loss]\nqqq = 1\n", r"loss\.qqq: unknown key; known here: num_negatives, temperature$"),
-        (b"name = 'a'\n[loss]\nnum_negatives = 'many'\n", r"loss\.num_negatives: Input should be a valid integer.*, got 'many'$"),
+        (
+            b"name = 'a'\n[loss]\nqqq = 1\n",
+            r"loss\.qqq: unknown key; known here: num_negatives, temperature$",
+        ),
+        (
+            b"name = 'a'\n[loss]\nnum_negatives = 'many'\n",
+            r"loss\.num_negatives: Input should be a valid integer.*, got 'many'$",
+        ),
         (b"name = 'a'\n[loss]\ntemperature = inf\n", r"loss\.temperature: .*finite"),
-        (b"name = 'a'\n[[layers]]\nwidht = 3\n", r"layers\.0\.widht: unknown key; did you mean width\? \(and 1 more\)$"),
+        (
+            b"name = 'a'\n[[layers]]\nwidht = 3\n",
+            r"layers\.0\.widht: unknown key; did you mean width\? \(and 1 more\)$",
+        ),
         (b"name = 'a'\n[named.x]\nwidht = 3\n", r"named\.x\.widht: unknown key; did you mean width\?"),
-        (b"name = 'a'\n[extra]\nnum_negative = 3\n", r"extra\.num_negative: unknown key; did you mean num_negatives\?"),
+        (
+            b"name = 'a'\n[extra]\nnum_negative = 3\n",
+            r"extra\.num_negative: unknown key; did you mean num_negatives\?",
+        ),
     ],
 )
 def test_wrong_files(data: bytes, message: str, tmp_path: Path) -> None:
@@ -98,7 +112,9 @@ def test_the_last_override_wins() -> None:
 
 @given(st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_survive(negatives: int, temperature: float) -> None:
-    values = apply_overrides({"name": "a"}, [f"loss.num_negatives={negatives}", f"loss.temperature={temperature!r}"])
+    values = apply_overrides(
+        {"name": "a"}, [f"loss.num_negatives={negatives}", f"loss.temperature={temperature!r}"]
+    )
     if abs(negatives) < 2**63:
         loss = validate(Recipe, values, "here").loss
         assert (loss.num_negatives, loss.temperature) == (negatives, temperature)

@@ -43,7 +43,13 @@ def test_round_trip(dataset: Dataset) -> None:
     assert histories(again) == {"u0": [100, 101, 102, 100], "u1": [103, 101], "u2": [102, 103, 104]}
     assert again.user_ids().row("u2") == 2
     assert again.item_ids().row(100) == 2
-    types = (again.item_rows_E.dtype, again.timestamps_ms_E.dtype, again.event_types_E.dtype, again.weights_E.dtype, again.offsets_U1.dtype)
+    types = (
+        again.item_rows_E.dtype,
+        again.timestamps_ms_E.dtype,
+        again.event_types_E.dtype,
+        again.weights_E.dtype,
+        again.offsets_U1.dtype,
+    )
     assert types == (np.int32, np.int64, np.uint8, np.float32, np.int64)
     with pytest.raises(ValueError, match="read-only"):
         again.item_rows_E[0] = 5
@@ -57,7 +63,9 @@ def test_fingerprint_is_of_the_content(make_dataset: MakeDataset) -> None:
 
 def test_an_altered_file_is_found(dataset: Dataset) -> None:
     flip_byte(dataset.path / "interactions.arrow")
-    with pytest.raises(UserError, match=r"interactions\.arrow: altered since it was written.*`passerelle prepare`$"):
+    with pytest.raises(
+        UserError, match=r"interactions\.arrow: altered since it was written.*`passerelle prepare`$"
+    ):
         open_dataset(dataset.path)
 
 
@@ -96,7 +104,15 @@ def test_ragged(lists: list[list[int] | None]) -> None:
 
 
 def parts(split: Split) -> list[tuple[int, int, int, int]]:
-    return list(zip(*(ends.tolist() for ends in (split.start_U, split.train_end_U, split.validation_end_U, split.test_end_U)), strict=True))
+    return list(
+        zip(
+            *(
+                ends.tolist()
+                for ends in (split.start_U, split.train_end_U, split.validation_end_U, split.test_end_U)
+            ),
+            strict=True,
+        )
+    )
 
 
 def spans(users: EvaluationUsers) -> list[tuple[int, int, int, int]]:
@@ -120,14 +136,22 @@ def with_types(dataset: Dataset, codes: list[int]) -> Dataset:
 
 def test_leave_one_booking_out(make_dataset: MakeDataset) -> None:
     """Clicks between the last two bookings are history of the test alone, clicks after the last are of no use."""
-    users = [[(row, time) for time, row in enumerate(rows)] for rows in ([2, 3, 4, 5, 6, 7], [2, 3], [4, 2, 5], [5, 6, 4])]
+    users = [
+        [(row, time) for time, row in enumerate(rows)]
+        for rows in ([2, 3, 4, 5, 6, 7], [2, 3], [4, 2, 5], [5, 6, 4])
+    ]
     dataset = with_types(make_dataset(users), [0, 1, 0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 1])
     split = make_split(dataset, SplitConfig(event_types=("booking",)))
     assert parts(split) == [(0, 1, 4, 5), (6, 8, 8, 8), (8, 11, 11, 11), (11, 12, 13, 14)]
     validation, test = (evaluation_users(split, part) for part in ("validation", "test"))
-    assert spans(validation) == [(0, 0, 1, 4), (3, 11, 12, 13)] and spans(test) == [(0, 0, 4, 5), (3, 11, 13, 14)]
+    assert spans(validation) == [(0, 0, 1, 4), (3, 11, 12, 13)] and spans(test) == [
+        (0, 0, 4, 5),
+        (3, 11, 13, 14),
+    ]
     assert [values.tolist() for values in validation.targets()] == [[1, 12], [0, 1, 2]]
-    assert [values.tolist() for values in test.seen()] == [[1, 12], [0, 1, 2]], "what was clicked may be booked"
+    assert [values.tolist() for values in test.seen()] == [[1, 12], [0, 1, 2]], (
+        "what was clicked may be booked"
+    )
     both = make_split(dataset, SplitConfig(event_types=("click", "booking")))
     assert parts(both) == parts(make_split(dataset, SplitConfig()))
 
@@ -137,9 +161,13 @@ def test_bookings_of_a_period(make_dataset: MakeDataset) -> None:
     users = [[(2, 1), (3, 20), (4, 21), (5, 30), (6, 31)], [(2, 2), (3, 22), (4, 32)]]
     dataset = with_types(make_dataset(users), [1, 0, 1, 0, 1, 0, 0, 1])
     moments = [datetime.fromtimestamp(ms / 1000, UTC) for ms in (10, 25)]
-    config = SplitConfig(rule="global_time", validation_start=moments[0], test_start=moments[1], event_types=("booking",))
+    config = SplitConfig(
+        rule="global_time", validation_start=moments[0], test_start=moments[1], event_types=("booking",)
+    )
     split = make_split(dataset, config)
-    assert spans(evaluation_users(split, "validation")) == [(0, 0, 1, 3)] and spans(evaluation_users(split, "test")) == [
+    assert spans(evaluation_users(split, "validation")) == [(0, 0, 1, 3)] and spans(
+        evaluation_users(split, "test")
+    ) == [
         (0, 0, 3, 5),
         (1, 5, 7, 8),
     ]
@@ -153,7 +181,9 @@ def test_bookings_of_a_period(make_dataset: MakeDataset) -> None:
         (("booking",), r"no user of the 1 has both history and a validation event \(booking\)"),
     ],
 )
-def test_kinds_of_events_that_cannot_be_held_out(names: tuple[str, ...], message: str, make_dataset: MakeDataset) -> None:
+def test_kinds_of_events_that_cannot_be_held_out(
+    names: tuple[str, ...], message: str, make_dataset: MakeDataset
+) -> None:
     dataset = with_types(make_dataset([[(2, 1), (3, 2), (4, 3)]]), [0, 0, 1])
     with pytest.raises(UserError, match=message):
         make_split(dataset, SplitConfig(event_types=names))
@@ -162,7 +192,9 @@ def test_kinds_of_events_that_cannot_be_held_out(names: tuple[str, ...], message
 def test_global_time_with_dates(make_dataset: MakeDataset) -> None:
     dataset = make_dataset([[(row, hour * HOUR_MS) for row, hour in history] for history in EVENTS])
     config = SplitConfig(
-        rule="global_time", validation_start=datetime(1970, 1, 1, 4, tzinfo=UTC), test_start=datetime(1970, 1, 1, 8)
+        rule="global_time",
+        validation_start=datetime(1970, 1, 1, 4, tzinfo=UTC),
+        test_start=datetime(1970, 1, 1, 8),
     )  # an instant without a zone is UTC
     split = make_split(dataset, config)
     assert parts(split) == [(0, 3, 3, 4), (4, 5, 6, 6), (6, 7, 8, 9)]
@@ -184,7 +216,10 @@ LATE = {"rule": "global_time", "validation_start": "1999-01-01T00:00:00", "test_
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rule": "global_time", "test_start": "1960-01-01T00:00:00"}, r"validation starts at \d+ ms, not before test at -\d+ ms"),
+        (
+            {"rule": "global_time", "test_start": "1960-01-01T00:00:00"},
+            r"validation starts at \d+ ms, not before test at -\d+ ms",
+        ),
         (LATE, r"no user of the 3 has both history and a validation event"),
     ],
 )
@@ -194,7 +229,9 @@ def test_splits_with_an_empty_part(values: dict[str, str], message: str, dataset
 
 
 def test_leave_one_out_of_short_histories(make_dataset: MakeDataset) -> None:
-    with pytest.raises(UserError, match=r"split leave_one_out: no user of the 2 has both history and a validation event"):
+    with pytest.raises(
+        UserError, match=r"split leave_one_out: no user of the 2 has both history and a validation event"
+    ):
         make_split(make_dataset([[(2, 1), (3, 2)], [(2, 1)]]), SplitConfig())
 
 
@@ -202,15 +239,27 @@ def test_leave_one_out_of_short_histories(make_dataset: MakeDataset) -> None:
 @pytest.mark.parametrize("rule", ["leave_one_out", "global_time"])
 def test_splits_equal_a_slow_one(rule: str, seed: int, make_dataset: MakeDataset) -> None:
     generator = np.random.default_rng(seed)
-    times = [sorted(generator.integers(0, 12, generator.integers(1, 6)).tolist()) for _ in range(8)] + [[1, 6, 10], [4, 5, 9]]
+    times = [sorted(generator.integers(0, 12, generator.integers(1, 6)).tolist()) for _ in range(8)] + [
+        [1, 6, 10],
+        [4, 5, 9],
+    ]
     dataset = make_dataset([[(2, time) for time in history] for history in times])
-    dates = {name: datetime.fromtimestamp(ms / 1000, UTC) for name, ms in (("validation_start", 5), ("test_start", 9))}
-    split = make_split(dataset, validate(SplitConfig, {"rule": rule, **(dates if rule == "global_time" else {})}, "split"))
+    dates = {
+        name: datetime.fromtimestamp(ms / 1000, UTC)
+        for name, ms in (("validation_start", 5), ("test_start", 9))
+    }
+    split = make_split(
+        dataset, validate(SplitConfig, {"rule": rule, **(dates if rule == "global_time" else {})}, "split")
+    )
 
     def cut(history: list[int]) -> tuple[list[int], list[int], list[int]]:
         if rule == "leave_one_out":
             return (history[:-2], history[-2:-1], history[-1:]) if len(history) >= 3 else (history, [], [])
-        return [t for t in history if t < 5], [t for t in history if 5 <= t < 9], [t for t in history if t >= 9]
+        return (
+            [t for t in history if t < 5],
+            [t for t in history if 5 <= t < 9],
+            [t for t in history if t >= 9],
+        )
 
     for part in ("validation", "test"):
         expected = []
@@ -220,4 +269,7 @@ def test_splits_equal_a_slow_one(rule: str, seed: int, make_dataset: MakeDataset
                 expected.append((user, history, targets))
         found = spans(evaluation_users(split, part))
         stored = dataset.timestamps_ms_E
-        assert [(user, stored[start:middle].tolist(), stored[middle:end].tolist()) for user, start, middle, end in found] == expected
+        assert [
+            (user, stored[start:middle].tolist(), stored[middle:end].tolist())
+            for user, start, middle, end in found
+        ] == expected

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passerelle.dataset import FeatureColumn
-from passerelle.encoding import DAY_MS, LARGEST, MOST_SLOTS, FeatureEncoding, learn_encoding
+from passerelle.encoding import DAY_MS, LARGEST, MAX_SLOTS, FeatureEncoding, fit_encoding
 from passerelle.errors import UserError
 
 FEATURES = (
@@ -45,7 +45,8 @@ some_row = st.fixed_dictionaries(
         "year": st.none() | some_number,
         "image": st.none() | st.lists(some_number, min_size=2, max_size=2),
         "opens": st.none() | st.integers(-(10**13), 10**13),
-        "venue": st.none() | st.fixed_dictionaries({"latitude": st.floats(-90, 90), "longitude": st.floats(-180, 180)}),
+        "venue": st.none()
+        | st.fixed_dictionaries({"latitude": st.floats(-90, 90), "longitude": st.floats(-180, 180)}),
     }
 )
 
@@ -62,7 +63,10 @@ def slow_row(encoding: FeatureEncoding, row: dict[str, Any]) -> tuple[list[int],
         value = row[column.name]
         if column.kind in ("categorical", "multi_categorical"):
             values = [] if value is None else value if column.kind == "multi_categorical" else [value]
-            own = [first_code + (column.values.index(each) + 1 if each in column.values else 0) for each in values]
+            own = [
+                first_code + (column.values.index(each) + 1 if each in column.values else 0)
+                for each in values
+            ]
             unknown += sum(each not in column.values for each in values)
             codes += (own + [0] * column.slots)[: column.slots]
             first_code += len(column.values) + 1
@@ -85,25 +89,39 @@ def slow_row(encoding: FeatureEncoding, row: dict[str, Any]) -> tuple[list[int],
 
 
 @settings(max_examples=60, deadline=None)
-@given(seen=st.lists(some_row, min_size=1, max_size=8), later=st.lists(some_row, max_size=5), min_count=st.integers(1, 3))
-def test_rows_are_encoded_as_one_at_a_time(seen: list[dict[str, Any]], later: list[dict[str, Any]], min_count: int) -> None:
-    encoding = learn_encoding(table_of(seen), FEATURES, min_count)
+@given(
+    seen=st.lists(some_row, min_size=1, max_size=8),
+    later=st.lists(some_row, max_size=5),
+    min_count=st.integers(1, 3),
+)
+def test_rows_are_encoded_as_one_at_a_time(
+    seen: list[dict[str, Any]], later: list[dict[str, Any]], min_count: int
+) -> None:
+    encoding = fit_encoding(table_of(seen), FEATURES, min_count)
     rows = seen + later
     encoded = encoding.encode(table_of(rows))
     assert encoded.codes_NS.shape == (len(rows), encoding.num_slots)
     assert encoded.numbers_NF.shape == (len(rows), encoding.num_numbers)
     expected = [slow_row(encoding, row) for row in rows]
     assert encoded.codes_NS.tolist() == [codes for codes, _, _ in expected]
-    np.testing.assert_allclose(encoded.numbers_NF, [numbers for _, numbers, _ in expected], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        encoded.numbers_NF, [numbers for _, numbers, _ in expected], rtol=1e-4, atol=1e-4
+    )
     assert sum(encoded.unknown.values()) == sum(unknown for _, _, unknown in expected)
     assert encoded.codes_NS.max(initial=0) < encoding.num_codes
     assert np.isfinite(encoded.numbers_NF).all()
 
 
 def test_by_hand() -> None:
-    table = pa.table({"brand": ["b", "a", "b", "c"], "genres": [["x"], ["y", "x"], None, []], "price": [1.0, 3.0, None, float("nan")]})
+    table = pa.table(
+        {
+            "brand": ["b", "a", "b", "c"],
+            "genres": [["x"], ["y", "x"], None, []],
+            "price": [1.0, 3.0, None, float("nan")],
+        }
+    )
     features = (FEATURES[1], FEATURES[2], FeatureColumn(name="price", kind="numeric"))
-    encoding = learn_encoding(table, features, 1)
+    encoding = fit_encoding(table, features, 1)
     assert [column.values for column in encoding.columns] == [("b", "a", "c"), ("x", "y"), ()]
     assert (encoding.num_codes, encoding.num_slots, encoding.num_numbers) == (1 + 4 + 3, 3, 3)
     assert encoding.slots() == {"brand": slice(0, 1), "genres": slice(1, 3)}
@@ -119,7 +137,7 @@ def test_by_hand() -> None:
 
 
 def test_rare_values_teach_what_unknown_ones_are_like() -> None:
-    encoding = learn_encoding(pa.table({"brand": ["a", "a", "b"]}), FEATURES[1:2], min_count=2)
+    encoding = fit_encoding(pa.table({"brand": ["a", "a", "b"]}), FEATURES[1:2], min_count=2)
     assert encoding.columns[0].values == ("a",)
     encoded = encoding.encode(pa.table({"brand": ["b", "a", "never"]}))
     assert encoded.codes_NS[:, 0].tolist() == [1, 2, 1]
@@ -127,28 +145,34 @@ def test_rare_values_teach_what_unknown_ones_are_like() -> None:
 
 
 def test_without_any_column_there_is_one_empty_slot_and_one_number() -> None:
-    encoding = learn_encoding(pa.table({"title": ["t"]}), FEATURES[:1], 1)
+    encoding = fit_encoding(pa.table({"title": ["t"]}), FEATURES[:1], 1)
     encoded = encoding.encode(pa.table({"title": ["t", "u"]}))
     assert (encoded.codes_NS.tolist(), encoded.numbers_NF.tolist()) == ([[0], [0]], [[1], [1]])
 
 
 def test_constant_and_unknown_columns_stay_finite() -> None:
-    table = pa.table({"price": [2.0, 2.0], "year": pa.array([None, None], pa.float64()), "image": [[0.0, 0.0], [0.0, 0.0]]})
-    encoding = learn_encoding(table, (FEATURES[3], FEATURES[4], FEATURES[5]), 1)
+    table = pa.table(
+        {"price": [2.0, 2.0], "year": pa.array([None, None], pa.float64()), "image": [[0.0, 0.0], [0.0, 0.0]]}
+    )
+    encoding = fit_encoding(table, (FEATURES[3], FEATURES[4], FEATURES[5]), 1)
     assert np.isfinite(encoding.encode(table).numbers_NF).all()
 
 
 def test_values_beyond_the_slots_do_not_count() -> None:
-    many = [str(value) for value in range(MOST_SLOTS + 3)]
-    encoding = learn_encoding(pa.table({"genres": [many]}), FEATURES[2:3], 1)
-    assert encoding.num_slots == MOST_SLOTS
+    many = [str(value) for value in range(MAX_SLOTS + 3)]
+    encoding = fit_encoding(pa.table({"genres": [many]}), FEATURES[2:3], 1)
+    assert encoding.num_slots == MAX_SLOTS
     assert (encoding.encode(pa.table({"genres": [many]})).codes_NS > 0).all()
 
 
 @pytest.mark.parametrize(
     ("column", "values", "said"),
     [
-        ("image", [[1.0, 2.0], None, [1.0, 2.0, 3.0]], r"column 'image': 1 vectors are not 2 numbers long; the first, of row 3, has 3"),
+        (
+            "image",
+            [[1.0, 2.0], None, [1.0, 2.0, 3.0]],
+            r"column 'image': 1 vectors are not 2 numbers long; the first, of row 3, has 3",
+        ),
         ("image", [1.0], r"column 'image' holds double, not vectors of 2 numbers"),
         ("price", [["a"]], r"column 'price' holds list<.*>, not numbers"),
         ("other", [1.0], r"column '.*' is missing; there are: other"),
@@ -156,14 +180,14 @@ def test_values_beyond_the_slots_do_not_count() -> None:
 )
 def test_what_cannot_be_encoded_is_said(column: str, values: list[Any], said: str) -> None:
     wanted = [feature for feature in FEATURES if feature.name == column] or [FEATURES[4]]
-    encoding = learn_encoding(table_of([dict.fromkeys(TYPES)]), wanted, 1)
+    encoding = fit_encoding(table_of([dict.fromkeys(TYPES)]), wanted, 1)
     with pytest.raises(UserError, match=said):
         encoding.encode(pa.table({column: values}))
 
 
 def test_an_encoding_survives_its_text() -> None:
     rows = [{**dict.fromkeys(TYPES), "brand": "é", "price": 3.5, "image": [1.0, -1.0]}]
-    encoding = learn_encoding(table_of(rows), FEATURES, 1)
+    encoding = fit_encoding(table_of(rows), FEATURES, 1)
     again = FeatureEncoding.model_validate_json(encoding.model_dump_json())
     assert again == encoding
     assert np.array_equal(again.encode(table_of(rows)).numbers_NF, encoding.encode(table_of(rows)).numbers_NF)
@@ -175,7 +199,10 @@ def test_a_dictionary_is_encoded_as_its_values() -> None:
     plain = pa.table({"place": pa.chunked_array(chunks)})
     encoded = pa.table({"place": pa.chunked_array([chunk.dictionary_encode() for chunk in chunks])})
     for min_count in (1, 2):
-        one, other = (learn_encoding(table, [FeatureColumn(name="place", kind="categorical")], min_count) for table in (plain, encoded))
+        one, other = (
+            fit_encoding(table, [FeatureColumn(name="place", kind="categorical")], min_count)
+            for table in (plain, encoded)
+        )
         assert one == other
         for rows in (slice(0, 7), slice(2, 3)):
             found, expected = (one.encode(table.slice(rows.start, rows.stop)) for table in (encoded, plain))

@@ -23,14 +23,22 @@ YEAR = FeatureColumn(name="year", kind="numeric")
 @pytest.fixture
 def by_hand() -> RankingFeatures:
     """Three items in two dimensions, rows 2, 3 and 4."""
-    items = pa.table({"item_id": ["a", "b", "c"], "genres": [["Drama", "War"], ["Drama"], []], "year": pa.array([1990, None, 2000])})
+    items = pa.table(
+        {
+            "item_id": ["a", "b", "c"],
+            "genres": [["Drama", "War"], ["Drama"], []],
+            "year": pa.array([1990, None, 2000]),
+        }
+    )
     vectors_RD = np.array([[0, 0], [0, 0], [1, 0], [0, 2], [3, 4]], dtype=np.float32)
     counts_R, recent_R = np.array([0, 0, 9.0, 0, 99]), np.array([0, 0, 1.0, 0, 9])
     return RankingFeatures(vectors_RD, counts_R, recent_R, items, [GENRES, YEAR])
 
 
 def test_by_hand(by_hand: RankingFeatures) -> None:
-    features_CF = by_hand.compute(np.array([4, 3]), np.array([5, 2], dtype=np.float32), np.array([3, 2]), MONDAY_14_30_MS)
+    features_CF = by_hand.compute(
+        np.array([4, 3]), np.array([5, 2], dtype=np.float32), np.array([3, 2]), MONDAY_14_30_MS
+    )
     expected = {
         "retrieval_score": [5, 2],
         "retrieval_rank": [0, 1],
@@ -53,9 +61,15 @@ def test_by_hand(by_hand: RankingFeatures) -> None:
 
 
 def test_no_history(by_hand: RankingFeatures) -> None:
-    features_CF = by_hand.compute(np.array([2]), np.array([1], dtype=np.float32), np.array([], dtype=np.int64), MONDAY_14_30_MS)
+    features_CF = by_hand.compute(
+        np.array([2]), np.array([1], dtype=np.float32), np.array([], dtype=np.int64), MONDAY_14_30_MS
+    )
     values = dict(zip(by_hand.names, features_CF[0].tolist(), strict=True))
-    about_history = {name: value for name, value in values.items() if name.startswith(("similarity", "affinity", "distance", "history"))}
+    about_history = {
+        name: value
+        for name, value in values.items()
+        if name.startswith(("similarity", "affinity", "distance", "history"))
+    }
     assert set(about_history.values()) == {0.0} and values["value_year"] == 1990
 
 
@@ -65,9 +79,12 @@ def test_no_candidates(by_hand: RankingFeatures) -> None:
 
 
 @pytest.mark.parametrize(
-    ("moment", "hour", "weekday"), [("1970-01-01T00:00", 0, 3), ("2024-02-29T23:59", 23, 3), ("2024-03-03T00:00", 0, 6)]
+    ("moment", "hour", "weekday"),
+    [("1970-01-01T00:00", 0, 3), ("2024-02-29T23:59", 23, 3), ("2024-03-03T00:00", 0, 6)],
 )
-def test_time_is_that_of_the_request_in_utc(by_hand: RankingFeatures, moment: str, hour: int, weekday: int) -> None:
+def test_time_is_that_of_the_request_in_utc(
+    by_hand: RankingFeatures, moment: str, hour: int, weekday: int
+) -> None:
     timestamp_ms = int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp() * 1000)
     features_CF = by_hand.compute(np.array([2]), np.zeros(1, dtype=np.float32), np.array([3]), timestamp_ms)
     at = {name: place for place, name in enumerate(by_hand.names)}
@@ -79,7 +96,9 @@ def _affinity(of: set[str], history: list[set[str]]) -> float:
     return fmean(shares) if shares else 0.0
 
 
-def _slowly(bundle: Bundle, candidates: list[int], scores: list[float], history: list[int], timestamp_ms: int) -> list[list[float]]:
+def _slowly(
+    bundle: Bundle, candidates: list[int], scores: list[float], history: list[int], timestamp_ms: int
+) -> list[list[float]]:
     """The definition, one number at a time."""
     items: list[dict[str, Any]] = bundle.items.to_pylist()
     years = [item["year"] for item in items if item["year"] is not None]
@@ -97,22 +116,55 @@ def _slowly(bundle: Bundle, candidates: list[int], scores: list[float], history:
     for rank, (row, score) in enumerate(zip(candidates, scores, strict=True)):
         vector = bundle.vectors_RD[row].astype(np.float64)
         similarities = [float(vector @ bundle.vectors_RD[other]) for other in history[-50:]] or [0.0]
-        features = [score, rank, max(scores) - score, np.log1p(bundle.counts_R[row]), np.log1p(bundle.recent_counts_R[row]), len(history)]
-        features += [similarities[-1], max(similarities[-5:]), fmean(similarities), moment.hour, moment.weekday()]
+        features = [
+            score,
+            rank,
+            max(scores) - score,
+            np.log1p(bundle.counts_R[row]),
+            np.log1p(bundle.recent_counts_R[row]),
+            len(history),
+        ]
+        features += [
+            similarities[-1],
+            max(similarities[-5:]),
+            fmean(similarities),
+            moment.hour,
+            moment.weekday(),
+        ]
         for name in ("genres", "kind"):
-            features += [_affinity(values(row, name), [values(other, name) for other in history[-window:]]) for window in (50, 5)]
+            features += [
+                _affinity(values(row, name), [values(other, name) for other in history[-window:]])
+                for window in (50, 5)
+            ]
         usual = fmean(year(other) for other in history[-50:]) if history else year(row)
         rows.append([*features, year(row), abs(year(row) - usual)])
     return rows
 
 
 @given(
-    st.lists(st.integers(2, 301), min_size=1, max_size=8, unique=True), st.lists(st.integers(2, 301), max_size=60), st.integers(0, 2**41)
+    st.lists(st.integers(2, 301), min_size=1, max_size=8, unique=True),
+    st.lists(st.integers(2, 301), max_size=60),
+    st.integers(0, 2**41),
 )
-def test_against_the_slow_definition(bundle: Bundle, candidates: list[int], history: list[int], timestamp_ms: int) -> None:
-    features = RankingFeatures(bundle.vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, bundle.manifest.item_features)
+def test_against_the_slow_definition(
+    bundle: Bundle, candidates: list[int], history: list[int], timestamp_ms: int
+) -> None:
+    features = RankingFeatures(
+        bundle.vectors_RD,
+        bundle.counts_R,
+        bundle.recent_counts_R,
+        bundle.items,
+        bundle.manifest.item_features,
+    )
     assert features.names == bundle.manifest.features
     scores_C = np.linspace(2, 1, len(candidates), dtype=np.float32)
-    features_CF = features.compute(np.array(candidates), scores_C, np.array(history, dtype=np.int64), timestamp_ms)
+    features_CF = features.compute(
+        np.array(candidates), scores_C, np.array(history, dtype=np.int64), timestamp_ms
+    )
     assert features_CF.dtype == np.float32 and np.isfinite(features_CF).all()
-    np.testing.assert_allclose(features_CF, _slowly(bundle, candidates, scores_C.tolist(), history, timestamp_ms), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        features_CF,
+        _slowly(bundle, candidates, scores_C.tolist(), history, timestamp_ms),
+        rtol=1e-4,
+        atol=1e-5,
+    )

@@ -71,7 +71,10 @@ def test_new_directory_replaces_only_when_told(tmp_path: Path) -> None:
     target = tmp_path / "b"
     target.mkdir()
     (target / "old").write_text("old")
-    with pytest.raises(UserError, match=r"b already exists: choose another --out, or pass --overwrite"), new_directory(target):
+    with (
+        pytest.raises(UserError, match=r"b already exists: choose another --out, or pass --overwrite"),
+        new_directory(target),
+    ):
         pass
     with pytest.raises(UserError, match="already exists"):
         refuse_existing(target, overwrite=False)
@@ -143,7 +146,9 @@ def test_what_is_not_a_manifest(parcel: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"parcel is a bundle, not a parcel$"):
         open_manifest(parcel, Parcel)
     change(parcel, kind="parcel", format_version=9)
-    with pytest.raises(UserError, match=r"format 9, this code reads 1: make it again with `passerelle wrap`$"):
+    with pytest.raises(
+        UserError, match=r"format 9, this code reads 1: make it again with `passerelle wrap`$"
+    ):
         open_manifest(parcel, Parcel)
     change(parcel, format_version=1, colour="red")
     with pytest.raises(UserError, match=r"colour: unknown key"):

@@ -19,7 +19,10 @@ def test_special_rows_come_before_the_items() -> None:
 
 
 @given(
-    st.one_of(st.tuples(st.just(pa.int64()), st.lists(int64s, unique=True)), st.tuples(st.just(pa.string()), st.lists(texts, unique=True))),
+    st.one_of(
+        st.tuples(st.just(pa.int64()), st.lists(int64s, unique=True)),
+        st.tuples(st.just(pa.string()), st.lists(texts, unique=True)),
+    ),
     st.data(),
 )
 def test_both_directions(case: tuple[pa.DataType, list[str | int]], data: st.DataObject) -> None:
@@ -61,7 +64,9 @@ def test_parse() -> None:
         numbers.parse(str(2**63))
 
 
-@pytest.mark.parametrize("text", ["10_01", "１００１", "+42", " 42", "42\n", "4.2", "٤٢", "²", "", "-", "--1", "0x2a", "9" * 5000])
+@pytest.mark.parametrize(
+    "text", ["10_01", "１００１", "+42", " 42", "42\n", "4.2", "٤٢", "²", "", "-", "--1", "0x2a", "9" * 5000]
+)
 def test_only_digits_are_a_number(text: str) -> None:
     """One id has one name: what is blocked, erased or limited under it cannot be had under another."""
     with pytest.raises(UserError, match="this catalogue's ids are integers"):

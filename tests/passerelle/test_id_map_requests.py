@@ -41,7 +41,9 @@ def test_however_many_are_asked(data: st.DataObject) -> None:
     ids: list[Id] = data.draw(st.lists(values, unique=True, max_size=60))
     id_map = IdMap(pa.array(ids, kind), first_row=2, name="item_id")
     row_of = {value: place + 2 for place, value in enumerate(ids)}
-    asked = data.draw(st.lists(st.none() | values | (st.sampled_from(ids) if ids else st.none()), max_size=80))
+    asked = data.draw(
+        st.lists(st.none() | values | (st.sampled_from(ids) if ids else st.none()), max_size=80)
+    )
     expected = [UNKNOWN_ROW if value is None else row_of.get(value, UNKNOWN_ROW) for value in asked]
     column = pa.chunked_array([asked[:3], asked[3:]], kind)
     for few, alone in WAYS:

@@ -8,17 +8,30 @@ import pyarrow as pa
 import pytest
 
 from passerelle.dataset import FeatureColumn
-from passerelle.encoding import LARGEST, FeatureEncoding, learn_encoding
+from passerelle.encoding import LARGEST, FeatureEncoding, fit_encoding
 from passerelle.errors import UserError
 from passerelle.request_features import encode_values
 
-FEATURES_OF_A_REQUEST = [FeatureColumn(name="place", kind="categorical"), FeatureColumn(name="tags", kind="multi_categorical")]
-FEATURES_OF_A_REQUEST += [FeatureColumn(name="age", kind="numeric"), FeatureColumn(name="image", kind="vector", width=2)]
+FEATURES_OF_A_REQUEST = [
+    FeatureColumn(name="place", kind="categorical"),
+    FeatureColumn(name="tags", kind="multi_categorical"),
+]
+FEATURES_OF_A_REQUEST += [
+    FeatureColumn(name="age", kind="numeric"),
+    FeatureColumn(name="image", kind="vector", width=2),
+]
 
 
 def encoding_of_a_request() -> FeatureEncoding:
-    table = pa.table({"place": ["a", "b"], "tags": [["x"], ["x", "y"]], "age": [1.0, 3.0], "image": [[1.0, 2.0], [0.0, 0.0]]})
-    return learn_encoding(table, FEATURES_OF_A_REQUEST, 1)
+    table = pa.table(
+        {
+            "place": ["a", "b"],
+            "tags": [["x"], ["x", "y"]],
+            "age": [1.0, 3.0],
+            "image": [[1.0, 2.0], [0.0, 0.0]],
+        }
+    )
+    return fit_encoding(table, FEATURES_OF_A_REQUEST, 1)
 
 
 def test_values_of_a_request_are_a_row() -> None:
@@ -26,9 +39,15 @@ def test_values_of_a_request_are_a_row() -> None:
     given = {"place": "b", "tags": ["y", "?"], "age": 3, "image": [1, 2]}
     expected = encoding.encode(pa.table({name: [value] for name, value in given.items()}))
     found = encode_values(encoding, given, "user_features")
-    assert np.array_equal(found.codes_NS, expected.codes_NS) and np.array_equal(found.numbers_NF, expected.numbers_NF)
-    whole = learn_encoding(pa.table({"place": ["3", "4"], "tags": [["3"], ["4"]]}), FEATURES_OF_A_REQUEST[:2], 1)
-    numbers, texts = (encode_values(whole, {"place": kind(3), "tags": [kind(4)]}, "").codes_NS for kind in (int, str))
+    assert np.array_equal(found.codes_NS, expected.codes_NS) and np.array_equal(
+        found.numbers_NF, expected.numbers_NF
+    )
+    whole = fit_encoding(
+        pa.table({"place": ["3", "4"], "tags": [["3"], ["4"]]}), FEATURES_OF_A_REQUEST[:2], 1
+    )
+    numbers, texts = (
+        encode_values(whole, {"place": kind(3), "tags": [kind(4)]}, "").codes_NS for kind in (int, str)
+    )
     assert np.array_equal(numbers, texts) and numbers.all(), "whole numbers are what they were in the logs"
     nothing = encode_values(encoding, {}, "user_features")
     assert not nothing.codes_NS.any() and nothing.numbers_NF[0, 0] == 1, "somebody of whom nothing is told"
@@ -43,10 +62,16 @@ def test_an_absurd_number_is_a_large_one(age: float) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"colour": "red", "height": 3}, "user_features: the model does not read colour, height; it reads place, tags, age, image"),
+        (
+            {"colour": "red", "height": 3},
+            "user_features: the model does not read colour, height; it reads place, tags, age, image",
+        ),
         ({"place": 3.5}, "user_features.place: 3.5 is not a text, as a feature of kind categorical is"),
         ({"place": "\ud800"}, "user_features.place: '\\ud800' is not a text, as"),
-        ({"tags": "Drama"}, "user_features.tags: 'Drama' is not a list of texts, as a feature of kind multi_categorical is"),
+        (
+            {"tags": "Drama"},
+            "user_features.tags: 'Drama' is not a list of texts, as a feature of kind multi_categorical is",
+        ),
         ({"tags": [True]}, "user_features.tags: [True] is not a list of texts"),
         ({"age": "young"}, "user_features.age: 'young' is not a number, as"),
         ({"age": 10**400}, "is not a number, as"),

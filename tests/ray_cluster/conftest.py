@@ -88,7 +88,9 @@ def service_url(bundle: Bundle, repository: Path) -> Iterator[str]:
     with running("serve", str(bundle.path), "--repository", str(repository), "--port", str(port)) as command:
         assert command.process.stdout is not None
         line = command.process.stdout.readline()
-        assert line.startswith(f"curl -s http://127.0.0.1:{port}/v1/recommend "), command.process.communicate()
+        assert line.startswith(f"curl -s http://127.0.0.1:{port}/v1/recommend "), (
+            command.process.communicate()
+        )
         assert {"tritonserver", "raylet"} <= set(command.alive())
         yield f"http://127.0.0.1:{port}"
         assert command.end() == 0, command.process.stderr and command.process.stderr.read()

@@ -32,7 +32,12 @@ year = { kind = "numeric", column = "made" }
 
 def test_items_are_added_to_a_bundle(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
     run, bundle, grown = (tmp_path / name for name in ("run", "bundle", "grown"))
-    small = [part for setting in (*SMALL[1::2], "training.max_epochs=3") if "mask" not in setting for part in ("--set", setting)]
+    small = [
+        part
+        for setting in (*SMALL[1::2], "training.max_epochs=3")
+        if "mask" not in setting
+        for part in ("--set", setting)
+    ]
     for arguments in (
         ("train", "two_tower", "--dataset", dataset.path, "--out", run, "--no-ray", *small),
         ("train-ranker", run),
@@ -46,12 +51,24 @@ def test_items_are_added_to_a_bundle(cli: Cli, dataset: Dataset, tmp_path: Path)
     assert status == 0
     assert "2 items added, 122 in all" in out
     assert "1 values of genres that training never saw" in out
-    report = parsed(cli("add-items", bundle, tmp_path / "new.parquet", "--out", grown, "--overwrite", "--json"))
+    report = parsed(
+        cli("add-items", bundle, tmp_path / "new.parquet", "--out", grown, "--overwrite", "--json")
+    )
     assert (report["added"], report["items"], report["unknown_values"]) == (2, 122, {"genres": 1})
     (tmp_path / "new.csv").write_text("film,kinds,made\n1000007,Drama|Crime,1999\n")
     (tmp_path / "films.toml").write_text(DESCRIPTION)
     report = parsed(
-        cli("add-items", bundle, tmp_path / "new.csv", "--description", tmp_path / "films.toml", "--out", grown, "--overwrite", "--json")
+        cli(
+            "add-items",
+            bundle,
+            tmp_path / "new.csv",
+            "--description",
+            tmp_path / "films.toml",
+            "--out",
+            grown,
+            "--overwrite",
+            "--json",
+        )
     )
     assert report["added"] == 1 and open_bundle(grown).items.slice(120, 1).to_pylist() == [
         {"item_id": 10**6 + 7, "title": None, "genres": ["Drama", "Crime"], "year": 1999.0}

@@ -22,7 +22,9 @@ def run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
     def call(*arguments: str, body: Callable[[], None] | None = None) -> tuple[int, str, str]:
         module = types.ModuleType("ray_cluster.cli.stumble")
-        module.command = click.Command("stumble", callback=body, params=[click.Option(["-k"], type=int, expose_value=False)])  # type: ignore[attr-defined]
+        module.command = click.Command(
+            "stumble", callback=body, params=[click.Option(["-k"], type=int, expose_value=False)]
+        )  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(VERBS, "stumble", "stumble")
         return cli(*arguments)
@@ -47,12 +49,20 @@ def test_a_verb_may_choose_its_status(run: Cli) -> None:
 
 def test_users_mistake_is_one_line_and_1(run: Cli) -> None:
     error = UserError("ratings.dat: 3 columns,\n  expected 4: see the README")
-    assert run("stumble", body=raising(error)) == (1, "", "passerelle: ratings.dat: 3 columns, expected 4: see the README\n")
+    assert run("stumble", body=raising(error)) == (
+        1,
+        "",
+        "passerelle: ratings.dat: 3 columns, expected 4: see the README\n",
+    )
 
 
 def test_system_error_is_one_line_and_1(run: Cli) -> None:
     error = PermissionError(13, "Permission denied", "/root/x")
-    assert run("stumble", body=raising(error)) == (1, "", "passerelle: [Errno 13] Permission denied: '/root/x'\n")
+    assert run("stumble", body=raising(error)) == (
+        1,
+        "",
+        "passerelle: [Errno 13] Permission denied: '/root/x'\n",
+    )
 
 
 def test_traceback_on_demand(run: Cli) -> None:
@@ -102,7 +112,9 @@ def test_ctrl_c_in_a_real_process() -> None:
         sys.argv = ["passerelle", "stumble"]
         main()
     """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         os.kill(process.pid, signal.SIGINT)

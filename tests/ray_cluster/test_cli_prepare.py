@@ -52,7 +52,9 @@ def run(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "shop.toml").write_text(TOML, encoding="utf-8")
     (tmp_path / "shop" / "visits.csv").write_text(VISITS, encoding="utf-8")
-    (tmp_path / "shop" / "articles.csv").write_text("article,name\nthé,Thé vert\ncafé,Café\n", encoding="utf-8")
+    (tmp_path / "shop" / "articles.csv").write_text(
+        "article,name\nthé,Thé vert\ncafé,Café\n", encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     return cli
 
@@ -61,7 +63,13 @@ def test_a_description_reads_the_files_beside_it(run: Cli) -> None:
     status, out, err = run("prepare", "shop/shop.toml", "--out", "dataset")
     assert (status, err) == (0, "")
     assert out.startswith("shop: shop -> dataset")
-    for what, figure in (("rows read", "5"), ("- dropped: missing user id", "1"), ("events", "4"), ("users", "2"), ("items", "3")):
+    for what, figure in (
+        ("rows read", "5"),
+        ("- dropped: missing user id", "1"),
+        ("events", "4"),
+        ("users", "2"),
+        ("items", "3"),
+    ):
         assert any(line.split() == [*what.split(), figure] for line in out.splitlines()), (what, out)
     assert "2024-05-01T06:00:00+00:00" in out
     assert "items without a row" in out
@@ -74,11 +82,23 @@ def test_json_is_one_object(run: Cli) -> None:
     shutil.move("elsewhere.csv", "data/visits.csv")
     shutil.copy("shop/articles.csv", "data")
     status, out, _ = run(
-        "prepare", "shop/shop.toml", "--source", "data", "--out", "dataset", "--set", "filters.min_item_events=2", "--json"
+        "prepare",
+        "shop/shop.toml",
+        "--source",
+        "data",
+        "--out",
+        "dataset",
+        "--set",
+        "filters.min_item_events=2",
+        "--json",
     )
     assert status == 0
     values = json.loads(out)
-    assert {key: values[key] for key in ("out", "source", "name")} == {"out": "dataset", "source": "data", "name": "shop"}
+    assert {key: values[key] for key in ("out", "source", "name")} == {
+        "out": "dataset",
+        "source": "data",
+        "name": "shop",
+    }
     assert values["quality"]["items"] == 1
     assert values["quality"]["dropped"]["item_below_minimum"] == 2
 
@@ -86,7 +106,10 @@ def test_json_is_one_object(run: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["shop/shop.toml", "--source", "gone"], "gone: no such folder; --source takes the folder that holds visits.csv, articles.csv"),
+        (
+            ["shop/shop.toml", "--source", "gone"],
+            "gone: no such folder; --source takes the folder that holds visits.csv, articles.csv",
+        ),
         (["shop/none.toml"], "shop/none.toml: no such file"),
         (["movielens-2m"], "movielens-2m: no such preset; did you mean movielens-1m?"),
         (
@@ -94,7 +117,10 @@ def test_json_is_one_object(run: Cli) -> None:
             "shop/shop.toml: filters.min_items: unknown key; did you mean min_item_events?",
         ),
         (["shop/shop.toml", "--set", "filters"], "--set filters: write it as section.key=value"),
-        (["shop/shop.toml", "--set", "user_id_type=string", "--set", "filters.min_user_events=9"], "no event is left of 5 rows read"),
+        (
+            ["shop/shop.toml", "--set", "user_id_type=string", "--set", "filters.min_user_events=9"],
+            "no event is left of 5 rows read",
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str, run: Cli) -> None:
@@ -109,7 +135,10 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, run: Cli) -> 
 def test_out_is_spared_until_told(run: Cli) -> None:
     assert run("prepare", "shop/shop.toml", "--out", "dataset")[0] == 0
     status, _, err = run("prepare", "shop/shop.toml", "--out", "dataset")
-    assert (status, err) == (1, "passerelle: dataset already exists: choose another --out, or pass --overwrite to replace it\n")
+    assert (status, err) == (
+        1,
+        "passerelle: dataset already exists: choose another --out, or pass --overwrite to replace it\n",
+    )
     assert run("prepare", "shop/shop.toml", "--out", "dataset", "--overwrite")[0] == 0
 
 
@@ -121,7 +150,13 @@ def test_inspect_a_dataset(run: Cli) -> None:
     status, out, err = run("inspect", "dataset")
     assert (status, err) == (0, "")
     assert out.startswith("dataset dataset\n")
-    for words in ("num_events 4", "item_features.title text", "rows read 5", "events.0.files visits.csv", "filters.iterate True"):
+    for words in (
+        "num_events 4",
+        "item_features.title text",
+        "rows read 5",
+        "events.0.files visits.csv",
+        "filters.iterate True",
+    ):
         assert any(line.split() == words.split() for line in out.splitlines()), words
     assert "files, checksums verified" in out and "interactions.arrow" in out
     status, out, _ = run("inspect", "dataset", "--json")
@@ -141,7 +176,11 @@ def test_inspect_finds_one_altered_byte(run: Cli) -> None:
 
 def test_inspect_what_is_nothing(run: Cli) -> None:
     assert run("inspect", "gone") == (1, "", "passerelle: gone: no such dataset, run or bundle\n")
-    assert run("inspect", "shop") == (1, "", "passerelle: shop is not a dataset, run or bundle: it has no manifest.json\n")
+    assert run("inspect", "shop") == (
+        1,
+        "",
+        "passerelle: shop is not a dataset, run or bundle: it has no manifest.json\n",
+    )
 
 
 def test_inspect_a_bundle(run: Cli, tmp_path: Path) -> None:
@@ -151,7 +190,11 @@ def test_inspect_a_bundle(run: Cli, tmp_path: Path) -> None:
     assert out.startswith("bundle bundle\n")
     for words in ("num_items 20", "dim 8", "item_features.genres multi_categorical"):
         assert any(line.split() == words.split() for line in out.splitlines()), words
-    assert any(line.split()[0] == "networks.query_encoder.inputs.item_vectors.shape" for line in out.splitlines() if line.strip())
+    assert any(
+        line.split()[0] == "networks.query_encoder.inputs.item_vectors.shape"
+        for line in out.splitlines()
+        if line.strip()
+    )
     (tmp_path / "bundle" / "ranker.onnx").unlink()
     status, _, err = run("inspect", "bundle")
     assert status == 1
@@ -177,7 +220,9 @@ def test_inspect_a_run_without_importing_torch(run: Cli, tmp_path: Path) -> None
     write_manifest(folder, RunLike.model_validate({**common, **fields}))
     script = "import sys; from ray_cluster.cli.main import passerelle; passerelle(['inspect', sys.argv[1]], standalone_mode=False)"
     script += "; assert not {'torch', 'ray', 'lightgbm'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
         "recipe bert4rec",
@@ -198,4 +243,11 @@ def test_flat() -> None:
         "l": [1, "x"],
         "n": [{"name": "f", "kind": "text"}, {"x": 1, "y": 2}],
     }
-    assert flat(nested) == [("a.b", "1"), ("a.off", "False"), ("l", "1, x"), ("n.f", "text"), ("n.1.x", "1"), ("n.1.y", "2")]
+    assert flat(nested) == [
+        ("a.b", "1"),
+        ("a.off", "False"),
+        ("l", "1, x"),
+        ("n.f", "text"),
+        ("n.1.x", "1"),
+        ("n.1.y", "2"),
+    ]

@@ -39,13 +39,21 @@ def test_from_dataset_to_bundle(cli: Cli, dataset: Dataset, tmp_path: Path) -> N
     assert [line.split(":")[0] for line in epochs] == [f"epoch {number}" for number in range(1, 21)]
 
     evaluated = parsed(cli("evaluate", run, "--k", "20,10,10", "--json"))
-    assert (evaluated["split"], evaluated["users"], list(evaluated["model"])[:4:4]) == ("test", 240, ["recall@10"])
+    assert (evaluated["split"], evaluated["users"], list(evaluated["model"])[:4:4]) == (
+        "test",
+        240,
+        ["recall@10"],
+    )
     assert evaluated["model"]["ndcg@10"] > 4 * evaluated["popularity"]["ndcg@10"]
     assert {name.partition("@")[2] for name in evaluated["model"]} == {"10", "20", ""}
     assert evaluated["details"]["model"]["intervals"]["ndcg@10"]["low"] < evaluated["model"]["ndcg@10"]
 
     ranked = parsed(cli("train-ranker", run, "--json"))
-    assert ranked["ranker"]["ndcg@10"] > 0.9 * ranked["model"]["ndcg@10"] == pytest.approx(0.9 * evaluated["model"]["ndcg@10"])
+    assert (
+        ranked["ranker"]["ndcg@10"]
+        > 0.9 * ranked["model"]["ndcg@10"]
+        == pytest.approx(0.9 * evaluated["model"]["ndcg@10"])
+    )
 
     exported = parsed(cli("export", run, "--out", bundle, "--json"))
     assert exported["parity"]["users"] == exported["parity"]["identical_top_10"] == 64
@@ -59,11 +67,15 @@ def test_what_people_read(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
     status, out, err = cli("train", "bert4rec", "--dataset", dataset.path, "--out", run, "--no-ray", *SHORT)
     assert status == 0
     assert out.startswith(f"{run}: 3 epochs, best is epoch ")
-    assert [line.split(", ")[1].split()[:2] for line in err.splitlines() if line.startswith("epoch")] == [["validation", "ndcg@10"]] * 3
+    assert [line.split(", ")[1].split()[:2] for line in err.splitlines() if line.startswith("epoch")] == [
+        ["validation", "ndcg@10"]
+    ] * 3
     status, out, _ = cli("evaluate", run, "--split", "validation")
     assert status == 0
     assert "full catalogue of 120 items" in " ".join(out.split())
-    assert [line.split()[0] for line in out.splitlines() if line.split()[:1] and "@100" in line.split()[0]] == [
+    assert [
+        line.split()[0] for line in out.splitlines() if line.split()[:1] and "@100" in line.split()[0]
+    ] == [
         *(f"{name}@100" for name in ("recall", "precision", "hit_rate", "ndcg", "mrr", "map")),
         *(f"{name}@100" for name in ("coverage", "novelty", "popularity_lift", "diversity")),
     ]
@@ -80,14 +92,23 @@ def test_what_people_read(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
 
 def test_a_recipe_of_ones_own_and_resuming(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
-    recipe.write_text("[model]\ndim = 16\nmax_history = 10\n[training]\nmax_epochs = 1\nthreads = 1\nlog_every_steps = 1\n")
+    recipe.write_text(
+        "[model]\ndim = 16\nmax_history = 10\n[training]\nmax_epochs = 1\nthreads = 1\nlog_every_steps = 1\n"
+    )
     arguments = ("train", recipe, "--dataset", dataset.path, "--out", tmp_path / "run", "--no-ray", "--json")
     assert parsed(cli(*arguments))["epochs"] == 1
     resumed = cli(*arguments, "--resume", "--set", "training.max_epochs=3")
     assert parsed(resumed)["epochs"] == 3
-    assert [line.split(":")[0] for line in resumed[2].splitlines() if line.startswith("epoch")] == ["epoch 2", "epoch 3"]
+    assert [line.split(":")[0] for line in resumed[2].splitlines() if line.startswith("epoch")] == [
+        "epoch 2",
+        "epoch 3",
+    ]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert (manifest["recipe"], manifest["config"]["model"]["dim"], manifest["config"]["training"]["max_epochs"]) == ("mine", 16, 3)
+    assert (
+        manifest["recipe"],
+        manifest["config"]["model"]["dim"],
+        manifest["config"]["training"]["max_epochs"],
+    ) == ("mine", 16, 3)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +120,21 @@ def test_a_recipe_of_ones_own_and_resuming(cli: Cli, dataset: Dataset, tmp_path:
         ("bert4rec", ("--set", "modell.dim=3"), "modell: unknown key; did you mean model?"),
         ("bert4rec", ("--set", "model.dim=wide"), "model.dim: Input should be a valid integer"),
         ("bert4rec", ("--set", "model.dim"), "--set model.dim: write it as section.key=value"),
-        ("bert4rec", ("--set", "training.validate_every_epochs=999"), "validate_every_epochs = 999 is above the"),
         (
             "bert4rec",
-            ("--set", "split.rule=global_time", "--set", "split.test_start=1990-01-01", "--set", "split.validation_start=1980-01-01"),
+            ("--set", "training.validate_every_epochs=999"),
+            "validate_every_epochs = 999 is above the",
+        ),
+        (
+            "bert4rec",
+            (
+                "--set",
+                "split.rule=global_time",
+                "--set",
+                "split.test_start=1990-01-01",
+                "--set",
+                "split.validation_start=1980-01-01",
+            ),
             "no user of the 240",
         ),
     ],
@@ -110,27 +142,49 @@ def test_a_recipe_of_ones_own_and_resuming(cli: Cli, dataset: Dataset, tmp_path:
 def test_train_refuses_and_leaves_nothing(
     cli: Cli, dataset: Dataset, tmp_path: Path, recipe: str, arguments: tuple[str, ...], message: str
 ) -> None:
-    answer = cli("train", recipe, "--dataset", dataset.path, "--out", tmp_path / "run", "--no-ray", *arguments)
+    answer = cli(
+        "train", recipe, "--dataset", dataset.path, "--out", tmp_path / "run", "--no-ray", *arguments
+    )
     assert message in mistake(answer)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_train_refuses_what_is_no_dataset(cli: Cli, trained: Path, tmp_path: Path) -> None:
     for path, message in ((tmp_path / "gone", "gone: no such dataset"), (trained, "is a run, not a dataset")):
-        assert message in mistake(cli("train", "bert4rec", "--dataset", path, "--out", tmp_path / "run", "--no-ray"))
+        assert message in mistake(
+            cli("train", "bert4rec", "--dataset", path, "--out", tmp_path / "run", "--no-ray")
+        )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("arguments", [("--workers", "2"), ("--ray-address", "auto")])
-def test_no_ray_goes_without_what_is_for_ray(cli: Cli, dataset: Dataset, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    answer = cli("train", "bert4rec", "--dataset", dataset.path, "--out", tmp_path / "run", "--no-ray", *arguments)
-    assert "--no-ray trains in this process: leave out --workers and --ray-address" in mistake(answer, status=2)
+def test_no_ray_goes_without_what_is_for_ray(
+    cli: Cli, dataset: Dataset, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    answer = cli(
+        "train", "bert4rec", "--dataset", dataset.path, "--out", tmp_path / "run", "--no-ray", *arguments
+    )
+    assert "--no-ray trains in this process: leave out --workers and --ray-address" in mistake(
+        answer, status=2
+    )
 
 
 def test_train_refuses_an_existing_run(cli: Cli, dataset: Dataset, trained: Path) -> None:
     answer = cli("train", "bert4rec", "--dataset", dataset.path, "--out", trained, "--no-ray", *SHORT)
     assert "already holds a run: pass --resume to continue it" in mistake(answer)
-    answer = cli("train", "bert4rec", "--dataset", dataset.path, "--out", trained, "--no-ray", "--resume", *SHORT, "--set", "model.dim=16")
+    answer = cli(
+        "train",
+        "bert4rec",
+        "--dataset",
+        dataset.path,
+        "--out",
+        trained,
+        "--no-ray",
+        "--resume",
+        *SHORT,
+        "--set",
+        "model.dim=16",
+    )
     assert "model.dim was 32 and is now 16" in mistake(answer)
 
 
@@ -140,7 +194,10 @@ def test_validation_events_may_be_trained_on(cli: Cli, dataset: Dataset, tmp_pat
     status, out, err = cli("train", "bert4rec", "--dataset", dataset.path, "--out", run, "--no-ray", *more)
     assert (status, out) == (0, f"{run}: trained on train and validation, 3 epochs\n"), err
     answer = cli("train", "--refit", run, "--out", tmp_path / "refit", "--no-ray")
-    assert "--refit: this run was trained on validation events already; give the run that it was made from" in mistake(answer)
+    assert (
+        "--refit: this run was trained on validation events already; give the run that it was made from"
+        in mistake(answer)
+    )
     assert not (tmp_path / "refit").exists()
 
 
@@ -150,11 +207,20 @@ def test_a_refit(cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(trained.parent)
     status, out, err = cli("train", "--refit", trained.name, "--out", tmp_path / "refit", "--no-ray")
     assert status == 0, err
-    assert out == f"{tmp_path / 'refit'}: trained on train and validation, {best_epoch} epochs as chosen by {trained}\n"
+    assert (
+        out
+        == f"{tmp_path / 'refit'}: trained on train and validation, {best_epoch} epochs as chosen by {trained}\n"
+    )
     monkeypatch.chdir(tmp_path)
     summary = parsed(cli("train", "--refit", trained, "--out", "again", "--no-ray", "--json"))
     said = f"train and validation, {best_epoch} epochs as chosen by {trained}"
-    assert summary == {"run": "again", "epochs": best_epoch, "best_epoch": best_epoch, "validation": {}, "trained_on": said}
+    assert summary == {
+        "run": "again",
+        "epochs": best_epoch,
+        "best_epoch": best_epoch,
+        "validation": {},
+        "trained_on": said,
+    }
     ranked = parsed(cli("train-ranker", "refit", "--json"))
     assert set(ranked) == {"model", "ranker", "run", "trained_on"}
     assert ranked["trained_on"] == said
@@ -163,8 +229,14 @@ def test_a_refit(cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("bert4rec", "--refit", "run"), "--refit takes recipe and settings from its run: leave out RECIPE and --set"),
-        (("--refit", "run", "--set", "model.dim=16"), "--refit takes recipe and settings from its run: leave out RECIPE and --set"),
+        (
+            ("bert4rec", "--refit", "run"),
+            "--refit takes recipe and settings from its run: leave out RECIPE and --set",
+        ),
+        (
+            ("--refit", "run", "--set", "model.dim=16"),
+            "--refit takes recipe and settings from its run: leave out RECIPE and --set",
+        ),
         (("bert4rec",), "say what to train and on what: RECIPE and --dataset, or --refit RUN"),
         (("--dataset", "dataset"), "say what to train and on what: RECIPE and --dataset, or --refit RUN"),
     ],
@@ -184,7 +256,9 @@ def test_train_is_told_what(cli: Cli, tmp_path: Path, arguments: tuple[str, ...]
         ("", 2, "write whole numbers"),
     ],
 )
-def test_evaluate_refuses_impossible_cut_offs(cli: Cli, trained: Path, ks: str, status: int, message: str) -> None:
+def test_evaluate_refuses_impossible_cut_offs(
+    cli: Cli, trained: Path, ks: str, status: int, message: str
+) -> None:
     assert message in mistake(cli("evaluate", trained, "--k", ks), status)
 
 
@@ -201,32 +275,55 @@ def test_all_that_can_be_evaluated(cli: Cli, own_run: Path, monkeypatch: pytest.
     status, out, _ = cli("evaluate", own_run, *more)
     assert status == 0
     parts = [[line.split() for line in part.splitlines()] for part in re.split(r"\n *\n", out.strip())]
-    numbers, gains, segments, with_seen = (part for part in parts if len(part) > 1)  # titles are lines of their own
+    numbers, gains, segments, with_seen = (
+        part for part in parts if len(part) > 1
+    )  # titles are lines of their own
     ends = report["details"]["model"]["intervals"]["ndcg@10"]
     (ndcg,) = (line for line in numbers if line[0] == "ndcg@10")
-    assert ndcg[:4] == ["ndcg@10", f"{report['model']['ndcg@10']:.4f}", f"[{ends['low']:.4f},", f"{ends['high']:.4f}]"]
+    assert ndcg[:4] == [
+        "ndcg@10",
+        f"{report['model']['ndcg@10']:.4f}",
+        f"[{ends['low']:.4f},",
+        f"{ends['high']:.4f}]",
+    ]
     assert ndcg[4:] == [f"{report[name]['ndcg@10']:.4f}" for name in baselines]
     assert [line[0] for line in gains[-6:]] == baselines
     gain = report["details"]["ials"]["model_minus_this"]["ndcg@10"]
     assert gains[-1][1:] == [f"{gain['mean']:+.4f}", f"[{gain['low']:.4f},", f"{gain['high']:.4f}]"]
     groups = {name: report["details"][name]["segments"] for name in ("markov", "recent_popularity")}
     lines = segments[-3:]
-    assert [line[:3] for line in lines] == [[*name.split(), str(group["users"])] for name, group in groups["markov"].items()]
-    assert [line[5] for line in lines] == [f"{group['ndcg@10']:.4f}" for group in groups["recent_popularity"].values()]
+    assert [line[:3] for line in lines] == [
+        [*name.split(), str(group["users"])] for name, group in groups["markov"].items()
+    ]
+    assert [line[5] for line in lines] == [
+        f"{group['ndcg@10']:.4f}" for group in groups["recent_popularity"].values()
+    ]
     (ndcg,) = (line for line in with_seen if line[0] == "ndcg@10")
-    assert ndcg[1:] == [f"{report['details'][name]['with_seen']['ndcg@10']:.4f}" for name in ("model", *baselines)]
+    assert ndcg[1:] == [
+        f"{report['details'][name]['with_seen']['ndcg@10']:.4f}" for name in ("model", *baselines)
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("--baselines", "popularity,top"), 1, "baseline 'top': not one of popularity, recent_popularity, markov, item_knn, ease, ials"),
-        (("--segments", "0,10"), 1, "segments 0,10: lengths of history must rise, from 1 or more, such as 20,100"),
+        (
+            ("--baselines", "popularity,top"),
+            1,
+            "baseline 'top': not one of popularity, recent_popularity, markov, item_knn, ease, ials",
+        ),
+        (
+            ("--segments", "0,10"),
+            1,
+            "segments 0,10: lengths of history must rise, from 1 or more, such as 20,100",
+        ),
         (("--segments", "halves"), 2, "'halves': write whole numbers"),
         (("--fit-baselines-on", "test"), 2, "'test' is not one of 'train', 'before_targets'"),
     ],
 )
-def test_evaluate_refuses_impossible_comparisons(cli: Cli, trained: Path, arguments: tuple[str, ...], status: int, message: str) -> None:
+def test_evaluate_refuses_impossible_comparisons(
+    cli: Cli, trained: Path, arguments: tuple[str, ...], status: int, message: str
+) -> None:
     assert message in mistake(cli("evaluate", trained, *arguments), status)
 
 
@@ -240,13 +337,19 @@ def test_a_dataset_that_has_moved(cli: Cli, own_run: Path, dataset: Dataset, tmp
 def test_verbs_in_the_wrong_order(cli: Cli, own_run: Path, tmp_path: Path) -> None:
     for verb, more in (("evaluate", ()), ("train-ranker", ()), ("export", ("--out", tmp_path / "bundle"))):
         assert "nowhere: no such run" in mistake(cli(verb, tmp_path / "nowhere", *more))
-    assert "has no ranker: run `passerelle train-ranker" in mistake(cli("export", own_run, "--out", tmp_path / "bundle"))
+    assert "has no ranker: run `passerelle train-ranker" in mistake(
+        cli("export", own_run, "--out", tmp_path / "bundle")
+    )
     assert not (tmp_path / "bundle").exists()
     assert cli("train-ranker", own_run)[0] == 0
-    assert "already exists: pass --overwrite to train the ranker again" in mistake(cli("train-ranker", own_run))
+    assert "already exists: pass --overwrite to train the ranker again" in mistake(
+        cli("train-ranker", own_run)
+    )
     assert cli("train-ranker", own_run, "--overwrite")[0] == 0
     (tmp_path / "bundle").mkdir()
-    assert "already exists: choose another --out, or pass --overwrite" in mistake(cli("export", own_run, "--out", tmp_path / "bundle"))
+    assert "already exists: choose another --out, or pass --overwrite" in mistake(
+        cli("export", own_run, "--out", tmp_path / "bundle")
+    )
     assert list((tmp_path / "bundle").iterdir()) == []
 
 

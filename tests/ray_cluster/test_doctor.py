@@ -92,7 +92,11 @@ def test_packages() -> None:
         (doctor.check_gpu(CPU_BUILD, "570.1", PAIR), "warning", "torch is a CPU build"),
         (doctor.check_gpu(NO_GPU, "470.1", PAIR), "warning", "sees no device"),
         (doctor.check_gpu(GPU, "570.1", PAIR), "warning", "fbgemm is the CPU build"),
-        (doctor.check_gpu(GPU, "570.1", {"fbgemm-gpu": "1.8.0"}), "ok", "H200 140 GiB; driver 570.1, CUDA 12.8"),
+        (
+            doctor.check_gpu(GPU, "570.1", {"fbgemm-gpu": "1.8.0"}),
+            "ok",
+            "H200 140 GiB; driver 570.1, CUDA 12.8",
+        ),
         (doctor.check_triton(None, None), "error", "no embedded server"),
         (doctor.check_triton(Path("server"), None), "error", "does not start"),
         (doctor.check_triton(Path("server"), "2.51.0"), "ok", "2.51.0"),
@@ -106,8 +110,16 @@ def test_packages() -> None:
         (doctor.check_shared_memory(None), "ok", "no /dev/shm"),
         (doctor.check_shared_memory(64 << 20), "warning", "0.1 GiB"),
         (doctor.check_shared_memory(2 * GIB), "ok", "2.0 GiB"),
-        (doctor.check_data({"movielens-1m": None, "online-retail": None}), "warning", "none of movielens-1m, online-retail"),
-        (doctor.check_data({"movielens-1m": "/data/ml-1m", "online-retail": None}), "ok", "movielens-1m in /data/ml-1m"),
+        (
+            doctor.check_data({"movielens-1m": None, "online-retail": None}),
+            "warning",
+            "none of movielens-1m, online-retail",
+        ),
+        (
+            doctor.check_data({"movielens-1m": "/data/ml-1m", "online-retail": None}),
+            "ok",
+            "movielens-1m in /data/ml-1m",
+        ),
     ],
 )
 def test_findings(finding: Finding, level: str, said: str) -> None:
@@ -171,7 +183,10 @@ def test_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_remedy_is_under_the_message() -> None:
-    text = as_text(Finding("port 8000", "warning", "held by python (pid 7), which somebody left running", "stop it"), columns=60)
+    text = as_text(
+        Finding("port 8000", "warning", "held by python (pid 7), which somebody left running", "stop it"),
+        columns=60,
+    )
     assert text.splitlines() == [
         "\x1b[33mwarning  \x1b[0mport 8000        held by python (pid 7), which",
         " " * 26 + "somebody left running",
@@ -202,4 +217,6 @@ def test_an_error_makes_the_status_1(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(doctor, "PROBES", (("json",),))
     result = CliRunner().invoke(doctor_command, [])
     assert result.exit_code == 1
-    assert re.search(r"error +no-such-package +not installed; 1.0 is pinned\n +-> make setup\n", result.stdout)
+    assert re.search(
+        r"error +no-such-package +not installed; 1.0 is pinned\n +-> make setup\n", result.stdout
+    )

@@ -47,9 +47,15 @@ class Load:
     def __init__(self, url: str, bundle: Bundle) -> None:
         self._url = url
         context = {"timestamp_ms": NOW_MS}
-        self._bodies = [{"user_id": user_id, "context": context} for user_id in bundle.reference().column("user_id").to_pylist()[:8]]
+        self._bodies = [
+            {"user_id": user_id, "context": context}
+            for user_id in bundle.reference().column("user_id").to_pylist()[:8]
+        ]
         with httpx.Client(base_url=url) as client:
-            self._expected = [client.post("/v1/recommend", json=body).raise_for_status().json()["items"] for body in self._bodies]
+            self._expected = [
+                client.post("/v1/recommend", json=body).raise_for_status().json()["items"]
+                for body in self._bodies
+            ]
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self.statuses: Counter[int] = Counter()
@@ -89,7 +95,9 @@ class Load:
             if "query_encoder" in values["degraded"]:
                 right = values["fallback"] == "similar" and len(values["items"]) == len(expected)
             elif "ranker" in values["degraded"]:
-                right = [item["sources"][0]["rank"] for item in values["items"]] == list(range(1, len(expected) + 1))
+                right = [item["sources"][0]["rank"] for item in values["items"]] == list(
+                    range(1, len(expected) + 1)
+                )
             else:
                 right = values["fallback"] is None and _same(values["items"], expected)
             if not right:
@@ -142,7 +150,10 @@ def listening(address: str) -> list[psutil.Process]:
     found, port = [], int(address.rpartition(":")[2])
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if any(one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in process.net_connections("tcp")):
+            if any(
+                one.laddr.port == port and one.status == psutil.CONN_LISTEN
+                for one in process.net_connections("tcp")
+            ):
                 found.append(process)
     return found
 
@@ -214,7 +225,10 @@ def test_what_was_kept_before_a_replica_is_killed_is_read_by_the_others(service:
     until = time.monotonic() + 30
     known: list[Any] = []
     while time.monotonic() < until and len(known) < len(acknowledged):
-        with contextlib.suppress(httpx.TransportError), httpx.Client(base_url=service.url, timeout=10) as client:
+        with (
+            contextlib.suppress(httpx.TransportError),
+            httpx.Client(base_url=service.url, timeout=10) as client,
+        ):
             known = [event["item_id"] for event in client.get("/v1/users/88888/history").json()["events"]]
     assert sorted(known) == sorted(acknowledged) and len(acknowledged) == 30
 
@@ -234,7 +248,9 @@ def test_a_replica_of_each_stage_is_killed(staged: Service, bundle: Bundle) -> N
     with load.running():
         for processes in before.values():
             min(processes, key=lambda process: process.pid).kill()
-        load.wait_for(lambda: all(len(replicas(stage) - processes) == 1 for stage, processes in before.items()), 30)
+        load.wait_for(
+            lambda: all(len(replicas(stage) - processes) == 1 for stage, processes in before.items()), 30
+        )
         answered = load.statuses[200]
         load.wait_for(lambda: load.statuses[200] > answered + 50, 10)
     assert load.lost == 0, "the replica that listens lives"

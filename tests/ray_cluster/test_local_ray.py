@@ -41,7 +41,9 @@ def test_only_the_ray_of_the_block_is_ended() -> None:
     try:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
         assert len(ray_servers(psutil.Process(child.pid))) == 2
-        theirs = ray_servers(psutil.Process())  # and those of servers that other tests of this process have left running
+        theirs = ray_servers(
+            psutil.Process()
+        )  # and those of servers that other tests of this process have left running
         handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
         with local_ray() as started:
             assert started

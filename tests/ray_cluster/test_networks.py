@@ -49,7 +49,9 @@ def test_a_crashed_triton_is_started_again(repository: Path, caplog: pytest.LogC
     assert not last.is_running()
 
 
-def test_a_triton_whose_end_cannot_be_seen_yet_is_started_again(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_triton_whose_end_cannot_be_seen_yet_is_started_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process that crashes closes its connections before it can be waited for; here it takes some tenths of a second."""
     load, poll = TritonClient.load, subprocess.Popen.poll
     killed_s: list[float] = []
@@ -89,10 +91,16 @@ def test_one_that_could_not_be_started_again_is_started_later(repository: Path, 
 def test_what_is_wrong_with_a_model_is_told_at_once(repository: Path, tmp_path: Path) -> None:
     models = Path(shutil.copytree(repository, tmp_path / "models"))
     (models / "ranker" / "1" / "model.onnx").write_bytes(b"")
-    with Networks(models, 1) as networks, pytest.raises(UserError, match=r"Triton cannot serve version 1 of .*not a valid ONNX model"):
+    with (
+        Networks(models, 1) as networks,
+        pytest.raises(UserError, match=r"Triton cannot serve version 1 of .*not a valid ONNX model"),
+    ):
         networks.ensure()
 
 
 def test_nobody_answers_elsewhere(repository: Path) -> None:
-    with Networks(repository, 1, "127.0.0.1:9") as networks, pytest.raises(UserError, match=r"127\.0\.0\.1:9: UNAVAILABLE"):
+    with (
+        Networks(repository, 1, "127.0.0.1:9") as networks,
+        pytest.raises(UserError, match=r"127\.0\.0\.1:9: UNAVAILABLE"),
+    ):
         networks.ensure()

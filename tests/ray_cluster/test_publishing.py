@@ -30,11 +30,18 @@ def with_reference(bundle: Bundle, path: Path, column: str, change: Any) -> Bund
     shutil.copytree(bundle.path, path)
     reference = bundle.reference()
     place = reference.schema.get_field_index(column)
-    values = pa.array([change(value) for value in reference.column(column).to_pylist()], reference.schema.field(column).type)
+    values = pa.array(
+        [change(value) for value in reference.column(column).to_pylist()], reference.schema.field(column).type
+    )
     write_table(path / "reference.arrow", reference.set_column(place, column, values))
     manifest = bundle.manifest
-    entry = FileEntry(sha256=sha256_of(path / "reference.arrow"), size_bytes=(path / "reference.arrow").stat().st_size)
-    write_manifest(path, manifest.updated(bundle_id=f"other {column}", files={**manifest.files, "reference.arrow": entry}))
+    entry = FileEntry(
+        sha256=sha256_of(path / "reference.arrow"), size_bytes=(path / "reference.arrow").stat().st_size
+    )
+    write_manifest(
+        path,
+        manifest.updated(bundle_id=f"other {column}", files={**manifest.files, "reference.arrow": entry}),
+    )
     return open_bundle(path)
 
 
@@ -43,7 +50,10 @@ def test_first_publication(publication: dict[str, Any], repository: Path, bundle
     published = read_published(repository)
     assert published.active == 1 and published.versions[1].bundle == str(bundle.path)
     for model in ("query_encoder", "ranker"):
-        assert sha256_of(repository / model / "1" / "model.onnx") == bundle.manifest.files[f"{model}.onnx"].sha256
+        assert (
+            sha256_of(repository / model / "1" / "model.onnx")
+            == bundle.manifest.files[f"{model}.onnx"].sha256
+        )
     names = sorted(path.name for path in repository.iterdir() if not path.name.startswith(EVENTS_NAME))
     assert names == ["published.json", "query_encoder", "ranker"]
     assert published_version(bundle, repository) == 1
@@ -57,29 +67,44 @@ def test_parity_is_written_into_the_manifest(publication: dict[str, Any], bundle
         assert all(value <= 1e-4 for name, value in figures.items() if name.startswith("max_"))
 
 
-def test_the_same_bundle_keeps_its_version(publication: dict[str, Any], repository: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_the_same_bundle_keeps_its_version(
+    publication: dict[str, Any], repository: Path, bundle: Bundle, tmp_path: Path
+) -> None:
     moved = Path(shutil.copytree(bundle.path, tmp_path / "moved"))
     assert publish(moved, repository).version == publication["version"]
     assert list(read_published(repository).versions) == [1] and not (repository / "ranker" / "2").exists()
 
 
 def test_a_failing_gate_leaves_everything_as_it_was(repository: Path, bundle: Bundle, tmp_path: Path) -> None:
-    other = with_reference(bundle, tmp_path / "other", "query", lambda query: [value + 0.01 for value in query])
+    other = with_reference(
+        bundle, tmp_path / "other", "query", lambda query: [value + 0.01 for value in query]
+    )
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
     with pytest.raises(UserError) as error:
         publish(other.path, repository)
-    assert "other: not published, version 1 stays active: Triton differs from training: max query difference 1.00e-02" in str(error.value)
+    assert (
+        "other: not published, version 1 stays active: Triton differs from training: max query difference 1.00e-02"
+        in str(error.value)
+    )
     assert "(allowed 1e-4), the ten best are identical for 20 of 20 users" in str(error.value)
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
     assert open_manifest(other.path, BundleManifest).parity == bundle.manifest.parity
 
 
-def test_the_triton_gate_notices_other_scores_and_another_order(repository: Path, bundle: Bundle, tmp_path: Path) -> None:
-    lower = with_reference(bundle, tmp_path / "lower", "top_scores", lambda scores: [score - 0.002 for score in scores])
-    swapped = with_reference(bundle, tmp_path / "swapped", "top_rows", lambda rows: [rows[1], rows[0], *rows[2:]])
+def test_the_triton_gate_notices_other_scores_and_another_order(
+    repository: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    lower = with_reference(
+        bundle, tmp_path / "lower", "top_scores", lambda scores: [score - 0.002 for score in scores]
+    )
+    swapped = with_reference(
+        bundle, tmp_path / "swapped", "top_rows", lambda rows: [rows[1], rows[0], *rows[2:]]
+    )
     with Networks(repository, 1) as networks:
         networks.ensure()
-        same, other_scores, other_order = (asyncio.run(triton_parity(one, 1, networks.address, silent)) for one in (bundle, lower, swapped))
+        same, other_scores, other_order = (
+            asyncio.run(triton_parity(one, 1, networks.address, silent)) for one in (bundle, lower, swapped)
+        )
     assert same.holds and same.identical_top_10 == 20
     assert not other_scores.holds and other_scores.max_score_difference == pytest.approx(0.002, abs=1e-5)
     assert not other_order.holds and other_order.identical_top_10 == 0
@@ -87,9 +112,15 @@ def test_the_triton_gate_notices_other_scores_and_another_order(repository: Path
 
 def test_the_http_gate_notices_another_answer(service_url: str, bundle: Bundle, tmp_path: Path) -> None:
     assert asyncio.run(http_parity(bundle, service_url, silent)).holds
-    shifted = with_reference(bundle, tmp_path / "shifted", "top_scores", lambda scores: [score + 0.5 for score in scores])
+    shifted = with_reference(
+        bundle, tmp_path / "shifted", "top_scores", lambda scores: [score + 0.5 for score in scores]
+    )
     figures = asyncio.run(http_parity(shifted, service_url, silent))
-    assert not figures.holds and figures.max_score_difference == pytest.approx(0.5, abs=1e-4) and figures.identical_top_10 == 20
+    assert (
+        not figures.holds
+        and figures.max_score_difference == pytest.approx(0.5, abs=1e-4)
+        and figures.identical_top_10 == 20
+    )
     swapped = with_reference(bundle, tmp_path / "swapped", "top_rows", lambda rows: rows[::-1])
     assert asyncio.run(http_parity(swapped, service_url, silent)).identical_top_10 == 0
 
@@ -102,9 +133,12 @@ def test_an_altered_bundle_is_not_published(bundle: Bundle, repository: Path, tm
 
 
 def test_other_dims_are_refused_beside_older_versions(repository: Path, tmp_path: Path) -> None:
-    wide = build_bundle(tmp_path / "wide", Shape(num_items=30, num_users=3, num_reference_users=2, dim=128, num_candidates=10))
+    wide = build_bundle(
+        tmp_path / "wide", Shape(num_items=30, num_users=3, num_reference_users=2, dim=128, num_candidates=10)
+    )
     with pytest.raises(
-        UserError, match=r"dims \[-1, 64\], the bundle's are \[-1, 128\].* another --repository, or remove versions 1 first"
+        UserError,
+        match=r"dims \[-1, 64\], the bundle's are \[-1, 128\].* another --repository, or remove versions 1 first",
     ):
         publish(wide, repository)
 
@@ -117,7 +151,9 @@ def test_one_at_a_time(bundle: Bundle, tmp_path: Path) -> None:
     os.close(descriptor)
 
 
-def test_what_is_not_published(unicode_bundle: Bundle, bundle: Bundle, repository: Path, tmp_path: Path) -> None:
+def test_what_is_not_published(
+    unicode_bundle: Bundle, bundle: Bundle, repository: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"is not published in .*: run `passerelle publish .*` first"):
         published_version(unicode_bundle, repository)
     copy = Path(shutil.copytree(repository, tmp_path / "models"))
@@ -127,7 +163,8 @@ def test_what_is_not_published(unicode_bundle: Bundle, bundle: Bundle, repositor
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "not JSON"), ('{"active": "x"}', "active: "), ('{"verions": {}}', "did you mean versions")]
+    ("text", "message"),
+    [("{", "not JSON"), ('{"active": "x"}', "active: "), ('{"verions": {}}', "did you mean versions")],
 )
 def test_an_unreadable_list_of_versions(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "published.json").write_text(text)

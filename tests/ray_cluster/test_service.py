@@ -28,12 +28,25 @@ def test_both_topologies_give_the_same_answers(service_url: str, staged: Service
     def answers(url: str) -> list[Any]:
         with httpx.Client(base_url=url) as client:
             requests = [
-                {"user_id": user["user_id"], "context": {"timestamp_ms": user["timestamp_ms"]}} for user in bundle.reference().to_pylist()
+                {"user_id": user["user_id"], "context": {"timestamp_ms": user["timestamp_ms"]}}
+                for user in bundle.reference().to_pylist()
             ]
-            requests += [{}, {"history": [7, 17, 18], "k": 300, "filters": [{"op": "equals", "column": "kind", "value": "book"}]}]
-            found = [client.post("/v1/recommend", json=request).raise_for_status().json() for request in requests]
+            requests += [
+                {},
+                {
+                    "history": [7, 17, 18],
+                    "k": 300,
+                    "filters": [{"op": "equals", "column": "kind", "value": "book"}],
+                },
+            ]
+            found = [
+                client.post("/v1/recommend", json=request).raise_for_status().json() for request in requests
+            ]
             found.append(client.post("/v1/similar", json={"item_id": 17}).raise_for_status().json())
-        return [(answer["items"], answer.get("fallback"), answer.get("ignored_history"), answer["model_version"]) for answer in found]
+        return [
+            (answer["items"], answer.get("fallback"), answer.get("ignored_history"), answer["model_version"])
+            for answer in found
+        ]
 
     assert answers(service_url) == answers(staged.url)
 
@@ -42,22 +55,42 @@ def test_both_topologies_give_the_same_answers(service_url: str, staged: Service
 def test_mistakes_cross_the_graph_as_mistakes(service_url: str, staged: Service, which: str) -> None:
     with httpx.Client(base_url=service_url if which == "fused" else staged.url) as client:
         for path, body, status, message in (
-            ("/v1/recommend", {"filters": [{"op": "equals", "column": "x", "value": 1}]}, 422, "column 'x' is not an item column"),
+            (
+                "/v1/recommend",
+                {"filters": [{"op": "equals", "column": "x", "value": 1}]},
+                422,
+                "column 'x' is not an item column",
+            ),
             ("/v1/recommend", {"history": ["x"]}, 422, "history.0: item_id 'x'"),
             ("/v1/recommend", {"k": 301}, 422, "k: 301 is more than the 300 items"),
             ("/v1/similar", {"item_id": 8}, 404, "item_id 8: not in the catalogue of 300 items"),
         ):
             answer = client.post(path, json=body)
-            assert answer.status_code == status and answer.json()["detail"][0]["msg"].startswith((message, "filters.0: " + message))
+            assert answer.status_code == status and answer.json()["detail"][0]["msg"].startswith(
+                (message, "filters.0: " + message)
+            )
 
 
 def test_long_histories_and_concurrent_requests(service_url: str) -> None:
     with httpx.Client(base_url=service_url) as client:
         answer = client.post(
-            "/v1/recommend", json={"history": [7 + 10 * (place % 400) for place in range(10_000)], "k": 5, "exclude_seen": False}
+            "/v1/recommend",
+            json={
+                "history": [7 + 10 * (place % 400) for place in range(10_000)],
+                "k": 5,
+                "exclude_seen": False,
+            },
         )
-        assert answer.status_code == 200 and answer.json()["ignored_history"] == 2_500 and len(answer.json()["items"]) == 5
-        assert client.get("/readyz").json() == {"ready": True, "model_version": 1, "checks": {"networks": True, "events": True}}
+        assert (
+            answer.status_code == 200
+            and answer.json()["ignored_history"] == 2_500
+            and len(answer.json()["items"]) == 5
+        )
+        assert client.get("/readyz").json() == {
+            "ready": True,
+            "model_version": 1,
+            "checks": {"networks": True, "events": True},
+        }
         assert "passerelle_requests_total" in client.get("/metrics").text
 
 
@@ -67,16 +100,29 @@ def test_nothing_that_is_sent_over_http_makes_it_fail(service_url: str, staged: 
         openapi = client.get("/openapi.json").json()
         for method, path, body, headers in requests(openapi, 800 if which == "fused" else 200, seed=3):
             answer = client.request(method, path, content=body, headers=headers)
-            assert answer.status_code in (200, 202, 400, 404, 405, 413, 422, 503), (answer.status_code, path[:100], body[:300])
+            assert answer.status_code in (200, 202, 400, 404, 405, 413, 422, 503), (
+                answer.status_code,
+                path[:100],
+                body[:300],
+            )
             assert answer.status_code != 503 or b'"deadline_ms"' in body, (answer.text, body[:300])
         assert client.get("/readyz").status_code == 200
 
 
 def test_recommend_and_similar_print_titles(service_url: str) -> None:
     status, stdout, stderr = run("recommend", "--user", "1003", "-k", "3", "--url", service_url)
-    assert status == 0 and stdout.count("Title № ") == 3 and stdout.count("personal #") == 3 and "total " in stderr
+    assert (
+        status == 0
+        and stdout.count("Title № ") == 3
+        and stdout.count("personal #") == 3
+        and "total " in stderr
+    )
     status, stdout, stderr = run("recommend", "--history", "7, 17,18", "-k", "2", "--url", service_url)
-    assert status == 0 and stdout.count("Title № ") == 2 and "1 ids of the history are not in the catalogue" in stderr
+    assert (
+        status == 0
+        and stdout.count("Title № ") == 2
+        and "1 ids of the history are not in the catalogue" in stderr
+    )
     status, stdout, _ = run("similar", "--item", "17", "-k", "3", "--url", service_url)
     assert status == 0 and stdout.count("similar #") == 3
 
@@ -84,9 +130,15 @@ def test_recommend_and_similar_print_titles(service_url: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("recommend", "--user", "1003", "-k", "301"), "passerelle: k: 301 is more than the 300 items of the catalogue\n"),
+        (
+            ("recommend", "--user", "1003", "-k", "301"),
+            "passerelle: k: 301 is more than the 300 items of the catalogue\n",
+        ),
         (("similar", "--item", "8"), "passerelle: item_id '8': not in the catalogue of 300 items\n"),
-        (("recommend", "--user", "1003", "--context", "device"), "passerelle: --context device: write it as name=value\n"),
+        (
+            ("recommend", "--user", "1003", "--context", "device"),
+            "passerelle: --context device: write it as name=value\n",
+        ),
         (
             ("recommend", "--user", "1003", "--context", "device=3"),
             "passerelle: context.features: the model does not read device; it reads none\n",
@@ -95,7 +147,10 @@ def test_recommend_and_similar_print_titles(service_url: str) -> None:
             ("recommend", "--history", "7", "--user-feature", "tags=['a']"),
             "passerelle: user_features: the model does not read tags; it reads none\n",
         ),
-        (("recommend", "--user", "ann"), "passerelle: user_id: user_id 'ann': this catalogue's ids are integers\n"),
+        (
+            ("recommend", "--user", "ann"),
+            "passerelle: user_id: user_id 'ann': this catalogue's ids are integers\n",
+        ),
     ],
 )
 def test_refusals_are_one_line(service_url: str, arguments: tuple[str, ...], message: str) -> None:
@@ -105,7 +160,10 @@ def test_refusals_are_one_line(service_url: str, arguments: tuple[str, ...], mes
 def test_no_service() -> None:
     status, stdout, stderr = run("recommend", "--user", "1", "--url", f"http://127.0.0.1:{free_ports(1)[0]}")
     assert (
-        status == 1 and not stdout and stderr.startswith("passerelle: no service answers at http://127.0.0.1:") and stderr.count("\n") == 1
+        status == 1
+        and not stdout
+        and stderr.startswith("passerelle: no service answers at http://127.0.0.1:")
+        and stderr.count("\n") == 1
     )
 
 
@@ -113,13 +171,17 @@ def test_busy_port(service_url: str, bundle: Bundle, repository: Path) -> None:
     port = service_url.rpartition(":")[2]
     status, stdout, stderr = run("serve", str(bundle.path), "--repository", str(repository), "--port", port)
     assert status == 1 and not stdout
-    assert stderr.startswith(f"passerelle: port {port} on 127.0.0.1 is held by ray::ServeReplica:passerelle:ingress (pid ")
+    assert stderr.startswith(
+        f"passerelle: port {port} on 127.0.0.1 is held by ray::ServeReplica:passerelle:ingress (pid "
+    )
     assert stderr.endswith("stop it or choose another --port\n")
 
 
 @pytest.mark.slow
 def test_stopped_half_way_it_leaves_nothing(bundle: Bundle, repository: Path) -> None:
-    with running("serve", str(bundle.path), "--repository", str(repository), "--port", str(free_ports(1)[0])) as command:
+    with running(
+        "serve", str(bundle.path), "--repository", str(repository), "--port", str(free_ports(1)[0])
+    ) as command:
         while "raylet" not in command.alive():
             assert command.process.poll() is None
             time.sleep(0.1)
@@ -127,11 +189,15 @@ def test_stopped_half_way_it_leaves_nothing(bundle: Bundle, repository: Path) ->
         assert not command.left_after(10)
 
 
-def test_what_triton_refuses_is_told_and_nothing_is_left(bundle: Bundle, repository: Path, tmp_path: Path) -> None:
+def test_what_triton_refuses_is_told_and_nothing_is_left(
+    bundle: Bundle, repository: Path, tmp_path: Path
+) -> None:
     models = Path(shutil.copytree(repository, tmp_path / "models"))
     config = models / "ranker" / "config.pbtxt"
     config.write_text(config.read_text().replace("[ 17 ]", "[ 16 ]"))
-    with running("serve", str(bundle.path), "--repository", str(models), "--port", str(free_ports(1)[0])) as command:
+    with running(
+        "serve", str(bundle.path), "--repository", str(models), "--port", str(free_ports(1)[0])
+    ) as command:
         stdout, stderr = command.process.communicate(timeout=60)
         assert command.process.returncode == 1 and not stdout and stderr.count("\n") == 1
         assert stderr.startswith(f"passerelle: Triton cannot serve version 1 of {models}: loading ranker ")

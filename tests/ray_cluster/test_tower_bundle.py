@@ -28,13 +28,24 @@ from training.runs.fit import train_in_process
 from training.runs.open_run import OpenRun, load_run
 
 BOOKINGS = ("split.event_types=['purchase']", "objective.event_types=['view']")
-TOLD = ("query.features=all", "query.clock=['hour','weekday']", "model.event_types=true", "items.kind=tower", "loss.temperature=0.1")
+TOLD = (
+    "query.features=all",
+    "query.time_features=['hour','weekday']",
+    "model.event_types=true",
+    "items.kind=tower",
+    "loss.temperature=0.1",
+)
 
 
 @pytest.fixture(scope="module")
 def tower_run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
     path = tmp_path_factory.mktemp("towers") / "run"
-    train_in_process("two_tower", dataset, small_recipe("objective.kind=causal", "training.max_epochs=3", *TOLD, *BOOKINGS), path)
+    train_in_process(
+        "two_tower",
+        dataset,
+        small_recipe("objective.kind=causal", "training.max_epochs=3", *TOLD, *BOOKINGS),
+        path,
+    )
     train_ranker(load_run(path))
     return load_run(path)
 
@@ -46,12 +57,16 @@ def tower_bundle(tower_run: OpenRun, tmp_path_factory: pytest.TempPathFactory) -
 
 def looked_up(bundle: Bundle, timestamp_ms: int, **request: Any) -> np.ndarray:
     """The query vector of a request."""
-    query = asyncio.run(EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request), timestamp_ms))
+    query = asyncio.run(
+        EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request), timestamp_ms)
+    )
     assert query.query_D is not None
     return query.query_D
 
 
-def test_a_request_that_tells_everything_is_what_training_asked(tower_run: OpenRun, tower_bundle: Bundle) -> None:
+def test_a_request_that_tells_everything_is_what_training_asked(
+    tower_run: OpenRun, tower_bundle: Bundle
+) -> None:
     """The query of each test event: its history, kinds of events, times, user and circumstances, sent as a stranger would send them."""
     dataset, users = tower_run.dataset, tower_run.users("test").take(slice(None, None, 12))
     expected = {}
@@ -60,7 +75,10 @@ def test_a_request_that_tells_everything_is_what_training_asked(tower_run: OpenR
         expected |= dict(zip(batch.positions_B.tolist(), query_BD, strict=True))
     names = dataset.manifest.event_types
     for position in range(len(users)):
-        user_row, start, end = (int(values[position]) for values in (users.user_rows_Q, users.history_start_Q, users.history_end_Q))
+        user_row, start, end = (
+            int(values[position])
+            for values in (users.user_rows_Q, users.history_start_Q, users.history_end_Q)
+        )
         features = dataset.users.drop_columns("user_id").slice(user_row, 1).to_pylist()[0]
         request = {
             "history": dataset.item_ids().ids(dataset.item_rows_E[start:end]),
@@ -74,10 +92,14 @@ def test_a_request_that_tells_everything_is_what_training_asked(tower_run: OpenR
         np.testing.assert_allclose(query_D, expected[position], atol=1e-5)
         known_id = {"user_id": dataset.users["user_id"][user_row].as_py()}
         as_known = {name: value for name, value in request.items() if name != "user_features"}
-        np.testing.assert_allclose(looked_up(tower_bundle, now_ms, context=told, **known_id, **as_known), query_D, atol=1e-6)
+        np.testing.assert_allclose(
+            looked_up(tower_bundle, now_ms, context=told, **known_id, **as_known), query_D, atol=1e-6
+        )
         for changed in ("user_features", "history_event_types"):
             without = {name: value for name, value in request.items() if name != changed}
-            assert not np.allclose(looked_up(tower_bundle, now_ms, context=told, **without), query_D, atol=1e-4), changed
+            assert not np.allclose(
+                looked_up(tower_bundle, now_ms, context=told, **without), query_D, atol=1e-4
+            ), changed
         if told.features and told.features["device"]:
             assert not np.allclose(looked_up(tower_bundle, now_ms, **request), query_D, atol=1e-4)
 
@@ -86,7 +108,12 @@ def test_of_unknown_circumstances_nothing_is_assumed(tower_run: OpenRun) -> None
     """The reference users of an export ask at a time for which the data hold no circumstances: nor does a request that gives none."""
     dataset = tower_run.dataset
     rows_P, end_P = np.arange(4), dataset.offsets_U1[1:5]
-    (batch,) = EvaluationBatches(dataset, EvaluationUsers(rows_P, dataset.offsets_U1[:4], end_P, end_P), max_history=12, token_budget=512)
+    (batch,) = EvaluationBatches(
+        dataset,
+        EvaluationUsers(rows_P, dataset.offsets_U1[:4], end_P, end_P),
+        max_history=12,
+        token_budget=512,
+    )
     assert batch.histories.request_events_B.tolist() == [-1] * 4
 
 
@@ -106,11 +133,15 @@ def test_the_gate_lets_two_towers_through(tower_bundle: Bundle, tmp_path: Path) 
     assert holds(first) and first.version == 1
     rows = tower_bundle.items.slice(0, 5)
     ids = pa.array([2**41 + number for number in range(5)])
-    added = add_items(tower_bundle.path, rows.set_column(rows.column_names.index(ITEM_ID), ITEM_ID, ids), tmp_path / "grown").bundle
+    added = add_items(
+        tower_bundle.path, rows.set_column(rows.column_names.index(ITEM_ID), ITEM_ID, ids), tmp_path / "grown"
+    ).bundle
     second = publish(added.path, tmp_path / "models")
     assert holds(second) and second.version == 2 and open_bundle(added.path).manifest.num_items == 125
 
 
 def holds(publication: Publication) -> bool:
     """Whether each of the reference users was given the ten that training would give."""
-    return all(figures["identical_top_10"] == figures["users"] == 64 for figures in publication.parity.values())
+    return all(
+        figures["identical_top_10"] == figures["users"] == 64 for figures in publication.parity.values()
+    )

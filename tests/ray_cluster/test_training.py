@@ -50,20 +50,28 @@ def curve(path: Path, name: str = "train_loss_epoch") -> list[float]:
     return [line[name] for line in history(path)]
 
 
-def on_ray(dataset: Dataset, path: Path, *overrides: str, num_workers: int = 1, resume: bool = False) -> RunManifest:
-    return train_on_ray("bert4rec", dataset, small_recipe(*overrides), path, num_workers=num_workers, resume=resume)
+def on_ray(
+    dataset: Dataset, path: Path, *overrides: str, num_workers: int = 1, resume: bool = False
+) -> RunManifest:
+    return train_on_ray(
+        "bert4rec", dataset, small_recipe(*overrides), path, num_workers=num_workers, resume=resume
+    )
 
 
 def test_one_worker_is_the_same_as_no_ray(dataset: Dataset, tmp_path: Path) -> None:
     """Also where a run is begun with Ray and ended without."""
     alone = train_in_process("bert4rec", dataset, small_recipe("training.max_epochs=4"), tmp_path / "alone")
     on_ray(dataset, tmp_path / "ray", "training.max_epochs=3")
-    ours = train_in_process("bert4rec", dataset, small_recipe("training.max_epochs=4"), tmp_path / "ray", resume=True)
+    ours = train_in_process(
+        "bert4rec", dataset, small_recipe("training.max_epochs=4"), tmp_path / "ray", resume=True
+    )
     assert [line["epoch"] for line in history(tmp_path / "ray")] == [1, 2, 3, 4]
     for name in ("train_loss_epoch", MONITOR):
         assert curve(tmp_path / "ray", name) == pytest.approx(curve(tmp_path / "alone", name), abs=1e-6)
     assert (ours.epochs, ours.best_epoch, ours.state) == (alone.epochs, alone.best_epoch, "complete")
-    weights, expected = (torch.load(tmp_path / name / LAST, weights_only=True)["state_dict"] for name in ("ray", "alone"))
+    weights, expected = (
+        torch.load(tmp_path / name / LAST, weights_only=True)["state_dict"] for name in ("ray", "alone")
+    )
     assert set(weights) == set(expected)
     assert all(torch.allclose(weights[name], expected[name], atol=1e-5) for name in expected)
 
@@ -72,7 +80,9 @@ def test_two_workers_train_as_one(dataset: Dataset, tmp_path: Path) -> None:
     """The same steps, each shared by two: the same loss, and after twenty epochs nearly the same ranking."""
     alone = train_in_process("bert4rec", dataset, small_recipe(), tmp_path / "alone")
     shared = on_ray(dataset, tmp_path / "shared", num_workers=2)
-    assert [line["step"] for line in history(tmp_path / "shared")] == [line["step"] for line in history(tmp_path / "alone")]
+    assert [line["step"] for line in history(tmp_path / "shared")] == [
+        line["step"] for line in history(tmp_path / "alone")
+    ]
     assert curve(tmp_path / "shared")[:5] == pytest.approx(curve(tmp_path / "alone")[:5], abs=1e-4)
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=2e-2)
     assert shared.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
@@ -84,21 +94,39 @@ TOWERS = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1")
 
 
 @pytest.mark.parametrize("kind", [(), TOWERS], ids=["vectors", "towers"])
-def test_a_table_shared_out_over_two_workers_trains_as_one(dataset: Dataset, tmp_path: Path, kind: tuple[str, ...]) -> None:
+def test_a_table_shared_out_over_two_workers_trains_as_one(
+    dataset: Dataset, tmp_path: Path, kind: tuple[str, ...]
+) -> None:
     """The same steps, rows sharded; what two have begun, one goes on with, and the other way round; four say the same of it."""
-    alone = train_in_process("bert4rec", dataset, small_recipe(*SPARSE, *kind, "training.max_epochs=5"), tmp_path / "alone")
+    alone = train_in_process(
+        "bert4rec", dataset, small_recipe(*SPARSE, *kind, "training.max_epochs=5"), tmp_path / "alone"
+    )
     shared = on_ray(dataset, tmp_path / "shared", *SPARSE, *kind, "training.max_epochs=5", num_workers=2)
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-4)
     assert shared.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
-    weights, expected = (torch.load(tmp_path / name / LAST, weights_only=True)["state_dict"] for name in ("shared", "alone"))
+    weights, expected = (
+        torch.load(tmp_path / name / LAST, weights_only=True)["state_dict"] for name in ("shared", "alone")
+    )
     assert set(weights) == set(expected) and not any(name.startswith("items.ids") for name in weights)
-    assert {name for name in shared.files if name.startswith("checkpoints/tables/")}, "the digests leave out the table"
+    assert {name for name in shared.files if name.startswith("checkpoints/tables/")}, (
+        "the digests leave out the table"
+    )
     assert validated(tmp_path, 4) == pytest.approx(shared.validation[MONITOR], abs=1e-6)
     on_one = evaluate(load_run(tmp_path / "shared"), "validation", ks=(10,))["model"]
     assert on_one["ndcg@10"] == pytest.approx(shared.validation[MONITOR], abs=1e-6)
     for name, workers in (("shared", 1), ("alone", 2)):
-        on_ray(dataset, tmp_path / name, *SPARSE, *kind, "training.max_epochs=7", num_workers=workers, resume=True)
-        assert len(list((tmp_path / name / "checkpoints" / "tables").iterdir())) <= 2, "one for the best, one for the last"
+        on_ray(
+            dataset,
+            tmp_path / name,
+            *SPARSE,
+            *kind,
+            "training.max_epochs=7",
+            num_workers=workers,
+            resume=True,
+        )
+        assert len(list((tmp_path / name / "checkpoints" / "tables").iterdir())) <= 2, (
+            "one for the best, one for the last"
+        )
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-3)
 
 
@@ -110,9 +138,15 @@ def validated(folder: Path, world_size: int) -> float:
 
 def validate_on_rank(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store{world_size}", rank=rank, world_size=world_size
+    )
     manifest = open_run(Path(folder) / "shared")
-    dataset, config, checkpoint = open_run_dataset(manifest), manifest.config, read_checkpoint(Path(folder) / "shared" / BEST)
+    dataset, config, checkpoint = (
+        open_run_dataset(manifest),
+        manifest.config,
+        read_checkpoint(Path(folder) / "shared" / BEST),
+    )
     split = make_split(dataset, config.split)
     model = make_model(dataset, split, config, total_steps=1, num_shards=world_size)
     model.checkpoints = Path(folder) / "shared" / "checkpoints"
@@ -122,7 +156,9 @@ def validate_on_rank(rank: int, world_size: int, folder: str) -> None:
     model.load_state_dict(checkpoint["state_dict"])
     users = evaluation_users(split, "validation")
     with torch.no_grad():
-        for batch in EvaluationBatches(dataset, users, max_history=12, token_budget=512, rank=rank, world_size=world_size):
+        for batch in EvaluationBatches(
+            dataset, users, max_history=12, token_budget=512, rank=rank, world_size=world_size
+        ):
             model.validation_step(batch, 0)
     total, count = model._mean_over_ranks(model._validation_sums)
     if rank == 0:
@@ -131,7 +167,9 @@ def validate_on_rank(rank: int, world_size: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_a_refit_on_ray_has_the_split_of_its_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refit_on_ray_has_the_split_of_its_run(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From a relative path, while workers are elsewhere; the user's file is gone."""
     file = tmp_path / "given.csv"
     config = with_split_file(dataset, file, "1,1", "training.max_epochs=1")
@@ -144,7 +182,9 @@ def test_a_refit_on_ray_has_the_split_of_its_run(dataset: Dataset, tmp_path: Pat
 
 
 def test_more_workers_than_processors(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--workers 99: this Ray cluster has \d+ CPUs, and a worker needs one"):
+    with pytest.raises(
+        UserError, match=r"--workers 99: this Ray cluster has \d+ CPUs, and a worker needs one"
+    ):
         on_ray(dataset, tmp_path / "run", num_workers=99)
     assert not (tmp_path / "run").exists()
 
@@ -161,7 +201,9 @@ def test_an_existing_run_is_refused_before_any_work(dataset: Dataset, tmp_path: 
 def test_a_dataset_that_vanishes_is_told_in_one_line(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path / "dataset")
     shutil.rmtree(tmp_path / "dataset")
-    with pytest.raises(UserError, match=rf"a training worker failed 3 times: {tmp_path}/dataset: no such dataset") as error:
+    with pytest.raises(
+        UserError, match=rf"a training worker failed 3 times: {tmp_path}/dataset: no such dataset"
+    ) as error:
         on_ray(dataset, tmp_path / "run", "training.max_epochs=1")
     assert "\n" not in str(error.value)
 
@@ -177,7 +219,9 @@ def worker_processes() -> list[psutil.Process]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_killed_workers_are_replaced_and_training_goes_on(dataset: Dataset, tmp_path: Path, num_workers: int) -> None:
+def test_killed_workers_are_replaced_and_training_goes_on(
+    dataset: Dataset, tmp_path: Path, num_workers: int
+) -> None:
     """Killed after their second epoch, in whatever step they are: the history is that of an undisturbed run, batch by batch."""
     settings = ("training.max_epochs=40", "training.patience=40", "training.checkpoint_every_steps=1")
     killed: list[int] = []

@@ -50,9 +50,13 @@ class Broken(OnnxInference):
 
 
 def test_cold_answers_have_as_much_to_choose_from_as_others(bundle: Bundle) -> None:
-    kind_of = dict(zip(bundle.items.column("item_id").to_pylist(), bundle.items.column("kind").to_pylist(), strict=True))
+    kind_of = dict(
+        zip(bundle.items.column("item_id").to_pylist(), bundle.items.column("kind").to_pylist(), strict=True)
+    )
     kinds = len({kind for kind in kind_of.values() if kind is not None})
-    capped = recommender_with(bundle, config_with(playlists={"default": {"ordering": {"caps": [{"column": "kind", "most": 1}]}}}))
+    capped = recommender_with(
+        bundle, config_with(playlists={"default": {"ordering": {"caps": [{"column": "kind", "most": 1}]}}})
+    )
     answer = ask(capped, k=20)
     named = [kind_of[item_id] for item_id in ids(answer) if kind_of[item_id] is not None]
     assert answer.fallback == "popularity" and sorted(named) == sorted(set(named)) and len(named) == kinds > 1
@@ -65,7 +69,9 @@ def test_what_sources_lack_is_filled_up(bundle: Bundle, offers: Path) -> None:
     soon = recommender_with(bundle, config_of(offers, playlists={"p": {"sources": [source("soon")]}}))
     nothing = ask(soon, user_id=KNOWN_USER, playlist="p", context=after)
     assert len(nothing.items) == 10 and nothing.fallback == "popularity"
-    three = recommender_with(bundle, config_of(offers, playlists={"p": {"sources": [source("soon", candidates=3)]}}))
+    three = recommender_with(
+        bundle, config_of(offers, playlists={"p": {"sources": [source("soon", candidates=3)]}})
+    )
     some = ask(three, user_id=KNOWN_USER, playlist="p")
     assert len(some.items) == 10 and some.fallback is None
     assert {one.name for item in some.items for one in item.sources} == {"soon", "popularity"}
@@ -80,13 +86,17 @@ def test_what_fills_up_comes_after_what_was_found(bundle: Bundle, user_id: int |
     items = ask(recommender, user_id=user_id, playlist="p", k=12).items
     assert [any(one.name == "trending" for one in item.sources) for item in items] == [True] * 9 + [False] * 3
     again = ask(recommender, user_id=user_id, playlist="q", k=10)
-    assert [[one.name for one in item.sources] for item in again.items] == [["popularity"]] * 10, "each source once"
+    assert [[one.name for one in item.sources] for item in again.items] == [["popularity"]] * 10, (
+        "each source once"
+    )
     assert sorted(item.sources[0].rank for item in again.items) == list(range(1, 11))
 
 
 def test_items_like_those_of_a_history_are_named_once(bundle: Bundle) -> None:
     sources = [{"kind": "personal"}, {"kind": "similar", "candidates": 40}]
-    broken = recommender_of(bundle, Broken(bundle, QUERY_ENCODER, None), 7, config_with(playlists={"p": {"sources": sources}}))
+    broken = recommender_of(
+        bundle, Broken(bundle, QUERY_ENCODER, None), 7, config_with(playlists={"p": {"sources": sources}})
+    )
     found = ask(broken, user_id=KNOWN_USER, playlist="p")
     assert [[one.name for one in item.sources] for item in found.items] == [["similar"]] * 10
     assert all(-1.001 <= item.score <= 1.001 for item in found.items), "cosines"
@@ -99,25 +109,37 @@ def test_what_cannot_be_filled_up_is_not_called_a_fallback(bundle: Bundle) -> No
 
 
 @pytest.mark.parametrize("answer", [None, float("nan"), float("inf")])
-def test_without_the_query_encoder_a_playlist_keeps_its_own_sources(bundle: Bundle, answer: float | None) -> None:
+def test_without_the_query_encoder_a_playlist_keeps_its_own_sources(
+    bundle: Bundle, answer: float | None
+) -> None:
     playlists = {
         "trending": {"sources": [{"kind": "trending"}]},
         "both": {"sources": [{"kind": "personal"}, {"kind": "trending"}]},
     }
-    broken = recommender_of(bundle, Broken(bundle, QUERY_ENCODER, answer), 7, config_with(playlists=playlists))
-    for playlist, fallback in (("trending", "trending"), ("both", "similar+trending"), ("default", "similar")):
+    broken = recommender_of(
+        bundle, Broken(bundle, QUERY_ENCODER, answer), 7, config_with(playlists=playlists)
+    )
+    for playlist, fallback in (
+        ("trending", "trending"),
+        ("both", "similar+trending"),
+        ("default", "similar"),
+    ):
         found = ask(broken, user_id=KNOWN_USER, playlist=playlist)
         assert (found.fallback, found.degraded, len(found.items)) == (fallback, ("query_encoder",), 10)
 
 
 @pytest.mark.parametrize("answer", [None, float("nan"), float("inf")])
-def test_a_ranker_that_gives_no_numbers_leaves_the_order_of_retrieval(bundle: Bundle, answer: float | None) -> None:
+def test_a_ranker_that_gives_no_numbers_leaves_the_order_of_retrieval(
+    bundle: Bundle, answer: float | None
+) -> None:
     found = ask(recommender_of(bundle, Broken(bundle, RANKER, answer), 7), user_id=KNOWN_USER)
     assert found.degraded == ("ranker",) and found.fallback is None
     assert [item.sources[0].rank for item in found.items] == list(range(1, 11))
 
 
-def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
     apart = recommender_of(bundle, OnnxInference(bundle), 7)
     apart._retrieval = Retrieval(bundle, apart_from=0)
@@ -137,13 +159,20 @@ def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(bundle: Bundl
         return time.perf_counter() - begun
 
     async def both() -> list[float]:
-        recommend = apart.recommend(RecommendRequest.model_validate({"user_id": KNOWN_USER, "deadline_ms": 50}))
-        return [await asked(recommend), await asked(apart.similar(SimilarRequest(item_id=17, deadline_ms=50)))]
+        recommend = apart.recommend(
+            RecommendRequest.model_validate({"user_id": KNOWN_USER, "deadline_ms": 50})
+        )
+        return [
+            await asked(recommend),
+            await asked(apart.similar(SimilarRequest(item_id=17, deadline_ms=50))),
+        ]
 
     assert max(asyncio.run(both())) < 0.4
 
 
-def test_a_ranker_that_hangs_leaves_time_for_what_comes_after_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ranker_that_hangs_leaves_time_for_what_comes_after_it(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where each stage is a journey away."""
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
 
@@ -164,7 +193,9 @@ def test_a_ranker_that_hangs_leaves_time_for_what_comes_after_it(bundle: Bundle,
     assert answer.degraded == ("ranker",) and len(answer.items) == 10
 
 
-def test_an_ordering_that_hangs_ends_with_the_deadline(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ordering_that_hangs_ends_with_the_deadline(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
 
     async def hang(*_: Any, **__: Any) -> Any:
@@ -181,8 +212,15 @@ def call(app: Any, path: str, body: Any) -> httpx.Response:
     async def request() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            content, kind = json.dumps(body, separators=(",", ":")).encode(), {"content-type": "application/json"}
-            return await client.post(path, content=content, headers=kind) if body is not None else await client.get(path)
+            content, kind = (
+                json.dumps(body, separators=(",", ":")).encode(),
+                {"content-type": "application/json"},
+            )
+            return (
+                await client.post(path, content=content, headers=kind)
+                if body is not None
+                else await client.get(path)
+            )
 
     return asyncio.run(request())
 
@@ -200,13 +238,23 @@ def test_a_mistake_of_ours_is_counted_and_said_without_values(
     with caplog.at_level(logging.ERROR, "serving"):
         answer = call(app, "/v1/recommend", {"user_id": KNOWN_USER})
     assert answer.status_code == 500 and "1003" not in answer.text
-    assert [text for text in caplog.messages if text.startswith("500: KeyError at")] and "1003" not in caplog.text
-    assert 'passerelle_requests_total{endpoint="recommend",outcome="500"} 1.0' in call(app, "/metrics", None).text
+    assert [
+        text for text in caplog.messages if text.startswith("500: KeyError at")
+    ] and "1003" not in caplog.text
+    assert (
+        'passerelle_requests_total{endpoint="recommend",outcome="500"} 1.0'
+        in call(app, "/metrics", None).text
+    )
 
 
-def test_a_mistake_of_ours_in_a_stage_elsewhere_carries_no_values(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_of_ours_in_a_stage_elsewhere_carries_no_values(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = graph.GraphSettings(
-        bundle=bundle.path, version=1, triton="127.0.0.1:9", serving=config_with(events={"store": "none"}, playlists={"p": {"size": 3}})
+        bundle=bundle.path,
+        version=1,
+        triton="127.0.0.1:9",
+        serving=config_with(events={"store": "none"}, playlists={"p": {"size": 3}}),
     )
     stage = graph.StageReplica("retrieval", settings)
 
@@ -215,7 +263,12 @@ def test_a_mistake_of_ours_in_a_stage_elsewhere_carries_no_values(bundle: Bundle
 
     monkeypatch.setattr(stage._stage, "run", fail)
     answer, error = asyncio.run(stage.call("run", "request"))
-    assert answer is None and type(error).__name__ == "StageBrokenError" and "KeyError at" in str(error) and "1003" not in str(error)
+    assert (
+        answer is None
+        and type(error).__name__ == "StageBrokenError"
+        and "KeyError at" in str(error)
+        and "1003" not in str(error)
+    )
 
 
 def test_the_servers_own_log_has_no_values_either(
@@ -228,7 +281,9 @@ def test_the_servers_own_log_has_no_values_either(
 
     monkeypatch.setattr(recommender._lookup, "run", fail)
     (port,) = free_ports(1)
-    server = uvicorn.Server(uvicorn.Config(build_app(recommender), host="127.0.0.1", port=port, log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(build_app(recommender), host="127.0.0.1", port=port, log_level="warning")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -237,7 +292,11 @@ def test_the_servers_own_log_has_no_values_either(
     server.should_exit = True
     thread.join()
     written = capfd.readouterr()
-    assert answer.status_code == 500 and "1003" not in written.err + written.out and "Traceback" not in written.err
+    assert (
+        answer.status_code == 500
+        and "1003" not in written.err + written.out
+        and "Traceback" not in written.err
+    )
 
 
 MANY = 100_000
@@ -250,7 +309,11 @@ WITHIN = {"op": "within", "column": "a", "latitude": 1, "longitude": 1, "radius_
         {"filters": [{"op": "in", "column": "kind", "values": [None] * 10_000}] * 36},
         {"filters": [{"op": "in", "column": "kind", "values": ["a"] * 10_000}] * 3},
         {"filters": [{"op": "or", "conditions": [None] * MANY}]},
-        {"filters": [{**WITHIN, "radius_by": {"column": "x", "radii_km": dict.fromkeys(map(str, range(MANY)))}}]},
+        {
+            "filters": [
+                {**WITHIN, "radius_by": {"column": "x", "radii_km": dict.fromkeys(map(str, range(MANY)))}}
+            ]
+        },
         {"history": [0.5] * MANY},
         {"history": [7] * 50_000, "history_timestamps_ms": [-1] * 50_000},
         {"similar_to": [None] * MANY},
@@ -258,7 +321,18 @@ WITHIN = {"op": "within", "column": "a", "latitude": 1, "longitude": 1, "radius_
         {"context": dict.fromkeys(map(str, range(MANY)), 0)},
         {"user_features": dict.fromkeys(map(str, range(MANY)), 0)},
     ],
-    ids=["values", "many values", "conditions", "radii", "history", "times", "similar_to", "fields", "context", "features"],
+    ids=[
+        "values",
+        "many values",
+        "conditions",
+        "radii",
+        "history",
+        "times",
+        "similar_to",
+        "fields",
+        "context",
+        "features",
+    ],
 )
 def test_little_is_said_of_many_mistakes(recommender: Recommender, body: dict[str, Any]) -> None:
     """Pydantic makes an object of each mistake: a body of 2 MB once gave an answer of 144 MB after 24 s."""

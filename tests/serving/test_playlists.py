@@ -24,18 +24,24 @@ from tests.support.playlists import EVERY_SOURCE, ask, config_of, ids, recommend
 @pytest.fixture(scope="module")
 def every_source(bundle: Bundle, offers: Path) -> Recommender:
     """A playlist for each source alone, and one of all."""
-    playlists: dict[str, Any] = {kind: {"sources": [source(kind)], "cold_sources": [source(kind)]} for kind in EVERY_SOURCE}
+    playlists: dict[str, Any] = {
+        kind: {"sources": [source(kind)], "cold_sources": [source(kind)]} for kind in EVERY_SOURCE
+    }
     playlists["all"] = {"sources": [source(kind, candidates=20) for kind in EVERY_SOURCE]}
     return recommender_with(bundle, config_of(offers, playlists=playlists))
 
 
 def test_every_source_finds_what_its_name_says(bundle: Bundle, every_source: Recommender) -> None:
     paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
-    position_of = {item_id: position for position, item_id in enumerate(bundle.items.column("item_id").to_pylist())}
+    position_of = {
+        item_id: position for position, item_id in enumerate(bundle.items.column("item_id").to_pylist())
+    }
 
     def found(kind: str) -> list[int]:
         answer = ask(every_source, playlist=kind, k=5, context=paris)
-        assert all(item.sources[0].name == answer.fallback.split("+")[0] for item in answer.items if answer.fallback)
+        assert all(
+            item.sources[0].name == answer.fallback.split("+")[0] for item in answer.items if answer.fallback
+        )
         return [position_of[item_id] for item_id in ids(answer)]
 
     sold = [position for position in range(300) if position % 7]
@@ -49,7 +55,15 @@ def test_candidates_of_all_sources_carry_every_source_that_found_them(every_sour
     paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
     answer = ask(every_source, playlist="all", user_id=1003, k=60, context=paris)
     names = [{one.name for one in item.sources} for item in answer.items]
-    assert answer.fallback is None and set().union(*names) == {"personal", "similar", "popularity", "trending", "new", "near", "soon"}
+    assert answer.fallback is None and set().union(*names) == {
+        "personal",
+        "similar",
+        "popularity",
+        "trending",
+        "new",
+        "near",
+        "soon",
+    }
     assert any(len(one) > 1 for one in names) and len(set(ids(answer))) == 60
 
 
@@ -66,7 +80,10 @@ def test_the_answer_carries_the_nearest_offer_or_the_cheapest(bundle: Bundle, of
     cheapest = recommender_with(bundle, config_of(offers))
     paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
     sold = [item for item in ask(nearest, user_id=1003, k=20, context=paris).items if item.offer]
-    assert sold and all(item.offer and str(item.offer.offer_id).endswith("paris") and item.offer.distance_km < 40 for item in sold)
+    assert sold and all(
+        item.offer and str(item.offer.offer_id).endswith("paris") and item.offer.distance_km < 40
+        for item in sold
+    )
     sold = [item for item in ask(cheapest, user_id=1003, k=20, context=paris).items if item.offer]
     assert sold and all(item.offer and str(item.offer.offer_id).endswith("lyon") for item in sold)
     dear = [{"op": "range", "column": "offer.price", "min": 41}]
@@ -82,7 +99,10 @@ def test_unknown_users_with_a_place_get_what_is_popular_there(bundle: Bundle, of
     positions = [bundle.items.column("item_id").to_pylist().index(item_id) for item_id in ids(answer)]
     counts = bundle.counts_R[FIRST_ITEM_ROW:]
     near_by = [position for position in range(300) if position % 7 and abs(position / 1000 - 0.1) * 111.2 < 5]
-    assert positions == sorted(near_by, key=lambda position: -counts[position])[:3] and answer.fallback == "popularity_near"
+    assert (
+        positions == sorted(near_by, key=lambda position: -counts[position])[:3]
+        and answer.fallback == "popularity_near"
+    )
     assert ask(recommender, k=3).fallback == "popularity"
     many = ask(recommender, k=150, context=around)
     assert many.fallback == "popularity_near+popularity" and len(many.items) == 150
@@ -94,9 +114,16 @@ def test_the_rule_for_cold_users(bundle: Bundle) -> None:
     for user_row, user_id in enumerate(bundle.reference().column("user_id").to_pylist()[:10]):
         count = len(bundle.history(bundle.user_ids.row(user_id)).item_rows_L)
         assert (ask(recommender, user_id=user_id).fallback is None) == (count >= 6), user_row
-    assert ask(recommender, history=[7, 17]).fallback == "popularity" and ask(recommender, history=[7, 17, 27]).fallback is None
-    with pytest.raises(UserError, match=r"cold_start.min_events_of: no 'buy' among the events of this model: view"):
-        recommender_with(bundle, validate(ServingConfig, {"cold_start": {"min_events_of": {"buy": 1}}}, "test"))
+    assert (
+        ask(recommender, history=[7, 17]).fallback == "popularity"
+        and ask(recommender, history=[7, 17, 27]).fallback is None
+    )
+    with pytest.raises(
+        UserError, match=r"cold_start.min_events_of: no 'buy' among the events of this model: view"
+    ):
+        recommender_with(
+            bundle, validate(ServingConfig, {"cold_start": {"min_events_of": {"buy": 1}}}, "test")
+        )
 
 
 def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) -> None:
@@ -115,10 +142,17 @@ def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) 
     recommender = recommender_with(bundle, config)
     for user_id in (1000, 1001, 1002, 1003):
         answer = ask(recommender, user_id=user_id)
-        assert answer.experiment == "e" and answer.variant == variant_of("e", config.experiments["e"], str(user_id)).name
+        assert (
+            answer.experiment == "e"
+            and answer.variant == variant_of("e", config.experiments["e"], str(user_id)).name
+        )
         assert len(answer.items) == (4 if answer.variant == "b" else 10)
-    assert {ask(recommender, user_id=user_id).variant for user_id in (7, "7", "07")} == {variant_of("e", config.experiments["e"], "7").name}
-    assert ask(recommender, user_id=1000, variant="b").playlist == "other" and ask(recommender).variant is None
+    assert {ask(recommender, user_id=user_id).variant for user_id in (7, "7", "07")} == {
+        variant_of("e", config.experiments["e"], "7").name
+    }
+    assert (
+        ask(recommender, user_id=1000, variant="b").playlist == "other" and ask(recommender).variant is None
+    )
     with pytest.raises(UserError, match="experiment 'e' has no 'c'; it has a, b"):
         ask(recommender, variant="c")
     with pytest.raises(UserError, match="playlist: there is no 'x'; there are default, other"):
@@ -131,11 +165,20 @@ def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) 
     [
         ("[playlists.a]\nsizes = 3", "playlists.a.sizes: unknown key; did you mean size"),
         ('[[playlists.a.sources]]\nkind = "near"', "a source 'near' needs a column"),
-        ('[[playlists.a.sources]]\nkind = "personal"\ncolumn = "x"', "column has no effect on a source 'personal'"),
-        ('[experiments.e]\nplaylist = "b"\nvariants = [{name = "x", playlist = "default"}]', "no playlist 'b'; there are default"),
+        (
+            '[[playlists.a.sources]]\nkind = "personal"\ncolumn = "x"',
+            "column has no effect on a source 'personal'",
+        ),
+        (
+            '[experiments.e]\nplaylist = "b"\nvariants = [{name = "x", playlist = "default"}]',
+            "no playlist 'b'; there are default",
+        ),
         ('[playlists.a.ordering]\ndiversify = "mixing"', "diversify = 'mixing' and [mixing] go together"),
         ('[offers]\nfile = "o.parquet"\nbest_by = "nearest"', "best_by = 'nearest' needs a place_column"),
-        ("[playlists.a.ordering]\npins = [{item_id = 1, place = 1}, {item_id = 2, place = 1}]", "two pins share an item or a place"),
+        (
+            "[playlists.a.ordering]\npins = [{item_id = 1, place = 1}, {item_id = 2, place = 1}]",
+            "two pins share an item or a place",
+        ),
     ],
 )
 def test_serving_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:
@@ -149,25 +192,45 @@ def test_serving_files_that_make_no_sense(tmp_path: Path, text: str, message: st
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rules": {"price_column": "cost"}}, r"rules.price_column: column 'cost' is not known; of numeric there are year"),
-        ({"rules": {"price_column": "offer.price"}}, r"rules.price_column: 'offer.price' is a column of offers, and there are none"),
-        ({"playlists": {"p": {"sources": [source("near")]}}}, r"playlists.p: source 'near': 'offer.place' is a column of offers"),
+        (
+            {"rules": {"price_column": "cost"}},
+            r"rules.price_column: column 'cost' is not known; of numeric there are year",
+        ),
+        (
+            {"rules": {"price_column": "offer.price"}},
+            r"rules.price_column: 'offer.price' is a column of offers, and there are none",
+        ),
+        (
+            {"playlists": {"p": {"sources": [source("near")]}}},
+            r"playlists.p: source 'near': 'offer.place' is a column of offers",
+        ),
         (
             {"playlists": {"p": {"ordering": {"margin_column": "kind"}}}},
             r"p.ordering.margin_column: column 'kind' is categorical",
         ),
-        ({"playlists": {"p": {"ordering": {"pins": [{"item_id": 8, "place": 1}]}}}}, "pinned item 8 is not in the catalogue"),
-        ({"playlists": {"p": {"filters": [{"op": "present", "column": "x"}]}}}, "filters.0: column 'x' is not an item column"),
+        (
+            {"playlists": {"p": {"ordering": {"pins": [{"item_id": 8, "place": 1}]}}}},
+            "pinned item 8 is not in the catalogue",
+        ),
+        (
+            {"playlists": {"p": {"filters": [{"op": "present", "column": "x"}]}}},
+            "filters.0: column 'x' is not an item column",
+        ),
     ],
 )
-def test_what_a_bundle_does_not_have_is_named_at_the_start(bundle: Bundle, values: dict[str, Any], message: str) -> None:
+def test_what_a_bundle_does_not_have_is_named_at_the_start(
+    bundle: Bundle, values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         recommender_with(bundle, validate(ServingConfig, values, "test"))
 
 
 def test_paths_are_as_seen_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "serving.toml"
-    path.write_text('[rules]\nblock_list = "b.txt"\n[offers]\nfile = "o.parquet"\n[log]\nfile = "/x/log"\n', encoding="utf-8")
+    path.write_text(
+        '[rules]\nblock_list = "b.txt"\n[offers]\nfile = "o.parquet"\n[log]\nfile = "/x/log"\n',
+        encoding="utf-8",
+    )
     config = load_serving_config(path)
     assert config.rules.block_list == tmp_path / "b.txt" and config.log.file == Path("/x/log")
     assert config.offers is not None and config.offers.file == tmp_path / "o.parquet"
@@ -183,7 +246,10 @@ def test_a_place_needs_no_query(bundle: Bundle, offers: Path) -> None:
     somewhere = Context(place=Place(latitude=0, longitude=0), timestamp_ms=NOW_MS)
     found = asyncio.run(
         Retrieval(bundle, config_of(offers, cold_start={"sources": [source("near")]})).run(
-            RecommendRequest(context=somewhere, k=4), Query(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), None, 0, 0.0)
+            RecommendRequest(context=somewhere, k=4),
+            Query(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), None, 0, 0.0),
         )
     )
-    assert found.fallback == "near" and len(found.rows_C) == 50, "the order has as much to choose from as the ranker's"
+    assert found.fallback == "near" and len(found.rows_C) == 50, (
+        "the order has as much to choose from as the ranker's"
+    )

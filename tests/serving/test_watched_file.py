@@ -14,7 +14,7 @@ from passerelle.bundle import Bundle
 from passerelle.errors import UserError
 from serving.api.admission import read_keys
 from serving.stages.rules import read_block_list
-from serving.watched_file import MOST_LOOKS, WatchedFile
+from serving.watched_file import MAX_LOOKS, WatchedFile
 
 NEVER_S = 1000.0
 
@@ -106,7 +106,9 @@ def out_of_memory(path: Path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", [vanished, stale, stale_in_other_words, out_of_memory])
-def test_what_may_pass_is_tried_again_and_said_once(path: Path, obstacle: Callable[[Path], None], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_may_pass_is_tried_again_and_said_once(
+    path: Path, obstacle: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
     disk = Disk()
     watched = WatchedFile(path, disk.load, poll_s=0.01)
     disk.obstacle = obstacle
@@ -162,12 +164,17 @@ def test_keys_that_could_not_be_read_for_a_moment(path: Path, monkeypatch: pytes
 def test_a_file_that_changes_all_the_time_is_read_anyway(path: Path) -> None:
     watched = WatchedFile(path, number_of, poll_s=NEVER_S)
     values = []
-    for value in range(2, 2 + 3 * MOST_LOOKS):
+    for value in range(2, 2 + 3 * MAX_LOOKS):
         replace(path, str(value))
         watched.check()
         values.append(watched.value)
-    in_force = [1, 1 + MOST_LOOKS, 1 + 2 * MOST_LOOKS]
-    assert values == [*in_force[:1] * (MOST_LOOKS - 1), *in_force[1:2] * MOST_LOOKS, *in_force[2:] * MOST_LOOKS, 1 + 3 * MOST_LOOKS]
+    in_force = [1, 1 + MAX_LOOKS, 1 + 2 * MAX_LOOKS]
+    assert values == [
+        *in_force[:1] * (MAX_LOOKS - 1),
+        *in_force[1:2] * MAX_LOOKS,
+        *in_force[2:] * MAX_LOOKS,
+        1 + 3 * MAX_LOOKS,
+    ]
 
 
 @pytest.fixture
@@ -201,4 +208,7 @@ def test_it_ends_with_what_it_works_for(path: Path) -> None:
     watched = WatchedFile(path, number_of, poll_s=0.01)
     assert any(thread.name == "watch of its own" for thread in threading.enumerate())
     del watched
-    eventually(lambda: all(thread.name != "watch of its own" for thread in threading.enumerate()), "the thread goes on")
+    eventually(
+        lambda: all(thread.name != "watch of its own" for thread in threading.enumerate()),
+        "the thread goes on",
+    )

@@ -55,7 +55,9 @@ class Shape:
     string_ids: bool = False
 
 
-def _save(path: Path, nodes: list[onnx.NodeProto], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]) -> None:
+def _save(
+    path: Path, nodes: list[onnx.NodeProto], inputs: list[Any], outputs: list[Any], constants: dict[str, Any]
+) -> None:
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, path.stem, inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -102,13 +104,17 @@ def write_query_encoder(path: Path, dim: int, max_history: int, rng: np.random.G
         "end": np.array([2**31], dtype=np.int64),
         "last": np.array([-1], dtype=np.int64),
         "places": (0.9 ** np.arange(4 * max_history)[::-1]).astype(np.float32),
-        "projection_DD": (np.eye(dim) + 0.1 * rng.standard_normal((dim, dim)) / np.sqrt(dim)).astype(np.float32),
+        "projection_DD": (np.eye(dim) + 0.1 * rng.standard_normal((dim, dim)) / np.sqrt(dim)).astype(
+            np.float32
+        ),
     }
     _save(path, nodes, inputs, [value("query", TensorProto.FLOAT, ["batch", dim])], constants)
 
 
 def encoder_inputs(
-    vectors_BLD: npt.NDArray[np.float32], times_ms_BL: npt.NDArray[np.int64] | None = None, timestamp_ms: int = 0
+    vectors_BLD: npt.NDArray[np.float32],
+    times_ms_BL: npt.NDArray[np.int64] | None = None,
+    timestamp_ms: int = 0,
 ) -> dict[str, npt.NDArray[Any]]:
     """Inputs of a query encoder without padding; all at the time of the request, if no times are given."""
     shape = vectors_BLD.shape[:2]
@@ -143,14 +149,23 @@ def write_ranker(path: Path, num_features: int, rng: np.random.Generator) -> Non
 
 def _items(num_items: int, string_ids: bool, rng: np.random.Generator) -> pa.Table:
     """`item_table` and a kind with gaps."""
-    ids = [f"item-é{i}" if i % 2 else f"商品 {i}" for i in range(num_items)] if string_ids else [10 * i + 7 for i in range(num_items)]
+    ids = (
+        [f"item-é{i}" if i % 2 else f"商品 {i}" for i in range(num_items)]
+        if string_ids
+        else [10 * i + 7 for i in range(num_items)]
+    )
     items = item_table(pa.array(ids, pa.string() if string_ids else pa.int64()), rng)
     kinds = pa.array([KINDS[i % len(KINDS)] for i in range(num_items)], pa.string())
     return items.add_column(items.schema.get_field_index("year"), "kind", kinds)
 
 
 def _reference(
-    directory: Path, shape: Shape, features: RankingFeatures, vectors_RD: npt.NDArray[np.float32], histories: Any, times: Any
+    directory: Path,
+    shape: Shape,
+    features: RankingFeatures,
+    vectors_RD: npt.NDArray[np.float32],
+    histories: Any,
+    times: Any,
 ) -> pa.Table:
     encoder, ranker = session(directory / "query_encoder.onnx"), session(directory / "ranker.onnx")
     rows: list[dict[str, Any]] = []
@@ -162,7 +177,9 @@ def _reference(
         allowed_1R = np.ones((1, len(vectors_RD)), dtype=bool)
         allowed_1R[0, history_L] = False
         rows_1C, scores_1C = exact_topk(query_1D, vectors_RD, shape.num_candidates, allowed_1R)
-        score_C = ranker.run(["score"], {"features": features.compute(rows_1C[0], scores_1C[0], history_L, timestamp_ms)})[0][:, 0]
+        score_C = ranker.run(
+            ["score"], {"features": features.compute(rows_1C[0], scores_1C[0], history_L, timestamp_ms)}
+        )[0][:, 0]
         best = np.argsort(-score_C, kind="stable")[:10]
         rows.append(
             {
@@ -183,15 +200,27 @@ def _reference(
 def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
     """Write a bundle that obeys the contract in `passerelle/bundle.py`; the same seed makes the same bundle."""
     rng = np.random.default_rng(seed)
-    vectors_RD = rng.standard_normal((shape.num_items + FIRST_ITEM_ROW, shape.dim)).astype(np.float32) / np.float32(np.sqrt(shape.dim))
+    vectors_RD = rng.standard_normal((shape.num_items + FIRST_ITEM_ROW, shape.dim)).astype(
+        np.float32
+    ) / np.float32(np.sqrt(shape.dim))
     vectors_RD[:FIRST_ITEM_ROW] = 0
     items = _items(shape.num_items, shape.string_ids, rng)
     counts_R = np.concatenate([np.zeros(FIRST_ITEM_ROW), rng.permutation(shape.num_items) + 1.0])
     popularity = pa.table({"count": counts_R, "recent_count": np.floor(counts_R / 3)})
     lengths_U = rng.integers(1, shape.max_history + 1, size=shape.num_users)
-    histories = [(FIRST_ITEM_ROW + rng.choice(shape.num_items, size=length, replace=False)).tolist() for length in lengths_U]
-    times = [(1_690_000_000_000 + 3_600_000 * np.cumsum(rng.integers(0, 99, size=length))).tolist() for length in lengths_U]
-    users = [f"usér {u}" for u in range(shape.num_users)] if shape.string_ids else [1000 + u for u in range(shape.num_users)]
+    histories = [
+        (FIRST_ITEM_ROW + rng.choice(shape.num_items, size=length, replace=False)).tolist()
+        for length in lengths_U
+    ]
+    times = [
+        (1_690_000_000_000 + 3_600_000 * np.cumsum(rng.integers(0, 99, size=length))).tolist()
+        for length in lengths_U
+    ]
+    users = (
+        [f"usér {u}" for u in range(shape.num_users)]
+        if shape.string_ids
+        else [1000 + u for u in range(shape.num_users)]
+    )
     user_ids = pa.array(users, pa.string() if shape.string_ids else pa.int64())
     features = RankingFeatures(vectors_RD, counts_R, np.floor(counts_R / 3), items, ITEM_FEATURES)
     num_features = len(features.names)
@@ -201,15 +230,22 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
         np.save(scratch / "item_vectors.npy", vectors_RD)
         write_table(scratch / "items.arrow", items)
         write_table(scratch / "popularity.arrow", popularity)
-        stored = {"item_rows": pa.array(histories, pa.list_(pa.int32())), "timestamps_ms": pa.array(times, pa.list_(pa.int64()))}
+        stored = {
+            "item_rows": pa.array(histories, pa.list_(pa.int32())),
+            "timestamps_ms": pa.array(times, pa.list_(pa.int64())),
+        }
         stored["event_types"] = pa.array([[0] * len(history) for history in histories], pa.list_(pa.uint8()))
         write_table(scratch / "histories.arrow", pa.table({"user_id": user_ids, **stored}))
         reference = _reference(scratch, shape, features, vectors_RD, histories, times)
-        write_table(scratch / "reference.arrow", reference.add_column(0, "user_id", user_ids[: reference.num_rows]))
+        write_table(
+            scratch / "reference.arrow", reference.add_column(0, "user_id", user_ids[: reference.num_rows])
+        )
         common = provenance(BundleManifest, scratch, BUNDLE_FILES, libraries=("numpy", "pyarrow", "onnx"))
         manifest = {
             **common,
-            "bundle_id": hashlib.sha256(json.dumps(common["files"], sort_keys=True).encode()).hexdigest()[:16],
+            "bundle_id": hashlib.sha256(json.dumps(common["files"], sort_keys=True).encode()).hexdigest()[
+                :16
+            ],
             "model": "test",
             "dim": shape.dim,
             "max_history": shape.max_history,
@@ -220,7 +256,9 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
             "networks": {
                 "query_encoder": NetworkSpec(
                     inputs=(
-                        TensorSpec(name="item_vectors", dtype="float32", shape=("batch", "length", shape.dim)),
+                        TensorSpec(
+                            name="item_vectors", dtype="float32", shape=("batch", "length", shape.dim)
+                        ),
                         TensorSpec(name="mask", dtype="bool", shape=("batch", "length")),
                         TensorSpec(name="event_types", dtype="int64", shape=("batch", "length")),
                         TensorSpec(name="timestamps_ms", dtype="int64", shape=("batch", "length")),

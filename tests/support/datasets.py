@@ -22,7 +22,7 @@ from passerelle.ids import FIRST_ITEM_ROW
 from tests.support.items import item_table
 
 if TYPE_CHECKING:
-    from training.config import RunConfig
+    from training.config import Recipe
 
 START_MS = 1_600_000_000_000
 EVENT_WEIGHTS = (1.0, 2.5)
@@ -50,13 +50,13 @@ SMALL_RECIPE = (
 """Overrides of the defaults that suit `Planted()`."""
 
 
-def small_recipe(*overrides: str) -> "RunConfig":
+def small_recipe(*overrides: str) -> "Recipe":
     """The recipe of `SMALL_RECIPE` with some more `section.key=value`."""
-    from training.config import RunConfig  # here, because tests of the contract make datasets too
+    from training.config import Recipe  # here, because tests of the contract make datasets too
 
     causal = "objective.kind=causal" in overrides
     settings = [setting for setting in SMALL_RECIPE if not (causal and setting.startswith("objective.mask"))]
-    return validate(RunConfig, apply_overrides({}, [*settings, *overrides]), "small recipe", given=True)
+    return validate(Recipe, apply_overrides({}, [*settings, *overrides]), "small recipe", given=True)
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,19 @@ def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> 
     successor_I = np.empty(planted.num_items, dtype=np.int64)
     successor_I[ring_I] = np.roll(ring_I, -1)
     popularity_I = (1.0 + rng.permutation(planted.num_items)) ** -0.5
-    items_E = np.concatenate([_walk(int(length), successor_I, popularity_I, planted.follow_probability, rng) for length in lengths_U])
+    items_E = np.concatenate(
+        [
+            _walk(int(length), successor_I, popularity_I, planted.follow_probability, rng)
+            for length in lengths_U
+        ]
+    )
     start_U = START_MS + rng.integers(planted.span_days * DAY_MS, size=planted.num_users)
     # gaps are whole hours, some of them zero, so that times repeat within a user
     times_E = np.concatenate(
-        [start + HOUR_MS * np.cumsum(rng.integers(0, 13, size=n)) for start, n in zip(start_U, lengths_U, strict=True)]
+        [
+            start + HOUR_MS * np.cumsum(rng.integers(0, 13, size=n))
+            for start, n in zip(start_U, lengths_U, strict=True)
+        ]
     )
     types_E = rng.integers(len(EVENT_WEIGHTS), size=len(items_E))
     return write_dataset(
@@ -98,12 +106,22 @@ def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> 
         users=pa.table(
             {
                 "user_id": _ids(planted.num_users, "usér ", planted.string_ids),
-                "country": pa.array([(None, "FR", "DE", "IT")[user % 4] for user in range(planted.num_users)]),
-                "age": pa.array([float(18 + user % 50) if user % 7 else None for user in range(planted.num_users)]),
+                "country": pa.array(
+                    [(None, "FR", "DE", "IT")[user % 4] for user in range(planted.num_users)]
+                ),
+                "age": pa.array(
+                    [float(18 + user % 50) if user % 7 else None for user in range(planted.num_users)]
+                ),
             }
         ),
         items=item_table(_ids(planted.num_items, "商品 ", planted.string_ids), rng),
-        contexts=pa.table({"device": pa.array((["mobile", "desktop", None] * len(items_E))[: len(items_E)]).dictionary_encode()}),
+        contexts=pa.table(
+            {
+                "device": pa.array(
+                    (["mobile", "desktop", None] * len(items_E))[: len(items_E)]
+                ).dictionary_encode()
+            }
+        ),
         description={
             "name": "planted",
             "event_types": ("view", "purchase"),
@@ -117,7 +135,9 @@ def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> 
     )
 
 
-def dataset_of(path: Path, histories: Sequence[Sequence[tuple[int, int]]], num_items: int, weights: Sequence[float] = ()) -> Dataset:
+def dataset_of(
+    path: Path, histories: Sequence[Sequence[tuple[int, int]]], num_items: int, weights: Sequence[float] = ()
+) -> Dataset:
     """A dataset of the given (item_row, timestamp_ms) events of each user, in stored order; without `weights`, each weighs 1.
 
     Users are u0, u1, ..., items 100, 101, ... A dataset that is there already is replaced.

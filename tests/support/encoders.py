@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from passerelle.dataset import FeatureColumn, FeatureKind
-from passerelle.encoding import QueryEncoding, learn_encoding
+from passerelle.encoding import QueryEncoding, fit_encoding
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 from tests.support.datasets import small_recipe
 from training.data.evaluation_batches import Histories
@@ -27,8 +27,10 @@ MODEL = ("model.dim=16", "model.num_blocks=3", "model.max_history=9", "model.dis
 def random_model(*overrides: str, seed: int = 0) -> SequenceModel:
     """A model whose every parameter is random and large: zeros and ones would hide a bias or a norm that is not applied."""
     config, counts_R = small_recipe(*MODEL, *overrides), torch.zeros(NUM_ROWS, dtype=torch.float64)
-    features = random_features(seed) if config.query.features or config.query.clock else None
-    model = SequenceModel(config, counts_R, 1, query_features=features, num_event_types=NUM_EVENT_TYPES).eval()
+    features = random_features(seed) if config.query.features or config.query.time_features else None
+    model = SequenceModel(
+        config, counts_R, 1, query_features=features, num_event_types=NUM_EVENT_TYPES
+    ).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -42,9 +44,13 @@ def random_features(seed: int) -> QueryFeatures:
     tables = [
         pa.table(
             {
-                "place": pa.array([None if rng.random() < 0.2 else f"place {rng.integers(3)}" for _ in range(count)], pa.string()),
+                "place": pa.array(
+                    [None if rng.random() < 0.2 else f"place {rng.integers(3)}" for _ in range(count)],
+                    pa.string(),
+                ),
                 "tags": pa.array(
-                    [[f"tag {tag}" for tag in rng.integers(4, size=rng.integers(3))] for _ in range(count)], pa.list_(pa.string())
+                    [[f"tag {tag}" for tag in rng.integers(4, size=rng.integers(3))] for _ in range(count)],
+                    pa.list_(pa.string()),
                 ),
                 "age": pa.array([None if rng.random() < 0.2 else rng.normal(40, 9) for _ in range(count)]),
             }
@@ -53,10 +59,18 @@ def random_features(seed: int) -> QueryFeatures:
     ]
     kinds: dict[str, FeatureKind] = {"place": "categorical", "tags": "multi_categorical", "age": "numeric"}
     features = [FeatureColumn(name=name, kind=kind) for name, kind in kinds.items()]
-    encoding = QueryEncoding(user=learn_encoding(tables[0], features, 1), context=learn_encoding(tables[1], features[:1], 1))
-    users, contexts = (own.encode(table) for own, table in zip((encoding.user, encoding.context), tables, strict=True))
+    encoding = QueryEncoding(
+        user=fit_encoding(tables[0], features, 1), context=fit_encoding(tables[1], features[:1], 1)
+    )
+    users, contexts = (
+        own.encode(table) for own, table in zip((encoding.user, encoding.context), tables, strict=True)
+    )
     return QueryFeatures(
-        encoding, *((torch.from_numpy(rows.codes_NS.astype(np.int32)), torch.from_numpy(rows.numbers_NF)) for rows in (users, contexts))
+        encoding,
+        *(
+            (torch.from_numpy(rows.codes_NS.astype(np.int32)), torch.from_numpy(rows.numbers_NF))
+            for rows in (users, contexts)
+        ),
     )
 
 
@@ -74,14 +88,21 @@ def random_items(lengths: list[int], seed: int = 0) -> list[Tensor]:
 
 def padded(items: list[Tensor], extra_columns: int = 0) -> Tensor:
     longest = max(len(items_L) for items_L in items) + extra_columns
-    return torch.stack([torch.cat([torch.full((longest - len(items_L),), PADDING_ROW), items_L]) for items_L in items])
+    return torch.stack(
+        [torch.cat([torch.full((longest - len(items_L),), PADDING_ROW), items_L]) for items_L in items]
+    )
 
 
 def random_times(items: list[Tensor], seed: int = 0) -> list[list[int]]:
     """Milliseconds of each item, rising, some in the same second, some years apart."""
     rng = np.random.default_rng(seed)
     return [
-        (10**12 + np.cumsum(np.round(10 ** rng.uniform(0, 11, len(items_L))) * (rng.random(len(items_L)) < 0.8))).astype(int).tolist()
+        (
+            10**12
+            + np.cumsum(np.round(10 ** rng.uniform(0, 11, len(items_L))) * (rng.random(len(items_L)) < 0.8))
+        )
+        .astype(int)
+        .tolist()
         for items_L in items
     ]
 
@@ -97,9 +118,13 @@ def histories_of(items: list[Tensor]) -> tuple[Histories, list[SlowTimes]]:
     requests = [one[-1] + 600_000 for one in times]
     with_request = [[*one, request] for one, request in zip(times, requests, strict=True)]
     rng = np.random.default_rng(len(items))
-    users_B, events_B = (torch.from_numpy(rng.integers(-1, most, size=len(items))) for most in (NUM_USERS, NUM_EVENTS))
+    users_B, events_B = (
+        torch.from_numpy(rng.integers(-1, most, size=len(items))) for most in (NUM_USERS, NUM_EVENTS)
+    )
     types_BL = event_types_of(padded(items))
-    histories = Histories(padded(items), padded_times(times), torch.tensor(requests)[:, None], types_BL, users_B, events_B)
+    histories = Histories(
+        padded(items), padded_times(times), torch.tensor(requests)[:, None], types_BL, users_B, events_B
+    )
     return histories, [SlowTimes(one, one) for one in with_request]
 
 
@@ -111,7 +136,9 @@ def event_types_of(items_BL: Tensor) -> Tensor:
 def inputs_of(model: SequenceModel, histories: Histories) -> dict[str, Tensor]:
     """What the exported network is given."""
     vectors_RD = model.history_vectors()
-    return query_inputs(model, histories, (model.item_vectors() if vectors_RD is None else vectors_RD).numpy())
+    return query_inputs(
+        model, histories, (model.item_vectors() if vectors_RD is None else vectors_RD).numpy()
+    )
 
 
 VARIANTS = {
@@ -134,11 +161,11 @@ VARIANTS = {
     "pooled": ("objective.kind=causal", "model.num_blocks=0"),
     "features": ("query.features=all",),
     "features of users": ("objective.kind=causal", "query.features=['age','tags']"),
-    "clock": ("query.clock=['hour']",),
+    "time_features": ("query.time_features=['hour']",),
     "everything": (
         "objective.kind=causal",
         "query.features=all",
-        "query.clock=['hour','weekday']",
+        "query.time_features=['hour','weekday']",
         "model.event_types=true",
         "model.positions=rotary",
         "model.norm=rms",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from passerelle.ids import FIRST_ITEM_ROW
 from tests.support.samplers import make
-from training.data.draw_assignment import Turns, take_turns
+from training.data.draw_assignment import DrawAssignment, assign_draws
 from training.losses.full_softmax import full_softmax
 from training.losses.sampled import sampled_softmax
 from training.losses.samplers import Negatives, Sampler
@@ -20,7 +20,10 @@ from training.losses.samplers import Negatives, Sampler
 NUM_ROWS, DIM = 42, 6
 NUM_ITEMS = NUM_ROWS - FIRST_ITEM_ROW
 COUNTS_R = torch.cat(
-    [torch.zeros(2), torch.floor(40 * torch.rand(NUM_ITEMS, generator=torch.Generator().manual_seed(1)) ** 2) + 3]
+    [
+        torch.zeros(2),
+        torch.floor(40 * torch.rand(NUM_ITEMS, generator=torch.Generator().manual_seed(1)) ** 2) + 3,
+    ]
 ).double()
 
 
@@ -37,7 +40,9 @@ class Problem:
         return self.query_MD, self.table_RD, self.target_rows_M, self.weights_M
 
     def double(self) -> "Problem":
-        query_MD, table_RD = (tensor.detach().double().requires_grad_() for tensor in (self.query_MD, self.table_RD))
+        query_MD, table_RD = (
+            tensor.detach().double().requires_grad_() for tensor in (self.query_MD, self.table_RD)
+        )
         return Problem(query_MD, table_RD, self.target_rows_M, self.weights_M.double())
 
 
@@ -80,9 +85,9 @@ def sampler_of(name: str) -> Sampler:
     return make(name, COUNTS_R[FIRST_ITEM_ROW:].long().tolist())
 
 
-def turns_of(given: Problem, negatives: Negatives) -> Turns:
+def assignment_of(given: Problem, negatives: Negatives) -> DrawAssignment:
     """Of a step that has these positions and no others."""
-    return take_turns(np.arange(len(given.query_MD)), len(negatives.rows_SN))
+    return assign_draws(np.arange(len(given.query_MD)), len(negatives.rows_SN))
 
 
 @dataclass(frozen=True)
@@ -96,5 +101,13 @@ class Correction:
 ALL, NEGATIVES, NONE = Correction(), Correction(correct_target=False), Correction(correction=False)
 
 
-def sampled(given: Problem, negatives: Negatives, temperature: float = 1.0, correction: Correction = ALL) -> Tensor:
-    return sampled_softmax(*given.parts(), negatives, turns_of(given, negatives), temperature=temperature, **asdict(correction))
+def sampled(
+    given: Problem, negatives: Negatives, temperature: float = 1.0, correction: Correction = ALL
+) -> Tensor:
+    return sampled_softmax(
+        *given.parts(),
+        negatives,
+        assignment_of(given, negatives),
+        temperature=temperature,
+        **asdict(correction),
+    )

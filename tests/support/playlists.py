@@ -26,7 +26,12 @@ def config_with(**sections: Any) -> ServingConfig:
 
 
 def config_of(offers_file: Path, **sections: Any) -> ServingConfig:
-    offer_section = {"file": str(offers_file), "place_column": "place", "price_column": "price", **sections.pop("offers", {})}
+    offer_section = {
+        "file": str(offers_file),
+        "place_column": "place",
+        "price_column": "price",
+        **sections.pop("offers", {}),
+    }
     return config_with(offers=offer_section, **sections)
 
 
@@ -36,7 +41,9 @@ def recommender_with(bundle: Bundle, config: ServingConfig) -> Recommender:
 
 def ask(recommender: Recommender, **request: Any) -> RecommendResponse:
     context = {"timestamp_ms": NOW_MS, **request.pop("context", {})}
-    return asyncio.run(recommender.recommend(RecommendRequest.model_validate({"context": context, **request})))
+    return asyncio.run(
+        recommender.recommend(RecommendRequest.model_validate({"context": context, **request}))
+    )
 
 
 def ids(answer: Any) -> list[Any]:

@@ -26,7 +26,9 @@ class Command:
         cwd: where it is run.
     """
 
-    def __init__(self, *arguments: str, program: tuple[str, ...] = (str(PASSERELLE),), cwd: Path = CHECKOUT) -> None:
+    def __init__(
+        self, *arguments: str, program: tuple[str, ...] = (str(PASSERELLE),), cwd: Path = CHECKOUT
+    ) -> None:
         self._mark = uuid.uuid4().hex
         environment = {**os.environ, _MARK: self._mark, "COLUMNS": "200", "NO_COLOR": "1"}
         self.process = subprocess.Popen(
@@ -80,7 +82,9 @@ def run(*arguments: str, timeout_s: float = 120.0) -> tuple[int, str, str]:
 
 
 @contextlib.contextmanager
-def running(*arguments: str, program: tuple[str, ...] = (str(PASSERELLE),), cwd: Path = CHECKOUT) -> Iterator[Command]:
+def running(
+    *arguments: str, program: tuple[str, ...] = (str(PASSERELLE),), cwd: Path = CHECKOUT
+) -> Iterator[Command]:
     """A command that is ended, if the test does not do it."""
     command = Command(*arguments, program=program, cwd=cwd)
     try:

@@ -79,12 +79,29 @@ def filters(rng: random.Random, depth: int = 3) -> Any:
     """A tree of conditions, mostly right."""
     kind = rng.random()
     if depth and kind < 0.3:
-        return {"op": rng.choice(["and", "or"]), "conditions": [filters(rng, depth - 1) for _ in range(rng.randint(0, 3))]}
+        return {
+            "op": rng.choice(["and", "or"]),
+            "conditions": [filters(rng, depth - 1) for _ in range(rng.randint(0, 3))],
+        }
     if depth and kind < 0.4:
         return {"op": "not", "condition": filters(rng, depth - 1)}
     column = rng.choice(["year", "genres", "kind", "title", "offer.price", "", "item_id", rng.choice(NASTY)])
-    condition = {"op": rng.choice(["equals", "in", "range", "contains", "within", "overlaps", "present", "like", ""]), "column": column}
-    names = ("value", "values", "min", "max", "latitude", "longitude", "radius_km", "start", "end", "radius_by")
+    condition = {
+        "op": rng.choice(["equals", "in", "range", "contains", "within", "overlaps", "present", "like", ""]),
+        "column": column,
+    }
+    names = (
+        "value",
+        "values",
+        "min",
+        "max",
+        "latitude",
+        "longitude",
+        "radius_km",
+        "start",
+        "end",
+        "radius_by",
+    )
     for name in rng.sample(names, rng.randint(0, 4)):
         condition[name] = rng.choice([rng.choice(NASTY), 1990, "Drama", ["film"], 48.85, 2.35, 5])
     return condition
@@ -108,7 +125,9 @@ def valid(schema: Any, definitions: dict[str, Any], rng: random.Random, depth: i
     match schema.get("type"):
         case "object":
             known = {
-                name: rng.choice(LIKELY[name]) if name in LIKELY and rng.random() < 0.93 else valid(part, definitions, rng, depth + 1)
+                name: rng.choice(LIKELY[name])
+                if name in LIKELY and rng.random() < 0.93
+                else valid(part, definitions, rng, depth + 1)
                 for name, part in schema.get("properties", {}).items()
                 if name in schema.get("required", ()) or rng.random() < 0.4
             }
@@ -116,7 +135,9 @@ def valid(schema: Any, definitions: dict[str, Any], rng: random.Random, depth: i
                 known["unheard_of"] = 1
             return known
         case "array":
-            return [valid(schema.get("items", {}), definitions, rng, depth + 1) for _ in range(rng.randint(0, 4))]
+            return [
+                valid(schema.get("items", {}), definitions, rng, depth + 1) for _ in range(rng.randint(0, 4))
+            ]
         case "integer":
             return rng.choice([7, 17, 1003, rng.randint(-5, 400), 1_700_000_000_000])
         case "number":
@@ -124,21 +145,29 @@ def valid(schema: Any, definitions: dict[str, Any], rng: random.Random, depth: i
         case "boolean":
             return rng.random() < 0.5
         case "string":
-            return rng.choice(["default", "view", "7", "year", "genres", "Drama", "books", "x" * rng.randint(0, 200)])
+            return rng.choice(
+                ["default", "view", "7", "year", "genres", "Drama", "books", "x" * rng.randint(0, 200)]
+            )
     return rng.choice(NASTY)
 
 
-def requests(openapi: dict[str, Any], count: int, seed: int) -> Iterator[tuple[str, str, bytes, dict[str, str]]]:
+def requests(
+    openapi: dict[str, Any], count: int, seed: int
+) -> Iterator[tuple[str, str, bytes, dict[str, str]]]:
     """Method, path, body, headers."""
     rng = random.Random(seed)
     definitions = openapi["components"]["schemas"]
-    operations = [(method, path, what) for path, methods in openapi["paths"].items() for method, what in methods.items()]
+    operations = [
+        (method, path, what) for path, methods in openapi["paths"].items() for method, what in methods.items()
+    ]
     posts = [one for one in operations if one[0] == "post"]
     for _ in range(count):
         method, path, what = rng.choice(posts if rng.random() < 0.85 else operations)
         for parameter in what.get("parameters", ()):
             value = str(rng.choice(NASTY)).encode("utf-8", "replace").decode()[:300]
-            path = path.replace("{" + parameter["name"] + "}", quote(value, safe="/" if rng.random() < 0.5 else ""))
+            path = path.replace(
+                "{" + parameter["name"] + "}", quote(value, safe="/" if rng.random() < 0.5 else "")
+            )
         headers = {"content-type": "application/json"}
         body = b""
         if method == "post":
@@ -166,4 +195,11 @@ def encoded(content: Any) -> bytes:
 def mangled(body: bytes, rng: random.Random) -> bytes:
     """Cut short, with a byte changed, or doubled."""
     place = rng.randrange(len(body) + 1)
-    return rng.choice([body[:place], body[:place] + bytes([rng.randrange(256)]) + body[place:], body + body, b"\xff\xfe" + body])
+    return rng.choice(
+        [
+            body[:place],
+            body[:place] + bytes([rng.randrange(256)]) + body[place:],
+            body + body,
+            b"\xff\xfe" + body,
+        ]
+    )

@@ -22,7 +22,9 @@ CATALOGUE = ["uniform", "log_uniform", "popularity", "flattened popularity", "st
 
 
 def make(name: str, counts_of_items: list[int]) -> Sampler:
-    counts_R = torch.tensor([5.0, 7.0, *counts_of_items], dtype=torch.float64)  # what stands in the special rows must not matter
+    counts_R = torch.tensor(
+        [5.0, 7.0, *counts_of_items], dtype=torch.float64
+    )  # what stands in the special rows must not matter
     return make_sampler(LossConfig.model_validate({"kind": "sampled", **CONFIGS[name]}), counts_R)
 
 

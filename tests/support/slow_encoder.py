@@ -41,7 +41,10 @@ def slow_bucket(elapsed_ms: int) -> int:
 def slow_rotated(vector_K: Tensor, place: int) -> Tensor:
     """Pairs (k, k + K / 2) as complex numbers, turned."""
     half = len(vector_K) // 2
-    turned = [complex(vector_K[k], vector_K[k + half]) * cmath.exp(1j * place * 10_000 ** (-k / half)) for k in range(half)]
+    turned = [
+        complex(vector_K[k], vector_K[k + half]) * cmath.exp(1j * place * 10_000 ** (-k / half))
+        for k in range(half)
+    ]
     return torch.tensor([number.real for number in turned] + [number.imag for number in turned])
 
 
@@ -55,7 +58,11 @@ def slow_gap(encoder: SequenceEncoder, times: SlowTimes, place: int) -> Tensor:
 
 
 def slow_attention(
-    block: Block, encoder: SequenceEncoder, inputs: list[Tensor], times: SlowTimes | None, hidden: Collection[int]
+    block: Block,
+    encoder: SequenceEncoder,
+    inputs: list[Tensor],
+    times: SlowTimes | None,
+    hidden: Collection[int],
 ) -> list[Tensor]:
     """Every head of every position by itself."""
     attention, length, width = block.attention.layer, len(inputs), len(inputs[0])
@@ -82,11 +89,18 @@ def slow_attention(
                 logit = float(turned[0] @ turned[1]) / math.sqrt(size) - slope * abs(place - other)
                 if attention.time_table_NH is not None:
                     assert times is not None
-                    logit += float(attention.time_table_NH[slow_bucket(times.query[place] - times.key[other]), head])
+                    logit += float(
+                        attention.time_table_NH[slow_bucket(times.query[place] - times.key[other]), head]
+                    )
                 logits.append(logit)
             shares = [math.exp(logit - max(logits)) for logit in logits]
             values = [projected[other][2 * width + start : 2 * width + start + size] for other in seen]
-            heads.append(sum((share / sum(shares) * value_K for share, value_K in zip(shares, values, strict=True)), torch.zeros(size)))
+            heads.append(
+                sum(
+                    (share / sum(shares) * value_K for share, value_K in zip(shares, values, strict=True)),
+                    torch.zeros(size),
+                )
+            )
         output.append(slow_linear(attention.out, torch.cat(heads)))
     return output
 
@@ -99,12 +113,15 @@ def slow_feedforward(layer: FeedForward, vector_D: Tensor) -> Tensor:
     return slow_linear(layer.out, inner_F * 0.5 * (1 + torch.erf(inner_F / math.sqrt(2))))
 
 
-def slow_residual(residual: Residual, hidden: list[Tensor], layer: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
+def slow_residual(
+    residual: Residual, hidden: list[Tensor], layer: Callable[[list[Tensor]], list[Tensor]]
+) -> list[Tensor]:
     inputs = [slow_norm(vector_D, residual.norm) if residual.norm_first else vector_D for vector_D in hidden]
     updates = layer(inputs)
     if residual.gate is not None:
         updates = [
-            update_D / (1 + torch.exp(-slow_linear(residual.gate, input_D))) for update_D, input_D in zip(updates, inputs, strict=True)
+            update_D / (1 + torch.exp(-slow_linear(residual.gate, input_D)))
+            for update_D, input_D in zip(updates, inputs, strict=True)
         ]
     output = [vector_D + update_D for vector_D, update_D in zip(hidden, updates, strict=True)]
     return output if residual.norm_first else [slow_norm(vector_D, residual.norm) for vector_D in output]
@@ -127,18 +144,29 @@ def slow_encoder(
     if encoder.event_type is not None:
         assert types is not None
         told = enumerate(zip(vectors, types, strict=True))
-        vectors = [vector_D if place in hidden else vector_D + encoder.event_type[kind] for place, (vector_D, kind) in told]
+        vectors = [
+            vector_D if place in hidden else vector_D + encoder.event_type[kind]
+            for place, (vector_D, kind) in told
+        ]
     states = [slow_norm(vector_D, encoder.input_norm) for vector_D in vectors]
     if not encoder.blocks:
         states = [torch.stack(states[: place + 1]).mean(0) for place in range(len(states))]
     for block in encoder.blocks:
         assert isinstance(block, Block) and isinstance(block.feedforward.layer, FeedForward)
         feedforward = block.feedforward.layer
-        states = slow_residual(block.attention, states, lambda inputs, block=block: slow_attention(block, encoder, inputs, times, hidden))
         states = slow_residual(
-            block.feedforward, states, lambda inputs, layer=feedforward: [slow_feedforward(layer, vector_D) for vector_D in inputs]
+            block.attention,
+            states,
+            lambda inputs, block=block: slow_attention(block, encoder, inputs, times, hidden),
         )
-    return torch.stack([slow_linear(encoder.head, slow_norm(vector_D, encoder.output_norm)) for vector_D in states])
+        states = slow_residual(
+            block.feedforward,
+            states,
+            lambda inputs, layer=feedforward: [slow_feedforward(layer, vector_D) for vector_D in inputs],
+        )
+    return torch.stack(
+        [slow_linear(encoder.head, slow_norm(vector_D, encoder.output_norm)) for vector_D in states]
+    )
 
 
 def slow_columns(part: FeatureInput, codes: Tensor, numbers: Tensor) -> list[float]:
@@ -159,7 +187,9 @@ def slow_query(model: SequenceModel, history_D: Tensor, user: int, event: int, t
     given = history_D.tolist()
     for name, part, row in (("user", tower.user, user), ("context", tower.context, event)):
         if part is not None:
-            given += slow_columns(part, *(getattr(features, f"{name}_{kind}")[row] for kind in ("codes", "numbers")))
+            given += slow_columns(
+                part, *(getattr(features, f"{name}_{kind}")[row] for kind in ("codes", "numbers"))
+            )
     moment = datetime.fromtimestamp(time_ms / 1000, UTC)
     for table_VC, place in ((tower.hour_VC, moment.hour), (tower.weekday_VC, moment.weekday())):
         if table_VC is not None:

@@ -26,7 +26,8 @@ def start_redis(folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], s
     (port,) = free_ports(1)
     assert REDIS is not None
     server = subprocess.Popen(
-        [REDIS, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options], stdout=subprocess.DEVNULL
+        [REDIS, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *options],
+        stdout=subprocess.DEVNULL,
     )
     url = f"redis://127.0.0.1:{port}/0"
     wait_for(url)

@@ -37,7 +37,9 @@ def with_settings(run: OpenRun, **sections: dict[str, object]) -> OpenRun:
     """The same weights under another configuration."""
     config = run.manifest.config
     changed = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    return replace(run, manifest=run.manifest.model_copy(update={"config": config.model_copy(update=changed)}))
+    return replace(
+        run, manifest=run.manifest.model_copy(update={"config": config.model_copy(update=changed)})
+    )
 
 
 def test_candidates_equal_an_independent_computation(run: OpenRun) -> None:
@@ -47,7 +49,13 @@ def test_candidates_equal_an_independent_computation(run: OpenRun) -> None:
     candidates = retrieve_candidates(run, users)
     vectors_RD = run.model.item_vectors().numpy()
     statistics = item_statistics(dataset, run.split, 30)
-    features = RankingFeatures(vectors_RD, statistics.counts_R, statistics.recent_counts_R, dataset.items, dataset.manifest.item_features)
+    features = RankingFeatures(
+        vectors_RD,
+        statistics.counts_R,
+        statistics.recent_counts_R,
+        dataset.items,
+        dataset.manifest.item_features,
+    )
     assert candidates.features_QKF.shape == (len(users), 40, len(features.names))
     for place in range(0, len(users), 17):
         seen = dataset.item_rows_E[users.history_start_Q[place] : users.history_end_Q[place]].astype(np.int64)
@@ -88,14 +96,19 @@ def test_ranker_never_sees_a_test_event(run: OpenRun, tmp_path: Path) -> None:
     rows_E[test_events], times_ms_E[test_events] = 2, 2**41
     poisoned = replace(poisoned, dataset=replace(run.dataset, item_rows_E=rows_E, timestamps_ms_E=times_ms_E))
     results = {opened.path.name: train_ranker(opened) for opened in (honest, poisoned)}
-    assert load_ranker(honest.path).booster.model_to_string() == load_ranker(poisoned.path).booster.model_to_string()
+    assert (
+        load_ranker(honest.path).booster.model_to_string()
+        == load_ranker(poisoned.path).booster.model_to_string()
+    )
     assert results["honest"] != results["poisoned"], "the poison reached nothing at all"
 
 
 def test_the_same_seed_gives_the_same_ranker(run: OpenRun, ranked_run: OpenRun, tmp_path: Path) -> None:
     again = opened_apart(run, tmp_path / "again")
     train_ranker(again)
-    assert (again.path / "ranker" / "model.txt").read_bytes() == (ranked_run.path / "ranker" / "model.txt").read_bytes()
+    assert (again.path / "ranker" / "model.txt").read_bytes() == (
+        ranked_run.path / "ranker" / "model.txt"
+    ).read_bytes()
 
 
 def test_an_existing_ranker_is_kept_unless_asked(run: OpenRun, tmp_path: Path) -> None:
@@ -111,14 +124,23 @@ def test_an_existing_ranker_is_kept_unless_asked(run: OpenRun, tmp_path: Path) -
 
 def test_a_run_that_retrieves_nothing_is_refused(run: OpenRun, tmp_path: Path) -> None:
     """With one candidate a user, and nothing learnt, no target is found."""
-    config = small_recipe("ranker.num_candidates=1", "training.max_epochs=1", "optimizer.learning_rate=1e-12", "training.seed=5")
+    config = small_recipe(
+        "ranker.num_candidates=1", "training.max_epochs=1", "optimizer.learning_rate=1e-12", "training.seed=5"
+    )
     train_in_process("bert4rec", run.dataset, config, tmp_path / "run")
     opened = load_run(tmp_path / "run")
     users = opened.users("validation").take(slice(0, 3))
     few = replace(
-        opened, split=replace(opened.split, validation_end_U=opened.split.train_end_U + np.isin(np.arange(240), users.user_rows_Q))
+        opened,
+        split=replace(
+            opened.split,
+            validation_end_U=opened.split.train_end_U + np.isin(np.arange(240), users.user_rows_Q),
+        ),
     )
-    with pytest.raises(UserError, match=r"users have a validation target among their candidates, too few to learn from: train longer"):
+    with pytest.raises(
+        UserError,
+        match=r"users have a validation target among their candidates, too few to learn from: train longer",
+    ):
         train_ranker(few)
     assert not (tmp_path / "run" / "ranker").exists()
 
@@ -141,24 +163,39 @@ def test_names_that_lightgbm_refuses(run: OpenRun, tmp_path: Path) -> None:
         users=source.users,
         items=source.items.select(["item_id", "year"]).rename_columns(["item_id", 'année: "sortie", [1950]']),
         description={
-            **{name: getattr(source.manifest, name) for name in ("name", "event_types", "user_features", "config", "quality")},
+            **{
+                name: getattr(source.manifest, name)
+                for name in ("name", "event_types", "user_features", "config", "quality")
+            },
             "item_features": (FeatureColumn(name='année: "sortie", [1950]', kind="numeric"),),
             "title": None,
         },
     )
     train_in_process("bert4rec", dataset, small_recipe("training.max_epochs=5"), tmp_path / "run")
     train_ranker(load_run(tmp_path / "run"))
-    assert 'value_année: "sortie", [1950]' in json.loads((tmp_path / "run" / "ranker" / "ranker.json").read_text())["features"]
+    assert (
+        'value_année: "sortie", [1950]'
+        in json.loads((tmp_path / "run" / "ranker" / "ranker.json").read_text())["features"]
+    )
 
 
 def test_a_user_who_has_seen_nearly_everything(tmp_path: Path) -> None:
     """Ten items, of which the first user saw all but two: two candidates, and nothing made of the places where there are none."""
-    histories = [[(2 + place, place) for place in range(8)]] + [[(2 + (user + step) % 10, step) for step in range(4)] for user in range(30)]
+    histories = [[(2 + place, place) for place in range(8)]] + [
+        [(2 + (user + step) % 10, step) for step in range(4)] for user in range(30)
+    ]
     dataset = dataset_of(tmp_path / "dataset", histories, num_items=10)
-    train_in_process("bert4rec", dataset, small_recipe("training.max_epochs=5", "batches.token_budget=64"), tmp_path / "run")
+    train_in_process(
+        "bert4rec",
+        dataset,
+        small_recipe("training.max_epochs=5", "batches.token_budget=64"),
+        tmp_path / "run",
+    )
     opened = load_run(tmp_path / "run")
     everything = dataset.offsets_U1[1:]
-    candidates = retrieve_candidates(opened, EvaluationUsers(np.arange(31), dataset.offsets_U1[:-1], everything, everything))
+    candidates = retrieve_candidates(
+        opened, EvaluationUsers(np.arange(31), dataset.offsets_U1[:-1], everything, everything)
+    )
     assert candidates.found_QK.sum(axis=1).tolist() == [2] + [6] * 30
     assert set(candidates.rows_QK[0]) == {10, 11, 0}
     assert np.isfinite(candidates.features_QKF).all()
@@ -176,14 +213,18 @@ def test_rerank_orders_by_what_is_served(ranked_run: OpenRun) -> None:
 
     features_QKF = np.arange(4, dtype=np.float32).reshape(1, 4, 1)
     parameters = {"num_leaves": 4, "min_data_in_leaf": 1, "min_data_in_bin": 1, "verbosity": -1}
-    booster = lightgbm.train(parameters, lightgbm.Dataset(features_QKF[0], [0.0, 5.0, 1.0, 7.0]), num_boost_round=1)
+    booster = lightgbm.train(
+        parameters, lightgbm.Dataset(features_QKF[0], [0.0, 5.0, 1.0, 7.0]), num_boost_round=1
+    )
     leaves_K = np.asarray(booster.predict(features_QKF[0], pred_leaf=True)).ravel().tolist()
     assert sorted(leaves_K) == [0, 1, 2, 3]
     for leaf, score in zip(leaves_K, (1.0, 2.0, 1.0 + 1e-12, 2.0 + 1e-12), strict=True):
         booster.set_leaf_output(0, leaf, score)
     assert len(np.unique(booster.predict(features_QKF[0]))) == 4
     users = ranked_run.users("test").take(slice(0, 1))
-    candidates = Candidates(users, np.array([[7, 5, 9, 3]]), np.array([[4.0, 3.0, 2.0, 1.0]], dtype=np.float32), features_QKF)
+    candidates = Candidates(
+        users, np.array([[7, 5, 9, 3]]), np.array([[4.0, 3.0, 2.0, 1.0]], dtype=np.float32), features_QKF
+    )
     rows_QK, scores_QK = rerank(Ranker(booster, score_scale=0.0).predict, candidates)
     assert rows_QK.tolist() == [[5, 3, 7, 9]]
     assert scores_QK.tolist() == [[2.0, 2.0, 1.0, 1.0]]
@@ -194,28 +235,43 @@ def test_ranker_reads_as_plain_text(ranked_run: OpenRun) -> None:
     """Nothing is pickled: LightGBM's own text gives the same scores after a round trip."""
     candidates = retrieve_candidates(ranked_run, ranked_run.users("test").take(slice(0, 5)))
     text = (ranked_run.path / "ranker" / "model.txt").read_text()
-    scores = np.asarray(lightgbm.Booster(model_str=text).predict(candidates.features_QKF[0])) + candidates.scores_QK[0]
-    assert rerank(load_ranker(ranked_run.path).predict, candidates)[1][0].tolist() == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+    scores = (
+        np.asarray(lightgbm.Booster(model_str=text).predict(candidates.features_QKF[0]))
+        + candidates.scores_QK[0]
+    )
+    assert rerank(load_ranker(ranked_run.path).predict, candidates)[1][0].tolist() == pytest.approx(
+        sorted(scores, reverse=True), abs=1e-5
+    )
 
 
 def test_trees_that_learn_nothing_keep_the_order_of_retrieval(run: OpenRun, tmp_path: Path) -> None:
     """No leaf is allowed to be as large as its limit wants it: the trees are constants."""
-    results = train_ranker(with_settings(opened_apart(run, tmp_path / "run"), ranker={"min_leaf_events": 10**6}))
+    results = train_ranker(
+        with_settings(opened_apart(run, tmp_path / "run"), ranker={"min_leaf_events": 10**6})
+    )
     assert results["ranker"] == results["model"]
 
 
 def test_trees_start_from_the_logits_of_the_loss(run: OpenRun, tmp_path: Path) -> None:
-    cool = with_settings(opened_apart(run, tmp_path / "run"), loss={"temperature": 0.25}, ranker={"min_leaf_events": 10**6})
+    cool = with_settings(
+        opened_apart(run, tmp_path / "run"), loss={"temperature": 0.25}, ranker={"min_leaf_events": 10**6}
+    )
     train_ranker(cool)
     ranker = load_ranker(cool.path)
     candidates = retrieve_candidates(cool, cool.users("test").take(slice(0, 1)))
     constant = float(np.asarray(ranker.booster.predict(candidates.features_QKF[0, :1]))[0])
-    assert ranker.predict(candidates.features_QKF[0]).tolist() == pytest.approx((candidates.scores_QK[0] * 4 + constant).tolist(), rel=1e-6)
+    assert ranker.predict(candidates.features_QKF[0]).tolist() == pytest.approx(
+        (candidates.scores_QK[0] * 4 + constant).tolist(), rel=1e-6
+    )
 
 
 def test_a_ranker_of_an_earlier_version_is_refused(ranked_run: OpenRun, tmp_path: Path) -> None:
     old = opened_apart(ranked_run, tmp_path / "old")
     path = old.path / "ranker" / "ranker.json"
-    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "score_scale"}))
+    path.write_text(
+        json.dumps(
+            {name: value for name, value in json.loads(path.read_text()).items() if name != "score_scale"}
+        )
+    )
     with pytest.raises(UserError, match=r"earlier version: run `passerelle train-ranker .* --overwrite`"):
         load_ranker(old.path)

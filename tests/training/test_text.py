@@ -72,7 +72,8 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
 
 def test_models_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"text encoder 'wordlama': not wordllama, nor a folder .*: tokenizer\.json, model\.safetensors is miss"
+        UserError,
+        match=r"text encoder 'wordlama': not wordllama, nor a folder .*: tokenizer\.json, model\.safetensors is miss",
     ):
         TextEncoder("wordlama")
     with pytest.raises(UserError, match=r"model\.safetensors holds 2 tables, and a static model has one"):
@@ -91,11 +92,16 @@ def test_texts_of_a_table_become_vectors(tmp_path: Path) -> None:
     assert table.to_pydict() == {"title": [[1, 0], None], "year": [1, 2]}
 
 
-def test_a_tower_takes_text_where_a_recipe_says_so(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tower_takes_text_where_a_recipe_says_so(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tests.support.datasets import small_recipe
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     split = make_split(dataset, small_recipe().split)
-    without, with_text = (item_content(dataset, split, ItemsConfig(kind="tower", text_encoder=name)) for name in (None, "wordllama"))
+    without, with_text = (
+        item_content(dataset, split, ItemsConfig(kind="tower", text_encoder=name))
+        for name in (None, "wordllama")
+    )
     assert with_text.encoding.num_numbers == without.encoding.num_numbers + 257
     assert (tmp_path / "passerelle" / "text_vectors.sqlite").is_file()

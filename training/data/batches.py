@@ -18,8 +18,8 @@ from passerelle.errors import UserError
 from passerelle.ids import MASK_ROW
 from passerelle.ragged import gather_ragged
 from passerelle.splits import Int64Array, Split
-from training.config import RunConfig
-from training.data.draw_assignment import Turns, take_turns
+from training.config import Recipe
+from training.data.draw_assignment import DrawAssignment, assign_draws
 from training.data.objectives import masked_items, next_items, select_windows
 from training.data.targets import make_targets, target_windows
 from training.data.windows import groups_within_budget
@@ -51,13 +51,15 @@ class Batch:
     """int64 positions of their events in the dataset."""
     weights_M: Tensor
     """float32 weight of each target (`make_targets`)."""
-    turns: Turns
+    turns: DrawAssignment
     """Which targets take which draw of negatives."""
     seed: int
     """Seeds what the step draws beside the batch (negatives, dropout); the same on every rank."""
 
 
-def group_by_budget(lengths_W: Int64Array, token_budget: int, generator: np.random.Generator) -> list[Int64Array]:
+def group_by_budget(
+    lengths_W: Int64Array, token_budget: int, generator: np.random.Generator
+) -> list[Int64Array]:
     """Shuffle windows into groups of like length within the budget (`groups_within_budget`), and the groups."""
     order_W = np.lexsort((generator.random(len(lengths_W)), lengths_W))[::-1]
     groups = groups_within_budget(order_W, lengths_W, token_budget)
@@ -75,7 +77,16 @@ class EpochBatches:
         UserError: the dataset has fewer windows than there are ranks.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, config: RunConfig, *, epoch: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        config: Recipe,
+        *,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self._dataset = dataset
         self._objective = config.objective
         self._num_draws = config.loss.num_draws
@@ -93,9 +104,19 @@ class EpochBatches:
                 groups.append(group)
         if not groups or len(groups[0]) < world_size:
             windows = len(self._windows.start_W)
-            remedy = f"too few for --workers {world_size}" if windows else "prepare longer histories, or choose another split"
-            kind = f" that end in {' or '.join(self._objective.event_types)}" if self._objective.event_types else ""
-            raise UserError(f"{dataset.path}: {windows} windows of two or more training events{kind}: {remedy}")
+            remedy = (
+                f"too few for --workers {world_size}"
+                if windows
+                else "prepare longer histories, or choose another split"
+            )
+            kind = (
+                f" that end in {' or '.join(self._objective.event_types)}"
+                if self._objective.event_types
+                else ""
+            )
+            raise UserError(
+                f"{dataset.path}: {windows} windows of two or more training events{kind}: {remedy}"
+            )
         self._groups = groups
 
     def __len__(self) -> int:
@@ -130,13 +151,15 @@ class EpochBatches:
             offsets_B1=torch.from_numpy(question.offsets_B1),
             windows_B=torch.from_numpy(mine_B),
             user_rows_B=torch.from_numpy(dataset.user_rows_of(windows.start_W[mine_B])),
-            event_types_T=torch.from_numpy(dataset.event_types_E[positions_E[question.event_T]].astype(np.int64)),
+            event_types_T=torch.from_numpy(
+                dataset.event_types_E[positions_E[question.event_T]].astype(np.int64)
+            ),
             key_times_ms_T=torch.from_numpy(times_ms_E[question.event_T]),
             query_times_ms_T=torch.from_numpy(times_ms_E[question.asked_T]),
             target_positions_M=torch.from_numpy(question.token_M),
             target_rows_M=torch.from_numpy(rows_E[question.answer_M]),
             target_events_M=torch.from_numpy(target_events_M),
             weights_M=torch.from_numpy(self._targets.weights_E[target_events_M]),
-            turns=take_turns(numbers_M, self._num_draws),
+            turns=assign_draws(numbers_M, self._num_draws),
             seed=int(generator.integers(2**62)),
         )

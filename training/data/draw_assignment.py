@@ -13,7 +13,7 @@ from passerelle.splits import Int64Array
 
 
 @dataclass
-class Turns:
+class DrawAssignment:
     """For each draw, the positions of this rank that take it."""
 
     draws_S: Tensor
@@ -22,7 +22,7 @@ class Turns:
     """int64 positions, ascending in each draw; M where a draw has fewer than another."""
 
 
-def take_turns(numbers_M: Int64Array, num_draws: int) -> Turns:
+def assign_draws(numbers_M: Int64Array, num_draws: int) -> DrawAssignment:
     """The first position of a step takes the first draw, the one after the last draw the first again.
 
     Neighbours take different draws because those of one history ask for like items: the same negatives would push them all the same
@@ -38,9 +38,11 @@ def take_turns(numbers_M: Int64Array, num_draws: int) -> Turns:
     there_ST = place_T < length_S[:, None]
     positions_ST = np.full(there_ST.shape, len(numbers_M))
     positions_ST[there_ST] = order_M[(start_S[:, None] + place_T)[there_ST]]
-    return Turns(torch.from_numpy(draws_S), torch.from_numpy(positions_ST))
+    return DrawAssignment(torch.from_numpy(draws_S), torch.from_numpy(positions_ST))
 
 
-def one_turn(num_positions: int, device: torch.device) -> Turns:
+def one_turn(num_positions: int, device: torch.device) -> DrawAssignment:
     """All positions take the first draw."""
-    return Turns(torch.zeros(1, dtype=torch.int64, device=device), torch.arange(num_positions, device=device)[None])
+    return DrawAssignment(
+        torch.zeros(1, dtype=torch.int64, device=device), torch.arange(num_positions, device=device)[None]
+    )

@@ -18,7 +18,7 @@ from training.data.windows import groups_within_budget
 from training.model.encoder import pad_right_aligned, scatter
 from training.model.query_features import UNKNOWN
 
-_MOST_SCORES = 2**27
+_MAX_SCORES = 2**27
 """Most scores (users x catalogue) of a batch: half a gigabyte of float32; a baseline's, in float64, are held four times as large."""
 
 
@@ -76,14 +76,18 @@ def request_events(users: EvaluationUsers) -> Int64Array:
 def request_times_ms(dataset: Dataset, users: EvaluationUsers) -> Int64Array:
     """The time [Q] at which each user asks: that of the first target; without a target, that of the last event itself."""
     events_Q = request_events(users)
-    return np.asarray(dataset.timestamps_ms_E[np.where(events_Q == UNKNOWN, users.history_end_Q - 1, events_Q)])
+    return np.asarray(
+        dataset.timestamps_ms_E[np.where(events_Q == UNKNOWN, users.history_end_Q - 1, events_Q)]
+    )
 
 
 def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[Int64Array, Int64Array]:
     """(distinct item rows of each user's targets, one user after the other; offsets [Q1] between users)."""
     positions_G, offsets_Q1 = users.targets()
     user_G = np.repeat(np.arange(len(users)), np.diff(offsets_Q1))
-    user_G, rows_G = np.divmod(np.unique(user_G * dataset.num_rows + dataset.item_rows_E[positions_G]), dataset.num_rows)
+    user_G, rows_G = np.divmod(
+        np.unique(user_G * dataset.num_rows + dataset.item_rows_E[positions_G]), dataset.num_rows
+    )
     return rows_G, np.searchsorted(user_G, np.arange(len(users) + 1))
 
 
@@ -94,14 +98,23 @@ class EvaluationBatches:
     """
 
     def __init__(
-        self, dataset: Dataset, users: EvaluationUsers, *, max_history: int, token_budget: int, rank: int = 0, world_size: int = 1
+        self,
+        dataset: Dataset,
+        users: EvaluationUsers,
+        *,
+        max_history: int,
+        token_budget: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._dataset, self._users, self._max_history = dataset, users, max_history
         lengths_Q = np.minimum(users.history_end_Q - users.history_start_Q, max_history)
         order_Q = np.argsort(-lengths_Q, kind="stable")
-        most_users = max(1, _MOST_SCORES // dataset.num_rows)
+        max_users = max(1, _MAX_SCORES // dataset.num_rows)
         groups = [
-            groups_within_budget(order_Q[other::world_size], lengths_Q + 1, token_budget, most_users)  # the mask is a token, too
+            groups_within_budget(
+                order_Q[other::world_size], lengths_Q + 1, token_budget, max_users
+            )  # the mask is a token, too
             for other in range(world_size)
         ]
         self._groups, self._most = groups[rank], max(map(len, groups))
@@ -127,15 +140,24 @@ class EvaluationBatches:
         return EvaluationBatch(
             histories=Histories(
                 items_BL,
-                scatter(torch.from_numpy(self._dataset.timestamps_ms_E[history_T]), row_T, column_T, items_BL),
+                scatter(
+                    torch.from_numpy(self._dataset.timestamps_ms_E[history_T]), row_T, column_T, items_BL
+                ),
                 torch.from_numpy(request_times_ms(self._dataset, users))[:, None],
-                scatter(torch.from_numpy(self._dataset.event_types_E[history_T].astype(np.int64)), row_T, column_T, items_BL),
+                scatter(
+                    torch.from_numpy(self._dataset.event_types_E[history_T].astype(np.int64)),
+                    row_T,
+                    column_T,
+                    items_BL,
+                ),
                 torch.from_numpy(users.user_rows_Q),
                 torch.from_numpy(request_events(users)),
             ),
             seen_row_S=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(seen_offsets_B1))),
             seen_item_S=torch.from_numpy(rows_E[seen_S].astype(np.int64)),
-            excluded_row_X=torch.from_numpy(np.repeat(np.arange(len(positions_B)), np.diff(excluded_offsets_B1))),
+            excluded_row_X=torch.from_numpy(
+                np.repeat(np.arange(len(positions_B)), np.diff(excluded_offsets_B1))
+            ),
             excluded_item_X=torch.from_numpy(rows_E[excluded_X].astype(np.int64)),
             relevant_rows_G=relevant_rows_G,
             relevant_offsets_B1=relevant_offsets_B1,

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.splits import EvaluationUsers, Split
-from training.config import RunConfig
+from training.config import Recipe
 from training.data.batches import Batch, EpochBatches
 from training.data.evaluation_batches import EvaluationBatches
 
@@ -54,7 +54,9 @@ class EpochLoader:
 class SequenceData(pl.LightningDataModule):
     """Training windows and validation histories of one dataset; use with `reload_dataloaders_every_n_epochs=1`."""
 
-    def __init__(self, dataset: Dataset, split: Split, validation_users: EvaluationUsers, config: RunConfig) -> None:
+    def __init__(
+        self, dataset: Dataset, split: Split, validation_users: EvaluationUsers, config: Recipe
+    ) -> None:
         super().__init__()
         self._dataset, self._split, self._users, self._config = dataset, split, validation_users, config
 

@@ -16,7 +16,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Question:
+class PredictionTargets:
     """Which events become tokens, and what is asked of them; events are counted from 0 over all windows."""
 
     event_T: Int64Array
@@ -32,7 +32,7 @@ class Question:
     answer_M: Int64Array
     """The event whose item is the right answer."""
 
-    def about(self, wanted_E: BoolArray) -> "Question":
+    def about(self, wanted_E: BoolArray) -> "PredictionTargets":
         """The same tokens, asked for some events alone."""
         asked_M = wanted_E[self.answer_M]
         return replace(self, token_M=self.token_M[asked_M], answer_M=self.answer_M[asked_M])
@@ -42,7 +42,9 @@ class Question:
         return np.diff(np.searchsorted(self.token_M, self.offsets_B1))
 
 
-def masked_items(offsets_B1: Int64Array, config: ObjectiveConfig, generator: np.random.Generator) -> Question:
+def masked_items(
+    offsets_B1: Int64Array, config: ObjectiveConfig, generator: np.random.Generator
+) -> PredictionTargets:
     """Cloze; a window where chance masks nothing, or that is drawn to, has its last item alone masked."""
     lengths_B = np.diff(offsets_B1)
     masked_T = generator.random(offsets_B1[-1]) < config.mask_probability
@@ -52,17 +54,19 @@ def masked_items(offsets_B1: Int64Array, config: ObjectiveConfig, generator: np.
     masked_T[offsets_B1[1:][last_only_B] - 1] = True
     event_T = np.arange(offsets_B1[-1])
     token_M = np.flatnonzero(masked_T)
-    return Question(event_T, offsets_B1, masked_T, event_T, token_M, token_M)
+    return PredictionTargets(event_T, offsets_B1, masked_T, event_T, token_M, token_M)
 
 
-def next_items(offsets_B1: Int64Array) -> Question:
+def next_items(offsets_B1: Int64Array) -> PredictionTargets:
     """Every event but the last of its window is a token, and asks for the event after it."""
     is_last_E = np.zeros(offsets_B1[-1], dtype=np.bool_)
     is_last_E[offsets_B1[1:] - 1] = True
     event_T = np.flatnonzero(~is_last_E)
     token_M = np.arange(len(event_T))
     tokens_before_B1 = offsets_B1 - np.arange(len(offsets_B1))
-    return Question(event_T, tokens_before_B1, np.zeros(len(event_T), dtype=np.bool_), event_T + 1, token_M, event_T + 1)
+    return PredictionTargets(
+        event_T, tokens_before_B1, np.zeros(len(event_T), dtype=np.bool_), event_T + 1, token_M, event_T + 1
+    )
 
 
 def expected_targets(offsets_B1: Int64Array, config: ObjectiveConfig) -> npt.NDArray[np.float64]:
@@ -80,13 +84,13 @@ def expected_targets(offsets_B1: Int64Array, config: ObjectiveConfig) -> npt.NDA
     return expected_E
 
 
-def select_windows(question: Question, mine_B: Int64Array) -> Question:
+def select_windows(question: PredictionTargets, mine_B: Int64Array) -> PredictionTargets:
     """The part of a question that concerns some windows, in the given order."""
     token_T, offsets_B1 = gather_ragged(question.offsets_B1[mine_B], question.offsets_B1[mine_B + 1])
     answer_T = np.full(len(question.event_T), -1)
     answer_T[question.token_M] = question.answer_M
     token_M = np.flatnonzero(answer_T[token_T] >= 0)
-    return Question(
+    return PredictionTargets(
         question.event_T[token_T],
         offsets_B1,
         question.masked_T[token_T],

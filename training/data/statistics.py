@@ -11,7 +11,7 @@ import numpy.typing as npt
 from passerelle.dataset import Dataset
 from passerelle.features import DAY_MS
 from passerelle.splits import Int64Array, Split
-from training.config import RunConfig
+from training.config import Recipe
 from training.data.objectives import expected_targets
 from training.data.targets import make_targets, target_windows
 from training.data.windows import training_events
@@ -35,11 +35,13 @@ def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemSta
     recent_T = times_ms_T > times_ms_T.max() - recent_days * DAY_MS
     return ItemStatistics(
         counts_R=np.bincount(rows_T, weights=weights_T, minlength=dataset.num_rows).astype(np.float64),
-        recent_counts_R=np.bincount(rows_T[recent_T], weights=weights_T[recent_T], minlength=dataset.num_rows).astype(np.float64),
+        recent_counts_R=np.bincount(
+            rows_T[recent_T], weights=weights_T[recent_T], minlength=dataset.num_rows
+        ).astype(np.float64),
     )
 
 
-def sampler_counts(dataset: Dataset, split: Split, config: RunConfig) -> npt.NDArray[np.float64]:
+def sampler_counts(dataset: Dataset, split: Split, config: Recipe) -> npt.NDArray[np.float64]:
     """What `make_sampler` is to be given [R]; zeros where the loss needs no counts."""
     match config.loss.counts:
         case "events":
@@ -54,11 +56,13 @@ def num_events(dataset: Dataset, split: Split) -> Int64Array:
     return np.bincount(dataset.item_rows_E[training_events(split)[0]], minlength=dataset.num_rows)
 
 
-def num_targets(dataset: Dataset, split: Split, config: RunConfig) -> npt.NDArray[np.float64]:
+def num_targets(dataset: Dataset, split: Split, config: Recipe) -> npt.NDArray[np.float64]:
     """How often each item [R] is a right answer in an epoch, on average: fewer than its events, and not in proportion to them."""
     targets = make_targets(dataset, config.objective)
     positions_E, offsets_B1 = target_windows(split, config, targets).events()
     expected_E = expected_targets(offsets_B1, config.objective)
     if targets.is_target_E is not None:
         expected_E *= targets.is_target_E[positions_E]
-    return np.bincount(dataset.item_rows_E[positions_E], weights=expected_E, minlength=dataset.num_rows).astype(np.float64)
+    return np.bincount(
+        dataset.item_rows_E[positions_E], weights=expected_E, minlength=dataset.num_rows
+    ).astype(np.float64)

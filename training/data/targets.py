@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from passerelle.dataset import Dataset
 from passerelle.splits import BoolArray, Split
-from training.config import ObjectiveConfig, RunConfig
+from training.config import ObjectiveConfig, Recipe
 from training.data.windows import Windows, training_windows
 
 
@@ -30,7 +30,9 @@ def make_targets(dataset: Dataset, config: ObjectiveConfig) -> Targets:
     Raises:
         UserError: there is no such kind of event.
     """
-    is_target_E = dataset.is_of_type(config.event_types, "objective.event_types") if config.event_types else None
+    is_target_E = (
+        dataset.is_of_type(config.event_types, "objective.event_types") if config.event_types else None
+    )
     if config.repeats == "each":
         return Targets(is_target_E, dataset.weights_E)
     counted = np.arange(len(dataset.item_rows_E)) if is_target_E is None else np.flatnonzero(is_target_E)
@@ -44,17 +46,23 @@ def times_before(dataset: Dataset, positions: npt.NDArray[np.int64]) -> npt.NDAr
     """How many of some events (positions in ascending order) each is a repeat of: before it, by the same user, with the same item."""
     pairs = dataset.user_rows_of(positions) * np.int64(dataset.num_rows) + dataset.item_rows_E[positions]
     order = np.argsort(pairs, kind="stable")
-    starts_group = np.concatenate([[True], pairs[order][1:] != pairs[order][:-1]]) if len(order) else np.zeros(0, dtype=bool)
+    starts_group = (
+        np.concatenate([[True], pairs[order][1:] != pairs[order][:-1]])
+        if len(order)
+        else np.zeros(0, dtype=bool)
+    )
     place = np.arange(len(order))
     before = np.empty(len(order), dtype=np.int64)
     before[order] = place - np.maximum.accumulate(np.where(starts_group, place, 0))
     return before
 
 
-def target_windows(split: Split, config: RunConfig, targets: Targets) -> Windows:
+def target_windows(split: Split, config: Recipe, targets: Targets) -> Windows:
     """The training windows that ask for anything."""
     windows = training_windows(split, config.model.max_history + 1)
     if targets.is_target_E is None:
         return windows
     before_E1 = np.concatenate([[0], np.cumsum(targets.is_target_E)])
-    return windows.take(np.flatnonzero(before_E1[windows.end_W] > before_E1[windows.start_W + 1]))  # the first event is never asked for
+    return windows.take(
+        np.flatnonzero(before_E1[windows.end_W] > before_E1[windows.start_W + 1])
+    )  # the first event is never asked for

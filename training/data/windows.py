@@ -9,7 +9,7 @@ import numpy as np
 
 from passerelle.ragged import gather_ragged
 from passerelle.splits import Int64Array, Split
-from training.config import RunConfig
+from training.config import Recipe
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Windows:
         return gather_ragged(self.start_W, self.end_W)
 
 
-def training_split(split: Split, config: RunConfig) -> Split:
+def training_split(split: Split, config: Recipe) -> Split:
     """What a run trains on: the split of its recipe, where asked for with validation events in training."""
     return with_validation(split) if config.training.include_validation else split
 
@@ -59,7 +59,9 @@ def training_windows(split: Split, max_length: int) -> Windows:
     return Windows(start_W[long_enough_W], end_W[long_enough_W])
 
 
-def groups_within_budget(order_W: Int64Array, lengths_W: Int64Array, token_budget: int, most: int | None = None) -> list[Int64Array]:
+def groups_within_budget(
+    order_W: Int64Array, lengths_W: Int64Array, token_budget: int, most: int | None = None
+) -> list[Int64Array]:
     """Cut an order of windows, longest first, into groups whose padded size (count x longest) stays within the budget.
 
     A window longer than the budget is a group of its own.

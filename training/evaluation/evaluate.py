@@ -29,7 +29,7 @@ from training.data.evaluation_batches import EvaluationBatches, relevant_items
 from training.data.windows import with_validation
 from training.evaluation.baselines import RECENT_DAYS, make_baselines
 from training.evaluation.baselines.base import Scorer, hyper_parameters
-from training.evaluation.metric_report import Measures, batch_auc, confidence, describe_catalogue, measure
+from training.evaluation.metric_report import MetricReport, batch_auc, confidence, describe_catalogue, measure
 from training.model.topk import rank_scores
 from training.runs.open_run import OpenRun
 from training.runs.run import DETAILS, EVALUATION
@@ -68,7 +68,7 @@ class Evaluation:
     """Scorer -> metric -> value, the model first; seen items are not ranked."""
     details: dict[str, dict[str, Any]]
     """Scorer -> `fitted_on`, `hyper_parameters` of a baseline, `diversity_of`, what `confidence` gives, and where asked for
-    `segments` (`Measures.segments`) and `with_seen` (metric -> value)."""
+    `segments` (`MetricReport.segments`) and `with_seen` (metric -> value)."""
 
 
 @torch.inference_mode()
@@ -89,12 +89,16 @@ def _rank(
     scores_QK = np.zeros((len(users), k), dtype=np.float32)
     auc_Q = np.zeros(len(users))
     done = 0
-    for batch in EvaluationBatches(dataset, users, max_history=max_history, token_budget=EVALUATION_TOKEN_BUDGET):
+    for batch in EvaluationBatches(
+        dataset, users, max_history=max_history, token_budget=EVALUATION_TOKEN_BUDGET
+    ):
         scores_BR = scorer(batch)
         rows_BK, scores_BK = rank_scores(scores_BR, batch, k, exclude_seen=exclude_seen)
         rows_QK[batch.positions_B], scores_QK[batch.positions_B] = rows_BK.numpy(), scores_BK.numpy()
         if with_auc:
-            auc_Q[batch.positions_B] = batch_auc(scores_BR, batch)  # rank_scores has set what is not ranked to -inf
+            auc_Q[batch.positions_B] = batch_auc(
+                scores_BR, batch
+            )  # rank_scores has set what is not ranked to -inf
         done += len(batch.positions_B)
         progress(stage, done, len(users))
     return rows_QK, scores_QK, auc_Q
@@ -113,18 +117,30 @@ def rank_users(
 ) -> tuple[Int64Array, npt.NDArray[np.float32]]:
     """Rows [Q, K] and scores [Q, K] of the k best items of each user, over the whole catalogue, in the order of `users`."""
     rows_QK, scores_QK, _ = _rank(
-        dataset, users, scorer, k, max_history=max_history, exclude_seen=exclude_seen, stage=stage, progress=progress, with_auc=False
+        dataset,
+        users,
+        scorer,
+        k,
+        max_history=max_history,
+        exclude_seen=exclude_seen,
+        stage=stage,
+        progress=progress,
+        with_auc=False,
     )
     return rows_QK, scores_QK
 
 
-def ranking_metrics(dataset: Dataset, users: EvaluationUsers, rows_QK: Int64Array, ks: tuple[int, ...]) -> dict[str, float]:
+def ranking_metrics(
+    dataset: Dataset, users: EvaluationUsers, rows_QK: Int64Array, ks: tuple[int, ...]
+) -> dict[str, float]:
     """Every metric at every k of given rankings."""
     relevant_G, offsets_Q1 = relevant_items(dataset, users)
     return metrics.mean_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks)
 
 
-def evaluate(run: OpenRun, part: Part, ks: tuple[int, ...] | None = None, progress: Progress = silent) -> dict[str, dict[str, float]]:
+def evaluate(
+    run: OpenRun, part: Part, ks: tuple[int, ...] | None = None, progress: Progress = silent
+) -> dict[str, dict[str, float]]:
     """Scorer -> metric -> value of the model and of popularity: `evaluate_in_detail` with its defaults, without the details."""
     return evaluate_in_detail(run, part, EvaluationSettings(ks), progress).metrics
 
@@ -144,14 +160,16 @@ def evaluate_in_detail(
     catalogue = describe_catalogue(run.dataset, run.split, users, run.vectors_RD)
     relevant_G, offsets_Q1 = relevant_items(run.dataset, users)
     # All are fitted before anything is ranked, so that one that cannot be is refused at once.
-    fitted_on: FitOn = "before_targets" if run.manifest.config.training.include_validation else settings.fit_baselines_on
+    fitted_on: FitOn = (
+        "before_targets" if run.manifest.config.training.include_validation else settings.fit_baselines_on
+    )
     fitting = with_validation(run.split) if fitted_on == "before_targets" and part == "test" else run.split
     for done, baseline in enumerate(baselines.values()):
         progress("fitting baselines", done, len(baselines))
         baseline.fit(run.dataset, fitting)
     progress("fitting baselines", len(baselines), len(baselines))
 
-    def measured(stage: str, scorer: Scorer, *, exclude_seen: bool) -> Measures:
+    def measured(stage: str, scorer: Scorer, *, exclude_seen: bool) -> MetricReport:
         rows_QK, _, auc_Q = _rank(
             run.dataset,
             users,
@@ -166,7 +184,7 @@ def evaluate_in_detail(
         return measure(rows_QK, auc_Q, relevant_G, offsets_Q1, ks, catalogue, segments)
 
     evaluation = Evaluation({}, {})
-    model: Measures | None = None
+    model: MetricReport | None = None
     scorers: dict[str, Scorer] = {"model": run.model.scores, **baselines}
     for name, scorer in scorers.items():
         measures = measured(name, scorer, exclude_seen=True)
@@ -183,7 +201,11 @@ def evaluate_in_detail(
         evaluation.metrics[name], evaluation.details[name] = measures.plain(), details
         model = model or measures
     before = read_details(run.path).get(part, {})
-    changed = {name for name, details in evaluation.details.items() if _fitting(before.get(name, details)) != _fitting(details)}
+    changed = {
+        name
+        for name, details in evaluation.details.items()
+        if _fitting(before.get(name, details)) != _fitting(details)
+    }
     record_evaluation(run.path, part, evaluation.metrics, forget=changed)
     _record_details(run.path, part, evaluation.details)
     return evaluation
@@ -198,7 +220,9 @@ def _cut_offs(ks: tuple[int, ...] | None, num_items: int) -> tuple[int, ...]:
     if ks is None:
         return tuple(k for k in DEFAULT_KS if k <= num_items) or (num_items,)
     if min(ks) < 1 or max(ks) > num_items:
-        raise UserError(f"--k {','.join(map(str, ks))}: each must lie between 1 and the {num_items} items of the catalogue")
+        raise UserError(
+            f"--k {','.join(map(str, ks))}: each must lie between 1 and the {num_items} items of the catalogue"
+        )
     return ks
 
 
@@ -209,7 +233,9 @@ def _segments(users: EvaluationUsers, settings: EvaluationSettings) -> list[Segm
     return length_segments(lengths_Q, None if settings.segments == "terciles" else settings.segments)
 
 
-def record_evaluation(run_path: Path, part: Part, results: dict[str, dict[str, float]], forget: Collection[str] = ()) -> None:
+def record_evaluation(
+    run_path: Path, part: Part, results: dict[str, dict[str, float]], forget: Collection[str] = ()
+) -> None:
     """Merge results into the run's `evaluation.json`, by part, scorer and metric.
 
     Args:

@@ -26,12 +26,12 @@ FloatArray = npt.NDArray[np.float64]
 Members = Int64Array | slice
 EVERYBODY = slice(None)
 
-_MOST_SCORES = 2**24
+_MAX_SCORES = 2**24
 """Most scores compared with those of relevant items at once: 128 MB of float64."""
 
 
 @dataclass(frozen=True)
-class Measures:
+class MetricReport:
     """The measures of one scorer on one part."""
 
     accuracy: dict[str, FloatArray]
@@ -65,11 +65,13 @@ class Catalogue:
     """What these vectors are: `categories` or `model`."""
 
 
-def describe_catalogue(dataset: Dataset, split: Split, users: EvaluationUsers, vectors_RD: npt.NDArray[np.float32]) -> Catalogue:
+def describe_catalogue(
+    dataset: Dataset, split: Split, users: EvaluationUsers, vectors_RD: npt.NDArray[np.float32]
+) -> Catalogue:
     """Counts over training events, how popular histories are, and the vectors for diversity.
 
     The vectors are one-hots of the categorical item features, which say the same of every model; a dataset without such a feature, or
-    with more than `beyond_accuracy.MOST_CATEGORIES` values, gets the given item vectors of the evaluated model.
+    with more than `beyond_accuracy.MAX_CATEGORIES` values, gets the given item vectors of the evaluated model.
     """
     counts_R = num_events(dataset, split)
     history_S, history_offsets_Q1 = gather_ragged(users.history_start_Q, users.history_end_Q)
@@ -77,7 +79,9 @@ def describe_catalogue(dataset: Dataset, split: Split, users: EvaluationUsers, v
     return Catalogue(
         num_items=dataset.num_items,
         counts_R=counts_R,
-        history_popularity_Q=beyond_accuracy.history_popularity(counts_R, dataset.item_rows_E[history_S], history_offsets_Q1),
+        history_popularity_Q=beyond_accuracy.history_popularity(
+            counts_R, dataset.item_rows_E[history_S], history_offsets_Q1
+        ),
         unit_RD=beyond_accuracy.unit_vectors(vectors_RD if categories_RD is None else categories_RD),
         diversity_of="model" if categories_RD is None else "categories",
     )
@@ -94,14 +98,16 @@ def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> FloatArray:
     scores_BR[user_G, rows_G] = float("-inf")
     num_others_B = (~scores_BR.isneginf()).sum(dim=1)
     above_G, ties_G = torch.empty_like(user_G), torch.empty_like(user_G)
-    chunk = max(1, _MOST_SCORES // scores_BR.shape[1])
+    chunk = max(1, _MAX_SCORES // scores_BR.shape[1])
     for start in range(0, len(user_G), chunk):
         part = slice(start, start + chunk)
         others_CR = scores_BR[user_G[part]]
         above_G[part] = (others_CR > own_G1[part]).sum(dim=1)
         ties_G[part] = (others_CR == own_G1[part]).sum(dim=1)
     ties_G[own_G1[:, 0].isneginf()] = 0
-    return metrics.auc(above_G.numpy(), ties_G.numpy(), num_others_B[user_G].numpy(), batch.relevant_offsets_B1)
+    return metrics.auc(
+        above_G.numpy(), ties_G.numpy(), num_others_B[user_G].numpy(), batch.relevant_offsets_B1
+    )
 
 
 def measure(
@@ -112,10 +118,13 @@ def measure(
     ks: tuple[int, ...],
     catalogue: Catalogue,
     segments: Sequence[Segment] = (),
-) -> Measures:
+) -> MetricReport:
     """Every measure at every k of rankings [Q, K] that are as long as the largest k."""
-    accuracy = {**metrics.user_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks), "auc": auc_Q}
-    return Measures(
+    accuracy = {
+        **metrics.user_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks),
+        "auc": auc_Q,
+    }
+    return MetricReport(
         accuracy=accuracy,
         beyond=_beyond(rows_QK, ks, catalogue),
         segments={
@@ -133,19 +142,27 @@ def _means(accuracy: dict[str, FloatArray], members: Members = EVERYBODY) -> dic
     return {name: float(values_Q[members].mean()) for name, values_Q in accuracy.items()}
 
 
-def _beyond(rows_QK: Int64Array, ks: tuple[int, ...], catalogue: Catalogue, members: Members = EVERYBODY) -> dict[str, float]:
+def _beyond(
+    rows_QK: Int64Array, ks: tuple[int, ...], catalogue: Catalogue, members: Members = EVERYBODY
+) -> dict[str, float]:
     rows_QK, history_popularity_Q = rows_QK[members], catalogue.history_popularity_Q[members]
     beyond: dict[str, float] = {}
     for k in ks:
         beyond[f"coverage@{k}"] = beyond_accuracy.coverage(rows_QK, catalogue.num_items, k)
         beyond[f"novelty@{k}"] = float(beyond_accuracy.novelty(rows_QK, catalogue.counts_R, k).mean())
-        beyond[f"popularity_lift@{k}"] = beyond_accuracy.popularity_lift(rows_QK, catalogue.counts_R, history_popularity_Q, k)
+        beyond[f"popularity_lift@{k}"] = beyond_accuracy.popularity_lift(
+            rows_QK, catalogue.counts_R, history_popularity_Q, k
+        )
         if k > 1:
-            beyond[f"diversity@{k}"] = float(beyond_accuracy.intra_list_diversity(rows_QK, catalogue.unit_RD, k).mean())
+            beyond[f"diversity@{k}"] = float(
+                beyond_accuracy.intra_list_diversity(rows_QK, catalogue.unit_RD, k).mean()
+            )
     return beyond
 
 
-def confidence(measures: Measures, model: Measures | None, generator: np.random.Generator) -> dict[str, Any]:
+def confidence(
+    measures: MetricReport, model: MetricReport | None, generator: np.random.Generator
+) -> dict[str, Any]:
     """Intervals of every accuracy metric, and for a baseline those of how far the model is above it, user by user; from one set of draws.
 
     Returns:

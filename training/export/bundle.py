@@ -41,10 +41,16 @@ from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW, USER_ID
 from passerelle.manifest import provenance, write_manifest
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
-from training.config import RunConfig
+from training.config import Recipe
 from training.data.evaluation_batches import EvaluationBatches, Histories, request_times_ms
 from training.evaluation.evaluate import evaluate, read_evaluation
-from training.export.onnx_files import describe, export_candidate_encoder, export_query_encoder, export_ranker, query_inputs
+from training.export.onnx_files import (
+    describe,
+    export_candidate_encoder,
+    export_query_encoder,
+    export_ranker,
+    query_inputs,
+)
 from training.model.items import TowerItems
 from training.ranker import Candidates, Ranker, load_ranker, rerank, retrieve_candidates
 from training.runs.open_run import OpenRun
@@ -80,11 +86,15 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
     """
     refuse_existing(out, overwrite=overwrite)
     ranker = load_ranker(run.path)
-    if "popularity" not in read_evaluation(run.path).get("test", {}):  # train-ranker has measured the model already
+    if "popularity" not in read_evaluation(run.path).get(
+        "test", {}
+    ):  # train-ranker has measured the model already
         evaluate(run, "test", progress=progress)
     with new_directory(out, overwrite=overwrite) as scratch:
         progress("export", 0, 4)
-        export_query_encoder(run.model.query_encoder(), scratch / f"{QUERY_ENCODER}.onnx", run.manifest.config.model.dim)
+        export_query_encoder(
+            run.model.query_encoder(), scratch / f"{QUERY_ENCODER}.onnx", run.manifest.config.model.dim
+        )
         if isinstance(run.model.items, TowerItems):
             _write_candidate_encoder(run.model.items, run.manifest.config, scratch)
         progress("export", 1, 4)
@@ -102,9 +112,11 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
     return open_bundle(out, verify=False)
 
 
-def _write_candidate_encoder(items: TowerItems, config: RunConfig, scratch: Path) -> None:
+def _write_candidate_encoder(items: TowerItems, config: Recipe, scratch: Path) -> None:
     """The tower, and how features become its input."""
-    export_candidate_encoder(items.tower, scratch / f"{CANDIDATE_ENCODER}.onnx", config.model.dim, items.encoding)
+    export_candidate_encoder(
+        items.tower, scratch / f"{CANDIDATE_ENCODER}.onnx", config.model.dim, items.encoding
+    )
     name = config.items.text_encoder
     digest = None if name is None else TextEncoder(name).digest
     encoding = ItemEncoding(encoding=items.encoding, text_encoder=name, text_digest=digest)
@@ -119,7 +131,9 @@ def check_candidate_encoder(run: OpenRun, directory: Path) -> float:
     """
     items = run.model.items
     assert isinstance(items, TowerItems)
-    session = onnxruntime.InferenceSession(directory / f"{CANDIDATE_ENCODER}.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        directory / f"{CANDIDATE_ENCODER}.onnx", providers=["CPUExecutionProvider"]
+    )
     largest = 0.0
     for start in range(FIRST_ITEM_ROW, len(run.vectors_RD), CHECKED_ROWS):
         rows = slice(start, start + CHECKED_ROWS)
@@ -130,7 +144,9 @@ def check_candidate_encoder(run: OpenRun, directory: Path) -> float:
         lengths_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(expected_ND, axis=1)
         largest = max(largest, float((1 - (vectors_ND * expected_ND).sum(axis=1) / lengths_N).max()))
     if not largest <= MAX_COSINE_DISTANCE:  # false for NaN
-        raise UserError(f"{run.path}: ONNX Runtime's item vectors are not torch's: cosine distance {largest:g}")
+        raise UserError(
+            f"{run.path}: ONNX Runtime's item vectors are not torch's: cosine distance {largest:g}"
+        )
     return largest
 
 
@@ -143,8 +159,15 @@ def _write_tables(run: OpenRun, scratch: Path) -> None:
     popularity = {"count": run.statistics.counts_R, "recent_count": run.statistics.recent_counts_R}
     write_table(scratch / "popularity.arrow", pa.table(popularity))
     offsets_U1 = pa.array(dataset.offsets_U1)
-    events = {"item_rows": dataset.item_rows_E, "timestamps_ms": dataset.timestamps_ms_E, "event_types": dataset.event_types_E}
-    histories = {name: pa.LargeListArray.from_arrays(offsets_U1, pa.array(values_E)) for name, values_E in events.items()}
+    events = {
+        "item_rows": dataset.item_rows_E,
+        "timestamps_ms": dataset.timestamps_ms_E,
+        "event_types": dataset.event_types_E,
+    }
+    histories = {
+        name: pa.LargeListArray.from_arrays(offsets_U1, pa.array(values_E))
+        for name, values_E in events.items()
+    }
     write_table(scratch / "histories.arrow", pa.table({USER_ID: dataset.users.column(USER_ID), **histories}))
     features = run.model.query_features
     if features is None:
@@ -170,7 +193,14 @@ def _reference(run: OpenRun, ranker: Ranker) -> Reference:
         with torch.inference_mode():
             query_PD[positions_B] = run.model.encode_histories(given).numpy()
     top_rows_PK, top_scores_PK = rerank(ranker.predict, candidates)
-    return Reference(candidates, query_PD, request_times_ms(dataset, users), histories, top_rows_PK[:, :TOP], top_scores_PK[:, :TOP])
+    return Reference(
+        candidates,
+        query_PD,
+        request_times_ms(dataset, users),
+        histories,
+        top_rows_PK[:, :TOP],
+        top_scores_PK[:, :TOP],
+    )
 
 
 def _reference_table(run: OpenRun, reference: Reference) -> pa.Table:
@@ -199,24 +229,38 @@ def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str,
     Raises:
         UserError: scores differ by more than 1e-4, or some user's ten best differ.
     """
-    encoder, ranker = (onnxruntime.InferenceSession(directory / f"{name}.onnx", providers=["CPUExecutionProvider"]) for name in NETWORKS)
+    encoder, ranker = (
+        onnxruntime.InferenceSession(directory / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in NETWORKS
+    )
     candidates = reference.candidates
     query_PD = np.empty_like(reference.query_PD)
     for histories, positions_B in reference.histories:
-        inputs = {name: values.numpy() for name, values in query_inputs(run.model, histories, run.history_vectors_RD).items()}
+        inputs = {
+            name: values.numpy()
+            for name, values in query_inputs(run.model, histories, run.history_vectors_RD).items()
+        }
         query_PD[positions_B] = encoder.run(["query"], inputs)[0]
-    rows_PK, scores_PK = rerank(lambda features_SF: ranker.run(["score"], {"features": features_SF})[0][:, 0], candidates)
+    rows_PK, scores_PK = rerank(
+        lambda features_SF: ranker.run(["score"], {"features": features_SF})[0][:, 0], candidates
+    )
     top_found_PK = reference.top_rows_PK != PADDING_ROW
     retrieved_PK = np.einsum("pd,pkd->pk", query_PD, run.vectors_RD[candidates.rows_QK])
     same_P = (rows_PK[:, :TOP] == reference.top_rows_PK).all(axis=1)
     parity: dict[str, Any] = {
         "users": len(query_PD),
         "max_query_difference": _largest(query_PD - reference.query_PD),
-        "max_retrieval_score_difference": _largest((retrieved_PK - candidates.scores_QK)[candidates.found_QK]),
-        "max_score_difference": _largest(scores_PK[:, :TOP][top_found_PK] - reference.top_scores_PK[top_found_PK]),
+        "max_retrieval_score_difference": _largest(
+            (retrieved_PK - candidates.scores_QK)[candidates.found_QK]
+        ),
+        "max_score_difference": _largest(
+            scores_PK[:, :TOP][top_found_PK] - reference.top_scores_PK[top_found_PK]
+        ),
         "identical_top_10": int(same_P.sum()),
     }
-    close = all(value <= MAX_SCORE_DIFFERENCE for name, value in parity.items() if name.startswith("max_"))  # false for NaN
+    close = all(
+        value <= MAX_SCORE_DIFFERENCE for name, value in parity.items() if name.startswith("max_")
+    )  # false for NaN
     if not close or not same_P.all():
         raise UserError(f"{run.path}: ONNX Runtime does not answer as torch and LightGBM do: {parity}")
     return parity

@@ -19,7 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from passerelle.arrow import write_table
-from passerelle.bundle import CANDIDATE_ENCODER, INDEX, ITEM_ENCODING, RANKER, Bundle, BundleManifest, ItemEncoding, bundle_id, open_bundle
+from passerelle.bundle import (
+    CANDIDATE_ENCODER,
+    INDEX,
+    ITEM_ENCODING,
+    RANKER,
+    Bundle,
+    BundleManifest,
+    ItemEncoding,
+    bundle_id,
+    open_bundle,
+)
 from passerelle.config import validate
 from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
@@ -49,7 +59,13 @@ class AddedItems:
 
 
 def add_items(
-    path: Path, items: pa.Table, out: Path, *, where: str = "items", overwrite: bool = False, progress: Progress = silent
+    path: Path,
+    items: pa.Table,
+    out: Path,
+    *,
+    where: str = "items",
+    overwrite: bool = False,
+    progress: Progress = silent,
 ) -> AddedItems:
     """Write a bundle that has these items, too.
 
@@ -66,8 +82,14 @@ def add_items(
     refuse_existing(out, overwrite=overwrite)
     bundle = open_bundle(path)
     if CANDIDATE_ENCODER not in bundle.manifest.networks:
-        raise UserError(f"{path}: its model has vectors of the items it was trained on alone: new ones need a candidate tower (two_tower)")
-    encoding = validate(ItemEncoding, json.loads((path / ITEM_ENCODING).read_text(encoding="utf-8")), str(path / ITEM_ENCODING))
+        raise UserError(
+            f"{path}: its model has vectors of the items it was trained on alone: new ones need a candidate tower (two_tower)"
+        )
+    encoding = validate(
+        ItemEncoding,
+        json.loads((path / ITEM_ENCODING).read_text(encoding="utf-8")),
+        str(path / ITEM_ENCODING),
+    )
     table = _like_the_bundle(bundle, items, encoding, where)
     vectors_ND, unknown = _encode(path, bundle.manifest.dim, table, encoding, progress)
     nobody_N = np.zeros(table.num_rows)
@@ -87,7 +109,10 @@ def add_items(
             shutil.copytree(path / INDEX, scratch / INDEX)
         np.save(scratch / "item_vectors.npy", grown.vectors_RD, allow_pickle=False)
         write_table(scratch / "items.arrow", grown.items)
-        write_table(scratch / "popularity.arrow", pa.table({"count": grown.counts_R, "recent_count": grown.recent_counts_R}))
+        write_table(
+            scratch / "popularity.arrow",
+            pa.table({"count": grown.counts_R, "recent_count": grown.recent_counts_R}),
+        )
         write_table(scratch / "reference.arrow", reference)
         write_manifest(scratch, _manifest(grown, scratch))
     return AddedItems(open_bundle(out, verify=False), table.num_rows, unknown)
@@ -109,7 +134,9 @@ def _like_the_bundle(bundle: Bundle, items: pa.Table, encoding: ItemEncoding, wh
     """The items with the bundle's columns and types; what the tower does not read may be missing."""
     wanted = [ITEM_ID, *(column.name for column in encoding.encoding.columns)]
     if missing := [name for name in wanted if name not in items.column_names]:
-        raise UserError(f"{where}: column {', '.join(missing)} is missing; the tower reads {', '.join(wanted)}")
+        raise UserError(
+            f"{where}: column {', '.join(missing)} is missing; the tower reads {', '.join(wanted)}"
+        )
     columns = {}
     for field in bundle.items.schema:
         if field.name not in items.column_names:
@@ -118,7 +145,9 @@ def _like_the_bundle(bundle: Bundle, items: pa.Table, encoding: ItemEncoding, wh
         try:
             columns[field.name] = items.column(field.name).cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise UserError(f"{where}: column {field.name!r} holds {items.column(field.name).type}, not {field.type} ({error})") from None
+            raise UserError(
+                f"{where}: column {field.name!r} holds {items.column(field.name).type}, not {field.type} ({error})"
+            ) from None
     ids = columns[ITEM_ID].combine_chunks()
     if ids.null_count:
         raise UserError(f"{where}: {ids.null_count} rows have no {ITEM_ID}")
@@ -126,7 +155,9 @@ def _like_the_bundle(bundle: Bundle, items: pa.Table, encoding: ItemEncoding, wh
         raise UserError(f"{where}: {len(ids) - len(ids.unique())} rows repeat an {ITEM_ID}")
     there = np.flatnonzero(bundle.item_ids.rows(ids) != UNKNOWN_ROW)
     if len(there):
-        raise UserError(f"{where}: {len(there)} of the items are in {bundle.path} already, the first is {ids[there[0]].as_py()!r}")
+        raise UserError(
+            f"{where}: {len(there)} of the items are in {bundle.path} already, the first is {ids[there[0]].as_py()!r}"
+        )
     return pa.table(columns)
 
 
@@ -137,9 +168,15 @@ def _encode(
     if encoding.text_encoder is not None:
         encoder = TextEncoder(encoding.text_encoder)
         if encoder.digest != encoding.text_digest:
-            raise UserError(f"{path}: text encoder {encoding.text_encoder!r} is not the one that its items were encoded with")
+            raise UserError(
+                f"{path}: text encoder {encoding.text_encoder!r} is not the one that its items were encoded with"
+            )
         vectors = [column.name for column in encoding.encoding.columns if column.kind == "vector"]
-        texts = [FeatureColumn(name=name, kind="text") for name in vectors if pa.types.is_string(table.schema.field(name).type)]
+        texts = [
+            FeatureColumn(name=name, kind="text")
+            for name in vectors
+            if pa.types.is_string(table.schema.field(name).type)
+        ]
         table, _ = with_text_vectors(table, texts, encoder, progress)
     encoded = encoding.encoding.encode(table)
     session = _session(path, CANDIDATE_ENCODER)
@@ -147,7 +184,11 @@ def _encode(
     for start in range(0, table.num_rows, BATCH):
         rows = slice(start, start + BATCH)
         codes_NS, numbers_NF = encoded.codes_NS[rows], encoded.numbers_NF[rows]
-        inputs = {"id_vector": np.zeros((len(codes_NS), dim), dtype=np.float32), "codes": codes_NS, "numbers": numbers_NF}
+        inputs = {
+            "id_vector": np.zeros((len(codes_NS), dim), dtype=np.float32),
+            "codes": codes_NS,
+            "numbers": numbers_NF,
+        }
         vectors_ND[rows] = session.run(["vector"], inputs)[0]
         progress("encode items", min(start + BATCH, table.num_rows), table.num_rows)
     return vectors_ND, encoded.unknown
@@ -156,9 +197,13 @@ def _encode(
 def _reference(bundle: Bundle, progress: Progress) -> pa.Table:
     """What `reference.arrow` holds, for the grown catalogue: queries are as they were, what they find is not."""
     manifest, before = bundle.manifest, bundle.reference()
-    features = RankingFeatures(bundle.vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, manifest.item_features)
+    features = RankingFeatures(
+        bundle.vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, manifest.item_features
+    )
     ranker = _session(bundle.path, RANKER)
-    found: dict[str, list[Any]] = {name: [] for name in ("candidate_rows", "candidate_scores", "top_rows", "top_scores")}
+    found: dict[str, list[Any]] = {
+        name: [] for name in ("candidate_rows", "candidate_scores", "top_rows", "top_scores")
+    }
     for done, user in enumerate(before.select([USER_ID, "timestamp_ms", "query"]).to_pylist(), start=1):
         history = bundle.history(bundle.user_ids.row(user[USER_ID]))
         allowed_1R = np.ones((1, len(bundle.vectors_RD)), dtype=bool)
@@ -167,7 +212,9 @@ def _reference(bundle: Bundle, progress: Progress) -> pa.Table:
         rows_1K, scores_1K = exact_topk(query_1D, bundle.vectors_RD, manifest.num_candidates, allowed_1R)
         there_K = rows_1K[0] != PADDING_ROW
         rows_K, scores_K = rows_1K[0][there_K], scores_1K[0][there_K]
-        features_KF = features.compute(rows_K, scores_K, history.item_rows_L[-manifest.max_history :], user["timestamp_ms"])
+        features_KF = features.compute(
+            rows_K, scores_K, history.item_rows_L[-manifest.max_history :], user["timestamp_ms"]
+        )
         ranked_K = ranker.run(["score"], {"features": features_KF})[0][:, 0]
         best = np.argsort(-ranked_K, kind="stable")[:TOP]
         values = (rows_K.astype(np.int32), scores_K, rows_K[best].astype(np.int32), ranked_K[best])
@@ -187,7 +234,9 @@ def _manifest(bundle: Bundle, scratch: Path) -> BundleManifest:
     changed = {"bundle_id": bundle_id(common["files"]), "num_items": bundle.items.num_rows}
     parity = {"onnxruntime": bundle.manifest.parity["onnxruntime"]}  # of other layers, `publish` finds out
     return bundle.manifest.updated(
-        **{**common, "libraries": {**bundle.manifest.libraries, **common["libraries"]}}, **changed, parity=parity
+        **{**common, "libraries": {**bundle.manifest.libraries, **common["libraries"]}},
+        **changed,
+        parity=parity,
     )
 
 

@@ -18,7 +18,7 @@ from passerelle.ids import PADDING_ROW
 from training.data.evaluation_batches import Histories
 from training.model.encoder import QueryEncoder
 from training.model.sequence_model import SequenceModel
-from training.model.towers import CandidateTower, Facts
+from training.model.towers import CandidateTower, QueryFeatureBatch
 
 if TYPE_CHECKING:
     import lightgbm
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 OPSET = 18
 ML_OPSET = 3
 IR_VERSION = 8
-MOST_COLUMNS = 2**16
+MAX_COLUMNS = 2**16
 _ML = "ai.onnx.ml"
 LIGHTGBM_ZERO = 1.0000000180025095e-35
 """LightGBM's smallest number, 1e-35 in float32: it never splits between it and its negative, and reads what is not above as zero."""
@@ -56,12 +56,14 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
     dynamic: dict[str, dict[int, Any]] = {name: {0: batch, 1: length} for name in example}
     dynamic["query_timestamp_ms"] = {0: batch}
     for name, width in network.widths.items():
-        dynamic[name] = {0: batch, 1: torch.export.Dim(name, min=width, max=MOST_COLUMNS)}
+        dynamic[name] = {0: batch, 1: torch.export.Dim(name, min=width, max=MAX_COLUMNS)}
     _export(network, example, "query", dynamic, path)
 
 
 @torch.no_grad()
-def query_inputs(model: SequenceModel, histories: Histories, vectors_RD: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
+def query_inputs(
+    model: SequenceModel, histories: Histories, vectors_RD: npt.NDArray[np.float32]
+) -> dict[str, torch.Tensor]:
     """What the exported query encoder is to be given for some histories, by the names of its inputs.
 
     Args:
@@ -69,7 +71,9 @@ def query_inputs(model: SequenceModel, histories: Histories, vectors_RD: npt.NDA
     """
     items_BL = histories.items_BL
     if model.query_features is None:
-        facts = Facts(*(torch.zeros(len(items_BL), 1, dtype=dtype) for dtype in (torch.int64, torch.float32) * 2))
+        facts = QueryFeatureBatch(
+            *(torch.zeros(len(items_BL), 1, dtype=dtype) for dtype in (torch.int64, torch.float32) * 2)
+        )
     else:
         facts = model.query_features(histories.user_rows_B, histories.request_events_B)
     return {
@@ -78,7 +82,10 @@ def query_inputs(model: SequenceModel, histories: Histories, vectors_RD: npt.NDA
         "event_types": histories.event_types_BL,
         "timestamps_ms": histories.timestamps_ms_BL,
         "query_timestamp_ms": histories.request_timestamp_ms_B1,
-        **{name: values.long() if name.endswith("codes") else values for name, values in facts._asdict().items()},
+        **{
+            name: values.long() if name.endswith("codes") else values
+            for name, values in facts._asdict().items()
+        },
     }
 
 
@@ -92,7 +99,13 @@ def export_candidate_encoder(tower: CandidateTower, path: Path, dim: int, encodi
     _export(tower.eval(), example, "vector", {name: {0: torch.export.Dim("batch")} for name in example}, path)
 
 
-def _export(network: torch.nn.Module, example: dict[str, torch.Tensor], output: str, dynamic: dict[str, Any], path: Path) -> None:
+def _export(
+    network: torch.nn.Module,
+    example: dict[str, torch.Tensor],
+    output: str,
+    dynamic: dict[str, Any],
+    path: Path,
+) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
@@ -124,7 +137,13 @@ def export_ranker(ranker: "Ranker", path: Path, num_features: int) -> None:
     make_node = onnx.helper.make_node
     nodes = [
         make_node("Cast", ["features"], ["features_double"], to=onnx.TensorProto.DOUBLE),
-        make_node("TreeEnsembleRegressor", ["features_double"], ["trees"], domain=_ML, **_tree_attributes(ranker.booster)),
+        make_node(
+            "TreeEnsembleRegressor",
+            ["features_double"],
+            ["trees"],
+            domain=_ML,
+            **_tree_attributes(ranker.booster),
+        ),
         make_node("Gather", ["features", "retrieval_score_place"], ["retrieval_score"], axis=1),
         make_node("Mul", ["retrieval_score", "score_scale"], ["start"]),
         make_node("Add", ["trees", "start"], ["score"]),
@@ -154,14 +173,32 @@ def _tree_attributes(booster: "lightgbm.Booster") -> dict[str, Any]:
                 nodes.append((tree, name, "LEAF", 0, 0.0, 0, 0))
                 leaves.append((tree, name, node["leaf_value"]))
                 continue
-            assert (node["decision_type"], node["missing_type"]) == ("<=", "None"), "features are numbers, and never missing"
-            nodes.append((tree, name, "BRANCH_LEQ", node["split_feature"], _threshold(node["threshold"]), named, named + 1))
+            assert (node["decision_type"], node["missing_type"]) == ("<=", "None"), (
+                "features are numbers, and never missing"
+            )
+            nodes.append(
+                (
+                    tree,
+                    name,
+                    "BRANCH_LEQ",
+                    node["split_feature"],
+                    _threshold(node["threshold"]),
+                    named,
+                    named + 1,
+                )
+            )
             waiting += [(named, node["left_child"]), (named + 1, node["right_child"])]
             named += 2
     columns = ("treeids", "nodeids", "modes", "featureids", "values", "truenodeids", "falsenodeids")
-    attributes: dict[str, Any] = {f"nodes_{name}": list(values) for name, values in zip(columns, zip(*nodes, strict=True), strict=True)}
-    attributes["nodes_values_as_tensor"] = onnx.numpy_helper.from_array(np.array(attributes.pop("nodes_values"), dtype=np.float64))
-    attributes["target_treeids"], attributes["target_nodeids"], weights = (list(values) for values in zip(*leaves, strict=True))
+    attributes: dict[str, Any] = {
+        f"nodes_{name}": list(values) for name, values in zip(columns, zip(*nodes, strict=True), strict=True)
+    }
+    attributes["nodes_values_as_tensor"] = onnx.numpy_helper.from_array(
+        np.array(attributes.pop("nodes_values"), dtype=np.float64)
+    )
+    attributes["target_treeids"], attributes["target_nodeids"], weights = (
+        list(values) for values in zip(*leaves, strict=True)
+    )
     attributes["target_weights_as_tensor"] = onnx.numpy_helper.from_array(np.array(weights, dtype=np.float64))
     return {**attributes, "target_ids": [0] * len(leaves), "n_targets": 1}
 
@@ -174,7 +211,10 @@ def _threshold(value: float) -> float:
 def describe(path: Path) -> NetworkSpec:
     """Names, dtypes and shapes of a file's inputs and outputs."""
     graph = onnx.load(path).graph
-    return NetworkSpec(inputs=tuple(_spec(value) for value in graph.input), outputs=tuple(_spec(value) for value in graph.output))
+    return NetworkSpec(
+        inputs=tuple(_spec(value) for value in graph.input),
+        outputs=tuple(_spec(value) for value in graph.output),
+    )
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -13,26 +13,42 @@ from torch import Tensor
 from passerelle.ids import FIRST_ITEM_ROW
 
 CPU_LOGITS, ACCELERATOR_LOGITS = 2**20, 2**26
-FEWEST_POSITIONS = 64  # of a chunk, however large the catalogue: fewer would read the table once for next to nothing
+FEWEST_POSITIONS = (
+    64  # of a chunk, however large the catalogue: fewer would read the table once for next to nothing
+)
 
 
 class _FullSoftmax(torch.autograd.Function):
     """The loss and its gradients chunk by chunk, in one pass: logits are held for one chunk, and never computed twice."""
 
     @staticmethod
-    def forward(ctx: Any, query_MD: Tensor, table_RD: Tensor, target_M: Tensor, weights_M: Tensor, chunk_size: int) -> Tensor:
+    def forward(
+        ctx: Any, query_MD: Tensor, table_RD: Tensor, target_M: Tensor, weights_M: Tensor, chunk_size: int
+    ) -> Tensor:
         grad_query_MD, grad_table_RD = torch.empty_like(query_MD), torch.zeros_like(table_RD)
-        items_ID, grad_items_ID = table_RD[FIRST_ITEM_ROW:], grad_table_RD[FIRST_ITEM_ROW:]  # in here, or there would be a second gradient
+        items_ID, grad_items_ID = (
+            table_RD[FIRST_ITEM_ROW:],
+            grad_table_RD[FIRST_ITEM_ROW:],
+        )  # in here, or there would be a second gradient
         loss = torch.zeros((), dtype=items_ID.dtype, device=items_ID.device)
         for start in range(0, len(query_MD), chunk_size):
             chunk = slice(start, start + chunk_size)
-            query_CD, target_C, weights_C1 = query_MD[chunk], target_M[chunk], weights_M[chunk, None].to(items_ID.dtype)
+            query_CD, target_C, weights_C1 = (
+                query_MD[chunk],
+                target_M[chunk],
+                weights_M[chunk, None].to(items_ID.dtype),
+            )
             logits_CI = (query_CD @ items_ID.T).to(items_ID.dtype)
-            target_logit_C1, largest_C1 = logits_CI.gather(1, target_C[:, None]), logits_CI.amax(1, keepdim=True)
+            target_logit_C1, largest_C1 = (
+                logits_CI.gather(1, target_C[:, None]),
+                logits_CI.amax(1, keepdim=True),
+            )
             exponential_CI = logits_CI.sub_(largest_C1).exp_()
             total_C1 = exponential_CI.sum(1, keepdim=True)
             loss += ((total_C1.log() + largest_C1 - target_logit_C1) * weights_C1).sum()
-            scale_C1 = weights_C1 / total_C1  # applied to the narrow matrices: a pass over the logits costs more
+            scale_C1 = (
+                weights_C1 / total_C1
+            )  # applied to the narrow matrices: a pass over the logits costs more
             grad_query_MD[chunk] = (exponential_CI @ items_ID) * scale_C1 - weights_C1 * items_ID[target_C]
             grad_items_ID += exponential_CI.T @ (query_CD * scale_C1)
             grad_items_ID.index_add_(0, target_C, -weights_C1 * query_CD)
@@ -46,7 +62,13 @@ class _FullSoftmax(torch.autograd.Function):
 
 
 def full_softmax(
-    query_MD: Tensor, table_RD: Tensor, target_rows_M: Tensor, weights_M: Tensor, *, temperature: float = 1.0, max_logits: int | None = None
+    query_MD: Tensor,
+    table_RD: Tensor,
+    target_rows_M: Tensor,
+    weights_M: Tensor,
+    *,
+    temperature: float = 1.0,
+    max_logits: int | None = None,
 ) -> Tensor:
     """Weighted sum of -log softmax(query . table / temperature)[target] over every item; about `max_logits` logits are held at once.
 
@@ -64,5 +86,7 @@ def full_softmax(
     max_logits = max_logits or (CPU_LOGITS if table_RD.device.type == "cpu" else ACCELERATOR_LOGITS)
     chunk_size = max(FEWEST_POSITIONS, max_logits // (len(table_RD) - FIRST_ITEM_ROW))
     query_MD = query_MD.to(table_RD.dtype) / temperature
-    loss: Tensor = _FullSoftmax.apply(query_MD, table_RD, target_rows_M - FIRST_ITEM_ROW, weights_M, chunk_size)
+    loss: Tensor = _FullSoftmax.apply(
+        query_MD, table_RD, target_rows_M - FIRST_ITEM_ROW, weights_M, chunk_size
+    )
     return loss

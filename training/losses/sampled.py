@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.draw_assignment import Turns, one_turn
+from training.data.draw_assignment import DrawAssignment, one_turn
 from training.losses.samplers import Negatives
 
 
@@ -23,7 +23,7 @@ def sampled_softmax(
     target_rows_M: Tensor,
     weights_M: Tensor,
     negatives: Negatives,
-    turns: Turns,
+    turns: DrawAssignment,
     *,
     temperature: float = 1.0,
     correction: bool = True,
@@ -71,8 +71,12 @@ def sampled_softmax(
             hits_STN = logits.is_target_STN
             if entries := negatives.entries:
                 own_ST = _by_draw(entries.own_M, logits.turns)
-                hits_STN = hits_STN & (entries.negatives_SN[logits.turns.draws_S][:, None] != own_ST[:, :, None])
-            target_ST = target_ST + (torch.log1p(hits_STN.sum(2, dtype=torch.float64)) - expected_times_ST).to(table_RD.dtype)
+                hits_STN = hits_STN & (
+                    entries.negatives_SN[logits.turns.draws_S][:, None] != own_ST[:, :, None]
+                )
+            target_ST = target_ST + (
+                torch.log1p(hits_STN.sum(2, dtype=torch.float64)) - expected_times_ST
+            ).to(table_RD.dtype)
     negative_STN = negative_STN.masked_fill(logits.is_target_STN, float("-inf"))
     denominator_ST = torch.logsumexp(torch.cat([target_ST[:, :, None], negative_STN], dim=2), dim=2)
     return ((denominator_ST - target_ST) * logits.weights_ST).sum()
@@ -84,7 +88,7 @@ def gbce(
     target_rows_M: Tensor,
     weights_M: Tensor,
     negatives: Negatives,
-    turns: Turns,
+    turns: DrawAssignment,
     *,
     num_items: int,
     calibration: float,
@@ -108,7 +112,9 @@ def gbce(
     logits = _logits(query_MD, table_RD, target_rows_M, weights_M, negatives, turns, temperature)
     power = gbce_power(num_negatives, num_items, calibration)
     negative_loss_ST = F.softplus(logits.negative_STN).masked_fill(logits.is_target_STN, 0.0).sum(2)
-    return ((power * F.softplus(-logits.target_ST) + negative_loss_ST) * logits.weights_ST).sum() / (num_negatives + 1)
+    return ((power * F.softplus(-logits.target_ST) + negative_loss_ST) * logits.weights_ST).sum() / (
+        num_negatives + 1
+    )
 
 
 def gbce_power(num_negatives: int, num_items: int, calibration: float) -> float:
@@ -131,7 +137,7 @@ class _Logits:
     is_target_STN: Tensor
     """Which negatives are the target of the position."""
     weights_ST: Tensor
-    turns: Turns
+    turns: DrawAssignment
 
 
 def _logits(
@@ -140,7 +146,7 @@ def _logits(
     target_rows_M: Tensor,
     weights_M: Tensor,
     negatives: Negatives,
-    turns: Turns,
+    turns: DrawAssignment,
     temperature: float,
 ) -> _Logits:
     """In the dtype of the table, though a matrix product may round to less."""
@@ -150,7 +156,9 @@ def _logits(
     query_STD = _by_draw(query_MD.to(table_RD.dtype) / temperature, turns)
     target_rows_ST = _by_draw(target_rows_M, turns)
     both = [rows_SN.shape[1], target_rows_ST.shape[1]]
-    negatives_SND, targets_STD = F.embedding(torch.cat([rows_SN, target_rows_ST], 1), table_RD).split(both, 1)  # one gradient of the table
+    negatives_SND, targets_STD = F.embedding(torch.cat([rows_SN, target_rows_ST], 1), table_RD).split(
+        both, 1
+    )  # one gradient of the table
     return _Logits(
         target_ST=(query_STD * targets_STD).sum(-1),
         negative_STN=(query_STD @ negatives_SND.transpose(1, 2)).to(table_RD.dtype),
@@ -160,7 +168,7 @@ def _logits(
     )
 
 
-def _by_draw(values: Tensor, turns: Turns) -> Tensor:
+def _by_draw(values: Tensor, turns: DrawAssignment) -> Tensor:
     """[S, T, ...] of values [M, ...]; zero where a draw has no more positions."""
     with_none = torch.cat([values, values.new_zeros(1, *values.shape[1:])])
     return with_none.index_select(0, turns.positions_ST.flatten()).unflatten(0, turns.positions_ST.shape)

@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 
 @dataclass(frozen=True)
-class Preferences:
+class AttentionBias:
     """What the positions of some padded sequences may attend to, and how much their logits fall."""
 
     visible_BL: Tensor
@@ -33,22 +33,31 @@ class Preferences:
     """int64 time bucket of each query and key, for encoders whose heads prefer some."""
 
 
-class Attend(Protocol):
+class AttentionKernel(Protocol):
     """Queries [B, H, P, K], keys and values [B, H, L, K] and a table [N, H] of logits for each time bucket to attended values.
 
     `columns_BP` says which positions the queries are of; without it, of all.
     """
 
     def __call__(
-        self, query_BHPK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None, columns_BP: Tensor | None
+        self,
+        query_BHPK: Tensor,
+        key_BHLK: Tensor,
+        value_BHLK: Tensor,
+        table_NH: Tensor | None,
+        columns_BP: Tensor | None,
     ) -> Tensor: ...
 
 
 class DenseAttention:
     """With the whole bias in memory."""
 
-    def __init__(self, preferences: Preferences) -> None:
-        visible_BL, slopes_H, direction_H = preferences.visible_BL, preferences.slopes_H, preferences.direction_H
+    def __init__(self, preferences: AttentionBias) -> None:
+        visible_BL, slopes_H, direction_H = (
+            preferences.visible_BL,
+            preferences.slopes_H,
+            preferences.direction_H,
+        )
         position_L = torch.arange(visible_BL.shape[1], device=visible_BL.device)
         distance_LL = position_L[:, None] - position_L[None, :]
         allowed_BLL = visible_BL[:, None, :] | (distance_LL == 0)
@@ -58,7 +67,12 @@ class DenseAttention:
         self._buckets_BLL = preferences.buckets_BLL
 
     def __call__(
-        self, query_BHPK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None, columns_BP: Tensor | None
+        self,
+        query_BHPK: Tensor,
+        key_BHLK: Tensor,
+        value_BHLK: Tensor,
+        table_NH: Tensor | None,
+        columns_BP: Tensor | None,
     ) -> Tensor:
         bias_BHPL, buckets_BPL = self._bias_BHLL, self._buckets_BLL
         if columns_BP is not None:
@@ -73,7 +87,7 @@ class DenseAttention:
 class FlexAttention:
     """With the bias computed where it is used."""
 
-    def __init__(self, preferences: Preferences, kernel: Callable[..., Any] | None = None) -> None:
+    def __init__(self, preferences: AttentionBias, kernel: Callable[..., Any] | None = None) -> None:
         self._preferences = preferences
         self._kernel = kernel or _compiled_kernel()
         visible_BL = preferences.visible_BL
@@ -91,10 +105,17 @@ class FlexAttention:
             return seen & (direction * (column - key) >= 0)
 
         num_keys, device = visible_BL.shape[1], visible_BL.device
-        return create_block_mask(allowed, len(visible_BL), len(direction_H), columns_BP.shape[1], num_keys, device=device)
+        return create_block_mask(
+            allowed, len(visible_BL), len(direction_H), columns_BP.shape[1], num_keys, device=device
+        )
 
     def __call__(
-        self, query_BHPK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, table_NH: Tensor | None, columns_BP: Tensor | None
+        self,
+        query_BHPK: Tensor,
+        key_BHLK: Tensor,
+        value_BHLK: Tensor,
+        table_NH: Tensor | None,
+        columns_BP: Tensor | None,
     ) -> Tensor:
         slopes_H, buckets_BLL = self._preferences.slopes_H, self._preferences.buckets_BLL
         asked_BP = self._every_BL if columns_BP is None else columns_BP
@@ -102,16 +123,24 @@ class FlexAttention:
         def preferred(logit: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             column = asked_BP[b, query]
             logit = logit - slopes_H[h] * (column - key).abs()
-            return logit if table_NH is None or buckets_BLL is None else logit + table_NH[buckets_BLL[b, column, key], h]
+            return (
+                logit
+                if table_NH is None or buckets_BLL is None
+                else logit + table_NH[buckets_BLL[b, column, key], h]
+            )
 
         blocks = self._blocks if columns_BP is None else self._visible(columns_BP)
-        attended_BHPK: Tensor = self._kernel(query_BHPK, key_BHLK, value_BHLK, score_mod=preferred, block_mask=blocks)
+        attended_BHPK: Tensor = self._kernel(
+            query_BHPK, key_BHLK, value_BHLK, score_mod=preferred, block_mask=blocks
+        )
         return attended_BHPK
 
 
 def take(values_BL: Tensor, columns_BP: Tensor) -> Tensor:
     """The values [B, P, ...] of some columns of [B, L, ...]."""
-    index = columns_BP.reshape(*columns_BP.shape, *[1] * (values_BL.ndim - 2)).expand(-1, -1, *values_BL.shape[2:])
+    index = columns_BP.reshape(*columns_BP.shape, *[1] * (values_BL.ndim - 2)).expand(
+        -1, -1, *values_BL.shape[2:]
+    )
     return values_BL.gather(1, index)
 
 

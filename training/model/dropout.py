@@ -29,7 +29,9 @@ class Dropout:
     def __init__(self, probability: float, seed: int, token_BL: Tensor) -> None:
         self._threshold = round(probability * _LEVELS)
         self._scale = _LEVELS / (_LEVELS - self._threshold)
-        self._golden = torch.full((), _GOLDEN, device=token_BL.device)  # as a number, a compiler would fold it into 128 bits
+        self._golden = torch.full(
+            (), _GOLDEN, device=token_BL.device
+        )  # as a number, a compiler would fold it into 128 bits
         self._state_BL = _mixed(token_BL * self._golden + seed)
         self._calls = 0
 

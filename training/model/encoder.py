@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.model.attention import Attend, DenseAttention, FlexAttention, Preferences
+from training.model.attention import AttentionBias, AttentionKernel, DenseAttention, FlexAttention
 from training.model.dropout import Dropout
 from training.model.layers import Block, TimeGap, norm, rotary_angles, time_buckets
-from training.model.towers import Facts, QueryTower
+from training.model.towers import QueryFeatureBatch, QueryTower
 from training.model_config import ModelConfig
 
 DIRECTIONS = {"past": 1, "both": 0, "future": -1}
@@ -42,7 +42,14 @@ class SequenceEncoder(nn.Module):
         num_event_types: kinds of events there are, where it is told of which kind each is (else 0).
     """
 
-    def __init__(self, config: ModelConfig, generator: torch.Generator, *, causal: bool = False, num_event_types: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        generator: torch.Generator,
+        *,
+        causal: bool = False,
+        num_event_types: int = 0,
+    ) -> None:
         super().__init__()
         self.max_length = config.max_history if causal else config.max_history + 1
         self.causal = causal
@@ -54,15 +61,23 @@ class SequenceEncoder(nn.Module):
         self.register_buffer("slopes_H", torch.tensor(config.distance_slopes), persistent=False)
         self.direction_H: Tensor
         directions = ["past"] if causal else config.head_directions or ["both"]
-        self.register_buffer("direction_H", torch.tensor([DIRECTIONS[direction] for direction in directions]), persistent=False)
-        self.position = nn.Parameter(torch.empty(self.max_length, config.dim)) if config.positions == "learned" else None
+        self.register_buffer(
+            "direction_H", torch.tensor([DIRECTIONS[direction] for direction in directions]), persistent=False
+        )
+        self.position = (
+            nn.Parameter(torch.empty(self.max_length, config.dim)) if config.positions == "learned" else None
+        )
         self.angles_LK: Tensor | None
         self.register_buffer(
             "angles_LK",
-            rotary_angles(self.max_length, config.dim // config.num_heads) if config.positions == "rotary" else None,
+            rotary_angles(self.max_length, config.dim // config.num_heads)
+            if config.positions == "rotary"
+            else None,
             persistent=False,
         )
-        self.event_type = nn.Parameter(torch.empty(num_event_types, config.dim)) if config.event_types else None
+        self.event_type = (
+            nn.Parameter(torch.empty(num_event_types, config.dim)) if config.event_types else None
+        )
         self.input_norm = norm(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.output_norm = norm(config)
@@ -70,7 +85,9 @@ class SequenceEncoder(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("time_table_NH"):
                 continue
-            if parameter.ndim > 1:  # what a layer puts out is as large as what it is given; tables of positions and gaps are added to items
+            if (
+                parameter.ndim > 1
+            ):  # what a layer puts out is as large as what it is given; tables of positions and gaps are added to items
                 std = parameter.shape[1] ** -0.5 if name.endswith(".weight") else 0.02
                 nn.init.trunc_normal_(parameter, std=std, generator=generator)
             elif name.endswith("bias"):
@@ -119,13 +136,17 @@ class SequenceEncoder(nn.Module):
         queries_BPD: Tensor = self.head(self.output_norm(hidden_BLD))
         return queries_BPD
 
-    def _attend(self, visible_BL: Tensor, times: Times | None) -> Attend:
+    def _attend(self, visible_BL: Tensor, times: Times | None) -> AttentionKernel:
         buckets_BLL = None
         if self.time_bias:
             assert times is not None
             buckets_BLL = time_buckets(times.query_BL[:, :, None] - times.key_BL[:, None, :])
-        preferences = Preferences(visible_BL, self.slopes_H, self.direction_H, buckets_BLL)
-        return FlexAttention(preferences) if self.flex and visible_BL.device.type == "cuda" else DenseAttention(preferences)
+        preferences = AttentionBias(visible_BL, self.slopes_H, self.direction_H, buckets_BLL)
+        return (
+            FlexAttention(preferences)
+            if self.flex and visible_BL.device.type == "cuda"
+            else DenseAttention(preferences)
+        )
 
 
 def _pooled(vectors_BLD: Tensor, mask_BL: Tensor, columns_BP: Tensor | None) -> Tensor:
@@ -133,7 +154,11 @@ def _pooled(vectors_BLD: Tensor, mask_BL: Tensor, columns_BP: Tensor | None) -> 
     mask_BL1 = mask_BL[..., None].to(vectors_BLD.dtype)
     sums_BLD, counts_BL1 = (vectors_BLD * mask_BL1).cumsum(1), mask_BL1.cumsum(1)
     means_BLD = sums_BLD / counts_BL1.clamp_min(1.0)
-    return means_BLD if columns_BP is None else means_BLD.gather(1, columns_BP[..., None].expand(-1, -1, means_BLD.shape[-1]))
+    return (
+        means_BLD
+        if columns_BP is None
+        else means_BLD.gather(1, columns_BP[..., None].expand(-1, -1, means_BLD.shape[-1]))
+    )
 
 
 class QueryEncoder(nn.Module):
@@ -146,18 +171,24 @@ class QueryEncoder(nn.Module):
         mask_vector_D: what a bidirectional one is asked with.
         tower: what adds features and the clock, where a recipe wants them.
         widths: columns of each input of features (`QueryEncoding.widths`); further ones are not read.
-        unit: whether queries have length 1.
+        l2_normalize: whether queries have length 1.
     """
 
     def __init__(
-        self, encoder: SequenceEncoder, mask_vector_D: Tensor, tower: QueryTower | None, widths: Mapping[str, int], *, unit: bool
+        self,
+        encoder: SequenceEncoder,
+        mask_vector_D: Tensor,
+        tower: QueryTower | None,
+        widths: Mapping[str, int],
+        *,
+        l2_normalize: bool,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.mask_vector_D = None if encoder.causal else nn.Parameter(mask_vector_D.detach().clone())
         self.tower = tower
         self.widths = dict(widths)
-        self.unit = unit
+        self.l2_normalize = l2_normalize
 
     def forward(
         self,
@@ -179,35 +210,55 @@ class QueryEncoder(nn.Module):
             event_types: int64 [batch, length], what each event was.
             timestamps_ms: int64 [batch, length], when each event happened.
             query_timestamp_ms: int64 [batch, 1], the time of the request.
-            user_codes: int64 [batch, at least S], and so on: `Facts`.
+            user_codes: int64 [batch, at least S], and so on: `QueryFeatureBatch`.
         """
         hidden = None
         if self.mask_vector_D is not None:
-            item_vectors = torch.cat([item_vectors, self.mask_vector_D.expand(item_vectors.shape[0], 1, -1)], dim=1)
+            item_vectors = torch.cat(
+                [item_vectors, self.mask_vector_D.expand(item_vectors.shape[0], 1, -1)], dim=1
+            )
             newest = torch.ones_like(mask[:, :1])
             hidden = torch.cat([torch.zeros_like(mask), newest], dim=1)
             mask = torch.cat([mask, newest], dim=1)
             event_types = torch.cat([event_types, torch.zeros_like(event_types[:, :1])], dim=1)
         times = serving_times(timestamps_ms, query_timestamp_ms, causal=self.encoder.causal)
         newest_B1 = torch.full_like(query_timestamp_ms, mask.shape[1] - 1)
-        query_B1D: Tensor = self.encoder(item_vectors, mask, hidden, times, columns_BP=newest_B1, event_types_BL=event_types)
-        given = Facts(user_codes, user_numbers, context_codes, context_numbers)
-        facts = Facts(*(values[:, : self.widths[name]] for name, values in zip(Facts._fields, given, strict=True)))
-        return finished_query(query_B1D[:, 0], self.tower, facts, query_timestamp_ms[:, 0], unit=self.unit)
+        query_B1D: Tensor = self.encoder(
+            item_vectors, mask, hidden, times, columns_BP=newest_B1, event_types_BL=event_types
+        )
+        given = QueryFeatureBatch(user_codes, user_numbers, context_codes, context_numbers)
+        facts = QueryFeatureBatch(
+            *(
+                values[:, : self.widths[name]]
+                for name, values in zip(QueryFeatureBatch._fields, given, strict=True)
+            )
+        )
+        return finished_query(
+            query_B1D[:, 0], self.tower, facts, query_timestamp_ms[:, 0], l2_normalize=self.l2_normalize
+        )
 
 
-def finished_query(history_ND: Tensor, tower: QueryTower | None, facts: Facts | None, time_ms_N: Tensor, *, unit: bool) -> Tensor:
+def finished_query(
+    history_ND: Tensor,
+    tower: QueryTower | None,
+    facts: QueryFeatureBatch | None,
+    time_ms_N: Tensor,
+    *,
+    l2_normalize: bool,
+) -> Tensor:
     """What the encoder makes of histories, with what is known beside them, [N, D]; of length 1 if so wished."""
     if tower is not None:
         assert facts is not None
         history_ND = tower(history_ND, facts, time_ms_N)
-    return F.normalize(history_ND, dim=-1) if unit else history_ND
+    return F.normalize(history_ND, dim=-1) if l2_normalize else history_ND
 
 
 def serving_times(timestamps_ms_BL: Tensor, request_timestamp_ms_B1: Tensor, *, causal: bool) -> Times:
     """Times of histories to be continued at a given time: of the items when causal, else of the items and the mask after them."""
     with_request_BL = torch.cat([timestamps_ms_BL, request_timestamp_ms_B1], dim=1)
-    return Times(with_request_BL[:, 1:], timestamps_ms_BL) if causal else Times(with_request_BL, with_request_BL)
+    return (
+        Times(with_request_BL[:, 1:], timestamps_ms_BL) if causal else Times(with_request_BL, with_request_BL)
+    )
 
 
 def pad_right_aligned(items_T: Tensor, offsets_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,7 +269,9 @@ def pad_right_aligned(items_T: Tensor, offsets_B1: Tensor) -> tuple[Tensor, Tens
     """
     lengths_B = offsets_B1.diff()
     length = int(lengths_B.max())
-    row_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=items_T.device), lengths_B, output_size=len(items_T))
+    row_T = torch.repeat_interleave(
+        torch.arange(len(lengths_B), device=items_T.device), lengths_B, output_size=len(items_T)
+    )
     column_T = torch.arange(len(items_T), device=items_T.device) - offsets_B1[1:][row_T] + length
     return scatter(items_T, row_T, column_T, items_T.new_zeros((len(lengths_B), length))), row_T, column_T
 

@@ -8,20 +8,22 @@ import torch
 from torch import Tensor
 
 from passerelle.dataset import Dataset, FeatureColumn
-from passerelle.encoding import learn_encoding
+from passerelle.encoding import fit_encoding
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import Split
-from training.config import RunConfig
+from training.config import Recipe
 from training.data.statistics import num_events, sampler_counts
-from training.model.items import IdTable, ItemContent, sparse_table
+from training.model.items import IdTable, ItemFeatures, sparse_table
 from training.model.query_features import chosen_query_features, query_features
 from training.model.sequence_model import SequenceModel
 from training.model_config import ItemsConfig
 from training.text import TextEncoder, with_text_vectors
 
 
-def make_model(dataset: Dataset, split: Split, config: RunConfig, total_steps: int, *, num_shards: int = 1) -> SequenceModel:
+def make_model(
+    dataset: Dataset, split: Split, config: Recipe, total_steps: int, *, num_shards: int = 1
+) -> SequenceModel:
     """The model of a recipe for a dataset, before training.
 
     Args:
@@ -33,21 +35,35 @@ def make_model(dataset: Dataset, split: Split, config: RunConfig, total_steps: i
         UserError: the recipe names item features that the dataset does not have.
     """
     counts_R = torch.from_numpy(sampler_counts(dataset, split, config))
-    return bare_model(dataset, split, config, counts_R, sparse_table(config, dataset.num_rows, num_shards=num_shards), total_steps)
+    return build_model(
+        dataset,
+        split,
+        config,
+        counts_R,
+        sparse_table(config, dataset.num_rows, num_shards=num_shards),
+        total_steps,
+    )
 
 
-def bare_model(
-    dataset: Dataset, split: Split, config: RunConfig, counts_R: Tensor, ids: IdTable | None = None, total_steps: int = 1
+def build_model(
+    dataset: Dataset,
+    split: Split,
+    config: Recipe,
+    counts_R: Tensor,
+    ids: IdTable | None = None,
+    total_steps: int = 1,
 ) -> SequenceModel:
     """The same with given counts for the sampler [R], and a given sparse table."""
     content = item_content(dataset, split, config.items) if config.items.kind == "tower" else None
-    reads_anything = config.query.clock or any(chosen_query_features(dataset, config.query))
+    reads_anything = config.query.time_features or any(chosen_query_features(dataset, config.query))
     known = query_features(dataset, split, config.query) if reads_anything else None
     num_event_types = len(dataset.manifest.event_types)
-    return SequenceModel(config, counts_R, total_steps, content, known, num_event_types=num_event_types, ids=ids)
+    return SequenceModel(
+        config, counts_R, total_steps, content, known, num_event_types=num_event_types, ids=ids
+    )
 
 
-def check_features(dataset: Dataset, config: RunConfig) -> None:
+def check_features(dataset: Dataset, config: Recipe) -> None:
     """Before any work.
 
     Raises:
@@ -58,7 +74,7 @@ def check_features(dataset: Dataset, config: RunConfig) -> None:
     chosen_query_features(dataset, config.query)
 
 
-def item_content(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemContent:
+def item_content(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemFeatures:
     """Codes and numbers of every item, by an encoding learnt from those with training events.
 
     Raises:
@@ -68,9 +84,9 @@ def item_content(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemCon
     items, features = dataset.items, chosen_features(dataset, config)
     if config.text_encoder is not None:
         items, features = with_text_vectors(items, features, TextEncoder(config.text_encoder))
-    encoding = learn_encoding(items.filter(known_I), features, config.min_value_items)
+    encoding = fit_encoding(items.filter(known_I), features, config.min_value_items)
     encoded = encoding.encode(items)
-    return ItemContent(
+    return ItemFeatures(
         encoding,
         _below_special_rows(torch.from_numpy(encoded.codes_NS)),
         _below_special_rows(torch.from_numpy(encoded.numbers_NF)),
@@ -84,11 +100,17 @@ def chosen_features(dataset: Dataset, config: ItemsConfig) -> tuple[FeatureColum
     Raises:
         UserError: a named one is not declared, or is text without an encoder.
     """
-    usable = {feature.name: feature for feature in dataset.manifest.item_features if feature.kind != "text" or config.text_encoder}
+    usable = {
+        feature.name: feature
+        for feature in dataset.manifest.item_features
+        if feature.kind != "text" or config.text_encoder
+    }
     names = tuple(usable) if config.features is None else config.features
     if missing := [name for name in names if name not in usable]:
         known = ", ".join(usable) or "none"
-        raise UserError(f"items.features: {', '.join(missing)}: no item feature of {dataset.path} that a tower can use; there are: {known}")
+        raise UserError(
+            f"items.features: {', '.join(missing)}: no item feature of {dataset.path} that a tower can use; there are: {known}"
+        )
     return tuple(usable[name] for name in names)
 
 

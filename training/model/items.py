@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from passerelle.encoding import FeatureEncoding
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
-from training.config import RunConfig
+from training.config import Recipe
 from training.model.dropout import kept_rows
-from training.model.towers import CandidateTower, Content
+from training.model.towers import CandidateTower, FeatureTower
 from training.tables.sharded import ShardedTable
 from training.tables.sparse import BLOCK_ROWS, MappedTable, SparseTable
 
@@ -29,7 +29,7 @@ class Vectors(NamedTuple):
 
     history_UD: Tensor
     """Of items in histories."""
-    answers_UD: Tensor
+    candidates_UD: Tensor
     """Of items as answers: what queries are compared with."""
 
 
@@ -46,14 +46,14 @@ class StepItems:
         return rows if self.rows_U is None else torch.searchsorted(self.rows_U, rows)
 
 
-class AnswersShard(NamedTuple):
+class CandidatesShard(NamedTuple):
     """Vectors of a stretch of rows, as answers."""
 
     first_row: int
-    answers_SD: Tensor
+    candidates_SD: Tensor
 
 
-class ItemContent(NamedTuple):
+class ItemFeatures(NamedTuple):
     """What the candidate tower is given of every item row."""
 
     encoding: FeatureEncoding
@@ -90,12 +90,12 @@ class Items(nn.Module, ABC):
         super().__init__()
         self.ids = ids
 
-    def of_step(self, seed: int, asked: Sequence[Tensor]) -> StepItems:
+    def for_step(self, seed: int, asked: Sequence[Tensor]) -> StepItems:
         """For a training step, whose noise `seed` decides and which needs the rows `asked` (int64, of any shapes, with repetitions)."""
         if isinstance(self.ids, DenseTable):
-            return StepItems(self._of_step(None, seed), None)
+            return StepItems(self._for_step(None, seed), None)
         rows_U = _distinct(asked)
-        return StepItems(self._of_step(rows_U, seed), rows_U)
+        return StepItems(self._for_step(rows_U, seed), rows_U)
 
     def exact_of(self, asked: Tensor) -> StepItems:
         """Without noise: all rows, or those `asked` where this rank does not have them all; then every rank must ask."""
@@ -110,7 +110,7 @@ class Items(nn.Module, ABC):
         return self.ids.room() if isinstance(self.ids, MappedTable) else torch.empty_like(self.ids.weight)
 
     @abstractmethod
-    def _of_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
+    def _for_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
         """Of some rows, or of all."""
 
     @abstractmethod
@@ -122,7 +122,7 @@ class Items(nn.Module, ABC):
         """Of all rows, without noise."""
 
     @abstractmethod
-    def answers_here(self) -> list[AnswersShard]:
+    def candidates_here(self) -> list[CandidatesShard]:
         """Those that this rank has, without noise."""
 
 
@@ -139,7 +139,7 @@ class TableItems(Items):
         super().__init__(ids)
         self.answers = answers
 
-    def _of_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
+    def _for_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
         if rows_U is None:
             return self.exact()
         return self._exact_of(rows_U)
@@ -148,10 +148,10 @@ class TableItems(Items):
         vectors_UD = self.ids(rows_U)
         return Vectors(vectors_UD, vectors_UD)
 
-    def answers_here(self) -> list[AnswersShard]:
+    def candidates_here(self) -> list[CandidatesShard]:
         if isinstance(self.ids, ShardedTable):
-            return [AnswersShard(shard.first_row, shard.weight_SD) for shard in self.ids.shards]
-        return [AnswersShard(0, self.exact().answers_UD)]
+            return [CandidatesShard(shard.first_row, shard.weight_SD) for shard in self.ids.shards]
+        return [CandidatesShard(0, self.exact().candidates_UD)]
 
     def exact(self) -> Vectors:
         assert not isinstance(self.ids, ShardedTable), "no rank has all rows"
@@ -169,10 +169,12 @@ class TowerItems(Items):
         generator: draws the tower's first weights.
     """
 
-    def __init__(self, ids: IdTable, dim: int, content: ItemContent, id_dropout: float, generator: torch.Generator) -> None:
+    def __init__(
+        self, ids: IdTable, dim: int, content: ItemFeatures, id_dropout: float, generator: torch.Generator
+    ) -> None:
         super().__init__(ids)
         self.encoding = content.encoding
-        self.tower = CandidateTower(Content(content.encoding, dim, generator))
+        self.tower = CandidateTower(FeatureTower(content.encoding, dim, generator))
         self.codes_RS: Tensor
         self.register_buffer("codes_RS", content.codes_RS, persistent=False)
         self.numbers_RF: Tensor
@@ -180,9 +182,9 @@ class TowerItems(Items):
         self.known_R: Tensor
         self.register_buffer("known_R", content.known_R, persistent=False)
         self._id_dropout = id_dropout
-        self._kept: list[AnswersShard] | None = None
+        self._kept: list[CandidatesShard] | None = None
 
-    def _of_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
+    def _for_step(self, rows_U: Tensor | None, seed: int) -> Vectors:
         self._kept = None
         rows = torch.arange(len(self.known_R), device=self.known_R.device) if rows_U is None else rows_U
         given = self.inputs(rows_U)
@@ -198,15 +200,18 @@ class TowerItems(Items):
         if torch.is_grad_enabled():
             all_RD = self.tower(**self.inputs())
             return Vectors(all_RD, all_RD)
-        ((_, vectors_RD),) = self.answers_here()
+        ((_, vectors_RD),) = self.candidates_here()
         return Vectors(vectors_RD, vectors_RD)
 
     @torch.no_grad()
-    def answers_here(self) -> list[AnswersShard]:
+    def candidates_here(self) -> list[CandidatesShard]:
         """Kept until the next step."""
         if self._kept is None:
             if isinstance(self.ids, ShardedTable):
-                stored = [(shard.first_row, shard.weight_SD, torch.empty_like(shard.weight_SD)) for shard in self.ids.shards]
+                stored = [
+                    (shard.first_row, shard.weight_SD, torch.empty_like(shard.weight_SD))
+                    for shard in self.ids.shards
+                ]
             else:
                 stored = [(0, self.ids.weight, self.room())]
             for first_row, own_SD, found_SD in stored:
@@ -214,7 +219,7 @@ class TowerItems(Items):
                     block = slice(start, start + BLOCK_ROWS)
                     rows = slice(first_row + start, first_row + start + len(own_SD[block]))
                     found_SD[block] = self.tower(**self._inputs_of(own_SD[block], rows))
-            self._kept = [AnswersShard(first_row, found_SD) for first_row, _, found_SD in stored]
+            self._kept = [CandidatesShard(first_row, found_SD) for first_row, _, found_SD in stored]
         return self._kept
 
     def inputs(self, rows_U: Tensor | slice | None = None) -> dict[str, Tensor]:
@@ -226,10 +231,14 @@ class TowerItems(Items):
         return self._inputs_of(self.ids.weight[rows], rows)
 
     def _inputs_of(self, own_UD: Tensor, rows_U: Tensor | slice) -> dict[str, Tensor]:
-        return {"id_vector": own_UD * self.known_R[rows_U][:, None], "codes": self.codes_RS[rows_U], "numbers": self.numbers_RF[rows_U]}
+        return {
+            "id_vector": own_UD * self.known_R[rows_U][:, None],
+            "codes": self.codes_RS[rows_U],
+            "numbers": self.numbers_RF[rows_U],
+        }
 
 
-def sparse_table(config: RunConfig, num_rows: int, *, num_shards: int) -> SparseTable | ShardedTable | None:
+def sparse_table(config: Recipe, num_rows: int, *, num_shards: int) -> SparseTable | ShardedTable | None:
     """What a recipe with `items.table = "sparse"` learns for each item alone, in so many shards; None for another."""
     if config.items.table != "sparse":
         return None
@@ -239,7 +248,11 @@ def sparse_table(config: RunConfig, num_rows: int, *, num_shards: int) -> Sparse
 
 
 def make_items(
-    config: RunConfig, num_rows: int, content: ItemContent | None, generator: torch.Generator, ids: IdTable | None = None
+    config: Recipe,
+    num_rows: int,
+    content: ItemFeatures | None,
+    generator: torch.Generator,
+    ids: IdTable | None = None,
 ) -> Items:
     """What a recipe wants its items to be; with `items.kind = "tower"`, `content` is there.
 

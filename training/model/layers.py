@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.model.attention import Attend, take
+from training.model.attention import AttentionKernel, take
 from training.model.dropout import Dropout
 from training.model_config import ModelConfig
 
@@ -36,24 +36,33 @@ class Attention(nn.Module):
         self.num_heads = config.num_heads
         self.query_key_value = nn.Linear(config.dim, 3 * config.dim)
         self.out = nn.Linear(config.dim, config.dim)
-        self.time_table_NH = nn.Parameter(torch.zeros(2 * NUM_TIME_BUCKETS, config.num_heads)) if config.time_bias else None
+        self.time_table_NH = (
+            nn.Parameter(torch.zeros(2 * NUM_TIME_BUCKETS, config.num_heads)) if config.time_bias else None
+        )
 
-    def forward(self, hidden_BLD: Tensor, columns_BP: Tensor | None, attend: Attend, angles_LK: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden_BLD: Tensor, columns_BP: Tensor | None, attend: AttentionKernel, angles_LK: Tensor | None
+    ) -> Tensor:
         """What the positions `columns_BP` find, [B, P, D]; all of them without it."""
         if columns_BP is None:
             query_key_value_BLF = self.query_key_value(hidden_BLD)
             query_BPD, key_value_BLF = query_key_value_BLF.tensor_split([hidden_BLD.shape[-1]], dim=-1)
         else:  # keys and values of all positions, queries of some
             (query_DD, key_value_FD), (query_D, key_value_F) = (
-                parameter.tensor_split([hidden_BLD.shape[-1]]) for parameter in (self.query_key_value.weight, self.query_key_value.bias)
+                parameter.tensor_split([hidden_BLD.shape[-1]])
+                for parameter in (self.query_key_value.weight, self.query_key_value.bias)
             )
             query_BPD = F.linear(take(hidden_BLD, columns_BP), query_DD, query_D)
             key_value_BLF = F.linear(hidden_BLD, key_value_FD, key_value_F)
         query_BHPK = query_BPD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        key_BHLK, value_BHLK = key_value_BLF.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        key_BHLK, value_BHLK = (
+            key_value_BLF.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         if angles_LK is not None:
             key_BHLK = rotate(key_BHLK, angles_LK)
-            query_BHPK = rotate(query_BHPK, angles_LK if columns_BP is None else angles_LK[columns_BP][:, None])
+            query_BHPK = rotate(
+                query_BHPK, angles_LK if columns_BP is None else angles_LK[columns_BP][:, None]
+            )
         attended_BHPK = attend(query_BHPK, key_BHLK, value_BHLK, self.time_table_NH, columns_BP)
         attended_BPD: Tensor = self.out(attended_BHPK.transpose(1, 2).flatten(-2))
         return attended_BPD
@@ -98,7 +107,13 @@ class Residual(nn.Module):
         """What the layer is to be given."""
         return self.norm(hidden_BLD) if self.norm_first else hidden_BLD
 
-    def output(self, hidden_BPD: Tensor, input_BPD: Tensor, update_BPD: Tensor, noise: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def output(
+        self,
+        hidden_BPD: Tensor,
+        input_BPD: Tensor,
+        update_BPD: Tensor,
+        noise: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
         """Hidden states with what the layer made of its input."""
         if self.gate is not None:
             update_BPD = update_BPD * torch.sigmoid(self.gate(input_BPD))
@@ -115,13 +130,20 @@ class Block(nn.Module):
         self.feedforward = Residual(config, FeedForward(config))
 
     def forward(
-        self, hidden_BLD: Tensor, columns_BP: Tensor | None, attend: Attend, angles_LK: Tensor | None, dropout: Dropout | None
+        self,
+        hidden_BLD: Tensor,
+        columns_BP: Tensor | None,
+        attend: AttentionKernel,
+        angles_LK: Tensor | None,
+        dropout: Dropout | None,
     ) -> Tensor:
         """[B, P, D] of the positions `columns_BP`, and no work for the others but to be attended to; [B, L, D] without it."""
         noise = partial(dropout, columns_BP=columns_BP) if dropout else None
         input_BLD = self.attention.input(hidden_BLD)
         update_BPD = self.attention.layer(input_BLD, columns_BP, attend, angles_LK)
-        hidden_BPD, input_BPD = (values if columns_BP is None else take(values, columns_BP) for values in (hidden_BLD, input_BLD))
+        hidden_BPD, input_BPD = (
+            values if columns_BP is None else take(values, columns_BP) for values in (hidden_BLD, input_BLD)
+        )
         hidden_BPD = self.attention.output(hidden_BPD, input_BPD, update_BPD, noise)
         input_BPD = self.feedforward.input(hidden_BPD)
         return self.feedforward.output(hidden_BPD, input_BPD, self.feedforward.layer(input_BPD), noise)
@@ -143,7 +165,9 @@ class TimeGap(nn.Module):
         """[B, L, D] to add to item vectors; zero where a bidirectional position has no event before it."""
         if self.causal:  # a position asks for the item after its own
             return F.embedding(time_buckets(query_times_ms_BL - key_times_ms_BL), self.table_ND)
-        later_BLD = F.embedding(time_buckets(query_times_ms_BL[:, 1:] - key_times_ms_BL[:, :-1]), self.table_ND)
+        later_BLD = F.embedding(
+            time_buckets(query_times_ms_BL[:, 1:] - key_times_ms_BL[:, :-1]), self.table_ND
+        )
         return F.pad(later_BLD * mask_BL[:, :-1, None], (0, 0, 1, 0))
 
 

@@ -13,7 +13,10 @@ FINAL_LEARNING_RATE_SHARE = 0.05
 
 
 def make_optimizer(
-    config: OptimizerConfig, parameters: Iterable[tuple[str, nn.Parameter]], tables: Collection[str], total_steps: int
+    config: OptimizerConfig,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    tables: Collection[str],
+    total_steps: int,
 ) -> OptimizerLRSchedulerConfig:
     """What Lightning is to be given.
 
@@ -25,9 +28,14 @@ def make_optimizer(
     decayed, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in parameters:
         (decayed if parameter.ndim > 1 and name not in tables else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(learning_rate_share, config, total_steps=total_steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, partial(learning_rate_share, config, total_steps=total_steps)
+    )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

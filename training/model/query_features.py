@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from passerelle.dataset import Dataset, FeatureColumn
-from passerelle.encoding import FeatureEncoding, QueryEncoding, learn_encoding
+from passerelle.encoding import FeatureEncoding, QueryEncoding, fit_encoding
 from passerelle.errors import UserError
 from passerelle.splits import Split
 from training.data.windows import training_events
-from training.model.towers import Facts
+from training.model.towers import QueryFeatureBatch
 from training.model_config import QueryConfig
 
 UNKNOWN = -1
@@ -35,17 +35,29 @@ class QueryFeatures(nn.Module):
     context_codes: Tensor
     context_numbers: Tensor
 
-    def __init__(self, encoding: QueryEncoding, users: tuple[Tensor, Tensor], contexts: tuple[Tensor, Tensor]) -> None:
+    def __init__(
+        self, encoding: QueryEncoding, users: tuple[Tensor, Tensor], contexts: tuple[Tensor, Tensor]
+    ) -> None:
         super().__init__()
         self.encoding = encoding
-        for name, values in zip(Facts._fields, (*users, *contexts), strict=True):
-            self.register_buffer(name, torch.cat([values, values.new_zeros(1, values.shape[1])]), persistent=False)
+        for name, values in zip(QueryFeatureBatch._fields, (*users, *contexts), strict=True):
+            self.register_buffer(
+                name, torch.cat([values, values.new_zeros(1, values.shape[1])]), persistent=False
+            )
 
-    def forward(self, user_rows_N: Tensor, events_N: Tensor) -> Facts:
+    def forward(self, user_rows_N: Tensor, events_N: Tensor) -> QueryFeatureBatch:
         """What is known of users (int64 rows) in the circumstances of events (int64 positions)."""
         # Where nothing is encoded there is the row of zeros alone.
-        user_N, event_N = user_rows_N.clamp(max=len(self.user_codes) - 1), events_N.clamp(max=len(self.context_codes) - 1)
-        return Facts(self.user_codes[user_N], self.user_numbers[user_N], self.context_codes[event_N], self.context_numbers[event_N])
+        user_N, event_N = (
+            user_rows_N.clamp(max=len(self.user_codes) - 1),
+            events_N.clamp(max=len(self.context_codes) - 1),
+        )
+        return QueryFeatureBatch(
+            self.user_codes[user_N],
+            self.user_numbers[user_N],
+            self.context_codes[event_N],
+            self.context_numbers[event_N],
+        )
 
 
 def query_features(dataset: Dataset, split: Split, config: QueryConfig) -> QueryFeatures:
@@ -58,15 +70,21 @@ def query_features(dataset: Dataset, split: Split, config: QueryConfig) -> Query
     positions_T, _ = training_events(split)
     seen_U = split.train_end_U > split.start_U
     encoding = QueryEncoding(
-        user=learn_encoding(dataset.users.filter(pa.array(seen_U)), users, config.min_value_users),
-        context=learn_encoding(
-            dataset.contexts.take(pa.array(positions_T)) if contexts else dataset.contexts, contexts, config.min_value_users
+        user=fit_encoding(dataset.users.filter(pa.array(seen_U)), users, config.min_value_users),
+        context=fit_encoding(
+            dataset.contexts.take(pa.array(positions_T)) if contexts else dataset.contexts,
+            contexts,
+            config.min_value_users,
         ),
     )
-    return QueryFeatures(encoding, _encoded(encoding.user, dataset.users), _encoded(encoding.context, dataset.contexts))
+    return QueryFeatures(
+        encoding, _encoded(encoding.user, dataset.users), _encoded(encoding.context, dataset.contexts)
+    )
 
 
-def chosen_query_features(dataset: Dataset, config: QueryConfig) -> tuple[tuple[FeatureColumn, ...], tuple[FeatureColumn, ...]]:
+def chosen_query_features(
+    dataset: Dataset, config: QueryConfig
+) -> tuple[tuple[FeatureColumn, ...], tuple[FeatureColumn, ...]]:
     """The features of users and of circumstances that a recipe uses.
 
     Raises:
@@ -82,7 +100,9 @@ def chosen_query_features(dataset: Dataset, config: QueryConfig) -> tuple[tuple[
             f"query.features: {', '.join(missing)}: no feature of users or of circumstances in {dataset.path} that a query can use; "
             f"there are: {', '.join(names) or 'none'}"
         )
-    users, contexts = (tuple(feature for feature in features if feature.name in config.features) for features in usable)
+    users, contexts = (
+        tuple(feature for feature in features if feature.name in config.features) for features in usable
+    )
     return users, contexts
 
 

@@ -16,7 +16,13 @@ from training.model.items import StepItems
 
 
 def loss_sum(
-    config: LossConfig, query_MD: Tensor, items: StepItems, batch: Batch, negatives: Negatives | None, *, num_items: int
+    config: LossConfig,
+    query_MD: Tensor,
+    items: StepItems,
+    batch: Batch,
+    negatives: Negatives | None,
+    *,
+    num_items: int,
 ) -> Tensor:
     """Sum over this rank's targets, each by its weight.
 
@@ -25,13 +31,20 @@ def loss_sum(
         negatives: none where the loss looks at every item.
         num_items: of the catalogue.
     """
-    given = (query_MD, items.vectors.answers_UD, items.places(batch.target_rows_M), batch.weights_M)
+    given = (query_MD, items.vectors.candidates_UD, items.places(batch.target_rows_M), batch.weights_M)
     if negatives is None:
         return full_softmax(*given, temperature=config.temperature, max_logits=config.max_logits)
     negatives = replace(negatives, rows_SN=items.places(negatives.rows_SN))
     if config.kind == "gbce":
         calibration = config.gbce_calibration
-        return gbce(*given, negatives, batch.turns, num_items=num_items, calibration=calibration, temperature=config.temperature)
+        return gbce(
+            *given,
+            negatives,
+            batch.turns,
+            num_items=num_items,
+            calibration=calibration,
+            temperature=config.temperature,
+        )
     return sampled_softmax(
         *given,
         negatives,

@@ -38,11 +38,13 @@ class FeatureInput(nn.Module):
             return numbers_NF
         present_NS1 = (codes_NS != NO_CODE)[..., None].to(numbers_NF.dtype)
         vectors_NSC = F.embedding(codes_NS, self.codes_VC) * present_NS1
-        columns = [vectors_NSC[:, slots].sum(1) / present_NS1[:, slots].sum(1).clamp_min(1.0) for slots in self.slots]
+        columns = [
+            vectors_NSC[:, slots].sum(1) / present_NS1[:, slots].sum(1).clamp_min(1.0) for slots in self.slots
+        ]
         return torch.cat([*columns, numbers_NF], dim=1)
 
 
-class Content(FeatureInput):
+class FeatureTower(FeatureInput):
     """What the declared features of an item say, as a vector: its columns, through two layers."""
 
     def __init__(self, encoding: FeatureEncoding, dim: int, generator: torch.Generator) -> None:
@@ -65,7 +67,7 @@ class CandidateTower(nn.Module):
     They are added, and training leaves ids out now and then (`id_dropout`), so that content alone stands for an item that came later.
     """
 
-    def __init__(self, content: Content) -> None:
+    def __init__(self, content: FeatureTower) -> None:
         super().__init__()
         self.content = content
 
@@ -74,7 +76,7 @@ class CandidateTower(nn.Module):
         return F.normalize(id_vector + self.content(codes, numbers), dim=1)
 
 
-class Facts(NamedTuple):
+class QueryFeatureBatch(NamedTuple):
     """What is known of queries beside histories, encoded; all zero where nothing is."""
 
     user_codes: Tensor
@@ -86,33 +88,41 @@ class Facts(NamedTuple):
     context_numbers: Tensor
     """float32 [N, F]."""
 
-    def where(self, user_N: Tensor, context_N: Tensor) -> "Facts":
+    def where(self, user_N: Tensor, context_N: Tensor) -> "QueryFeatureBatch":
         """The same with nothing known where these (bool) are false."""
         user_N1, context_N1 = user_N[:, None], context_N[:, None]
-        return Facts(
-            self.user_codes * user_N1, self.user_numbers * user_N1, self.context_codes * context_N1, self.context_numbers * context_N1
+        return QueryFeatureBatch(
+            self.user_codes * user_N1,
+            self.user_numbers * user_N1,
+            self.context_codes * context_N1,
+            self.context_numbers * context_N1,
         )
 
 
 class QueryTower(nn.Module):
-    """The vector of a history, and what user, circumstances and clock say: the latter correct the former, in the light of it.
+    """The vector of a history, and what user, circumstances and time_features say: the latter correct the former, in the light of it.
 
     It begins as the history's vector alone.
 
     Args:
         encoding: of users and of circumstances; without columns, they are not read.
-        clock: what is read of the time of the request.
+        time_features: what is read of the time of the request.
         generator: draws the first weights.
     """
 
-    def __init__(self, encoding: QueryEncoding, clock: tuple[str, ...], dim: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, encoding: QueryEncoding, time_features: tuple[str, ...], dim: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.user = FeatureInput(encoding.user, generator) if encoding.user.columns else None
         self.context = FeatureInput(encoding.context, generator) if encoding.context.columns else None
         self.hour_VC, self.weekday_VC = (
-            nn.Parameter(torch.empty(size, CODE_DIM)) if name in clock else None for name, size in (("hour", HOURS), ("weekday", WEEKDAYS))
+            nn.Parameter(torch.empty(size, CODE_DIM)) if name in time_features else None
+            for name, size in (("hour", HOURS), ("weekday", WEEKDAYS))
         )
-        width = sum(part.width for part in (self.user, self.context) if part is not None) + CODE_DIM * len(clock)
+        width = sum(part.width for part in (self.user, self.context) if part is not None) + CODE_DIM * len(
+            time_features
+        )
         self.inner = nn.Linear(dim + width, HIDDEN_MULTIPLE * dim)
         self.out = nn.Linear(HIDDEN_MULTIPLE * dim, dim)
         for table in (self.hour_VC, self.weekday_VC):
@@ -122,7 +132,7 @@ class QueryTower(nn.Module):
         for zeros in (self.inner.bias, self.out.weight, self.out.bias):
             nn.init.zeros_(zeros)
 
-    def forward(self, history_ND: Tensor, facts: Facts, time_ms_N: Tensor) -> Tensor:
+    def forward(self, history_ND: Tensor, facts: QueryFeatureBatch, time_ms_N: Tensor) -> Tensor:
         """[N, D], at the times of the requests (int64, milliseconds)."""
         parts = [history_ND]
         if self.user is not None:

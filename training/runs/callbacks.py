@@ -34,12 +34,16 @@ class WholeCheckpoints(TorchCheckpointIO):
     Tables that no checkpoint beside it names any more are removed.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         with new_file(Path(path)) as beside:
             torch.save(checkpoint, beside)
         if TABLE_KEY in checkpoint:
             folder = Path(path).parent
-            remove_other_tables(folder, {read_checkpoint(other)[TABLE_KEY] for other in folder.glob("*.ckpt")})
+            remove_other_tables(
+                folder, {read_checkpoint(other)[TABLE_KEY] for other in folder.glob("*.ckpt")}
+            )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -52,13 +56,20 @@ class BestCheckpoint(ModelCheckpoint):
     """`best.ckpt`, by validation NDCG@10; a resumed run knows it again though its directory has moved."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(dirpath=directory, filename="best", monitor=MONITOR, mode="max", enable_version_counter=False)
+        super().__init__(
+            dirpath=directory, filename="best", monitor=MONITOR, mode="max", enable_version_counter=False
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert self.dirpath is not None
         path = str(Path(self.dirpath) / "best.ckpt")
         best = dict(zip([path], state_dict["best_k_models"].values(), strict=False))
-        here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path, "best_k_models": best}
+        here = {
+            "dirpath": self.dirpath,
+            "best_model_path": path,
+            "kth_best_model_path": path,
+            "best_k_models": best,
+        }
         super().load_state_dict({**state_dict, **here})
 
 
@@ -69,10 +80,14 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, directory: Path, every_steps: int) -> None:
-        super().__init__(dirpath=directory, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        super().__init__(
+            dirpath=directory, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
         self._every_steps = every_steps
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         done = batch_idx + 1
         if done % self._every_steps == 0 and done < trainer.num_training_batches:
             assert self.dirpath is not None and self.filename is not None
@@ -120,11 +135,17 @@ class RunJournal(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validation = {MONITOR: float(trainer.callback_metrics[MONITOR])}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not trainer.is_global_zero or time.monotonic() - self._written_s < _PROGRESS_INTERVAL_S:
             return
         self._written_s = time.monotonic()
-        where = {"epoch": trainer.current_epoch + 1, "step": batch_idx + 1, "steps_per_epoch": int(trainer.num_training_batches)}
+        where = {
+            "epoch": trainer.current_epoch + 1,
+            "step": batch_idx + 1,
+            "steps_per_epoch": int(trainer.num_training_batches),
+        }
         (self._run_path / PROGRESS).write_text(json.dumps({**where, "max_epochs": trainer.max_epochs}))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from passerelle.dataset import Dataset
 from passerelle.splits import evaluation_users, make_split
-from training.config import RunConfig
+from training.config import Recipe
 from training.data.batches import EpochBatches
 from training.data.loaders import SequenceData
 from training.data.windows import training_split
@@ -24,12 +24,12 @@ from training.runs.run import LAST, RunManifest, finish_run, plan_run, start_run
 
 def fit(
     dataset: Dataset,
-    config: RunConfig,
+    config: Recipe,
     run_path: Path,
     *,
     resume: bool = False,
     num_workers: int = 1,
-    workers_here: int = 1,
+    local_world_size: int = 1,
     strategy: Any = "auto",
     plugins: Sequence[Any] = (),
     callbacks: Sequence[pl.Callback] = (),
@@ -41,7 +41,7 @@ def fit(
 
     Args:
         num_workers: ranks in all; each takes its share of every step.
-        workers_here: those of this machine, among which its cores are shared.
+        local_world_size: those of this machine, among which its cores are shared.
         strategy, plugins, callbacks, prepare: what a cluster launcher adds to the Lightning trainer.
 
     Raises:
@@ -49,20 +49,38 @@ def fit(
             windows is resumed with another number of workers.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // workers_here))
-    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than", category=UserWarning)
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)  # Lightning 2.6 with torch 2.13
+    torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // local_world_size))
+    warnings.filterwarnings(
+        "ignore", message="The number of training batches .* is smaller than", category=UserWarning
+    )
+    warnings.filterwarnings(
+        "ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning
+    )
+    warnings.filterwarnings(
+        "ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning
+    )  # Lightning 2.6 with torch 2.13
     whole = make_split(dataset, config.split)
     users, split = evaluation_users(whole, "validation"), training_split(whole, config)
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
-    model = make_model(dataset, split, config, total_steps=steps_per_epoch * config.training.max_epochs, num_shards=num_workers)
-    model.checkpoints = checkpoints = run_path / "checkpoints"
-    model.workers_here = workers_here
-    choice: list[pl.Callback] = (
-        [] if config.training.include_validation else [Patience(config.training.patience), BestCheckpoint(checkpoints)]
+    model = make_model(
+        dataset,
+        split,
+        config,
+        total_steps=steps_per_epoch * config.training.max_epochs,
+        num_shards=num_workers,
     )
-    ours = [RunJournal(run_path), *choice, LastCheckpoint(checkpoints, config.training.checkpoint_every_steps)]
+    model.checkpoints = checkpoints = run_path / "checkpoints"
+    model.local_world_size = local_world_size
+    choice: list[pl.Callback] = (
+        []
+        if config.training.include_validation
+        else [Patience(config.training.patience), BestCheckpoint(checkpoints)]
+    )
+    ours = [
+        RunJournal(run_path),
+        *choice,
+        LastCheckpoint(checkpoints, config.training.checkpoint_every_steps),
+    ]
     trainer = pl.Trainer(
         max_epochs=config.training.num_epochs,
         limit_val_batches=0 if config.training.include_validation else None,
@@ -93,7 +111,13 @@ def fit(
 
 
 def train_in_process(
-    recipe: str, dataset: Dataset, config: RunConfig, run_path: Path, *, resume: bool = False, refit_of: Path | None = None
+    recipe: str,
+    dataset: Dataset,
+    config: Recipe,
+    run_path: Path,
+    *,
+    resume: bool = False,
+    refit_of: Path | None = None,
 ) -> RunManifest:
     """A whole run in this process: create or continue it, fit, seal it.
 

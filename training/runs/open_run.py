@@ -47,7 +47,13 @@ class OpenRun:
     def features(self) -> RankingFeatures:
         """The feature definitions of the ranker, over these vectors and counts."""
         counts, dataset = self.statistics, self.dataset
-        return RankingFeatures(self.vectors_RD, counts.counts_R, counts.recent_counts_R, dataset.items, dataset.manifest.item_features)
+        return RankingFeatures(
+            self.vectors_RD,
+            counts.counts_R,
+            counts.recent_counts_R,
+            dataset.items,
+            dataset.manifest.item_features,
+        )
 
     def users(self, part: Part) -> EvaluationUsers:
         """Users of a part with a target.
@@ -56,7 +62,9 @@ class OpenRun:
             UserError: the model was trained on that part.
         """
         if part == "validation" and self.manifest.config.training.include_validation:
-            raise UserError(f"{self.path} was trained on {self.manifest.trained_on}: only --split test says something about it")
+            raise UserError(
+                f"{self.path} was trained on {self.manifest.trained_on}: only --split test says something about it"
+            )
         return evaluation_users(self.split, part)
 
 

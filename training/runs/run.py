@@ -23,10 +23,10 @@ from passerelle.errors import UserError
 from passerelle.files import new_file, unfinished_files
 from passerelle.manifest import MANIFEST_NAME, Manifest, open_manifest, provenance, write_manifest
 from passerelle.splits import Split, evaluation_users, make_split
-from training.config import RunConfig
+from training.config import Recipe
 from training.data.batches import EpochBatches
 from training.data.windows import training_split
-from training.model.factory import bare_model, check_features
+from training.model.factory import build_model, check_features
 from training.model.sequence_model import MONITOR, SequenceModel
 from training.runs.callbacks import read_checkpoint, read_history
 from training.tables.files import TABLE_KEY, open_table, remove_other_tables, table_files, table_of
@@ -49,7 +49,7 @@ class RunManifest(Manifest):
     dataset: str
     """Where the dataset was when training started."""
     dataset_fingerprint: str
-    config: RunConfig
+    config: Recipe
     state: Literal["training", "complete"]
     epochs: int
     """Epochs trained so far."""
@@ -68,23 +68,36 @@ class RunManifest(Manifest):
         """In words for reports."""
         if not self.config.training.include_validation:
             return "train"
-        return f"train and validation, {self.epochs} epochs" + (f" as chosen by {self.refit_of}" if self.refit_of else "")
+        return f"train and validation, {self.epochs} epochs" + (
+            f" as chosen by {self.refit_of}" if self.refit_of else ""
+        )
 
 
-def refit_config(manifest: RunManifest) -> RunConfig:
+def refit_config(manifest: RunManifest) -> Recipe:
     """The configuration to train once more on train and validation, for as many epochs as validation chose.
 
     Raises:
         UserError: the run is itself a refit.
     """
     if manifest.config.training.include_validation:
-        raise UserError("--refit: this run was trained on validation events already; give the run that it was made from")
+        raise UserError(
+            "--refit: this run was trained on validation events already; give the run that it was made from"
+        )
     training = {"include_validation": True, "stop_after_epochs": manifest.best_epoch}
-    return manifest.config.model_copy(update={"training": manifest.config.training.model_copy(update=training)})
+    return manifest.config.model_copy(
+        update={"training": manifest.config.training.model_copy(update=training)}
+    )
 
 
 def plan_run(
-    path: Path, recipe: str, dataset: Dataset, config: RunConfig, *, resume: bool, num_workers: int = 1, refit_of: Path | None = None
+    path: Path,
+    recipe: str,
+    dataset: Dataset,
+    config: Recipe,
+    *,
+    resume: bool,
+    num_workers: int = 1,
+    refit_of: Path | None = None,
 ) -> RunManifest:
     """The manifest of a new run, or of an existing one to be continued; writes nothing.
 
@@ -94,18 +107,26 @@ def plan_run(
     """
     split = make_split(dataset, config.split)
     check_features(dataset, config)
-    EpochBatches(dataset, training_split(split, config), config, epoch=0, world_size=num_workers)  # refuses what is too small
+    EpochBatches(
+        dataset, training_split(split, config), config, epoch=0, world_size=num_workers
+    )  # refuses what is too small
     validated = len(evaluation_users(split, "validation"))
     if validated < num_workers and not config.training.include_validation:
-        raise UserError(f"{dataset.path}: {validated} users to validate on: too few for --workers {num_workers}")
+        raise UserError(
+            f"{dataset.path}: {validated} users to validate on: too few for --workers {num_workers}"
+        )
     if (path / MANIFEST_NAME).exists():
         if not resume:
-            raise UserError(f"{path} already holds a run: pass --resume to continue it, or choose another --out")
+            raise UserError(
+                f"{path} already holds a run: pass --resume to continue it, or choose another --out"
+            )
         manifest = open_manifest(path, RunManifest, verify=False)
         _check_same(manifest, dataset, config, path)
         sealed = manifest.files[BEST].sha256 if BEST in manifest.files else manifest.sealed_best
         return manifest.updated(config=config.model_dump(), state="training", files={}, sealed_best=sealed)
-    if path.exists() and not (path.is_dir() and set(path.iterdir()) <= set(unfinished_files(path / MANIFEST_NAME))):
+    if path.exists() and not (
+        path.is_dir() and set(path.iterdir()) <= set(unfinished_files(path / MANIFEST_NAME))
+    ):
         raise UserError(f"{path} exists and is not a run: choose another --out")
     common = provenance(RunManifest, path, (), LIBRARIES)
     data = {"dataset": str(dataset.path.resolve()), "dataset_fingerprint": dataset.fingerprint()}
@@ -130,22 +151,28 @@ def _split_copy(path: Path, given: Path) -> Path:
     return path.resolve() / f"split{given.suffix}"
 
 
-def with_own_split(path: Path, config: RunConfig) -> RunConfig:
+def with_own_split(path: Path, config: Recipe) -> Recipe:
     """The configuration of a run that is on disk, with the run's copy of its split file in the place of the user's."""
     if config.split.file is None or not (kept := _split_copy(path, config.split.file)).is_file():
         return config
     return config.model_copy(update={"split": config.split.model_copy(update={"file": kept})})
 
 
-def _check_same(manifest: RunManifest, dataset: Dataset, config: RunConfig, path: Path) -> None:
+def _check_same(manifest: RunManifest, dataset: Dataset, config: Recipe, path: Path) -> None:
     if manifest.dataset_fingerprint != dataset.fingerprint():
-        raise UserError(f"{path} was trained on another dataset ({manifest.dataset}): it cannot be resumed on {dataset.path}")
+        raise UserError(
+            f"{path} was trained on another dataset ({manifest.dataset}): it cannot be resumed on {dataset.path}"
+        )
     may_change = {f"training.{key}" for key in ("max_epochs", "patience", "threads", "log_every_steps")}
-    if config.split.file_sha256 == manifest.config.split.file_sha256 is not None:  # the same file, which may be elsewhere
+    if (
+        config.split.file_sha256 == manifest.config.split.file_sha256 is not None
+    ):  # the same file, which may be elsewhere
         may_change.add("split.file")
     for name, (now, before) in config.differences(manifest.config).items():
         if name not in may_change:
-            raise UserError(f"{path}: {name} was {before!r} and is now {now!r}: a resumed run keeps its values")
+            raise UserError(
+                f"{path}: {name} was {before!r} and is now {now!r}: a resumed run keeps its values"
+            )
 
 
 def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
@@ -160,7 +187,11 @@ def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
     history = read_history(path)
     best = next(line for line in history if line["epoch"] == best_epoch)
     validation = {} if manifest.config.training.include_validation else {MONITOR: best[MONITOR]}
-    tables = [file for name in (BEST, LAST) for file in table_files((path / name).parent, read_checkpoint(path / name).get(TABLE_KEY))]
+    tables = [
+        file
+        for name in (BEST, LAST)
+        for file in table_files((path / name).parent, read_checkpoint(path / name).get(TABLE_KEY))
+    ]
     names = dict.fromkeys([BEST, LAST, *(str(file.relative_to(path)) for file in tables)])
     files = provenance(RunManifest, path, tuple(names), LIBRARIES)["files"]
     if manifest.sealed_best not in (None, files[BEST]["sha256"]):
@@ -194,7 +225,9 @@ def open_run_dataset(manifest: RunManifest, path: Path | None = None) -> Dataset
     """
     dataset = open_dataset(path or Path(manifest.dataset))
     if dataset.fingerprint() != manifest.dataset_fingerprint:
-        raise UserError(f"{dataset.path} is not the data this run was trained on (prepared again with other settings?)")
+        raise UserError(
+            f"{dataset.path} is not the data this run was trained on (prepared again with other settings?)"
+        )
     return dataset
 
 
@@ -208,9 +241,17 @@ def load_model(path: Path, manifest: RunManifest, dataset: Dataset, split: Split
     ids = None
     if config.items.table == "sparse":
         ids = MappedTable(open_table(checkpoints, table_of(checkpoint, str(path))).weight_RD, checkpoints)
-    model = bare_model(dataset, training_split(split, config), config, torch.zeros(dataset.num_rows, dtype=torch.float64), ids)
+    model = build_model(
+        dataset,
+        training_split(split, config),
+        config,
+        torch.zeros(dataset.num_rows, dtype=torch.float64),
+        ids,
+    )
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError:
-        raise UserError(f"{path}: the weights were made by another version of the code ({manifest.git_commit}): train it again") from None
+        raise UserError(
+            f"{path}: the weights were made by another version of the code ({manifest.git_commit}): train it again"
+        ) from None
     return model.eval()

@@ -95,8 +95,15 @@ def open_table(checkpoints: Path, name: str) -> SavedTable:
     folder = checkpoints / TABLES / name
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that they are read-only; a private, writable mapping would count as memory
-            return SavedTable(*(torch.from_numpy(np.load(folder / file, mmap_mode="r", allow_pickle=False)) for file in (WEIGHT, MOMENTUM)))
+            warnings.simplefilter(
+                "ignore"
+            )  # that they are read-only; a private, writable mapping would count as memory
+            return SavedTable(
+                *(
+                    torch.from_numpy(np.load(folder / file, mmap_mode="r", allow_pickle=False))
+                    for file in (WEIGHT, MOMENTUM)
+                )
+            )
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{folder}: the table of a checkpoint is missing or damaged ({error})") from None
 
@@ -108,7 +115,9 @@ def table_of(checkpoint: Mapping[str, Any], where: str) -> str:
         UserError: it has none.
     """
     if TABLE_KEY not in checkpoint:
-        raise UserError(f"{where}: the checkpoint of a sparse table was made by an older version of the code: train it again")
+        raise UserError(
+            f"{where}: the checkpoint of a sparse table was made by an older version of the code: train it again"
+        )
     return str(checkpoint[TABLE_KEY])
 
 

@@ -38,11 +38,11 @@ class ShardedTable(nn.Module):
         super().__init__()
         self._shape, self._std, self._seed, self._learning_rate = (num_rows, dim), std, seed, learning_rate
 
-    def place(self, workers_here: int, device: torch.device) -> None:
+    def place(self, local_world_size: int, device: torch.device) -> None:
         """Share the rows out over the ranks of the process group and fill them; every rank must ask, and asking again does nothing.
 
         Args:
-            workers_here: ranks of this machine, which share its memory; the same on every machine.
+            local_world_size: ranks of this machine, which share its memory; the same on every machine.
             device: where this rank's rows go. With a GPU it has not been run yet.
 
         Raises:
@@ -62,26 +62,48 @@ class ShardedTable(nn.Module):
 
         logging.getLogger("torchrec").setLevel(logging.ERROR)  # it recommends a factory that knows no CPUs
         num_rows, dim = self._shape
-        fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": self._learning_rate, "eps": EPSILON}
+        fused = {
+            "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+            "learning_rate": self._learning_rate,
+            "eps": EPSILON,
+        }
         sharder = EmbeddingCollectionSharder(fused_params=fused)
         world_size = dist.get_world_size()
-        by_row = ParameterConstraints(sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value])
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // workers_here
-        own_memory = {"hbm_cap": torch.cuda.get_device_properties(device).total_memory} if device.type == "cuda" else {}
-        topology = Topology(world_size=world_size, local_world_size=workers_here, compute_device=device.type, ddr_cap=memory, **own_memory)
+        by_row = ParameterConstraints(
+            sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
+        )
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // local_world_size
+        own_memory = (
+            {"hbm_cap": torch.cuda.get_device_properties(device).total_memory}
+            if device.type == "cuda"
+            else {}
+        )
+        topology = Topology(
+            world_size=world_size,
+            local_world_size=local_world_size,
+            compute_device=device.type,
+            ddr_cap=memory,
+            **own_memory,
+        )
         planner = EmbeddingShardingPlanner(
             topology=topology,
             constraints={TABLE: by_row},
             storage_reservation=FixedPercentageStorageReservation(percentage=RESERVED),
         )
         try:
-            plan = planner.plan(collection, [sharder])  # the same on every rank: asked together, the others would not learn of a failure
+            plan = planner.plan(
+                collection, [sharder]
+            )  # the same on every rank: asked together, the others would not learn of a failure
         except PlannerError as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"a table of {num_rows} rows x {dim} does not fit {world_size} workers: {reason}") from None
+            raise UserError(
+                f"a table of {num_rows} rows x {dim} does not fit {world_size} workers: {reason}"
+            ) from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parallel = DistributedModelParallel(collection, device=device, plan=plan, sharders=[sharder], init_data_parallel=False)
+            parallel = DistributedModelParallel(
+                collection, device=device, plan=plan, sharders=[sharder], init_data_parallel=False
+            )
         object.__setattr__(self, "_parallel", parallel)
         for shard in self.shards:
             fill_rows(shard.weight_SD, shard.first_row, self._std, self._seed)
@@ -110,4 +132,7 @@ class ShardedTable(nn.Module):
         weight = self._parallel.state_dict()[f"embeddings.{TABLE}.weight"]
         (state,) = self._parallel.fused_optimizer.state_dict()["state"].values()
         pairs = zip(weight.local_shards(), state[f"{TABLE}.momentum1"].local_shards(), strict=True)
-        return [Shard(rows.metadata.shard_offsets[0], rows.tensor.detach(), sums.tensor.detach()) for rows, sums in pairs]
+        return [
+            Shard(rows.metadata.shard_offsets[0], rows.tensor.detach(), sums.tensor.detach())
+            for rows, sums in pairs
+        ]

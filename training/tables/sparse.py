@@ -113,14 +113,18 @@ def torchrec_package() -> Any:
         try:
             import torchrec
         except ImportError:
-            raise UserError("items.table = 'sparse' needs torchrec: `passerelle doctor` says how to install it") from None
+            raise UserError(
+                "items.table = 'sparse' needs torchrec: `passerelle doctor` says how to install it"
+            ) from None
     return torchrec
 
 
 def empty_collection(num_rows: int, dim: int) -> Any:
     """A collection of one table that takes no memory yet."""
     torchrec = torchrec_package()
-    config = torchrec.EmbeddingConfig(name=TABLE, num_embeddings=num_rows, embedding_dim=dim, feature_names=[TABLE])
+    config = torchrec.EmbeddingConfig(
+        name=TABLE, num_embeddings=num_rows, embedding_dim=dim, feature_names=[TABLE]
+    )
     return torchrec.EmbeddingCollection([config], device=torch.device("meta"))
 
 
@@ -137,8 +141,13 @@ def fill_rows(rows_RD: Tensor, first_row: int, std: float, seed: int) -> None:
     """
     end_row = first_row + len(rows_RD)
     for block_start in range(first_row // BLOCK_ROWS * BLOCK_ROWS, end_row, BLOCK_ROWS):
-        generator = np.random.default_rng([seed, block_start])  # of torch's, the high half of a seed has no effect on a CPU
-        values = torch.from_numpy(generator.standard_normal((BLOCK_ROWS, rows_RD.shape[1]), dtype=np.float32)) * std
+        generator = np.random.default_rng(
+            [seed, block_start]
+        )  # of torch's, the high half of a seed has no effect on a CPU
+        values = (
+            torch.from_numpy(generator.standard_normal((BLOCK_ROWS, rows_RD.shape[1]), dtype=np.float32))
+            * std
+        )
         start, end = max(first_row, block_start), min(end_row, block_start + BLOCK_ROWS)
         rows_RD[start - first_row : end - first_row] = values[start - block_start : end - block_start]
     if first_row == PADDING_ROW:

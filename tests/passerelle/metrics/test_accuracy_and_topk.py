@@ -25,7 +25,10 @@ from passerelle.topk import exact_topk
 
 K = 4
 users = st.lists(
-    st.tuples(st.permutations(range(2, 9)).map(lambda rows: rows[:K]), st.lists(st.integers(2, 12), min_size=1, max_size=6, unique=True)),
+    st.tuples(
+        st.permutations(range(2, 9)).map(lambda rows: rows[:K]),
+        st.lists(st.integers(2, 12), min_size=1, max_size=6, unique=True),
+    ),
     min_size=1,
     max_size=6,
 )
@@ -38,7 +41,8 @@ def slow_metrics(ranked: list[int], relevant: list[int], k: int) -> dict[str, fl
     return {
         "recall": sum(found) / len(relevant),
         "precision": sum(found) / k,
-        "map": sum(sum(found[: place + 1]) / (place + 1) for place, hit in enumerate(found) if hit) / min(len(relevant), k),
+        "map": sum(sum(found[: place + 1]) / (place + 1) for place, hit in enumerate(found) if hit)
+        / min(len(relevant), k),
         "hit_rate": float(any(found)),
         "ndcg": sum(gains) / ideal,
         "mrr": next((1 / (place + 1) for place, hit in enumerate(found) if hit), 0.0),
@@ -55,11 +59,17 @@ def test_metrics_equal_their_definitions(cases: list[tuple[list[int], list[int]]
     for k in (1, 2, K):
         expected = [slow_metrics(ranked, relevant, k) for ranked, relevant in cases]
         for name, metric in METRICS.items():
-            np.testing.assert_allclose(metric(hits_QK, num_relevant_Q, k), [each[name] for each in expected], rtol=1e-12)
+            np.testing.assert_allclose(
+                metric(hits_QK, num_relevant_Q, k), [each[name] for each in expected], rtol=1e-12
+            )
     mean = mean_metrics(hits_QK, num_relevant_Q, (1, K))
     assert set(mean) == {f"{name}@{k}" for name in METRICS for k in (1, K)}
-    assert {name: values_Q.mean() for name, values_Q in user_metrics(hits_QK, num_relevant_Q, (1, K)).items()} == mean
-    assert mean["ndcg@4"] == pytest.approx(np.mean([slow_metrics(ranked, relevant, K)["ndcg"] for ranked, relevant in cases]))
+    assert {
+        name: values_Q.mean() for name, values_Q in user_metrics(hits_QK, num_relevant_Q, (1, K)).items()
+    } == mean
+    assert mean["ndcg@4"] == pytest.approx(
+        np.mean([slow_metrics(ranked, relevant, K)["ndcg"] for ranked, relevant in cases])
+    )
 
 
 def test_metrics_by_hand() -> None:
@@ -68,8 +78,12 @@ def test_metrics_by_hand() -> None:
     assert recall(hits_QK, num_relevant_Q, 4).tolist() == [1.0, 0.2, 0.0]
     assert recall(hits_QK, num_relevant_Q, 2).tolist() == [0.5, 0.0, 0.0]
     assert precision(hits_QK, num_relevant_Q, 4).tolist() == [0.5, 0.25, 0.0]
-    assert precision(hits_QK, num_relevant_Q, 8).tolist() == [0.25, 0.125, 0.0], "over k, though only four are ranked"
-    assert average_precision(hits_QK, num_relevant_Q, 4).tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, (1 / 4) / 4, 0.0])
+    assert precision(hits_QK, num_relevant_Q, 8).tolist() == [0.25, 0.125, 0.0], (
+        "over k, though only four are ranked"
+    )
+    assert average_precision(hits_QK, num_relevant_Q, 4).tolist() == pytest.approx(
+        [(1 / 2 + 2 / 3) / 2, (1 / 4) / 4, 0.0]
+    )
     assert average_precision(hits_QK, num_relevant_Q, 2).tolist() == pytest.approx([(1 / 2) / 2, 0.0, 0.0])
     assert hit_rate(hits_QK, num_relevant_Q, 3).tolist() == [1.0, 0.0, 0.0]
     assert reciprocal_rank(hits_QK, num_relevant_Q, 4).tolist() == [0.5, 0.25, 0.0]
@@ -86,7 +100,12 @@ def test_a_perfect_ranking_scores_one_even_when_it_is_short() -> None:
         assert metric(hits_QK, np.array([9]), 2).tolist() == [1.0]  # no ranking of two can do better
 
 
-@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=4), max_size=5))
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=4),
+        max_size=5,
+    )
+)
 def test_auc_equals_the_share_of_pairs_in_order(users: list[list[tuple[int, int, int]]]) -> None:
     """Each relevant item is told by how many others are above, level with and below it; the oracle walks over all pairs."""
     expected = []
@@ -95,7 +114,9 @@ def test_auc_equals_the_share_of_pairs_in_order(users: list[list[tuple[int, int,
         expected.append(np.mean([np.mean(pairs) for pairs in values]))
     counts_G3 = np.array([item for items in users for item in items]).reshape(-1, 3)
     offsets_Q1 = np.cumsum([0, *map(len, users)])
-    np.testing.assert_allclose(auc(counts_G3[:, 0], counts_G3[:, 1], counts_G3.sum(axis=1), offsets_Q1), expected)
+    np.testing.assert_allclose(
+        auc(counts_G3[:, 0], counts_G3[:, 1], counts_G3.sum(axis=1), offsets_Q1), expected
+    )
 
 
 def test_hits_of_nobody() -> None:
@@ -107,12 +128,18 @@ def test_hits_of_nobody() -> None:
 @settings(max_examples=60)
 def test_exact_topk_equals_a_sort(seed: int, k: int, filtered: bool) -> None:
     generator = np.random.default_rng(seed)
-    vectors_RD = generator.integers(-2, 3, (10, 3)).astype(np.float32)  # small integers: many ties, sums exact
+    vectors_RD = generator.integers(-2, 3, (10, 3)).astype(
+        np.float32
+    )  # small integers: many ties, sums exact
     query_QD = generator.integers(-2, 3, (4, 3)).astype(np.float32)
     allowed_QR = generator.random((4, 10)) < 0.4 if filtered else None
     rows_QK, scores_QK = exact_topk(query_QD, vectors_RD, k, allowed_QR)
-    for query, rows, scores, allowed in zip(query_QD, rows_QK, scores_QK, allowed_QR if filtered else np.ones((4, 10), bool), strict=True):
-        candidates = [(-float(query @ vectors_RD[row]), row) for row in range(FIRST_ITEM_ROW, 10) if allowed[row]]
+    for query, rows, scores, allowed in zip(
+        query_QD, rows_QK, scores_QK, allowed_QR if filtered else np.ones((4, 10), bool), strict=True
+    ):
+        candidates = [
+            (-float(query @ vectors_RD[row]), row) for row in range(FIRST_ITEM_ROW, 10) if allowed[row]
+        ]
         expected = sorted(candidates)[:k]
         missing = min(k, 10) - len(expected)
         assert rows.tolist() == [row for _, row in expected] + [0] * missing

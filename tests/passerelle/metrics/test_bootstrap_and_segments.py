@@ -44,8 +44,12 @@ def test_ends_are_percentiles() -> None:
     values_QM = np.random.default_rng(2).random((50, 2))
     means_SM = np.sort(resampled_means(values_QM, np.random.default_rng(0), 201), axis=0)
     (first, second) = intervals(values_QM, np.random.default_rng(0), num_resamples=201, confidence=0.9)
-    assert (first.low, first.high) == pytest.approx((means_SM[10, 0], means_SM[190, 0]))  # 5 % and 95 % of 200 steps
-    assert (second.mean, second.low, second.high) == pytest.approx((values_QM[:, 1].mean(), means_SM[10, 1], means_SM[190, 1]))
+    assert (first.low, first.high) == pytest.approx(
+        (means_SM[10, 0], means_SM[190, 0])
+    )  # 5 % and 95 % of 200 steps
+    assert (second.mean, second.low, second.high) == pytest.approx(
+        (values_QM[:, 1].mean(), means_SM[10, 1], means_SM[190, 1])
+    )
 
 
 def test_width_is_that_of_the_normal_approximation() -> None:
@@ -59,8 +63,13 @@ def test_width_is_that_of_the_normal_approximation() -> None:
 
 def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
     generator = np.random.default_rng(4)
-    values_QM = (generator.random((200, 300)) < 0.3).astype(np.float64)  # 300 experiments of 200 users whose chance is 0.3
-    held = [interval.low <= 0.3 <= interval.high for interval in intervals(values_QM, generator, num_resamples=400)]
+    values_QM = (generator.random((200, 300)) < 0.3).astype(
+        np.float64
+    )  # 300 experiments of 200 users whose chance is 0.3
+    held = [
+        interval.low <= 0.3 <= interval.high
+        for interval in intervals(values_QM, generator, num_resamples=400)
+    ]
     assert 0.90 < np.mean(held) < 0.985
 
 
@@ -77,7 +86,9 @@ def test_a_paired_difference_is_surer_than_two_intervals() -> None:
     assert backwards.mean == pytest.approx(-0.01)
 
 
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.sets(st.integers(1, 14), min_size=1, max_size=4))
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=30), st.sets(st.integers(1, 14), min_size=1, max_size=4)
+)
 def test_every_user_is_in_the_one_segment_of_its_length(lengths: list[int], edges: set[int]) -> None:
     cuts = tuple(sorted(edges))
     for segments in (length_segments(np.array(lengths), cuts), length_segments(np.array(lengths))):
@@ -89,11 +100,23 @@ def test_every_user_is_in_the_one_segment_of_its_length(lengths: list[int], edge
         ]
         assert all(one.longest < other.shortest for one, other in pairwise(segments))
     for segment in length_segments(np.array(lengths), cuts):
-        assert len({sum(length >= cut for cut in cuts) for length in range(segment.shortest, segment.longest + 1)}) == 1
+        assert (
+            len(
+                {
+                    sum(length >= cut for cut in cuts)
+                    for length in range(segment.shortest, segment.longest + 1)
+                }
+            )
+            == 1
+        )
 
 
 def test_terciles_by_hand() -> None:
-    assert [segment.members.tolist() for segment in length_segments(np.array([9, 1, 5, 3, 7, 2]))] == [[1, 5], [2, 3], [0, 4]]
+    assert [segment.members.tolist() for segment in length_segments(np.array([9, 1, 5, 3, 7, 2]))] == [
+        [1, 5],
+        [2, 3],
+        [0, 4],
+    ]
     assert [segment.name for segment in length_segments(np.array([4, 4, 4, 4]))] == ["4-4 events"]
     assert length_segments(np.empty(0, dtype=np.int64)) == []
 

@@ -27,7 +27,9 @@ def refused(config: PrepareConfig, source: Path, message: str) -> None:
 
 
 def with_column(name: str, values: Sequence[object], write_csv: WriteCsv) -> Path:
-    columns = {"user": ["u"] * len(values), "item": ["1"] * len(values), "time": ["1"] * len(values)} | {name: values}
+    columns = {"user": ["u"] * len(values), "item": ["1"] * len(values), "time": ["1"] * len(values)} | {
+        name: values
+    }
     return write_csv(list(zip(*columns.values(), strict=True)))
 
 
@@ -40,26 +42,45 @@ def test_missing_file(write_csv: WriteCsv) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    refused(config_of(), tmp_path / "nowhere", r"nowhere: no file log\.csv or log\.csv\.gz; it is empty or not a folder$")
+    refused(
+        config_of(),
+        tmp_path / "nowhere",
+        r"nowhere: no file log\.csv or log\.csv\.gz; it is empty or not a folder$",
+    )
 
 
 def test_truncated_gzip(write_csv: WriteCsv) -> None:
     source = write_csv([("u", f"item {place}", place) for place in range(5000)])
     packed = gzip.compress((source / "log.csv").read_bytes())
     (source / "log.csv").unlink()
-    for damaged in (packed[: len(packed) // 2], packed[:-4], b"not gzip", packed[:3000] + b"\xff\xff" + packed[3002:]):
+    for damaged in (
+        packed[: len(packed) // 2],
+        packed[:-4],
+        b"not gzip",
+        packed[:3000] + b"\xff\xff" + packed[3002:],
+    ):
         (source / "log.csv.gz").write_bytes(damaged)
         refused(config_of(), source, r"log\.csv\.gz: truncated or damaged gzip file .*fetch it again")
-        refused(config_of({"columns": ["user", "item", "time"]}), source, r"log\.csv\.gz: truncated or damaged gzip file")
+        refused(
+            config_of({"columns": ["user", "item", "time"]}),
+            source,
+            r"log\.csv\.gz: truncated or damaged gzip file",
+        )
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda _: b"", lambda data: data[:200] + b"\0" * 100 + data[300:]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-100], lambda _: b"", lambda data: data[:200] + b"\0" * 100 + data[300:]]
+)
 def test_damaged_parquet(damage: Any, write_csv: WriteCsv) -> None:
     source = write_csv(GOOD)
     table = pa.table({"user": ["u"] * 999, "item": [str(place) for place in range(999)], "time": range(999)})
     pa.parquet.write_table(table, source / "log.parquet", use_dictionary=False)
     (source / "log.parquet").write_bytes(damage((source / "log.parquet").read_bytes()))
-    refused(config_of({"files": ["log.parquet"], "format": "parquet"}), source, r"log\.parquet: cannot be read as parquet \(")
+    refused(
+        config_of({"files": ["log.parquet"], "format": "parquet"}),
+        source,
+        r"log\.parquet: cannot be read as parquet \(",
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +94,10 @@ def test_damaged_parquet(damage: Any, write_csv: WriteCsv) -> None:
             '{"user": "u", "item": "a", "time": 1}\n' * 2000 + '{"user": 5, "item": "a", "time": 1}\n',
             r"log\.jsonl: cannot be read as jsonl \(.*string to number",
         ),
-        ('{"user": {"id": 1}, "item": "a", "time": 1}\n', r"log\.jsonl: column 'user' holds struct<.*>, which is not text"),
+        (
+            '{"user": {"id": 1}, "item": "a", "time": 1}\n',
+            r"log\.jsonl: column 'user' holds struct<.*>, which is not text",
+        ),
     ],
 )
 def test_damaged_jsonl(text: str, message: str, write_csv: WriteCsv) -> None:
@@ -94,8 +118,14 @@ def test_wrong_encoding(write_csv: WriteCsv) -> None:
     source = write_csv([])
     (source / "log.csv").write_bytes("user,item,time\nu,café,1\n".encode("latin-1"))
     refused(config_of(), source, r'log\.csv: not utf-8 text .*: set encoding, such as "latin-1"')
-    refused(config_of({"columns": ["user", "item", "time"]}), source, r'log\.csv: .*not utf-8 text, set encoding, such as "latin-1"')
-    refused(config_of({"separator": "::", "quoting": False}), source, r"log\.csv: not utf-8 text .*: set encoding")
+    refused(
+        config_of({"columns": ["user", "item", "time"]}),
+        source,
+        r'log\.csv: .*not utf-8 text, set encoding, such as "latin-1"',
+    )
+    refused(
+        config_of({"separator": "::", "quoting": False}), source, r"log\.csv: not utf-8 text .*: set encoding"
+    )
     config = config_of({"encoding": "latin-1"})
     assert histories(prepare(config, source, source.parent / "fine")) == {"u": ["café"]}
 
@@ -103,7 +133,11 @@ def test_wrong_encoding(write_csv: WriteCsv) -> None:
 def test_separator_stand_in_inside_the_file(write_csv: WriteCsv) -> None:
     source = write_csv([])
     (source / "log.csv").write_text("user::item::time\nu::a\x1fb::1\n")
-    refused(config_of({"separator": "::", "quoting": False}), source, r"log\.csv: holds the control character U\+001F")
+    refused(
+        config_of({"separator": "::", "quoting": False}),
+        source,
+        r"log\.csv: holds the control character U\+001F",
+    )
 
 
 # Columns and lines
@@ -118,13 +152,19 @@ def test_wrong_columns(write_csv: WriteCsv) -> None:
     items = {"files": ["log.csv"], "id": "item", "features": {"title": {"kind": "text", "column": "name"}}}
     refused(config_of(items=items), source, r"log\.csv: no column 'name'; there are: user, item, time$")
     items = {"features": {"title": {"kind": "text", "column": "name", "from_events": "last"}}}
-    refused(config_of(items=items), source, r"features come from the event files' column 'name', but none of them has it")
+    refused(
+        config_of(items=items),
+        source,
+        r"features come from the event files' column 'name', but none of them has it",
+    )
 
 
 def test_lines_with_too_few_or_too_many_values(write_csv: WriteCsv) -> None:
     source = write_csv([*GOOD, ("u", "c"), ("u", "c", 4, "more")])
     refused(
-        config_of(), source, r"log\.csv: a wrong number of values in 2 rows, first 'u,c' has 2 values, not 3: .* on_bad_rows = \"drop\"$"
+        config_of(),
+        source,
+        r"log\.csv: a wrong number of values in 2 rows, first 'u,c' has 2 values, not 3: .* on_bad_rows = \"drop\"$",
     )
     dataset = prepare(config_of(on_bad_rows="drop"), source, source.parent / "fine")
     assert histories(dataset) == {"u": ["a", "b"], "v": ["a"]}
@@ -155,12 +195,18 @@ def test_unparsable_timestamps(events: dict[str, Any], bad: str, how: str, write
         source,
         rf"log\.csv: unparsable timestamps \(column 'time', {how}\) in 2 rows, first row 2: '{bad}': mend them, or",
     )
-    dataset = prepare(config_of(events, on_bad_rows="drop", filters={"drop_duplicates": False}), source, source.parent / "fine")
+    dataset = prepare(
+        config_of(events, on_bad_rows="drop", filters={"drop_duplicates": False}),
+        source,
+        source.parent / "fine",
+    )
     assert dataset.manifest.num_events == 2
     assert dataset.manifest.quality["dropped"]["unparsable_timestamp"] == 2
 
 
-@pytest.mark.parametrize("bad", ["B0001", "9223372036854775808", "1.5", "-9223372036854775809", "1e3", "0x1F"])
+@pytest.mark.parametrize(
+    "bad", ["B0001", "9223372036854775808", "1.5", "-9223372036854775809", "1e3", "0x1F"]
+)
 def test_ids_that_are_no_integers_of_64_bits(bad: str, write_csv: WriteCsv) -> None:
     source = with_column("item", ["9223372036854775807", "-9223372036854775808", bad], write_csv)
     message = r"log\.csv: item_id that is no integer of 64 bits \(column 'item'; item_id_type = \"string\" .*\) in 1 rows, first row 3: "
@@ -183,13 +229,25 @@ def test_missing_values_are_dropped_and_counted(write_csv: WriteCsv) -> None:
 
 
 def test_bad_numbers_in_a_filter_and_in_a_feature(write_csv: WriteCsv) -> None:
-    source = write_csv([("u", "a", 1, "3"), ("u", "b", 2, "three")], header=("user", "item", "time", "amount"))
+    source = write_csv(
+        [("u", "a", 1, "3"), ("u", "b", 2, "three")], header=("user", "item", "time", "amount")
+    )
     where = {"where": [{"column": "amount", "operator": ">", "value": 1}]}
-    refused(config_of(where), source, r"log\.csv: no number in column 'amount' in 1 rows, first row 2: 'three'")
+    refused(
+        config_of(where), source, r"log\.csv: no number in column 'amount' in 1 rows, first row 2: 'three'"
+    )
     dataset = prepare(config_of(where, on_bad_rows="drop"), source, source.parent / "filtered")
     assert dataset.manifest.quality["dropped"]["unparsable_amount"] == 1
-    items = {"files": ["log.csv"], "id": "item", "features": {"amount": {"kind": "numeric", "column": "amount"}}}
-    refused(config_of(items=items), source, r"log\.csv: no number in column 'amount' for items\.amount in 1 rows, first 'three'")
+    items = {
+        "files": ["log.csv"],
+        "id": "item",
+        "features": {"amount": {"kind": "numeric", "column": "amount"}},
+    }
+    refused(
+        config_of(items=items),
+        source,
+        r"log\.csv: no number in column 'amount' for items\.amount in 1 rows, first 'three'",
+    )
     dataset = prepare(config_of(items=items, on_bad_rows="drop"), source, source.parent / "featured")
     assert dataset.items["amount"].to_pylist() == [3.0, None]
     assert dataset.manifest.quality["bad_values"] == {"items.amount": 1}
@@ -205,14 +263,23 @@ def test_bad_ids_and_flags_in_a_table(write_csv: WriteCsv) -> None:
         source,
         r"items\.csv: ids that are no integers of 64 bits \(column 'id'\) in 1 rows, first row 1: 'x1'",
     )
-    refused(config_of(items=items), source, r"items\.csv: feature new: column 'new': a flag is 0 or 1, got 'yes'")
+    refused(
+        config_of(items=items), source, r"items\.csv: feature new: column 'new': a flag is 0 or 1, got 'yes'"
+    )
 
 
 def test_dates_that_are_announced_as_numbers(write_csv: WriteCsv) -> None:
     source = write_csv(GOOD)
-    pa.parquet.write_table(pa.table({"user": ["u"], "item": ["a"], "time": pa.array([1], pa.timestamp("us"))}), source / "log.parquet")
+    pa.parquet.write_table(
+        pa.table({"user": ["u"], "item": ["a"], "time": pa.array([1], pa.timestamp("us"))}),
+        source / "log.parquet",
+    )
     events = {"files": ["log.parquet"], "format": "parquet"}
-    refused(config_of(events), source, r"log\.parquet: column 'time' holds timestamp\[us\]: write timestamp_unit = \"iso\"")
+    refused(
+        config_of(events),
+        source,
+        r"log\.parquet: column 'time' holds timestamp\[us\]: write timestamp_unit = \"iso\"",
+    )
 
 
 def test_nothing_left_after_the_filters_says_where_the_rows_went(write_csv: WriteCsv) -> None:

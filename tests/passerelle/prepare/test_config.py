@@ -65,7 +65,8 @@ def test_unknown_presets(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"movielens-1mm: no such preset; did you mean movielens-1m\?"):
         load_prepare_config("movielens-1mm")
     with pytest.raises(
-        UserError, match=r"qqq: no such preset; presets are globo-news, movielens-100k, .*; or give the path of a TOML file"
+        UserError,
+        match=r"qqq: no such preset; presets are globo-news, movielens-100k, .*; or give the path of a TOML file",
     ):
         load_prepare_config("qqq")
     with pytest.raises(UserError, match=r"gone\.toml: no such file"):

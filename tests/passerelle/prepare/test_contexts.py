@@ -11,7 +11,10 @@ from passerelle.prepare import prepare
 from tests.passerelle.conftest import WriteCsv, config_of
 
 HEADER = ("user", "item", "time", "device", "place")
-FEATURES = {"device": {"kind": "categorical", "column": "device"}, "place": {"kind": "numeric", "column": "place"}}
+FEATURES = {
+    "device": {"kind": "categorical", "column": "device"},
+    "place": {"kind": "numeric", "column": "place"},
+}
 EVENTS = [
     ("u2", "a", 5, "mobile", "1.5"),
     ("u1", "b", 9, "", "2"),
@@ -27,7 +30,10 @@ def described(**changes: Any) -> Any:
 
 def test_circumstances_go_with_their_events(write_csv: WriteCsv, tmp_path: Path) -> None:
     dataset = open_dataset(prepare(described(), write_csv(EVENTS, header=HEADER), tmp_path / "out").path)
-    assert dataset.contexts.to_pydict() == {"device": ["desktop", "mobile", None, "mobile"], "place": [None, -1.0, 2.0, 1.5]}
+    assert dataset.contexts.to_pydict() == {
+        "device": ["desktop", "mobile", None, "mobile"],
+        "place": [None, -1.0, 2.0, 1.5],
+    }
     assert [dataset.item_ids().ids([row])[0] for row in dataset.item_rows_E] == ["a", "c", "b", "a"]
     kinds = {feature.name: feature.kind for feature in dataset.manifest.context_features}
     assert kinds == {"device": "categorical", "place": "numeric"}
@@ -39,7 +45,9 @@ def test_without_circumstances_there_is_no_file(write_csv: WriteCsv, tmp_path: P
     dataset = prepare(config_of(), source, tmp_path / "out")
     assert not dataset.contexts.column_names and not (dataset.path / "contexts.arrow").exists()
     other = prepare(described(), source, tmp_path / "other")
-    assert dataset.fingerprint() != other.fingerprint() and other.fingerprint().startswith(dataset.fingerprint())
+    assert dataset.fingerprint() != other.fingerprint() and other.fingerprint().startswith(
+        dataset.fingerprint()
+    )
 
 
 def test_a_bad_number_is_named_or_missing(write_csv: WriteCsv, tmp_path: Path) -> None:
@@ -48,16 +56,28 @@ def test_a_bad_number_is_named_or_missing(write_csv: WriteCsv, tmp_path: Path) -
         prepare(described(), source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     dataset = prepare(described(on_bad_rows="drop"), source, tmp_path / "out")
-    assert dataset.contexts["place"].to_pylist()[-1] is None and dataset.manifest.quality["bad_values"] == {"context.place": 1}
+    assert dataset.contexts["place"].to_pylist()[-1] is None and dataset.manifest.quality["bad_values"] == {
+        "context.place": 1
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"context": {"features": {"at": {"kind": "timestamp", "column": "time"}}}}, "features at: of kind categorical or numeric"),
-        ({"context": {"features": {"at": {"kind": "numeric", "column": "place", "from_events": "last"}}}}, "without from_events"),
         (
-            {"users": {"features": {"device": {"kind": "categorical", "column": "device", "from_events": "last"}}}},
+            {"context": {"features": {"at": {"kind": "timestamp", "column": "time"}}}},
+            "features at: of kind categorical or numeric",
+        ),
+        (
+            {"context": {"features": {"at": {"kind": "numeric", "column": "place", "from_events": "last"}}}},
+            "without from_events",
+        ),
+        (
+            {
+                "users": {
+                    "features": {"device": {"kind": "categorical", "column": "device", "from_events": "last"}}
+                }
+            },
             "context.features device: there is a user feature of this name",
         ),
     ],

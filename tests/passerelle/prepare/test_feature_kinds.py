@@ -21,8 +21,12 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
-def described(features: dict[str, dict[str, Any]] = FEATURES, table: dict[str, Any] | None = None, **rest: Any) -> PrepareConfig:
-    return config_of(items={"files": ["items.csv"], "id": "id", "features": features, **(table or {})}, **rest)
+def described(
+    features: dict[str, dict[str, Any]] = FEATURES, table: dict[str, Any] | None = None, **rest: Any
+) -> PrepareConfig:
+    return config_of(
+        items={"files": ["items.csv"], "id": "id", "features": features, **(table or {})}, **rest
+    )
 
 
 @pytest.fixture
@@ -50,15 +54,30 @@ def test_kinds_of_text_files(source: Path, tmp_path: Path) -> None:
         FeatureColumn(name="venue", kind="place"),
         FeatureColumn(name="image", kind="vector", width=2),
     )
-    assert dataset.manifest.quality["missing_values"] == {"items.opens": 2, "items.venue": 2, "items.image": 2}
+    assert dataset.manifest.quality["missing_values"] == {
+        "items.opens": 2,
+        "items.venue": 2,
+        "items.image": 2,
+    }
 
 
-@pytest.mark.parametrize("vectors", [pa.list_(pa.float64()), pa.list_(pa.int32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float16())])
+@pytest.mark.parametrize(
+    "vectors",
+    [pa.list_(pa.float64()), pa.list_(pa.int32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float16())],
+)
 def test_vectors_of_parquet(source: Path, tmp_path: Path, vectors: pa.DataType) -> None:
     table = pa.table({"id": ["c", "a", "d"], "image": pa.array([[3, 4], None, [5, 6]], vectors)})
     pyarrow.parquet.write_table(table, source / "items.parquet")
-    config = described({"image": {"kind": "vector", "column": "image", "width": 2}}, {"files": ["items.parquet"], "format": "parquet"})
-    assert prepare(config, source, tmp_path / "out").items["image"].to_pylist() == [None, None, [3, 4], [5, 6]]
+    config = described(
+        {"image": {"kind": "vector", "column": "image", "width": 2}},
+        {"files": ["items.parquet"], "format": "parquet"},
+    )
+    assert prepare(config, source, tmp_path / "out").items["image"].to_pylist() == [
+        None,
+        None,
+        [3, 4],
+        [5, 6],
+    ]
 
 
 def prepared_with(write_csv: WriteCsv, row: tuple[str, ...], **rest: Any) -> Dataset:
@@ -70,14 +89,36 @@ def prepared_with(write_csv: WriteCsv, row: tuple[str, ...], **rest: Any) -> Dat
 @pytest.mark.parametrize(
     ("row", "feature", "said"),
     [
-        (("a", "1970-13-02", "1", "1", "1 2"), "opens", r"no timestamp in column 'opens' for items\.opens in 1 rows, first '1970-13-02'"),
-        (("a", "", "91", "1", "1 2"), "venue", r"no place on Earth .* in column 'lat', 'lon' for items\.venue in 1 rows, first '91, 1'"),
-        (("a", "", "north", "1", "1 2"), "venue", r"no number in column 'lat', 'lon' for items\.venue in 1 rows, first 'north'"),
-        (("a", "", "1", "1", "1 2 3"), "image", r"no vector of 2 numbers in column 'image' for items\.image in 1 rows, first '1 2 3'"),
-        (("a", "", "1", "1", "1 nan"), "image", r"no vector of 2 numbers in column 'image' for items\.image in 1 rows, first '1 nan'"),
+        (
+            ("a", "1970-13-02", "1", "1", "1 2"),
+            "opens",
+            r"no timestamp in column 'opens' for items\.opens in 1 rows, first '1970-13-02'",
+        ),
+        (
+            ("a", "", "91", "1", "1 2"),
+            "venue",
+            r"no place on Earth .* in column 'lat', 'lon' for items\.venue in 1 rows, first '91, 1'",
+        ),
+        (
+            ("a", "", "north", "1", "1 2"),
+            "venue",
+            r"no number in column 'lat', 'lon' for items\.venue in 1 rows, first 'north'",
+        ),
+        (
+            ("a", "", "1", "1", "1 2 3"),
+            "image",
+            r"no vector of 2 numbers in column 'image' for items\.image in 1 rows, first '1 2 3'",
+        ),
+        (
+            ("a", "", "1", "1", "1 nan"),
+            "image",
+            r"no vector of 2 numbers in column 'image' for items\.image in 1 rows, first '1 nan'",
+        ),
     ],
 )
-def test_bad_values_are_refused_or_missing(write_csv: WriteCsv, row: tuple[str, ...], feature: str, said: str) -> None:
+def test_bad_values_are_refused_or_missing(
+    write_csv: WriteCsv, row: tuple[str, ...], feature: str, said: str
+) -> None:
     with pytest.raises(UserError, match=rf"items\.csv: {said}: mend them"):
         prepared_with(write_csv, row)
     dataset = prepared_with(write_csv, row, on_bad_rows="drop")
@@ -87,5 +128,8 @@ def test_bad_values_are_refused_or_missing(write_csv: WriteCsv, row: tuple[str, 
 
 def test_vectors_of_what_are_none(write_csv: WriteCsv) -> None:
     features = {"image": {"kind": "vector", "column": "image", "width": 2}}
-    with pytest.raises(UserError, match=r"feature image, column 'image': holds text: say in separator what stands between two numbers"):
+    with pytest.raises(
+        UserError,
+        match=r"feature image, column 'image': holds text: say in separator what stands between two numbers",
+    ):
         prepared_with(write_csv, ("a", "", "", "", "1 2"), features=features)

@@ -27,7 +27,9 @@ ITEM_FEATURES = {
 def feature_config(**rest: Any) -> PrepareConfig:
     items = {"files": ["items.csv"], "id": "id", "features": ITEM_FEATURES}
     users = {"features": {"place": {"kind": "categorical", "column": "place", "from_events": "last"}}}
-    return config_of(items=items, users=users, title="title", item_id_type="int64", user_id_type="int64", **rest)
+    return config_of(
+        items=items, users=users, title="title", item_id_type="int64", user_id_type="int64", **rest
+    )
 
 
 @pytest.fixture
@@ -99,8 +101,15 @@ def test_the_report_counts_what_is_missing(with_features: Dataset) -> None:
         "items.label": 1,
         "items.labels": 1,
     }
-    assert (quality["items_without_row"], quality["repeated_item_rows"], quality["users_without_row"]) == (2, 1, 0)
-    assert (quality["first_event"], quality["last_event"]) == ("1970-01-01T00:00:01+00:00", "1970-01-01T00:08:20+00:00")
+    assert (quality["items_without_row"], quality["repeated_item_rows"], quality["users_without_row"]) == (
+        2,
+        1,
+        0,
+    )
+    assert (quality["first_event"], quality["last_event"]) == (
+        "1970-01-01T00:00:01+00:00",
+        "1970-01-01T00:08:20+00:00",
+    )
     assert (quality["median_history"], quality["longest_history"], quality["tied_events"]) == (3.0, 3, 1)
 
 
@@ -121,7 +130,13 @@ def test_lists_in_jsonl_and_parquet_are_lists_of_values(tmp_path: Path, write_cs
 
 
 def test_ties_of_the_most_frequent_value_go_to_the_one_met_first(tmp_path: Path, write_csv: WriteCsv) -> None:
-    rows = [("u", "a", 9, "z"), ("u", "a", 8, "b"), ("u", "b", 1, "m"), ("u", "b", 2, "z"), ("u", "b", 3, "z")]
+    rows = [
+        ("u", "a", 9, "z"),
+        ("u", "a", 8, "b"),
+        ("u", "b", 1, "m"),
+        ("u", "b", 2, "z"),
+        ("u", "b", 3, "z"),
+    ]
     source = write_csv(rows, header=("user", "item", "time", "label"))
     features = {"label": {"kind": "text", "column": "label", "from_events": "most_frequent"}}
     dataset = prepare(config_of(items={"features": features}), source, tmp_path / "out")

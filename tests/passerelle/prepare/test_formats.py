@@ -24,7 +24,10 @@ def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> None:
 
 
 def lines(separator: str, header: bool = True, rows: list[tuple[Any, ...]] = ROWS) -> str:
-    return "".join(separator.join(map(str, row)) + "\n" for row in [*([("user", "item", "time")] if header else []), *rows])
+    return "".join(
+        separator.join(map(str, row)) + "\n"
+        for row in [*([("user", "item", "time")] if header else []), *rows]
+    )
 
 
 def as_csv(folder: Path) -> dict[str, Any]:
@@ -48,14 +51,23 @@ def as_long_separator(folder: Path) -> dict[str, Any]:
 
 
 def as_headless_long_separator(folder: Path) -> dict[str, Any]:
-    write(folder, "log.csv", lines("éé", header=False, rows=[(user.replace("é", "e"), *rest) for user, *rest in ROWS]))
+    write(
+        folder,
+        "log.csv",
+        lines("éé", header=False, rows=[(user.replace("é", "e"), *rest) for user, *rest in ROWS]),
+    )
     return {"separator": "éé", "quoting": False, "columns": ["user", "item", "time"]}
 
 
 def as_parquet(folder: Path) -> dict[str, Any]:
     folder.mkdir()
     table = pa.table(
-        {"noise": [1] * 5, "time": [row[2] for row in ROWS], "item": [row[1] for row in ROWS], "user": [row[0] for row in ROWS]}
+        {
+            "noise": [1] * 5,
+            "time": [row[2] for row in ROWS],
+            "item": [row[1] for row in ROWS],
+            "user": [row[0] for row in ROWS],
+        }
     )
     pa.parquet.write_table(table, folder / "log.pq", row_group_size=2)
     return {"files": ["log.pq"], "format": "parquet"}
@@ -103,14 +115,23 @@ def test_every_format_gives_the_same_events(lay: Callable[[Path], dict[str, Any]
     assert dataset.manifest.quality["rows_read"] == 5
 
 
-def test_blocks_are_read_piece_by_piece(tmp_path: Path, write_csv: WriteCsv, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_read_piece_by_piece(
+    tmp_path: Path, write_csv: WriteCsv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("passerelle.prepare.readers.BLOCK_BYTES", 1024)
     rows = [(f"user {place % 7}", f"item {place % 101}", place) for place in range(5000)]
     source = write_csv(rows)
     write(source, "long.csv", lines("::", rows=rows))
     steps: list[tuple[str, int, int]] = []
-    plain = prepare(config_of(), source, tmp_path / "plain", progress=lambda stage, done, total: steps.append((stage, done, total)))
-    recoded = prepare(config_of({"files": ["long.csv"], "separator": "::", "quoting": False}), source, tmp_path / "recoded")
+    plain = prepare(
+        config_of(),
+        source,
+        tmp_path / "plain",
+        progress=lambda stage, done, total: steps.append((stage, done, total)),
+    )
+    recoded = prepare(
+        config_of({"files": ["long.csv"], "separator": "::", "quoting": False}), source, tmp_path / "recoded"
+    )
     assert plain.fingerprint() == recoded.fingerprint()
     assert histories(plain)["user 3"] == [f"item {place % 101}" for place in range(3, 5000, 7)]
     reading = [(done, total) for stage, done, total in steps if stage.startswith("read events")]
@@ -151,7 +172,11 @@ def test_several_event_types_and_filters(tmp_path: Path, write_csv: WriteCsv) ->
         {"column": "device", "operator": "not_matches", "value": "^bot"},
     ]
     typed = {"event_type_column": "type", "event_weights": {"buy": 5, "click": 0.5}, "where": where}
-    dataset = prepare(config_of([typed, {"files": ["visits.csv"], "event_type": "visit", "weight": 2}]), source, tmp_path / "out")
+    dataset = prepare(
+        config_of([typed, {"files": ["visits.csv"], "event_type": "visit", "weight": 2}]),
+        source,
+        tmp_path / "out",
+    )
     assert histories(dataset) == {"u": ["a", "b"], "v": ["b"]}
     assert dataset.manifest.event_types == ("buy", "click", "visit")
     assert dataset.event_types_E.tolist() == [1, 0, 2]
@@ -183,7 +208,8 @@ def test_several_event_types_and_filters(tmp_path: Path, write_csv: WriteCsv) ->
 )
 def test_conditions(condition: dict[str, Any], kept: list[int], tmp_path: Path, write_csv: WriteCsv) -> None:
     source = write_csv(
-        [("u", "i", 9, 9), ("u", "i", 10, 10), ("u", "i", 200, 200), ("u", "i", -1, "")], header=("user", "item", "time", "x")
+        [("u", "i", 9, 9), ("u", "i", 10, 10), ("u", "i", 200, 200), ("u", "i", -1, "")],
+        header=("user", "item", "time", "x"),
     )
     dataset = prepare(config_of({"where": [{"column": "x", **condition}]}), source, tmp_path / "out")
     assert dataset.timestamps_ms_E.tolist() == [1000 * time for time in kept]

@@ -27,7 +27,12 @@ def test_a_file_of_new_items_is_read_as_the_first_one_was(write_csv: WriteCsv, t
     before = prepare(config, source, tmp_path / "dataset").items
     write_csv([("d", "y", ""), ("c", "x", "7")], name="later.csv", header=HEADER)
     table = read_new_items(config, source / "later.csv")
-    assert table.to_pydict() == {"item_id": ["d", "c"], "brand": ["y", "x"], "price": [None, 7.0], "colour": [None, None]}
+    assert table.to_pydict() == {
+        "item_id": ["d", "c"],
+        "brand": ["y", "x"],
+        "price": [None, 7.0],
+        "colour": [None, None],
+    }
     assert table.cast(before.schema).schema == before.schema
 
 
@@ -42,7 +47,9 @@ def test_a_file_of_new_items_is_read_as_the_first_one_was(write_csv: WriteCsv, t
         ({}, [], "there is no row in it"),
     ],
 )
-def test_files_that_cannot_be_read(changes: dict[str, Any], rows: list[Any], message: str, write_csv: WriteCsv) -> None:
+def test_files_that_cannot_be_read(
+    changes: dict[str, Any], rows: list[Any], message: str, write_csv: WriteCsv
+) -> None:
     source = write_csv(rows, name="later.csv", header=HEADER)
     config = config_of(**({"items": ITEMS} | changes))
     with pytest.raises(UserError, match=message):

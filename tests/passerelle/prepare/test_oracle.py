@@ -26,7 +26,10 @@ def oracle(rows: list[Row], filters: FiltersConfig) -> tuple[list[Row], Counter[
     """Rows that stay, by user and time, and the count of what went, one row at a time."""
     dropped: Counter[str] = Counter()
     rows = [row for row in rows if row[3] in WEIGHTS or dropped.update(["event_type_not_listed"])]
-    rows = [rows[place] for place in sorted(range(len(rows)), key=lambda place: (rows[place][0], rows[place][2], place))]
+    rows = [
+        rows[place]
+        for place in sorted(range(len(rows)), key=lambda place: (rows[place][0], rows[place][2], place))
+    ]
     kept: list[Row] = []
     seen: set[Row] = set()
     for row in rows:
@@ -51,7 +54,13 @@ def oracle(rows: list[Row], filters: FiltersConfig) -> tuple[list[Row], Counter[
 
 
 rows_of_a_log = st.lists(
-    st.tuples(st.sampled_from(IDS[:5]), st.sampled_from(IDS), st.integers(-2, 3), st.sampled_from(["view", "buy", "hover"])), max_size=60
+    st.tuples(
+        st.sampled_from(IDS[:5]),
+        st.sampled_from(IDS),
+        st.integers(-2, 3),
+        st.sampled_from(["view", "buy", "hover"]),
+    ),
+    max_size=60,
 )
 some_filters = st.builds(
     FiltersConfig,
@@ -68,8 +77,13 @@ some_filters = st.builds(
 def test_selection_equals_oracle(rows: list[Row], filters: FiltersConfig) -> None:
     rows = [row for row in rows if row[3] in WEIGHTS]
     users, items, types = (sorted({row[column] for row in rows}) for column in (0, 1, 3))
-    codes = [np.array([known.index(row[column]) for row in rows], dtype=np.int32) for known, column in ((users, 0), (items, 1), (types, 3))]
-    places, dropped = select_events(codes[0], codes[1], np.array([row[2] for row in rows], dtype=np.int64), codes[2], filters)
+    codes = [
+        np.array([known.index(row[column]) for row in rows], dtype=np.int32)
+        for known, column in ((users, 0), (items, 1), (types, 3))
+    ]
+    places, dropped = select_events(
+        codes[0], codes[1], np.array([row[2] for row in rows], dtype=np.int64), codes[2], filters
+    )
     expected, expected_dropped = oracle(rows, filters)
     assert [rows[place] for place in places] == expected
     assert +Counter(dropped) == +expected_dropped
@@ -84,13 +98,18 @@ def test_dataset_equals_oracle(rows: list[Row], filters: FiltersConfig) -> None:
         expected, dropped = oracle(rows, filters)
     config = config_of({"event_type_column": "type", "event_weights": WEIGHTS}, filters=filters.model_dump())
     with tempfile.TemporaryDirectory() as folder:
-        columns = {name: [row[place] for row in rows] for place, name in enumerate(("user", "item", "time", "type"))}
+        columns = {
+            name: [row[place] for row in rows] for place, name in enumerate(("user", "item", "time", "type"))
+        }
         pyarrow.csv.write_csv(pa.table(columns), Path(folder) / "log.csv")
         dataset = prepare(config, Path(folder), Path(folder) / "out")
         users, items = (sorted({row[column] for row in expected}) for column in (0, 1))
         assert dataset.users["user_id"].to_pylist() == users
         assert dataset.items["item_id"].to_pylist() == items
-        assert dataset.offsets_U1.tolist() == [0, *np.cumsum([sum(row[0] == user for row in expected) for user in users]).tolist()]
+        assert dataset.offsets_U1.tolist() == [
+            0,
+            *np.cumsum([sum(row[0] == user for row in expected) for user in users]).tolist(),
+        ]
         assert dataset.item_rows_E.tolist() == [items.index(row[1]) + FIRST_ITEM_ROW for row in expected]
         assert dataset.timestamps_ms_E.tolist() == [1000 * row[2] for row in expected]
         names = dataset.manifest.event_types

@@ -18,7 +18,11 @@ from passerelle.prepare.sources import resolve_files
 from tests.passerelle.conftest import config_of, histories
 
 CSV = "user,item,time\nu,a,1\n"
-PAGE = {"folder": "shop", "page": "https://example.org/shop", "instructions": "shop.zip; log.csv goes in one folder"}
+PAGE = {
+    "folder": "shop",
+    "page": "https://example.org/shop",
+    "instructions": "shop.zip; log.csv goes in one folder",
+}
 
 
 @pytest.fixture
@@ -63,7 +67,9 @@ def test_order_of_places(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_given_folder_is_taken_at_its_word(place: Path) -> None:
     put(place / "shared" / "data" / "shop")
-    with pytest.raises(UserError, match=r"nowhere: no such folder; --source takes the folder that holds log\.csv$"):
+    with pytest.raises(
+        UserError, match=r"nowhere: no such folder; --source takes the folder that holds log\.csv$"
+    ):
         find_source(shop(), place / "nowhere")
     (place / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no file log\.csv"):
@@ -144,7 +150,11 @@ def test_download_once(place: Path, site: tuple[Path, str]) -> None:
 @pytest.mark.parametrize(
     ("data", "source", "message"),
     [
-        (archive(log_csv=CSV), {"sha256": "0" * 64}, r"the archive's SHA-256 is not the known one, it was not used: get it at https"),
+        (
+            archive(log_csv=CSV),
+            {"sha256": "0" * 64},
+            r"the archive's SHA-256 is not the known one, it was not used: get it at https",
+        ),
         (archive(other_csv=CSV), {}, r"the archive does not hold log\.csv: get it at"),
         (b"no archive", {}, r"cannot be downloaded \(File is not a zip file\): get it at"),
         (
@@ -154,7 +164,9 @@ def test_download_once(place: Path, site: tuple[Path, str]) -> None:
         ),
     ],
 )
-def test_failed_downloads_leave_nothing(data: bytes, source: dict[str, Any], message: str, place: Path, site: tuple[Path, str]) -> None:
+def test_failed_downloads_leave_nothing(
+    data: bytes, source: dict[str, Any], message: str, place: Path, site: tuple[Path, str]
+) -> None:
     config = downloadable(site, data, **source)
     with pytest.raises(UserError, match=message):
         find_source(config, None)

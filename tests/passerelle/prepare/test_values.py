@@ -20,7 +20,9 @@ def milliseconds(moment: dt.datetime) -> int:
     return (moment - EPOCH) // dt.timedelta(milliseconds=1)
 
 
-def ms_of(values: pa.Array | list[str], unit: str = "iso", text_format: str | None = None) -> list[int | None]:
+def ms_of(
+    values: pa.Array | list[str], unit: str = "iso", text_format: str | None = None
+) -> list[int | None]:
     """Milliseconds, None where the value makes no sense."""
     array = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
     found, bad = parse_timestamps_ms(array, unit, text_format)  # type: ignore[arg-type]
@@ -33,18 +35,27 @@ def ms_of(values: pa.Array | list[str], unit: str = "iso", text_format: str | No
 
 @given(
     st.lists(
-        st.one_of(st.integers(-(2**70), 2**70).map(str), st.sampled_from(["", "1.5", "x", "0x10", "+5", " 7 ", "1_0", "-", "９"])),
+        st.one_of(
+            st.integers(-(2**70), 2**70).map(str),
+            st.sampled_from(["", "1.5", "x", "0x10", "+5", " 7 ", "1_0", "-", "９"]),
+        ),
         min_size=1,
     )
 )
 def test_int64_of_texts(texts: list[str]) -> None:
     def expected(text: str) -> int | None:
-        if text.strip().removeprefix("-").isascii() and text.strip().removeprefix("-").isdigit() and -(2**63) <= int(text) < 2**63:
+        if (
+            text.strip().removeprefix("-").isascii()
+            and text.strip().removeprefix("-").isdigit()
+            and -(2**63) <= int(text) < 2**63
+        ):
             return int(text)
         return None
 
     integers, bad = parse_int64(pa.array(texts))
-    assert [None if wrong else int(value) for value, wrong in zip(integers, bad, strict=True)] == [expected(text) for text in texts]
+    assert [None if wrong else int(value) for value, wrong in zip(integers, bad, strict=True)] == [
+        expected(text) for text in texts
+    ]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +63,10 @@ def test_int64_of_texts(texts: list[str]) -> None:
     [
         (pa.array([1, None, -3], pa.int32()), [1, None, -3]),
         (pa.array([2**63 - 1, 2**63], pa.uint64()), [2**63 - 1, None]),
-        (pa.array([13085.0, 1.5, float("nan"), float("inf"), None, 2.0**60]), [13085, None, None, None, None, None]),
+        (
+            pa.array([13085.0, 1.5, float("nan"), float("inf"), None, 2.0**60]),
+            [13085, None, None, None, None, None],
+        ),
         (pa.array(["7", "8"]).dictionary_encode(), [7, 8]),
         (pa.array([Decimal("12"), Decimal("13")], pa.decimal128(10, 0)), [12, 13]),
     ],
@@ -110,7 +124,11 @@ def test_texts() -> None:
         ("ms", ["978300760123", "-1"], [978300760123, -1]),
         ("us", ["978300760123999", "-1"], [978300760123, -1]),  # rounded down, before 1970 too
         ("s", ["1.001", "1.0009", "-0.5", "1e3", "978300760.123"], [1001, 1000, -500, 1000000, 978300760123]),
-        ("s", ["1600000000000", "12", "abc"], [None, 12000, None]),  # milliseconds read as seconds: year 52670
+        (
+            "s",
+            ["1600000000000", "12", "abc"],
+            [None, 12000, None],
+        ),  # milliseconds read as seconds: year 52670
         ("s", ["999999999999999999", "9223372036854775807", "9223372036854775808"], [None, None, None]),
         ("us", ["1e300", "nan", "1"], [None, None, 0]),
         ("iso", ["20210101", "2021-13-01", "2021-02-29", "", "yesterday"], [None] * 5),
@@ -128,7 +146,14 @@ moments = st.datetimes(
 
 
 @given(
-    st.lists(st.tuples(moments, st.sampled_from("T "), st.sampled_from(["minutes", "seconds", "milliseconds", "microseconds"])), min_size=1)
+    st.lists(
+        st.tuples(
+            moments,
+            st.sampled_from("T "),
+            st.sampled_from(["minutes", "seconds", "milliseconds", "microseconds"]),
+        ),
+        min_size=1,
+    )
 )
 @settings(deadline=None)
 def test_iso_text_is_read_as_python_reads_it(cases: list[tuple[dt.datetime, str, str]]) -> None:
@@ -147,12 +172,23 @@ def test_days_that_do_not_exist_are_refused(days: list[tuple[int, int, int]]) ->
         except ValueError:
             return None
 
-    assert ms_of([f"{year:04}-{month:02}-{day:02}" for year, month, day in days]) == [expected(*day) for day in days]
-    assert ms_of([f"{day}/{month}/{year:04}" for year, month, day in days], text_format="%d/%m/%Y") == [expected(*day) for day in days]
+    assert ms_of([f"{year:04}-{month:02}-{day:02}" for year, month, day in days]) == [
+        expected(*day) for day in days
+    ]
+    assert ms_of([f"{day}/{month}/{year:04}" for year, month, day in days], text_format="%d/%m/%Y") == [
+        expected(*day) for day in days
+    ]
 
 
 def test_fractions_of_nine_digits_and_offsets() -> None:
-    assert ms_of(["1970-01-01T00:00:00.123456789", "1970-01-01T01:00+01:00", "1970-01-01 00:00:00-0030", "1969-12-31 23:59:59.9999Z"]) == [
+    assert ms_of(
+        [
+            "1970-01-01T00:00:00.123456789",
+            "1970-01-01T01:00+01:00",
+            "1970-01-01 00:00:00-0030",
+            "1969-12-31 23:59:59.9999Z",
+        ]
+    ) == [
         123,
         0,
         1_800_000,
@@ -161,8 +197,14 @@ def test_fractions_of_nine_digits_and_offsets() -> None:
 
 
 def test_own_formats() -> None:
-    assert ms_of(["10/Oct/2000:13:55:36 -0700", "10/Okt/2000:13:55:36 -0700"], text_format="%d/%b/%Y:%H:%M:%S %z") == [971211336000, None]
-    assert ms_of(["1/2/2011 8:05", "31/02/2011 8:05", "1/2/2011 8:05 p"], text_format="%d/%m/%Y %H:%M") == [1296547500000, None, None]
+    assert ms_of(
+        ["10/Oct/2000:13:55:36 -0700", "10/Okt/2000:13:55:36 -0700"], text_format="%d/%b/%Y:%H:%M:%S %z"
+    ) == [971211336000, None]
+    assert ms_of(["1/2/2011 8:05", "31/02/2011 8:05", "1/2/2011 8:05 p"], text_format="%d/%m/%Y %H:%M") == [
+        1296547500000,
+        None,
+        None,
+    ]
     assert ms_of(["1970-01-01 00:00:00.5"], text_format="%Y-%m-%d %H:%M:%S.%f") == [500]
 
 
@@ -174,10 +216,18 @@ def test_formats_that_say_too_little_or_too_much(text_format: str) -> None:
 
 @pytest.mark.parametrize(
     ("column_type", "unit_ms"),
-    [(pa.timestamp("s"), 1000), (pa.timestamp("ms"), 1), (pa.timestamp("us", "Europe/Paris"), 1e-3), (pa.timestamp("ns"), 1e-6)],
+    [
+        (pa.timestamp("s"), 1000),
+        (pa.timestamp("ms"), 1),
+        (pa.timestamp("us", "Europe/Paris"), 1e-3),
+        (pa.timestamp("ns"), 1e-6),
+    ],
 )
 def test_columns_of_dates(column_type: pa.DataType, unit_ms: float) -> None:
-    assert ms_of(pa.array([1_000_000_000, -1], column_type)) == [int(1_000_000_000 * unit_ms), int(np.floor(-unit_ms))]
+    assert ms_of(pa.array([1_000_000_000, -1], column_type)) == [
+        int(1_000_000_000 * unit_ms),
+        int(np.floor(-unit_ms)),
+    ]
     with pytest.raises(UserError, match='write timestamp_unit = "iso"'):
         ms_of(pa.array([1], column_type), "s")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from passerelle.bundle import Bundle
 from passerelle.config import validate
 from passerelle.errors import UserError
-from serving.api.admission import ALWAYS_ROOM, Crowd, Rates, read_keys
+from serving.api.admission import ALWAYS_ROOM, ConcurrencyLimiter, RateLimiter, read_keys
 from serving.api.app import build_app
 from serving.config import LimitsConfig, ServingConfig
 from serving.events.base import Event
@@ -62,13 +62,20 @@ def test_keys(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ):
             headers = {} if header is None else {"authorization": header.encode("latin-1")}
             found.append((await client.post("/v1/recommend", json={}, headers=headers)).status_code)
-        found += [(await client.get(path)).status_code for path in ("/healthz", "/metrics", "/readyz", "/", "/v1/items/7", "/docs")]
+        found += [
+            (await client.get(path)).status_code
+            for path in ("/healthz", "/metrics", "/readyz", "/", "/v1/items/7", "/docs")
+        ]
         return found
 
     statuses = run(app, work)
-    assert statuses[:10] == [401, 200, 200, 401, 200, 401, 401, 200, 200, 401], "the case of the scheme says nothing"
+    assert statuses[:10] == [401, 200, 200, 401, 200, 401, 401, 200, 200, 401], (
+        "the case of the scheme says nothing"
+    )
     assert statuses[10:] == [200, 200, 200, 200, 401, 401]
-    assert compared.count(b"first key") == compared.count(b"second"), "each key is compared, also after one was right"
+    assert compared.count(b"first key") == compared.count(b"second"), (
+        "each key is compared, also after one was right"
+    )
 
 
 def test_keys_of_another_editor(tmp_path: Path) -> None:
@@ -106,7 +113,7 @@ def test_large_bodies_are_refused_also_when_they_do_not_say_so(bundle: Bundle) -
 
 def test_rates() -> None:
     now = [0.0]
-    rates = Rates(2.0, lambda: now[0])
+    rates = RateLimiter(2.0, lambda: now[0])
     assert [rates.admit(b"a") for _ in range(4)] == [True, True, False, False] and rates.admit(b"b")
     now[0] = 0.5
     assert [rates.admit(b"a") for _ in range(2)] == [True, False]
@@ -117,7 +124,7 @@ def test_rates() -> None:
 @given(st.floats(0.5, 50), st.lists(st.floats(0, 0.3), max_size=200))
 def test_no_window_holds_more_than_its_rate(rate: float, gaps: list[float]) -> None:
     now = [0.0]
-    rates, admitted = Rates(rate, lambda: now[0]), []
+    rates, admitted = RateLimiter(rate, lambda: now[0]), []
     for gap in gaps:
         now[0] += gap
         if rates.admit(b"a"):
@@ -154,7 +161,9 @@ def test_a_crowd_is_answered_as_far_as_there_is_room(bundle: Bundle) -> None:
     app = app_with(bundle, Slow(bundle), max_in_flight=5)
 
     async def work(client: httpx.AsyncClient) -> list[int]:
-        answers = await asyncio.gather(*(client.post("/v1/recommend", json={"user_id": 1003}) for _ in range(30)))
+        answers = await asyncio.gather(
+            *(client.post("/v1/recommend", json={"user_id": 1003}) for _ in range(30))
+        )
         after = await client.post("/v1/recommend", json={"user_id": 1003})
         health = await client.get("/healthz")
         return [*(answer.status_code for answer in answers), after.status_code, health.status_code]
@@ -187,7 +196,11 @@ def test_a_store_that_hangs_closes_the_gate_for_what_needs_it_alone(
         event = {"event_id": "a", "user_id": 1003, "item_id": 7}
 
         def one() -> Any:
-            return client.post("/v1/events", json={"events": [event]}) if write == "events" else client.delete("/v1/users/1003")
+            return (
+                client.post("/v1/events", json={"events": [event]})
+                if write == "events"
+                else client.delete("/v1/users/1003")
+            )
 
         waiting = [asyncio.ensure_future(one()) for _ in range(3)]
         done, _ = await asyncio.wait(waiting, timeout=0.3)
@@ -209,7 +222,7 @@ def test_a_store_that_hangs_closes_the_gate_for_what_needs_it_alone(
 
 def test_the_gate_learns_what_a_request_costs() -> None:
     now = [0.0]
-    crowd = Crowd(most=1000, max_expected_ms=100, clock=lambda: now[0])
+    crowd = ConcurrencyLimiter(most=1000, max_expected_ms=100, clock=lambda: now[0])
     for _ in range(300):  # ten inside take 50 ms: 5 ms each
         blocks = [crowd.one() for _ in range(10)]
         for block in blocks:
@@ -223,20 +236,31 @@ def test_the_gate_learns_what_a_request_costs() -> None:
         blocks.append(crowd.one())
         blocks[-1].__enter__()
         admitted += 1
-    assert ALWAYS_ROOM < admitted < 20, "the first of ten pays for all, the last for a tenth: about 7 ms are learnt"
+    assert ALWAYS_ROOM < admitted < 20, (
+        "the first of ten pays for all, the last for a tenth: about 7 ms are learnt"
+    )
 
 
 def test_cors_is_off_unless_it_is_named(bundle: Bundle, tmp_path: Path) -> None:
     keys = tmp_path / "keys.txt"
     keys.write_text("a\n", encoding="utf-8")
-    asks = {"origin": "https://shop.example", "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    asks = {
+        "origin": "https://shop.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
 
     async def preflight(client: httpx.AsyncClient) -> httpx.Response:
         return await client.options("/v1/recommend", headers=asks)
 
     assert "access-control-allow-origin" not in run(app_with(bundle), preflight).headers
-    allowed = run(app_with(bundle, allowed_origins=["https://shop.example"], api_keys_file=str(keys)), preflight)
-    assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    allowed = run(
+        app_with(bundle, allowed_origins=["https://shop.example"], api_keys_file=str(keys)), preflight
+    )
+    assert (
+        allowed.status_code == 200
+        and allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    )
     other = run(app_with(bundle, allowed_origins=["https://other.example"]), preflight)
     assert "access-control-allow-origin" not in other.headers
 
@@ -257,11 +281,21 @@ def test_the_time_of_a_request_is_kept(bundle: Bundle, monkeypatch: pytest.Monke
         return [*answers, await client.post("/v1/recommend", json=bodies[1])]
 
     full, short, none = run(build_app(recommender), work)
-    assert full.json()["degraded"] == [] and short.json()["degraded"] == ["ranker"] and short.status_code == 200
+    assert (
+        full.json()["degraded"] == [] and short.json()["degraded"] == ["ranker"] and short.status_code == 200
+    )
     scores = [item["sources"][0]["score"] for item in short.json()["items"]]
     assert scores == sorted(scores, reverse=True)
-    assert none.status_code == 503 and none.headers["retry-after"] == "1" and "time of the request is over" in none.text
+    assert (
+        none.status_code == 503
+        and none.headers["retry-after"] == "1"
+        and "time of the request is over" in none.text
+    )
 
 
 def test_defaults_are_those_that_are_documented() -> None:
-    assert LimitsConfig().allowed_origins == () and LimitsConfig().api_keys_file is None and LimitsConfig().requests_per_s is None
+    assert (
+        LimitsConfig().allowed_origins == ()
+        and LimitsConfig().api_keys_file is None
+        and LimitsConfig().requests_per_s is None
+    )

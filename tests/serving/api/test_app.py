@@ -34,32 +34,57 @@ def app(recommender: Recommender) -> Any:
 def test_recommend(app: Any) -> None:
     answer = call(app, "POST", "/v1/recommend", json={"user_id": 1003, "k": 4})
     values = answer.json()
-    assert answer.status_code == 200 and values["model_version"] == 7 and values["fallback"] is None and values["ignored_history"] == 0
-    assert [item["rank"] for item in values["items"]] == [1, 2, 3, 4] and len({item["item_id"] for item in values["items"]}) == 4
-    assert sorted((item["score"] for item in values["items"]), reverse=True) == [item["score"] for item in values["items"]]
-    assert all(set(source) == {"name", "rank", "score"} for item in values["items"] for source in item["sources"])
     assert (
-        set(values["timings_ms"]) == {"lookup", "encode", "retrieval", "ranking", "ordering", "total"} and len(values["request_id"]) == 32
+        answer.status_code == 200
+        and values["model_version"] == 7
+        and values["fallback"] is None
+        and values["ignored_history"] == 0
+    )
+    assert [item["rank"] for item in values["items"]] == [1, 2, 3, 4] and len(
+        {item["item_id"] for item in values["items"]}
+    ) == 4
+    assert sorted((item["score"] for item in values["items"]), reverse=True) == [
+        item["score"] for item in values["items"]
+    ]
+    assert all(
+        set(source) == {"name", "rank", "score"} for item in values["items"] for source in item["sources"]
+    )
+    assert (
+        set(values["timings_ms"]) == {"lookup", "encode", "retrieval", "ranking", "ordering", "total"}
+        and len(values["request_id"]) == 32
     )
 
 
 def test_popularity_for_a_stranger(app: Any) -> None:
     values = call(app, "POST", "/v1/recommend", json={"user_id": 1, "k": 3}).json()
-    assert values["fallback"] == "popularity" and [item["score"] for item in values["items"]] == [300, 299, 298]
+    assert values["fallback"] == "popularity" and [item["score"] for item in values["items"]] == [
+        300,
+        299,
+        298,
+    ]
     assert [item["sources"][0]["name"] for item in values["items"]] == ["popularity"] * 3
 
 
 def test_exclusion_and_filters(app: Any) -> None:
     history = [7, 17, 27, 37]
-    seen = call(app, "POST", "/v1/recommend", json={"history": history, "k": 300, "exclude_seen": False}).json()
+    seen = call(
+        app, "POST", "/v1/recommend", json={"history": history, "k": 300, "exclude_seen": False}
+    ).json()
     unseen = call(app, "POST", "/v1/recommend", json={"history": history, "k": 300}).json()
-    assert len(seen["items"]) == 300 and {item["item_id"] for item in seen["items"]} - {item["item_id"] for item in unseen["items"]} == set(
-        history
-    )
-    filters = [{"op": "range", "column": "year", "min": 1990}, {"op": "contains", "column": "genres", "value": "喜劇"}]
-    few = call(app, "POST", "/v1/recommend", json={"history": history, "k": 300, "filters": filters}).json()["items"]
+    assert len(seen["items"]) == 300 and {item["item_id"] for item in seen["items"]} - {
+        item["item_id"] for item in unseen["items"]
+    } == set(history)
+    filters = [
+        {"op": "range", "column": "year", "min": 1990},
+        {"op": "contains", "column": "genres", "value": "喜劇"},
+    ]
+    few = call(app, "POST", "/v1/recommend", json={"history": history, "k": 300, "filters": filters}).json()[
+        "items"
+    ]
     features = [call(app, "GET", f"/v1/items/{item['item_id']}").json()["features"] for item in few]
-    assert 0 < len(few) < 300 and all(feature["year"] >= 1990 and "喜劇" in feature["genres"] for feature in features)
+    assert 0 < len(few) < 300 and all(
+        feature["year"] >= 1990 and "喜劇" in feature["genres"] for feature in features
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,9 +97,21 @@ def test_exclusion_and_filters(app: Any) -> None:
         ({"user_id": True}, ["body", "user_id", "int"], "valid integer"),
         ({"user_id": "ann"}, [], "this catalogue's ids are integers"),
         ({"history": [1, None]}, ["body", "history", 1, "int"], "valid integer"),
-        ({"context": {"timestamp_ms": 1_700_000_000_000_000}}, ["body", "context", "timestamp_ms"], "less than or equal to"),
-        ({"filters": [{"op": "equals", "column": "x", "value": 1}]}, [], "filters.0: column 'x' is not an item column; known are genres"),
-        ({"filters": [{"op": "near"}]}, ["body", "filters", 0], "'near' found using 'op' does not match any of the expected tags"),
+        (
+            {"context": {"timestamp_ms": 1_700_000_000_000_000}},
+            ["body", "context", "timestamp_ms"],
+            "less than or equal to",
+        ),
+        (
+            {"filters": [{"op": "equals", "column": "x", "value": 1}]},
+            [],
+            "filters.0: column 'x' is not an item column; known are genres",
+        ),
+        (
+            {"filters": [{"op": "near"}]},
+            ["body", "filters", 0],
+            "'near' found using 'op' does not match any of the expected tags",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(app: Any, body: dict[str, Any], loc: list[Any], message: str) -> None:
@@ -84,7 +121,18 @@ def test_what_is_wrong_is_named(app: Any, body: dict[str, Any], loc: list[Any], 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b'{"k": 1', b"[]", b"null", b'"\xff"', b'{"k": NaN}', b'{"user_id": "\\ud800"}', b'{"k": 1e400}']
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"k": 1',
+        b"[]",
+        b"null",
+        b'"\xff"',
+        b'{"k": NaN}',
+        b'{"user_id": "\\ud800"}',
+        b'{"k": 1e400}',
+    ],
 )
 def test_malformed_json(app: Any, content: bytes) -> None:
     answer = call(app, "POST", "/v1/recommend", content=content, headers={"content-type": "application/json"})
@@ -96,7 +144,11 @@ def test_similar_and_items(app: Any) -> None:
     assert len(values["items"]) == 5 and 17 not in {item["item_id"] for item in values["items"]}
     assert values["items"][0]["sources"][0]["name"] == "similar"
     item = call(app, "GET", "/v1/items/7").json()
-    assert item == {"item_id": 7, "title": "Title № 0", "features": {"title": "Title № 0", "genres": [], "kind": "film", "year": None}}
+    assert item == {
+        "item_id": 7,
+        "title": "Title № 0",
+        "features": {"title": "Title № 0", "genres": [], "kind": "film", "year": None},
+    }
     for answer in (
         call(app, "POST", "/v1/similar", json={"item_id": 8}),
         call(app, "GET", "/v1/items/8"),
@@ -117,9 +169,15 @@ def test_unicode_ids_in_paths(unicode_recommender: Recommender) -> None:
 
 def test_health_and_documentation(app: Any) -> None:
     assert call(app, "GET", "/healthz").json() == {"status": "ok"}
-    assert call(app, "GET", "/readyz").json() == {"ready": True, "model_version": 7, "checks": {"networks": True}}
+    assert call(app, "GET", "/readyz").json() == {
+        "ready": True,
+        "model_version": 7,
+        "checks": {"networks": True},
+    }
     paths = call(app, "GET", "/openapi.json").json()["paths"]
-    assert {"/v1/recommend", "/v1/similar", "/v1/items/{item_id}", "/healthz", "/readyz", "/metrics"} <= set(paths)
+    assert {"/v1/recommend", "/v1/similar", "/v1/items/{item_id}", "/healthz", "/readyz", "/metrics"} <= set(
+        paths
+    )
     assert call(app, "GET", "/docs").status_code == 200
 
 
@@ -149,15 +207,27 @@ def test_no_triton(bundle: Bundle) -> None:
         return found
 
     personal, ready, popular = asyncio.run(answers())
-    assert personal.status_code == 200 and personal.json()["fallback"] == "similar" and personal.json()["degraded"] == ["query_encoder"]
+    assert (
+        personal.status_code == 200
+        and personal.json()["fallback"] == "similar"
+        and personal.json()["degraded"] == ["query_encoder"]
+    )
     assert ready.status_code == 503 and ready.json()["ready"] is False and popular.status_code == 200
 
 
 IDS = (
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.integers(0, 3100) | st.floats() | st.text(max_size=5) | st.just("\ud800")
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.integers(0, 3100)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.just("\ud800")
 )
 ANYTHING = st.recursive(
-    IDS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6
+    IDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
 )
 FILTERS = st.fixed_dictionaries(
     {
@@ -173,7 +243,8 @@ BODIES = st.fixed_dictionaries(
         "history": st.lists(IDS, max_size=5) | ANYTHING,
         "k": st.integers(-1, 310) | ANYTHING,
         "exclude_seen": st.booleans() | ANYTHING,
-        "context": st.fixed_dictionaries({}, optional={"timestamp_ms": st.integers(-1, 2**62) | ANYTHING}) | ANYTHING,
+        "context": st.fixed_dictionaries({}, optional={"timestamp_ms": st.integers(-1, 2**62) | ANYTHING})
+        | ANYTHING,
         "filters": st.lists(FILTERS, max_size=2) | ANYTHING,
         "item_id": IDS,
     },
@@ -183,6 +254,8 @@ BODIES = st.fixed_dictionaries(
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(["/v1/recommend", "/v1/similar"]), BODIES | ANYTHING)
 def test_nothing_that_is_sent_makes_it_fail(app: Any, path: str, body: Any) -> None:
-    answer = call(app, "POST", path, content=json.dumps(body).encode(), headers={"content-type": "application/json"})
+    answer = call(
+        app, "POST", path, content=json.dumps(body).encode(), headers={"content-type": "application/json"}
+    )
     assert answer.status_code in (200, 400, 404, 422), answer.text
     answer.json()

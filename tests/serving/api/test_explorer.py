@@ -29,7 +29,9 @@ from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="no browser here: apt-get install chromium chromium-driver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="no browser here: apt-get install chromium chromium-driver"
+)
 OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -41,10 +43,18 @@ OPTIONS = (
     "--disable-sync",
     "--window-size=1280,900",
 )
-BOOKS_FIRST = {"name": "books first", "when": {"op": "equals", "column": "kind", "value": "book"}, "factor": 5.0}
+BOOKS_FIRST = {
+    "name": "books first",
+    "when": {"op": "equals", "column": "kind", "value": "book"},
+    "factor": 5.0,
+}
 CONFIG = {
     "playlists": {"books": {"ordering": {"boosts": [BOOKS_FIRST]}}},
-    "experiments": {"order": {"variants": [{"name": "plain", "playlist": "default"}, {"name": "books", "playlist": "books"}]}},
+    "experiments": {
+        "order": {
+            "variants": [{"name": "plain", "playlist": "default"}, {"name": "books", "playlist": "books"}]
+        }
+    },
 }
 
 
@@ -52,7 +62,9 @@ CONFIG = {
 def served(bundle: Bundle, folder: Path, config: dict[str, Any]) -> Iterator[str]:
     """The address of a server in a thread."""
     store = SqliteEventStore(folder / "events.sqlite")
-    recommender = recommender_of(bundle, OnnxInference(bundle), 7, validate(ServingConfig, config, "test"), store)
+    recommender = recommender_of(
+        bundle, OnnxInference(bundle), 7, validate(ServingConfig, config, "test"), store
+    )
     (port,) = free_ports(1)
     app = build_app(recommender, EventIntake(bundle, store))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
@@ -100,7 +112,12 @@ def cards(browser: webdriver.Chrome) -> list[Any]:
 
 
 def items(where: Any) -> list[str]:
-    return [one.text for one in where.find_elements(By.CSS_SELECTOR, "#answers section li .title, section#similar li .title")]
+    return [
+        one.text
+        for one in where.find_elements(
+            By.CSS_SELECTOR, "#answers section li .title, section#similar li .title"
+        )
+    ]
 
 
 def titles(card: Any) -> list[str]:
@@ -125,8 +142,14 @@ def test_it_opens_with_a_user_and_asks_nobody_else(page: webdriver.Chrome, url: 
     assert "version 7: 300 items, 40 users" in page.find_element(By.ID, "about").text
     assert len(items(page)) == 10 and all(text.startswith("Title №") for text in items(page))
     assert len(page.find_elements(By.CSS_SELECTOR, "#history li .title")) > 0
-    assert len(page.find_elements(By.CSS_SELECTOR, ".bar span")) == 5 and "retrieval" in page.find_element(By.CSS_SELECTOR, ".legend").text
-    assert page.find_elements(By.CSS_SELECTOR, ".chip")[0].text == "personal #1" or "personal" in page.find_element(By.ID, "answers").text
+    assert (
+        len(page.find_elements(By.CSS_SELECTOR, ".bar span")) == 5
+        and "retrieval" in page.find_element(By.CSS_SELECTOR, ".legend").text
+    )
+    assert (
+        page.find_elements(By.CSS_SELECTOR, ".chip")[0].text == "personal #1"
+        or "personal" in page.find_element(By.ID, "answers").text
+    )
     asked = page.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
     assert asked and all(name.startswith((url, "data:")) for name in asked)
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
@@ -145,7 +168,9 @@ def test_a_category(page: webdriver.Chrome, bundle: Bundle) -> None:
     Select(page.find_element(By.ID, "column")).select_by_value("genres")
     Select(page.find_element(By.ID, "value")).select_by_value("Drama")
     submit(page)
-    genres = dict(zip(bundle.items.column("title").to_pylist(), bundle.items.column("genres").to_pylist(), strict=True))
+    genres = dict(
+        zip(bundle.items.column("title").to_pylist(), bundle.items.column("genres").to_pylist(), strict=True)
+    )
     assert items(page) and all("Drama" in genres[title] for title in items(page))
     screenshot(page, "category")
 
@@ -155,15 +180,24 @@ def test_two_variants_side_by_side(page: webdriver.Chrome) -> None:
     Select(page.find_element(By.ID, "right")).select_by_visible_text("order: books")
     submit(page)
     left, right = cards(page)
-    assert left.find_element(By.TAG_NAME, "h2").text == "default: variant plain" and titles(left) != titles(right)
-    assert left.location["y"] == right.location["y"] and "books first" in right.text and "books first" not in left.text
+    assert left.find_element(By.TAG_NAME, "h2").text == "default: variant plain" and titles(left) != titles(
+        right
+    )
+    assert (
+        left.location["y"] == right.location["y"]
+        and "books first" in right.text
+        and "books first" not in left.text
+    )
     screenshot(page, "variants")
 
 
 def test_similar_items(page: webdriver.Chrome) -> None:
     page.find_element(By.CSS_SELECTOR, "button.similar").click()
     similar = wait(page, lambda: page.find_elements(By.ID, "similar"))[0]
-    assert similar.find_element(By.TAG_NAME, "h2").text.startswith("Similar to Title №") and len(titles(similar)) == 10
+    assert (
+        similar.find_element(By.TAG_NAME, "h2").text.startswith("Similar to Title №")
+        and len(titles(similar)) == 10
+    )
     screenshot(page, "similar")
 
 
@@ -180,7 +214,9 @@ def test_a_mistake_is_told(page: webdriver.Chrome) -> None:
 def test_a_narrow_screen(page: webdriver.Chrome) -> None:
     page.set_window_size(500, 900)
     try:
-        width = page.execute_script("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+        width = page.execute_script(
+            "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
         screenshot(page, "narrow")
         assert width[0] <= width[1], "nothing is cut off to the right"
     finally:
@@ -188,11 +224,15 @@ def test_a_narrow_screen(page: webdriver.Chrome) -> None:
 
 
 def test_markup_in_titles_is_text(page: webdriver.Chrome) -> None:
-    text = page.execute_script("const node = element('span', '<img src=x onerror=alert(1)>'); return node.innerHTML")
+    text = page.execute_script(
+        "const node = element('span', '<img src=x onerror=alert(1)>'); return node.innerHTML"
+    )
     assert text == "&lt;img src=x onerror=alert(1)&gt;"
 
 
-def test_a_service_with_keys_is_asked_with_one(browser: webdriver.Chrome, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_service_with_keys_is_asked_with_one(
+    browser: webdriver.Chrome, bundle: Bundle, tmp_path: Path
+) -> None:
     """The page asks for a key, and again while it is none of the service's."""
     (tmp_path / "keys.txt").write_text("the right one\n", encoding="utf-8")
     with served(bundle, tmp_path, {"limits": {"api_keys_file": str(tmp_path / "keys.txt")}}) as url:

@@ -22,7 +22,9 @@ from tests.support.request_fuzzer import requests
 
 ALLOWED = {200, 202, 400, 404, 405, 413, 422}
 CONFIG = {
-    "playlists": {"books": {"ordering": {"diversify": "mmr"}, "sources": [{"kind": "personal"}, {"kind": "trending"}]}},
+    "playlists": {
+        "books": {"ordering": {"diversify": "mmr"}, "sources": [{"kind": "personal"}, {"kind": "trending"}]}
+    },
     "limits": {"deadline_ms": 60_000},
 }
 
@@ -31,7 +33,9 @@ CONFIG = {
 def app(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     store = SqliteEventStore(tmp_path_factory.mktemp("fuzz") / "events.sqlite")
     config = validate(ServingConfig, CONFIG, "test")
-    yield build_app(recommender_of(bundle, OnnxInference(bundle), 7, config, store), EventIntake(bundle, store))
+    yield build_app(
+        recommender_of(bundle, OnnxInference(bundle), 7, config, store), EventIntake(bundle, store)
+    )
     asyncio.run(store.close())
 
 
@@ -44,8 +48,18 @@ def fuzz(app: Any, count: int, seed: int) -> tuple[Counter[int], list[float]]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             for place, (method, path, body, headers) in enumerate(requests(app.openapi(), count, seed)):
                 answer = await client.request(method, path, content=body, headers=headers)
-                hurried = answer.status_code == 503 and b'"deadline_ms"' in body and "time of the request is over" in answer.text
-                assert hurried or answer.status_code in ALLOWED, (answer.status_code, answer.text[:300], method, path[:200], body[:500])
+                hurried = (
+                    answer.status_code == 503
+                    and b'"deadline_ms"' in body
+                    and "time of the request is over" in answer.text
+                )
+                assert hurried or answer.status_code in ALLOWED, (
+                    answer.status_code,
+                    answer.text[:300],
+                    method,
+                    path[:200],
+                    body[:500],
+                )
                 if answer.headers.get("content-type") == "application/json":
                     json.loads(answer.text)
                 assert "Traceback" not in answer.text and "x-injected" not in answer.headers

@@ -18,7 +18,19 @@ from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.catalogue import Catalogue
 from serving.catalogue.columns import Columns
 from serving.catalogue.offers import read_offers
-from serving.schemas.filters import And, Contains, Equals, Filter, Not, Or, Overlaps, Present, RadiusBy, Range, Within
+from serving.schemas.filters import (
+    And,
+    Contains,
+    Equals,
+    Filter,
+    Not,
+    Or,
+    Overlaps,
+    Present,
+    RadiusBy,
+    Range,
+    Within,
+)
 from tests.serving.schemas.test_filters import great_circle_km
 
 PLACE = pa.struct([("latitude", pa.float64()), ("longitude", pa.float64())])
@@ -27,12 +39,42 @@ PARIS = {"latitude": 48.8566, "longitude": 2.3522}
 VERSAILLES = {"latitude": 48.8049, "longitude": 2.1204}
 LYON = {"latitude": 45.7640, "longitude": 4.8357}
 
-ITEMS = pa.table({"item_id": [10, 11, 12, 13], "kind": ["book", "concert", "museum", None], "year": pa.array([2000, 2010, None, 2020])})
+ITEMS = pa.table(
+    {
+        "item_id": [10, 11, 12, 13],
+        "kind": ["book", "concert", "museum", None],
+        "year": pa.array([2000, 2010, None, 2020]),
+    }
+)
 OFFERS: list[dict[str, Any]] = [
-    {"offer_id": "a", "item_id": 11, "price": 30.0, "place": PARIS, "starts": 100, "ends": 200, "tags": ["duo"]},
+    {
+        "offer_id": "a",
+        "item_id": 11,
+        "price": 30.0,
+        "place": PARIS,
+        "starts": 100,
+        "ends": 200,
+        "tags": ["duo"],
+    },
     {"offer_id": "b", "item_id": 11, "price": 10.0, "place": LYON, "starts": 150, "ends": None, "tags": []},
-    {"offer_id": "c", "item_id": 10, "price": 5.0, "place": None, "starts": None, "ends": None, "tags": ["digital"]},
-    {"offer_id": "d", "item_id": 12, "price": None, "place": VERSAILLES, "starts": None, "ends": 120, "tags": ["duo", "digital"]},
+    {
+        "offer_id": "c",
+        "item_id": 10,
+        "price": 5.0,
+        "place": None,
+        "starts": None,
+        "ends": None,
+        "tags": ["digital"],
+    },
+    {
+        "offer_id": "d",
+        "item_id": 12,
+        "price": None,
+        "place": VERSAILLES,
+        "starts": None,
+        "ends": 120,
+        "tags": ["duo", "digital"],
+    },
     {"offer_id": "e", "item_id": 99, "price": 1.0, "place": PARIS, "starts": 0, "ends": 1, "tags": []},
 ]
 SCHEMA = pa.schema(
@@ -62,7 +104,9 @@ def meets(item: dict[str, Any], offer: dict[str, Any] | None, condition: Any) ->
     if condition.op == "not":
         return not meets(item, offer, condition.condition)
     if condition.op in ("and", "or"):
-        return (all if condition.op == "and" else any)(meets(item, offer, part) for part in condition.conditions)
+        return (all if condition.op == "and" else any)(
+            meets(item, offer, part) for part in condition.conditions
+        )
 
     def value_of(name: str) -> Any:
         if name.startswith("offer."):
@@ -88,19 +132,48 @@ def meets(item: dict[str, Any], offer: dict[str, Any] | None, condition: Any) ->
         radius_km = condition.radius_km
         if condition.radius_by is not None:
             radius_km = condition.radius_by.radii_km.get(value_of(condition.radius_by.column), radius_km)
-        return great_circle_km((condition.latitude, condition.longitude), (value["latitude"], value["longitude"])) <= radius_km
-    return (condition.min is None or value >= condition.min) and (condition.max is None or value <= condition.max)
+        return (
+            great_circle_km(
+                (condition.latitude, condition.longitude), (value["latitude"], value["longitude"])
+            )
+            <= radius_km
+        )
+    return (condition.min is None or value >= condition.min) and (
+        condition.max is None or value <= condition.max
+    )
 
 
 TIMES = st.none() | st.integers(50, 250)
-RADII = st.none() | st.builds(RadiusBy, column=st.just("kind"), radii_km=st.fixed_dictionaries({"concert": st.sampled_from([3.0, 500.0])}))
+RADII = st.none() | st.builds(
+    RadiusBy,
+    column=st.just("kind"),
+    radii_km=st.fixed_dictionaries({"concert": st.sampled_from([3.0, 500.0])}),
+)
 CONDITIONS: st.SearchStrategy[Any] = st.one_of(
-    st.builds(Equals, op=st.just("equals"), column=st.just("kind"), value=st.sampled_from(["book", "concert"])),
+    st.builds(
+        Equals, op=st.just("equals"), column=st.just("kind"), value=st.sampled_from(["book", "concert"])
+    ),
     st.builds(Range, op=st.just("range"), column=st.just("year"), min=st.integers(1999, 2021)),
     st.builds(Range, op=st.just("range"), column=st.just("offer.price"), max=st.integers(0, 40)),
-    st.builds(Contains, op=st.just("contains"), column=st.just("offer.tags"), value=st.sampled_from(["duo", "digital", "x"])),
-    st.builds(Present, op=st.just("present"), column=st.sampled_from(["offer.price", "offer.place", "offer.tags", "kind"])),
-    st.builds(Overlaps, op=st.just("overlaps"), start=st.just("offer.starts"), end=st.just("offer.ends"), min=TIMES, max=TIMES),
+    st.builds(
+        Contains,
+        op=st.just("contains"),
+        column=st.just("offer.tags"),
+        value=st.sampled_from(["duo", "digital", "x"]),
+    ),
+    st.builds(
+        Present,
+        op=st.just("present"),
+        column=st.sampled_from(["offer.price", "offer.place", "offer.tags", "kind"]),
+    ),
+    st.builds(
+        Overlaps,
+        op=st.just("overlaps"),
+        start=st.just("offer.starts"),
+        end=st.just("offer.ends"),
+        min=TIMES,
+        max=TIMES,
+    ),
     st.builds(
         Within,
         op=st.just("within"),
@@ -158,24 +231,37 @@ def test_the_best_offer_is_the_cheapest_or_the_nearest_of_those_that_pass(catalo
 
 def test_nearest_items(catalogue: Catalogue) -> None:
     everything = catalogue.eligible([])
-    rows, distances_km = catalogue.nearest("offer.place", (48.85, 2.35), 3, everything.rows_R, everything.units_U)
+    rows, distances_km = catalogue.nearest(
+        "offer.place", (48.85, 2.35), 3, everything.rows_R, everything.units_U
+    )
     assert rows.tolist() == [3, 4]
-    expected = [great_circle_km((48.85, 2.35), (place["latitude"], place["longitude"])) for place in (PARIS, VERSAILLES)]
+    expected = [
+        great_circle_km((48.85, 2.35), (place["latitude"], place["longitude"]))
+        for place in (PARIS, VERSAILLES)
+    ]
     np.testing.assert_allclose(distances_km, expected, rtol=1e-9)
     cheap = catalogue.eligible([Range(op="range", column="offer.price", max=20)])
     rows, distances_km = catalogue.nearest("offer.place", (48.85, 2.35), 3, cheap.rows_R, cheap.units_U)
-    assert rows.tolist() == [3] and math.isclose(distances_km[0], great_circle_km((48.85, 2.35), (45.764, 4.8357)))
+    assert rows.tolist() == [3] and math.isclose(
+        distances_km[0], great_circle_km((48.85, 2.35), (45.764, 4.8357))
+    )
 
 
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (Range(op="range", column="offer.x", max=1), "filters.0: column 'x' is not an offer column; known are ends, place, price"),
+        (
+            Range(op="range", column="offer.x", max=1),
+            "filters.0: column 'x' is not an offer column; known are ends, place, price",
+        ),
         (
             Overlaps(op="overlaps", start="year", end="offer.ends"),
             "one of columns 'year' and 'offer.ends' is of offers, the other of items",
         ),
-        (Overlaps(op="overlaps", start="offer.price", end="offer.ends"), "column 'price' is numeric: use equals or in or range"),
+        (
+            Overlaps(op="overlaps", start="offer.price", end="offer.ends"),
+            "column 'price' is numeric: use equals or in or range",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(catalogue: Catalogue, condition: Filter, message: str) -> None:
@@ -195,9 +281,13 @@ def test_columns_without_gaps_and_huge_numbers(tmp_path: Path) -> None:
         ]
     )
     path = tmp_path / "offers.parquet"
-    pyarrow.parquet.write_table(pa.table({"offer_id": [1], "item_id": [11], "n": [2**60 + 1]}, schema=schema), path)
+    pyarrow.parquet.write_table(
+        pa.table({"offer_id": [1], "item_id": [11], "n": [2**60 + 1]}, schema=schema), path
+    )
     offers = read_offers(path, IdMap(ITEMS.column("item_id"), first_row=FIRST_ITEM_ROW, name="item_id"))
-    found = Catalogue(Columns(ITEMS, ITEM_FEATURES, offset=FIRST_ITEM_ROW), offers).eligible([Range(op="range", column="offer.n", min=5)])
+    found = Catalogue(Columns(ITEMS, ITEM_FEATURES, offset=FIRST_ITEM_ROW), offers).eligible(
+        [Range(op="range", column="offer.n", min=5)]
+    )
     assert np.flatnonzero(found.rows_R).tolist() == [3]
 
 
@@ -208,7 +298,10 @@ def test_columns_without_gaps_and_huge_numbers(tmp_path: Path) -> None:
         (pa.table({"offer_id": [1, 1], "item_id": [10, 11]}), "1 rows repeat an offer_id"),
         (pa.table({"offer_id": [1, None], "item_id": [10, 11]}), "1 rows have no offer_id"),
         (pa.table({"offer_id": [1], "item_id": [10], "x": [b"y"]}), "column 'x' holds binary"),
-        (pa.table({"offer_id": [1.5], "item_id": [10]}), "column offer_id holds double, neither text nor whole numbers"),
+        (
+            pa.table({"offer_id": [1.5], "item_id": [10]}),
+            "column offer_id holds double, neither text nor whole numbers",
+        ),
         (pa.table({"offer_id": [1], "item_id": ["ten"]}), "items of this bundle have ids of type int64"),
         (pa.table({"offer_id": [1], "item_id": [10], "x": [[[1]]]}), "column 'x' holds list"),
     ],

@@ -47,7 +47,12 @@ class World:
         kinds = [("a", "b", None)[number] for number in rng.integers(3, size=COUNT)]
         times = [None if rng.random() < 0.1 else int(one) for one in rng.integers(40, size=COUNT)]
         self.items = pa.table(
-            {"item_id": np.arange(COUNT), "kind": kinds, "at": pa.array(times, pa.int64()), "where": pa.array(places(COUNT, rng), PLACE)}
+            {
+                "item_id": np.arange(COUNT),
+                "kind": kinds,
+                "at": pa.array(times, pa.int64()),
+                "where": pa.array(places(COUNT, rng), PLACE),
+            }
         )
         owners = np.sort(rng.integers(COUNT, size=2 * COUNT))
         self.offers = pa.table(
@@ -60,7 +65,10 @@ class World:
             }
         )
         pyarrow.parquet.write_table(self.offers, folder / "offers.parquet")
-        table = read_offers(folder / "offers.parquet", IdMap(self.items.column("item_id"), first_row=FIRST_ITEM_ROW, name="item_id"))
+        table = read_offers(
+            folder / "offers.parquet",
+            IdMap(self.items.column("item_id"), first_row=FIRST_ITEM_ROW, name="item_id"),
+        )
         self.catalogue = Catalogue(Columns(self.items, FEATURES, offset=FIRST_ITEM_ROW), table)
 
     def values(self, name: str, only: str | None) -> list[tuple[int, object]]:
@@ -88,7 +96,9 @@ def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(catalogue_module, "_STRIDE", 3)
 
 
-def smallest(values: list[tuple[int, float]], allowed_R: npt.NDArray[np.bool_], k: int) -> list[tuple[int, float]]:
+def smallest(
+    values: list[tuple[int, float]], allowed_R: npt.NDArray[np.bool_], k: int
+) -> list[tuple[int, float]]:
     best: dict[int, float] = {}
     for row, value in values:
         if allowed_R[row]:
@@ -103,7 +113,9 @@ def smallest(values: list[tuple[int, float]], allowed_R: npt.NDArray[np.bool_], 
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
 def test_nearest(world: World, name: str, only: str | None, k: int, share: float) -> None:
     column = "offer.kind" if name.startswith("offer.") else "kind"
-    eligible = world.catalogue.eligible([] if only is None else [Equals(op="equals", column=column, value=only)])
+    eligible = world.catalogue.eligible(
+        [] if only is None else [Equals(op="equals", column=column, value=only)]
+    )
     allowed_R = eligible.rows_R & (np.random.default_rng(1).random(len(eligible.rows_R)) < share)
     for point in POINTS:
         rows_K, distances_K = world.catalogue.nearest(name, point, k, allowed_R, eligible.units_U)
@@ -125,9 +137,13 @@ def test_nearest(world: World, name: str, only: str | None, k: int, share: float
 @pytest.mark.parametrize("ahead", [True, False])
 def test_first_in_time(world: World, name: str, only: str | None, k: int, now: int, ahead: bool) -> None:
     column = "offer.kind" if name.startswith("offer.") else "kind"
-    eligible = world.catalogue.eligible([] if only is None else [Equals(op="equals", column=column, value=only)])
+    eligible = world.catalogue.eligible(
+        [] if only is None else [Equals(op="equals", column=column, value=only)]
+    )
     allowed_R = eligible.rows_R & (np.random.default_rng(2).random(len(eligible.rows_R)) < 0.5)
     rows_K, aways_K = world.catalogue.first_in_time(name, now, k, allowed_R, eligible.units_U, ahead=ahead)
-    aways = [(row, (at - now) if ahead else (now - at)) for row, at in world.values(name, only) if at is not None]  # type: ignore[operator]
+    aways = [
+        (row, (at - now) if ahead else (now - at)) for row, at in world.values(name, only) if at is not None
+    ]  # type: ignore[operator]
     expected = smallest([(row, away) for row, away in aways if away >= 0], allowed_R, k)
     assert list(zip(rows_K.tolist(), aways_K.tolist(), strict=True)) == expected

@@ -13,19 +13,27 @@ from serving.catalogue.postings import make_postings
 
 WHOLE = st.integers(-20, 20) | st.sampled_from([2**53, 2**53 + 1, 2**63 - 1, -(2**63)])
 FLOATS = st.integers(-20, 20).map(float) | st.sampled_from([0.5, -0.0, 1e300, 2.0**53])
-TEXTS = st.sampled_from(["", "a", "b", "ab", "é", "e\u0301", "商品", "\U0001f600"]) | st.text(alphabet="abc", max_size=3)
+TEXTS = st.sampled_from(["", "a", "b", "ab", "é", "e\u0301", "商品", "\U0001f600"]) | st.text(
+    alphabet="abc", max_size=3
+)
 ASKED_NUMBERS = WHOLE | FLOATS | st.sampled_from([2**63, 10**400, -(10**400), 1.5])
 ASKED_TEXTS = TEXTS | st.just("\ud800")
 
 
-def rows_of(values: list[Any], kind: pa.DataType, asked: list[Any], column_kind: str = "categorical") -> list[int]:
+def rows_of(
+    values: list[Any], kind: pa.DataType, asked: list[Any], column_kind: str = "categorical"
+) -> list[int]:
     table = pa.table({"x": pa.array(values, kind)})
     feature = FeatureColumn(name="x", kind=column_kind)  # type: ignore[arg-type]
     return sorted(make_postings(table, feature, 2).rows_with(asked, "x").tolist())
 
 
 def check(values: list[Any], kind: pa.DataType, asked: list[Any]) -> None:
-    expected = [row for row, value in enumerate(values, start=2) if value is not None and any(value == one for one in asked)]
+    expected = [
+        row
+        for row, value in enumerate(values, start=2)
+        if value is not None and any(value == one for one in asked)
+    ]
     assert rows_of(values, kind, asked) == expected
 
 
@@ -53,7 +61,9 @@ def test_columns_of_other_types() -> None:
     many = list(range(12))
     assert rows_of([0.5, 2.0, float("nan"), None], pa.float16(), [0.5, 2]) == [2, 3]
     assert rows_of([3, 5, None], pa.uint64(), many) == [2, 3] and rows_of([3, 50], pa.int8(), many) == [2]
-    assert rows_of([["a", None], None, [], ["b", "a"]], pa.list_(pa.string()), ["a"], "multi_categorical") == [2, 5]
+    assert rows_of(
+        [["a", None], None, [], ["b", "a"]], pa.list_(pa.string()), ["a"], "multi_categorical"
+    ) == [2, 5]
     assert rows_of([None, float("inf"), float("nan")], pa.float64(), [float(number) for number in many]) == []
 
 

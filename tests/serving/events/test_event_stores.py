@@ -22,7 +22,9 @@ from tests.support.stores import DURABLE, event, needs_redis, new_user, start_re
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("redis", marks=needs_redis)])
-def open_one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], EventStore]]:
+def open_one(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], EventStore]]:
     """Opens a store; all that it opens hold the same events."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "sqlite":
@@ -41,22 +43,35 @@ def test_events_come_back_in_the_order_of_time_once_each(open_one: Callable[[], 
 
     async def work(store: EventStore) -> None:
         assert (await store.user(user, 10)).events == ()
-        assert await store.append([event(user, "b", 20, "8"), event(user, "a", 10, "商品"), event(user, "b", 30)]) == 2
+        assert (
+            await store.append(
+                [event(user, "b", 20, "8"), event(user, "a", 10, "商品"), event(user, "b", 30)]
+            )
+            == 2
+        )
         assert await store.append([event(user, "a", 99), event(user, "c", 15)]) == 1
-        assert [(one.item_id, one.timestamp_ms) for one in (await store.user(user, 10)).events] == [("商品", 10), ("7", 15), ("8", 20)]
+        assert [(one.item_id, one.timestamp_ms) for one in (await store.user(user, 10)).events] == [
+            ("商品", 10),
+            ("7", 15),
+            ("8", 20),
+        ]
         assert [one.timestamp_ms for one in (await store.user(user, 2)).events] == [15, 20]
         other = new_user()
         assert await store.append([event(other, "a")]) == 1, "an event id is its user's"
 
     with_store(open_one, work)
-    assert len(with_store(open_one, lambda store: store.user(user, 10)).events) == 3, "another process sees them"
+    assert len(with_store(open_one, lambda store: store.user(user, 10)).events) == 3, (
+        "another process sees them"
+    )
 
 
 def test_many_writers_at_once(open_one: Callable[[], EventStore]) -> None:
     user = new_user()
 
     async def work(store: EventStore) -> None:
-        added = await asyncio.gather(*(store.append([event(user, str(number % 50), number)]) for number in range(200)))
+        added = await asyncio.gather(
+            *(store.append([event(user, str(number % 50), number)]) for number in range(200))
+        )
         assert sum(added) == 50 and len((await store.user(user, 1000)).events) == 50
 
     with_store(open_one, work)
@@ -115,8 +130,19 @@ def test_events_are_counted_by_hour_and_item(open_one: Callable[[], EventStore])
     noon = 1000 * HOUR_MS
 
     async def work(store: EventStore) -> None:
-        first = [event(one, "a", noon, "商品"), event(one, "b", noon + HOUR_MS - 1, "商品"), event(one, "c", noon, "8")]
-        await store.append([*first, event(one, "a", noon, "商品"), event(other, "a", noon, "商品"), event(other, "b", noon + HOUR_MS, "8")])
+        first = [
+            event(one, "a", noon, "商品"),
+            event(one, "b", noon + HOUR_MS - 1, "商品"),
+            event(one, "c", noon, "8"),
+        ]
+        await store.append(
+            [
+                *first,
+                event(one, "a", noon, "商品"),
+                event(other, "a", noon, "商品"),
+                event(other, "b", noon + HOUR_MS, "8"),
+            ]
+        )
         await store.append(first)
         assert sorted(await store.hourly(1000, 1001)) == [(1000, "8", 1), (1000, "商品", 3), (1001, "8", 1)]
         assert await store.hourly(1001, 1001) == [(1001, "8", 1)] and await store.hourly(998, 999) == []
@@ -159,7 +185,9 @@ def test_erased_text_is_not_in_the_files_of_sqlite(tmp_path: Path) -> None:
         assert b"a secret" not in file.read_bytes(), file
 
 
-def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, now_ms = tmp_path / "events.sqlite", int(1e3 * time.time())
     old_ms = now_ms - 3 * 86_400_000
     opened = SqliteEventStore(path)
@@ -175,7 +203,9 @@ def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(tmp_
 
     async def work(store: EventStore) -> None:
         await left(store, 1)
-        assert await store.hourly(old_ms // HOUR_MS, now_ms // HOUR_MS) == [((now_ms - 86_400_000) // HOUR_MS, "7", 1)]
+        assert await store.hourly(old_ms // HOUR_MS, now_ms // HOUR_MS) == [
+            ((now_ms - 86_400_000) // HOUR_MS, "7", 1)
+        ]
         assert await store.append([event("u2", "late", old_ms)]) == 1
         await asyncio.sleep(0.1)
         await left(store, 2)
@@ -197,13 +227,17 @@ def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(tmp_
     with_store(lambda: open_kept(2), again)
 
 
-def test_deleting_old_events_does_not_disturb_those_who_write(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_deleting_old_events_does_not_disturb_those_who_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "events.sqlite"
 
     async def work(store: EventStore) -> None:
         await store.ping()
         blocker = sqlite3.connect(path)
-        blocker.execute("CREATE TRIGGER never BEFORE DELETE ON events BEGIN SELECT RAISE(FAIL, 'not now'); END")
+        blocker.execute(
+            "CREATE TRIGGER never BEFORE DELETE ON events BEGIN SELECT RAISE(FAIL, 'not now'); END"
+        )
         blocker.close()
         assert await store.append([event("u", "old")]) == 1
         await store.close()
@@ -213,7 +247,9 @@ def test_deleting_old_events_does_not_disturb_those_who_write(tmp_path: Path, ca
 
     asyncio.run(work(SqliteEventStore(path)))
     with_store(lambda: SqliteEventStore(path, keep_days=1.5), look)
-    assert [message.partition(": ")[2] for message in caplog.messages] == ["what is older than 1.5 days is not deleted yet (not now)"]
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "what is older than 1.5 days is not deleted yet (not now)"
+    ]
 
 
 def test_a_locked_file_is_said_and_then_used_again(tmp_path: Path) -> None:
@@ -235,14 +271,20 @@ def test_a_locked_file_is_said_and_then_used_again(tmp_path: Path) -> None:
 
 def test_stores_that_cannot_be_opened(tmp_path: Path) -> None:
     path = tmp_path / "no.sqlite"
-    path.write_text("this is no database, but a text that is long enough to be told from an empty file", encoding="utf-8")
+    path.write_text(
+        "this is no database, but a text that is long enough to be told from an empty file", encoding="utf-8"
+    )
     with pytest.raises(UserError, match="not a usable event store"):
         SqliteEventStore(path)
     with pytest.raises(UserError, match=r"events.store: 'mysql' is none of sqlite, none, redis://"):
         open_store(LiveEventsConfig(store="mysql"))
     assert open_store(LiveEventsConfig(store="none")) is None
     with pytest.raises(UserError, match=r'events: events.file is of store = "sqlite"'):
-        validate(ServingConfig, {"events": {"store": "redis://127.0.0.1:6379/0", "file": "events.sqlite"}}, "serving.toml")
+        validate(
+            ServingConfig,
+            {"events": {"store": "redis://127.0.0.1:6379/0", "file": "events.sqlite"}},
+            "serving.toml",
+        )
 
 
 _WRITER = """

@@ -20,7 +20,9 @@ def test_a_server_that_would_lose_events_is_refused(tmp_path: Path) -> None:
     server, url = start_redis(tmp_path)
     try:
         with pytest.raises(EventStoreError, match="set `appendonly yes` and `appendfsync always`"):
-            with_store(lambda: open_store(LiveEventsConfig(store=url)), lambda store: store.append([event("u", "a")]))  # type: ignore[arg-type, return-value]
+            with_store(
+                lambda: open_store(LiveEventsConfig(store=url)), lambda store: store.append([event("u", "a")])
+            )  # type: ignore[arg-type, return-value]
     finally:
         server.terminate()
         server.wait()
@@ -50,7 +52,9 @@ def test_events_of_many_users_take_a_few_journeys(redis_url: str) -> None:
 
     async def main() -> float:
         async with await asyncio.start_server(far_away, "127.0.0.1", 0) as proxy:
-            store = open_store(LiveEventsConfig(store=f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0"))
+            store = open_store(
+                LiveEventsConfig(store=f"redis://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/0")
+            )
             assert store is not None
             await store.append([event("first", "a")])
             started = time.perf_counter()
@@ -81,9 +85,14 @@ def test_a_server_deletes_old_events(redis_url: str) -> None:
         state = await store.user("u", 10)
         assert state.erased and [one.timestamp_ms for one in state.events] == [now_ms - day_ms, now_ms]
         events, times, erased = (f"{prefix}:{name}" for name in ("events", "times", "erased"))
-        assert sorted(await store._client.hkeys(events)) == ["1", "new"] and await store._client.zcard(times) == 2
+        assert (
+            sorted(await store._client.hkeys(events)) == ["1", "new"]
+            and await store._client.zcard(times) == 2
+        )
         left_s = [await store._client.ttl(key) for key in (events, times, erased)]
-        assert all(2 * 86_400 - 60 < one <= 2 * 86_400 for one in left_s[:2]) and left_s[2] == -1, "erasures are remembered"
+        assert all(2 * 86_400 - 60 < one <= 2 * 86_400 for one in left_s[:2]) and left_s[2] == -1, (
+            "erasures are remembered"
+        )
 
     async def keep(store: Any) -> None:
         await store.append([event("u", "newer", now_ms)])
@@ -119,7 +128,9 @@ def test_erased_text_is_soon_not_in_the_log_of_a_server(redis_url: str, tmp_path
             await store.erase(f"u{number}")
         await gone_from(tmp_path, b"secret")
         assert holds(tmp_path, b"known item")
-        assert (await store._client.info("commandstats"))["cmdstat_bgrewriteaof"]["calls"] == 1, "once for all three"
+        assert (await store._client.info("commandstats"))["cmdstat_bgrewriteaof"]["calls"] == 1, (
+            "once for all three"
+        )
         await store.append([event("u", "an id", item_id="secret item")])
         await store.erase("u")
         await gone_from(tmp_path, b"secret")
@@ -136,7 +147,9 @@ def test_erased_text_is_soon_not_in_the_log_of_a_server(redis_url: str, tmp_path
 
 
 @needs_redis
-def test_a_log_that_is_being_written_anew_is_written_once_more(redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_that_is_being_written_anew_is_written_once_more(
+    redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def work(store: Any) -> None:
         await store.append([event("u", "an id", item_id="secret item")])
         await store._client.config_set("rdb-key-save-delay", 200_000)  # microseconds for each key
@@ -150,14 +163,18 @@ def test_a_log_that_is_being_written_anew_is_written_once_more(redis_url: str, t
 
 
 @needs_redis
-def test_a_server_that_does_not_write_its_log_anew_erases_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_does_not_write_its_log_anew_erases_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     server, url = start_redis(tmp_path, *DURABLE, "--rename-command", "BGREWRITEAOF", "")
 
     async def work(store: EventStore) -> None:
         await store.append([event("u", "a")])
         assert await store.erase("u") == 1
         await asyncio.sleep(0.2)
-        assert len(caplog.messages) == 1 and "unknown command" in caplog.messages[0], "said, and not asked again"
+        assert len(caplog.messages) == 1 and "unknown command" in caplog.messages[0], (
+            "said, and not asked again"
+        )
         assert await store.erase("u") == 0
 
     try:
@@ -191,9 +208,15 @@ def test_what_a_server_acknowledged_survives_its_kill_9(tmp_path: Path) -> None:
         server.wait()
     server, url = start_redis(tmp_path, *DURABLE)
     try:
-        kept = with_store(lambda: open_store(LiveEventsConfig(store=url)), lambda store: store.user("u", 100_000))  # type: ignore[arg-type, return-value]
+        kept = with_store(
+            lambda: open_store(LiveEventsConfig(store=url)), lambda store: store.user("u", 100_000)
+        )  # type: ignore[arg-type, return-value]
         times = [one.timestamp_ms for one in kept.events]
-        assert acknowledged > 10 and times == list(range(acknowledged - len(times), acknowledged)) and len(times) == min(5000, acknowledged)
+        assert (
+            acknowledged > 10
+            and times == list(range(acknowledged - len(times), acknowledged))
+            and len(times) == min(5000, acknowledged)
+        )
     finally:
         server.terminate()
         server.wait()
@@ -207,9 +230,14 @@ def test_counts_by_hour_name_nothing_that_is_gone(redis_url: str) -> None:
 
     async def main() -> None:
         everything, a_day = redis_store(redis_url), redis_store(redis_url, keep_days=1.0)
-        assert await everything.append([event(user, "a", old, "first"), event(user, "b", recent, "second")]) == 2
+        assert (
+            await everything.append([event(user, "a", old, "first"), event(user, "b", recent, "second")]) == 2
+        )
         assert await a_day.append([event(user, "c", recent, "third"), event(user, "d", old, "too old")]) == 1
-        assert sorted(await everything.hourly(now_hour - 50, now_hour)) == [(now_hour, "second", 1), (now_hour, "third", 1)]
+        assert sorted(await everything.hourly(now_hour - 50, now_hour)) == [
+            (now_hour, "second", 1),
+            (now_hour, "third", 1),
+        ]
         client: Any = everything._client  # type: ignore[attr-defined]
         await client.delete(f"passerelle:hour:{now_hour}")  # as after its time
         assert await everything.erase(user) == 2

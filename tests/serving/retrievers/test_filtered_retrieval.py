@@ -17,7 +17,9 @@ from tests.serving.schemas.test_filters import TREES, meets
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def retriever(request: pytest.FixtureRequest, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Retriever:
+def retriever(
+    request: pytest.FixtureRequest, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> Retriever:
     """Over the first 280 of 300 items, so that some came later; a search that has more than 20 to look at asks the index."""
     vectors_ND = np.asarray(bundle.vectors_RD)[FIRST_ITEM_ROW:]
     folder: Path = tmp_path_factory.mktemp(request.param)
@@ -26,12 +28,20 @@ def retriever(request: pytest.FixtureRequest, bundle: Bundle, tmp_path_factory: 
 
 @settings(max_examples=1000)
 @given(st.lists(TREES, max_size=2), st.integers(0, 2**32 - 1))
-def test_every_retriever_under_random_trees(bundle: Bundle, retriever: Retriever, filters: list[Filter], seed: int) -> None:
+def test_every_retriever_under_random_trees(
+    bundle: Bundle, retriever: Retriever, filters: list[Filter], seed: int
+) -> None:
     query_D = np.random.default_rng(seed).standard_normal(bundle.manifest.dim).astype(np.float32)
     allowed_R = Catalogue(item_columns(bundle)).eligible(filters).rows_R
     hits = retriever.search(query_D[None], 300, [allowed_R[FIRST_ITEM_ROW:]])[0]
-    passing = [position for position, item in enumerate(bundle.items.to_pylist()) if all(meets(item, tree) for tree in filters)]
+    passing = [
+        position
+        for position, item in enumerate(bundle.items.to_pylist())
+        if all(meets(item, tree) for tree in filters)
+    ]
     exact = bundle.vectors_RD[FIRST_ITEM_ROW:].astype(np.float64) @ query_D
     assert sorted(hits.positions_K.tolist()) == passing
     in_order = np.sort(exact[passing])[::-1]
-    np.testing.assert_allclose(exact[hits.positions_K], in_order, atol=1e-5)  # float32 may tell two that are nearly equal apart otherwise
+    np.testing.assert_allclose(
+        exact[hits.positions_K], in_order, atol=1e-5
+    )  # float32 may tell two that are nearly equal apart otherwise

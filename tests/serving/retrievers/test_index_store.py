@@ -45,7 +45,9 @@ def test_an_index_is_built_measured_and_opened(copy: Bundle, kind: str) -> None:
 
 
 def test_a_target_that_is_not_reached_leaves_nothing(copy: Bundle) -> None:
-    with pytest.raises(UserError, match=r"recall@100 is 1\.0000 where a filter lets pass: all, below the target 1\.1"):
+    with pytest.raises(
+        UserError, match=r"recall@100 is 1\.0000 where a filter lets pass: all, below the target 1\.1"
+    ):
         build_index(copy, "faiss", target_recall=1.1, scan_limit=0)
     assert not (copy.path / "index").exists()
     assert [path.name for path in copy.path.parent.iterdir()] == ["bundle"]
@@ -81,9 +83,13 @@ def test_what_is_compared_with_training_asks_no_index(copy: Bundle, monkeypatch:
 
     def retrieved(*, exact: bool) -> list[int]:
         settings = graph.GraphSettings(
-            bundle=copy.path, version=1, triton="127.0.0.1:9", serving=ServingConfig(events=LiveEventsConfig(store="none")), exact=exact
+            bundle=copy.path,
+            version=1,
+            triton="127.0.0.1:9",
+            serving=ServingConfig(events=LiveEventsConfig(store="none")),
+            exact=exact,
         )
-        retrieval = graph._STAGES["retrieval"](graph.Parts(settings))
+        retrieval = graph._STAGES["retrieval"](graph.Dependencies(settings))
         return list(asyncio.run(retrieval.run(RecommendRequest(k=10), query)).rows_C)
 
     same = retrieved(exact=False)[:10]

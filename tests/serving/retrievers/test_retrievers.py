@@ -26,12 +26,22 @@ def clustered(num_vectors: int, dim: int, rng: np.random.Generator) -> Float32Ar
     return (vectors_ND * rng.lognormal(0, 0.3, (num_vectors, 1))).astype(np.float32)
 
 
-def oracle(query_D: Float32Array, vectors_ND: Float32Array, k: int, allowed_N: Mask | None = None) -> list[int]:
+def oracle(
+    query_D: Float32Array, vectors_ND: Float32Array, k: int, allowed_N: Mask | None = None
+) -> list[int]:
     """Positions by the obvious implementation, which speaks of rows."""
-    vectors_RD = np.concatenate([np.zeros((FIRST_ITEM_ROW, vectors_ND.shape[1]), dtype=np.float32), vectors_ND])
-    allowed_1R = None if allowed_N is None else np.concatenate([np.zeros(FIRST_ITEM_ROW, dtype=bool), allowed_N])[None]
+    vectors_RD = np.concatenate(
+        [np.zeros((FIRST_ITEM_ROW, vectors_ND.shape[1]), dtype=np.float32), vectors_ND]
+    )
+    allowed_1R = (
+        None if allowed_N is None else np.concatenate([np.zeros(FIRST_ITEM_ROW, dtype=bool), allowed_N])[None]
+    )
     rows_1K, scores_1K = exact_topk(query_D[None], vectors_RD, k, allowed_1R)
-    return [int(row) - FIRST_ITEM_ROW for row, score in zip(rows_1K[0], scores_1K[0], strict=True) if np.isfinite(score)]
+    return [
+        int(row) - FIRST_ITEM_ROW
+        for row, score in zip(rows_1K[0], scores_1K[0], strict=True)
+        if np.isfinite(score)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +50,9 @@ def vectors_ND() -> Float32Array:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def indexed(request: pytest.FixtureRequest, vectors_ND: Float32Array, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kind, Path, Index]:
+def indexed(
+    request: pytest.FixtureRequest, vectors_ND: Float32Array, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Kind, Path, Index]:
     """Each kind over the first 19,000 of 20,000 vectors, tuned on queries of its own."""
     folder = tmp_path_factory.mktemp(request.param)
     index = make_index(request.param, folder, vectors_ND[:19_000])
@@ -54,13 +66,19 @@ def retriever(indexed: tuple[Kind, Path, Index], vectors_ND: Float32Array) -> Re
     return Retriever(vectors_ND, indexed[2], scan_limit=100)
 
 
-def recall(retriever: Retriever, vectors_ND: Float32Array, queries_QD: Float32Array, masks: list[Mask | None], k: int) -> float:
+def recall(
+    retriever: Retriever, vectors_ND: Float32Array, queries_QD: Float32Array, masks: list[Mask | None], k: int
+) -> float:
     hits = wanted = 0
-    for hits_of, query_D, allowed_N in zip(retriever.search(queries_QD, k, masks), queries_QD, masks, strict=True):
+    for hits_of, query_D, allowed_N in zip(
+        retriever.search(queries_QD, k, masks), queries_QD, masks, strict=True
+    ):
         expected = oracle(query_D, vectors_ND, k, allowed_N)
         assert len(hits_of) == len(set(hits_of.positions_K.tolist())) == len(expected)
         assert allowed_N is None or allowed_N[hits_of.positions_K].all()
-        np.testing.assert_allclose(hits_of.scores_K, vectors_ND[hits_of.positions_K] @ query_D, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            hits_of.scores_K, vectors_ND[hits_of.positions_K] @ query_D, rtol=1e-5, atol=1e-5
+        )
         assert (np.diff(hits_of.scores_K) <= 0).all()
         hits += len(set(hits_of.positions_K.tolist()) & set(expected))
         wanted += len(expected)
@@ -70,7 +88,9 @@ def recall(retriever: Retriever, vectors_ND: Float32Array, queries_QD: Float32Ar
 @pytest.mark.parametrize("share", [1.0, 0.54, 0.1, 0.01, 0.0001])
 def test_random_filters(retriever: Retriever, vectors_ND: Float32Array, share: float) -> None:
     rng = np.random.default_rng(7)
-    masks: list[Mask | None] = [None if share == 1.0 else rng.random(len(vectors_ND)) < share for _ in range(20)]
+    masks: list[Mask | None] = [
+        None if share == 1.0 else rng.random(len(vectors_ND)) < share for _ in range(20)
+    ]
     assert recall(retriever, vectors_ND, clustered(20, 32, rng), masks, 100) >= 0.99
 
 
@@ -101,7 +121,9 @@ def test_rows_that_came_later_are_found_exactly(retriever: Retriever, vectors_ND
         assert {p for p in expected if p >= 19_000} <= set(hits.positions_K.tolist())
 
 
-def test_nothing_allowed_and_more_asked_for_than_there_is(retriever: Retriever, vectors_ND: Float32Array) -> None:
+def test_nothing_allowed_and_more_asked_for_than_there_is(
+    retriever: Retriever, vectors_ND: Float32Array
+) -> None:
     query_1D = clustered(1, 32, np.random.default_rng(11))
     assert len(retriever.search(query_1D, 10, [np.zeros(len(vectors_ND), dtype=bool)])[0]) == 0
     assert len(retriever.search(query_1D, len(vectors_ND) + 5)[0]) == len(vectors_ND)
@@ -110,22 +132,40 @@ def test_nothing_allowed_and_more_asked_for_than_there_is(retriever: Retriever, 
 def test_one_search_of_many_equals_many_of_one(retriever: Retriever, vectors_ND: Float32Array) -> None:
     rng = np.random.default_rng(12)
     queries_QD = clustered(6, 32, rng)
-    masks: list[Mask | None] = [None, rng.random(len(vectors_ND)) < 0.5, None, rng.random(len(vectors_ND)) < 0.001, None, None]
-    for hits, query_D, allowed_N in zip(retriever.search(queries_QD, 30, masks), queries_QD, masks, strict=True):
-        assert hits.positions_K.tolist() == retriever.search(query_D[None], 30, [allowed_N])[0].positions_K.tolist()
+    masks: list[Mask | None] = [
+        None,
+        rng.random(len(vectors_ND)) < 0.5,
+        None,
+        rng.random(len(vectors_ND)) < 0.001,
+        None,
+        None,
+    ]
+    for hits, query_D, allowed_N in zip(
+        retriever.search(queries_QD, 30, masks), queries_QD, masks, strict=True
+    ):
+        assert (
+            hits.positions_K.tolist()
+            == retriever.search(query_D[None], 30, [allowed_N])[0].positions_K.tolist()
+        )
 
 
 def test_an_opened_index_answers_as_the_built_one(
     indexed: tuple[Kind, Path, Index], retriever: Retriever, vectors_ND: Float32Array
 ) -> None:
     kind, folder, index = indexed
-    again = Retriever(vectors_ND, open_index(kind, folder, vectors_ND, **({} if index is None else index.parameters)), scan_limit=100)
+    again = Retriever(
+        vectors_ND,
+        open_index(kind, folder, vectors_ND, **({} if index is None else index.parameters)),
+        scan_limit=100,
+    )
     queries_QD = clustered(5, 32, np.random.default_rng(13))
     for one, other in zip(retriever.search(queries_QD, 20), again.search(queries_QD, 20), strict=True):
         assert one.positions_K.tolist() == other.positions_K.tolist()
 
 
-def test_an_index_that_cannot_reach_the_target_is_refused(indexed: tuple[Kind, Path, Index], vectors_ND: Float32Array) -> None:
+def test_an_index_that_cannot_reach_the_target_is_refused(
+    indexed: tuple[Kind, Path, Index], vectors_ND: Float32Array
+) -> None:
     with pytest.raises(UserError, match=r"below the target 1\.01"):
         tuned_recall(indexed[2], vectors_ND[:19_000], vectors_ND[:2], 1.01, scan_limit=0)
 

@@ -42,7 +42,9 @@ CONDITIONS = st.one_of(
     st.builds(In, op=st.just("in"), column=st.just("year"), values=st.lists(YEARS, min_size=1).map(tuple)),
     st.builds(Range, op=st.just("range"), column=st.just("year"), min=YEARS, max=st.none() | YEARS),
     st.builds(Range, op=st.just("range"), column=st.just("year"), max=st.floats(1948, 2022)),
-    st.builds(Contains, op=st.just("contains"), column=st.just("genres"), value=st.sampled_from([*GENRES, "Noir"])),
+    st.builds(
+        Contains, op=st.just("contains"), column=st.just("genres"), value=st.sampled_from([*GENRES, "Noir"])
+    ),
     st.builds(Present, op=st.just("present"), column=st.sampled_from(["kind", "year", "genres"])),
 )
 
@@ -77,7 +79,9 @@ def meets(item: dict[str, Any], condition: Any) -> bool:
         return value in condition.values
     if condition.op == "contains":
         return condition.value in value
-    return (condition.min is None or value >= condition.min) and (condition.max is None or value <= condition.max)
+    return (condition.min is None or value >= condition.min) and (
+        condition.max is None or value <= condition.max
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -95,12 +99,18 @@ def test_against_the_definition(bundle: Bundle, conditions: list[Filter]) -> Non
             Equals(op="equals", column="colour", value="red"),
             "filters.0: column 'colour' is not an item column; known are genres, kind, title, year",
         ),
-        (Equals(op="equals", column="genres", value="Drama"), "column 'genres' is multi_categorical: use contains or present, not equals"),
+        (
+            Equals(op="equals", column="genres", value="Drama"),
+            "column 'genres' is multi_categorical: use contains or present, not equals",
+        ),
         (
             Contains(op="contains", column="year", value=1990),
             "is numeric: use equals or in or range or present, not contains",
         ),
-        (Range(op="range", column="kind", min=1), "column 'kind' is categorical: use equals or in or present, not range"),
+        (
+            Range(op="range", column="kind", min=1),
+            "column 'kind' is categorical: use equals or in or present, not range",
+        ),
         (Equals(op="equals", column="kind", value=3), "column 'kind' holds text, got 3"),
         (In(op="in", column="year", values=(1990, "1991")), "column 'year' holds numbers, got '1991'"),
         (Equals(op="equals", column="year", value=True), "column 'year' holds numbers, got True"),
@@ -136,8 +146,17 @@ def test_malformed_conditions(values: dict[str, Any]) -> None:
 
 
 def test_flags_and_dictionaries() -> None:
-    items = pa.table({"item_id": [1, 2, 3], "free": [True, False, None], "shop": pa.array(["a", "b", "a"]).dictionary_encode()})
-    filters = ItemFilters(items, [FeatureColumn(name="free", kind="categorical"), FeatureColumn(name="shop", kind="categorical")])
+    items = pa.table(
+        {
+            "item_id": [1, 2, 3],
+            "free": [True, False, None],
+            "shop": pa.array(["a", "b", "a"]).dictionary_encode(),
+        }
+    )
+    filters = ItemFilters(
+        items,
+        [FeatureColumn(name="free", kind="categorical"), FeatureColumn(name="shop", kind="categorical")],
+    )
     assert np.flatnonzero(filters.mask([Equals(op="equals", column="free", value=False)])).tolist() == [3]
     assert np.flatnonzero(filters.mask([Equals(op="equals", column="shop", value="a")])).tolist() == [2, 4]
     with pytest.raises(UserError, match="column 'free' holds true or false, got 1"):
@@ -147,26 +166,53 @@ def test_flags_and_dictionaries() -> None:
 def test_timestamps_are_numbers_and_vectors_are_for_networks() -> None:
     opens = pa.array([10, None, 30], pa.int64())
     venue = pa.array([{"latitude": 1.0, "longitude": 2.0}, None, None])
-    items = pa.table({"opens": opens, "image": pa.array([[1.0], [2.0], None], pa.large_list(pa.float32())), "venue": venue})
+    items = pa.table(
+        {"opens": opens, "image": pa.array([[1.0], [2.0], None], pa.large_list(pa.float32())), "venue": venue}
+    )
     kinds = (
         FeatureColumn(name="opens", kind="timestamp"),
         FeatureColumn(name="image", kind="vector", width=1),
         FeatureColumn(name="venue", kind="place"),
     )
     filters = ItemFilters(items, kinds)
-    assert filters.mask([Range(op="range", column="opens", min=20)]).tolist() == [False, False, False, False, True]
-    assert filters.mask([In(op="in", column="opens", values=(10, 30))]).tolist() == [False, False, True, False, True]
-    with pytest.raises(UserError, match=r"filters\.0: column 'image' is a vector, which cannot be filtered by"):
+    assert filters.mask([Range(op="range", column="opens", min=20)]).tolist() == [
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert filters.mask([In(op="in", column="opens", values=(10, 30))]).tolist() == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    with pytest.raises(
+        UserError, match=r"filters\.0: column 'image' is a vector, which cannot be filtered by"
+    ):
         filters.mask([Equals(op="equals", column="image", value=1)])
-    with pytest.raises(UserError, match=r"filters\.0: column 'venue' is place: use within or present, not equals"):
+    with pytest.raises(
+        UserError, match=r"filters\.0: column 'venue' is place: use within or present, not equals"
+    ):
         filters.mask([Equals(op="equals", column="venue", value=1)])
-    assert filters.mask([Present(op="present", column="venue")]).tolist() == [False, False, True, False, False]
+    assert filters.mask([Present(op="present", column="venue")]).tolist() == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def great_circle_km(one: tuple[float, float], other: tuple[float, float]) -> float:
     """By the haversine formula."""
     (north, east), (to_north, to_east) = (tuple(map(math.radians, point)) for point in (one, other))
-    half = math.sin((to_north - north) / 2) ** 2 + math.cos(north) * math.cos(to_north) * math.sin((to_east - east) / 2) ** 2
+    half = (
+        math.sin((to_north - north) / 2) ** 2
+        + math.cos(north) * math.cos(to_north) * math.sin((to_east - east) / 2) ** 2
+    )
     return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, half)))
 
 
@@ -174,12 +220,22 @@ PLACES = st.tuples(st.floats(-90, 90), st.floats(-180, 180))
 
 
 @settings(max_examples=200, deadline=None)
-@given(places=st.lists(st.none() | PLACES, min_size=1, max_size=6), centre=PLACES, radius_km=st.floats(0.01, 20_000))
-def test_places_within_a_distance(places: list[tuple[float, float] | None], centre: tuple[float, float], radius_km: float) -> None:
+@given(
+    places=st.lists(st.none() | PLACES, min_size=1, max_size=6),
+    centre=PLACES,
+    radius_km=st.floats(0.01, 20_000),
+)
+def test_places_within_a_distance(
+    places: list[tuple[float, float] | None], centre: tuple[float, float], radius_km: float
+) -> None:
     values = [None if place is None else {"latitude": place[0], "longitude": place[1]} for place in places]
     kind = pa.struct([("latitude", pa.float64()), ("longitude", pa.float64())])
-    filters = ItemFilters(pa.table({"venue": pa.array(values, kind)}), [FeatureColumn(name="venue", kind="place")])
-    condition = Within(op="within", column="venue", latitude=centre[0], longitude=centre[1], radius_km=radius_km)
+    filters = ItemFilters(
+        pa.table({"venue": pa.array(values, kind)}), [FeatureColumn(name="venue", kind="place")]
+    )
+    condition = Within(
+        op="within", column="venue", latitude=centre[0], longitude=centre[1], radius_km=radius_km
+    )
     found = filters.mask([condition]).tolist()
     assert found[:FIRST_ITEM_ROW] == [False] * FIRST_ITEM_ROW
     for place, is_within in zip(places, found[FIRST_ITEM_ROW:], strict=True):
@@ -189,17 +245,30 @@ def test_places_within_a_distance(places: list[tuple[float, float] | None], cent
 
 
 def test_paris_and_lyon() -> None:
-    venue = pa.array([{"latitude": 48.8566, "longitude": 2.3522}, {"latitude": 45.7640, "longitude": 4.8357}, None])
+    venue = pa.array(
+        [{"latitude": 48.8566, "longitude": 2.3522}, {"latitude": 45.7640, "longitude": 4.8357}, None]
+    )
     filters = ItemFilters(pa.table({"venue": venue}), [FeatureColumn(name="venue", kind="place")])
     for radius_km, expected in ((1, [3]), (391, [3]), (393, [2, 3])):
-        condition = Within(op="within", column="venue", latitude=45.764, longitude=4.8357, radius_km=radius_km)
+        condition = Within(
+            op="within", column="venue", latitude=45.764, longitude=4.8357, radius_km=radius_km
+        )
         assert np.flatnonzero(filters.mask([condition])).tolist() == expected
 
 
 def test_a_condition_within_a_tree_is_named_by_its_path(bundle: Bundle) -> None:
     bad = Equals(op="equals", column="x", value=1)
-    tree = Or(op="or", conditions=(Present(op="present", column="kind"), Not(op="not", condition=And(op="and", conditions=(bad,)))))
-    with pytest.raises(UserError, match=r"filters\.0\.conditions\.1\.condition\.conditions\.0: column 'x' is not an item column"):
+    tree = Or(
+        op="or",
+        conditions=(
+            Present(op="present", column="kind"),
+            Not(op="not", condition=And(op="and", conditions=(bad,))),
+        ),
+    )
+    with pytest.raises(
+        UserError,
+        match=r"filters\.0\.conditions\.1\.condition\.conditions\.0: column 'x' is not an item column",
+    ):
         ItemFilters(bundle.items, bundle.manifest.item_features).mask([tree])
 
 

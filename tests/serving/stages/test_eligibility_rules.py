@@ -20,7 +20,9 @@ from tests.support.playlists import EVERY_SOURCE, ask, config_of, ids, recommend
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_source_gets_around_a_hard_rule(bundle: Bundle, offers: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_no_source_gets_around_a_hard_rule(
+    bundle: Bundle, offers: Path, tmp_path: Path, data: st.DataObject
+) -> None:
     """Blocked, too dear, sold out, for others' age: not by any source, fallback, pin or similarity."""
     all_ids = bundle.items.column("item_id").to_pylist()
     blocked = data.draw(st.sets(st.sampled_from(all_ids), max_size=200))
@@ -37,16 +39,24 @@ def test_no_source_gets_around_a_hard_rule(bundle: Bundle, offers: Path, tmp_pat
             "stock_column": "offer.stock",
             "block_list": str(block_list),
         },
-        playlists={"p": {"sources": [source(kind)], "cold_sources": [source(kind)], "ordering": {"pins": [pin]}}},
+        playlists={
+            "p": {"sources": [source(kind)], "cold_sources": [source(kind)], "ordering": {"pins": [pin]}}
+        },
         offers={"required": True},
     )
     recommender = recommender_with(bundle, config)
     credit = data.draw(st.none() | st.integers(0, 60))
     age = data.draw(st.none() | st.sampled_from([12, 18]))
     user_id = data.draw(st.sampled_from([None, 1003, 4]))
-    context: dict[str, Any] = {"credit": credit, "age": age, "place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
+    context: dict[str, Any] = {
+        "credit": credit,
+        "age": age,
+        "place": {"latitude": PARIS[0], "longitude": PARIS[1]},
+    }
     answer = ask(recommender, playlist="p", user_id=user_id, k=30, context=context)
-    similar = asyncio.run(recommender.similar(SimilarRequest(item_id=17, k=30, context=Context(age=age, credit=credit))))
+    similar = asyncio.run(
+        recommender.similar(SimilarRequest(item_id=17, k=30, context=Context(age=age, credit=credit)))
+    )
     for item in (*answer.items, *similar.items):
         position = all_ids.index(item.item_id)
         assert item.item_id not in blocked and position % 7 and position % 5 and item.offer is not None
@@ -59,7 +69,9 @@ def test_no_source_gets_around_a_hard_rule(bundle: Bundle, offers: Path, tmp_pat
 def test_the_block_list_is_hot(bundle: Bundle, tmp_path: Path) -> None:
     block_list = tmp_path / "blocked.txt"
     block_list.touch()
-    recommender = recommender_with(bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test"))
+    recommender = recommender_with(
+        bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test")
+    )
     first = ids(ask(recommender, k=3))
     block_list.write_text(f"{first[0]}\n{first[2]}\n", encoding="utf-8")
     until = time.monotonic() + 5.0
@@ -73,27 +85,42 @@ def test_the_block_list_is_hot(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_a_block_list_that_is_missing_at_the_start(bundle: Bundle, tmp_path: Path) -> None:
-    for block_list, said in ((tmp_path / "blocked.txt", "no such block list: make an empty file"), (tmp_path, "cannot be read")):
+    for block_list, said in (
+        (tmp_path / "blocked.txt", "no such block list: make an empty file"),
+        (tmp_path, "cannot be read"),
+    ):
         with pytest.raises(UserError, match=said):
-            recommender_with(bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test"))
+            recommender_with(
+                bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test")
+            )
 
 
 def test_a_block_list_of_another_editor(bundle: Bundle, tmp_path: Path) -> None:
     plain = ids(ask(recommender_with(bundle, ServingConfig()), k=2))
     block_list = tmp_path / "blocked.txt"
     block_list.write_bytes(b"\xef\xbb\xbf" + f"{plain[0]}\r\n".encode())
-    recommender = recommender_with(bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test"))
+    recommender = recommender_with(
+        bundle, validate(ServingConfig, {"rules": {"block_list": str(block_list)}}, "test")
+    )
     assert ids(ask(recommender, k=1)) == plain[1:]
 
 
 def test_an_item_that_is_pinned_twice_under_two_names(bundle: Bundle) -> None:
     pins = [{"item_id": 57, "place": 1}, {"item_id": "57", "place": 3}]
     with pytest.raises(UserError, match="an item is pinned twice"):
-        recommender_with(bundle, validate(ServingConfig, {"playlists": {"p": {"ordering": {"pins": pins}}}}, "test"))
+        recommender_with(
+            bundle, validate(ServingConfig, {"playlists": {"p": {"ordering": {"pins": pins}}}}, "test")
+        )
 
 
 def test_similar_items_are_those_of_no_playlist(bundle: Bundle) -> None:
-    capped = validate(ServingConfig, {"playlists": {"default": {"ordering": {"caps": [{"column": "kind", "most": 1}]}}}}, "test")
+    capped = validate(
+        ServingConfig,
+        {"playlists": {"default": {"ordering": {"caps": [{"column": "kind", "most": 1}]}}}},
+        "test",
+    )
     request = SimilarRequest(item_id=17, k=20)
-    plain, same = (asyncio.run(recommender_with(bundle, config).similar(request)) for config in (ServingConfig(), capped))
+    plain, same = (
+        asyncio.run(recommender_with(bundle, config).similar(request)) for config in (ServingConfig(), capped)
+    )
     assert ids(plain) == ids(same) and len(ids(same)) == 20

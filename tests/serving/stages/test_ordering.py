@@ -25,7 +25,9 @@ def test_mixing_against_its_definition(groups: list[int], k: int, window: int, m
     left, expected = list(range(len(groups))), []
     while left and len(expected) < k:
         recent = [groups[position] for position in expected[-(window - 1) :]]
-        room = [position for position in left if groups[position] < 0 or recent.count(groups[position]) < most]
+        room = [
+            position for position in left if groups[position] < 0 or recent.count(groups[position]) < most
+        ]
         chosen = (room or left)[0]
         expected.append(chosen)
         left.remove(chosen)
@@ -41,11 +43,15 @@ def test_caps(groups: list[int], most: int) -> None:
     kept = capped(range(len(groups)), np.array(groups), most)
     for group in set(groups):
         inside = [position for position, other in enumerate(groups) if other == group]
-        assert [position for position in kept if groups[position] == group] == (inside if group < 0 else inside[:most])
+        assert [position for position in kept if groups[position] == group] == (
+            inside if group < 0 else inside[:most]
+        )
     assert kept == sorted(kept)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 30), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 25), st.integers(1, 30), st.sampled_from([0.0, 0.3, 0.7, 1.0])
+)
 def test_marginal_relevance_against_its_definition(seed: int, count: int, k: int, relevance: float) -> None:
     rng = np.random.default_rng(seed)
     scores, vectors = rng.standard_normal(count), rng.standard_normal((count, 6))
@@ -56,7 +62,9 @@ def test_marginal_relevance_against_its_definition(seed: int, count: int, k: int
     while len(expected) < min(k, count):
         left = [position for position in order if position not in expected]
         value = [
-            relevance * worth[one] - (1 - relevance) * max([float(unit[one] @ unit[two]) for two in expected], default=0) for one in left
+            relevance * worth[one]
+            - (1 - relevance) * max([float(unit[one] @ unit[two]) for two in expected], default=0)
+            for one in left
         ]
         expected.append(left[int(np.argmax(np.round(value, 12)))])
     found = maximal_marginal_relevance(order, scores, vectors, k, relevance)
@@ -65,7 +73,13 @@ def test_marginal_relevance_against_its_definition(seed: int, count: int, k: int
         assert found == order[:k]
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 12)), max_size=4, unique_by=(lambda pin: pin[0], lambda pin: pin[1])))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(1, 12)),
+        max_size=4,
+        unique_by=(lambda pin: pin[0], lambda pin: pin[1]),
+    )
+)
 def test_pins_stand_in_their_places_as_far_as_there_are_items(pins: list[tuple[int, int]]) -> None:
     found = pinned(range(10), pins, 10)
     assert sorted(found) == list(range(10))
@@ -77,7 +91,12 @@ def test_pins_stand_in_their_places_as_far_as_there_are_items(pins: list[tuple[i
 
 
 def order(
-    bundle: Bundle, ordering: dict[str, Any], rows: list[int], scores: list[float], k: int, pins: list[int] | None = None
+    bundle: Bundle,
+    ordering: dict[str, Any],
+    rows: list[int],
+    scores: list[float],
+    k: int,
+    pins: list[int] | None = None,
 ) -> list[Item]:
     config = validate(ServingConfig, {"playlists": {"p": {"ordering": ordering}}}, "test")
     rows_C = np.array(rows)
@@ -85,7 +104,11 @@ def order(
     if pins is not None:
         found.append(Found(PINNED, np.array(pins), np.ones(len(pins), dtype=np.float32)))
     candidates = Candidates(rows_C, np.array(scores, dtype=np.float32), tuple(found))
-    return list(asyncio.run(Ordering(bundle, config).run(candidates, np.array(scores, dtype=np.float32), k, "p", debug=True)))
+    return list(
+        asyncio.run(
+            Ordering(bundle, config).run(candidates, np.array(scores, dtype=np.float32), k, "p", debug=True)
+        )
+    )
 
 
 def test_boosts_margin_and_their_reasons(bundle: Bundle) -> None:
@@ -98,30 +121,53 @@ def test_boosts_margin_and_their_reasons(bundle: Bundle) -> None:
     # brought to 0..1: 1, 2/3, 1/3, 0; books three times: 1, 2, 1/3, 0
     assert [bundle.item_ids.row(item.item_id) for item in items] == [books[0], films[0], films[1], books[1]]
     why = items[0].why
-    assert why is not None and why.boosts == ("more books",) and why.place_by_score == 2 and why.adjusted_score == pytest.approx(2.0)
+    assert (
+        why is not None
+        and why.boosts == ("more books",)
+        and why.place_by_score == 2
+        and why.adjusted_score == pytest.approx(2.0)
+    )
     assert [item.score for item in items] == [3.0, 4.0, 2.0, 1.0], "the score is the ranker's own"
     plain = order(bundle, {}, rows, scores, 4)
-    assert [bundle.item_ids.row(item.item_id) for item in plain] == rows and all(item.why and not item.why.boosts for item in plain)
+    assert [bundle.item_ids.row(item.item_id) for item in plain] == rows and all(
+        item.why and not item.why.boosts for item in plain
+    )
     years = bundle.items.column("year").to_pylist()
     with_margin = order(bundle, {"margin_column": "year"}, rows, scores, 4)
-    expected = sorted(zip([1, 2 / 3, 1 / 3, 0], rows, strict=True), key=lambda pair: -pair[0] * (years[pair[1] - 2] or 0))
+    expected = sorted(
+        zip([1, 2 / 3, 1 / 3, 0], rows, strict=True), key=lambda pair: -pair[0] * (years[pair[1] - 2] or 0)
+    )
     assert [bundle.item_ids.row(item.item_id) for item in with_margin] == [row for _, row in expected]
     assert with_margin[0].why is not None and with_margin[0].why.margin == years[expected[0][1] - 2]
 
 
 def test_mixing_caps_and_pins_through_the_stage(bundle: Bundle) -> None:
     kinds = [None, None, *bundle.items.column("kind").to_pylist()]
-    rows = [row for row in range(2, 80) if kinds[row] == "film"][:6] + [row for row in range(2, 80) if kinds[row] == "book"][:3]
+    rows = [row for row in range(2, 80) if kinds[row] == "film"][:6] + [
+        row for row in range(2, 80) if kinds[row] == "book"
+    ][:3]
     scores = [float(9 - place) for place in range(9)]
     mixing = {"diversify": "mixing", "mixing": {"column": "kind", "window": 2, "most": 1}}
     found = [bundle.item_ids.row(item.item_id) for item in order(bundle, mixing, rows, scores, 4)]
-    assert [kinds[row] for row in found] == ["film", "book", "film", "book"] and found == [rows[0], rows[6], rows[1], rows[7]]
-    found = [bundle.item_ids.row(item.item_id) for item in order(bundle, {"caps": [{"column": "kind", "most": 2}]}, rows, scores, 9)]
+    assert [kinds[row] for row in found] == ["film", "book", "film", "book"] and found == [
+        rows[0],
+        rows[6],
+        rows[1],
+        rows[7],
+    ]
+    found = [
+        bundle.item_ids.row(item.item_id)
+        for item in order(bundle, {"caps": [{"column": "kind", "most": 2}]}, rows, scores, 9)
+    ]
     assert found == [rows[0], rows[1], rows[6], rows[7]]
     pin = {"pins": [{"item_id": bundle.item_ids.ids(np.array([rows[8]]))[0], "place": 2}]}
     items = order(bundle, pin, rows, scores, 3, pins=[rows[8]])
     assert [bundle.item_ids.row(item.item_id) for item in items] == [rows[0], rows[8], rows[1]]
-    assert items[1].why is not None and items[1].why.pinned and {source.name for source in items[1].sources} == {PERSONAL, PINNED}
+    assert (
+        items[1].why is not None
+        and items[1].why.pinned
+        and {source.name for source in items[1].sources} == {PERSONAL, PINNED}
+    )
     assert [bundle.item_ids.row(item.item_id) for item in order(bundle, pin, rows, scores, 3)] == rows[:3], (
         "retrieval did not let it through"
     )

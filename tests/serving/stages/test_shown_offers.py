@@ -30,7 +30,9 @@ def test_caps_mixing_and_margin_go_by_the_offers_that_are_shown(bundle: Bundle, 
     playlists = {
         "caps": {"ordering": {"caps": [{"column": "offer.seller", "most": 2}]}},
         "margin": {"ordering": {"margin_column": "offer.margin"}},
-        "mixing": {"ordering": {"diversify": "mixing", "mixing": {"column": "offer.seller", "window": 2, "most": 1}}},
+        "mixing": {
+            "ordering": {"diversify": "mixing", "mixing": {"column": "offer.seller", "window": 2, "most": 1}}
+        },
     }
     config = config_with(offers={"file": str(file), "required": True}, playlists=playlists)
     recommender = recommender_with(bundle, config)
@@ -43,7 +45,10 @@ def test_caps_mixing_and_margin_go_by_the_offers_that_are_shown(bundle: Bundle, 
     mixed = [seller_of[item_id] for item_id in ids(ask(recommender, playlist="mixing", k=10))]
     assert all(one != other or one is None for one, other in itertools.pairwise(mixed))
     wrong = {"p": {"ordering": {"caps": [{"column": "offer.shop", "most": 1}]}}}
-    with pytest.raises(UserError, match=r"playlists.p.ordering.caps: column 'offer.shop' is not known; of categorical there are seller"):
+    with pytest.raises(
+        UserError,
+        match=r"playlists.p.ordering.caps: column 'offer.shop' is not known; of categorical there are seller",
+    ):
         recommender_with(bundle, config_with(offers={"file": str(file)}, playlists=wrong))
 
 
@@ -51,7 +56,9 @@ def test_what_is_over_stays_over_whatever_time_is_asked_for(bundle: Bundle, tmp_
     now_ms = time.time_ns() // 1_000_000
     ends = [now_ms + hours * HOUR_MS for hours in (-48, -1, 1, 48)] + [None]
     file = offers_of(bundle, tmp_path, ends=pa.array(ends, pa.timestamp("ms")))
-    recommender = recommender_with(bundle, config_with(offers={"file": str(file), "required": True}, rules={"ends_column": "offer.ends"}))
+    recommender = recommender_with(
+        bundle, config_with(offers={"file": str(file), "required": True}, rules={"ends_column": "offer.ends"})
+    )
     first = bundle.items.column("item_id").to_pylist()[:5]
     for asked_ms, open_ in ((now_ms, first[2:]), (0, first[2:]), (now_ms + 24 * HOUR_MS, first[3:])):
         assert set(ids(ask(recommender, context={"timestamp_ms": asked_ms}))) == set(open_)
@@ -60,7 +67,10 @@ def test_what_is_over_stays_over_whatever_time_is_asked_for(bundle: Bundle, tmp_
 def test_a_price_that_is_no_number_is_no_price(bundle: Bundle, tmp_path: Path) -> None:
     prices = [10.0, 90.0, float("nan"), float("inf"), None]
     file = offers_of(bundle, tmp_path, price=prices)
-    config = config_with(offers={"file": str(file), "required": True, "price_column": "price"}, rules={"price_column": "offer.price"})
+    config = config_with(
+        offers={"file": str(file), "required": True, "price_column": "price"},
+        rules={"price_column": "offer.price"},
+    )
     recommender = recommender_with(bundle, config)
     first = bundle.items.column("item_id").to_pylist()[:5]
     assert set(ids(ask(recommender, context={"credit": 50}))) == {first[0], *first[2:]}

@@ -35,33 +35,53 @@ def personal(rows_C: Int64Array, scores_C: Float32Array) -> Candidates:
 
 def look_up(bundle: Bundle, **request: Any) -> Query:
     """The lookup stage over a fresh inference."""
-    return asyncio.run(EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request), NOW_MS))
+    return asyncio.run(
+        EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request), NOW_MS)
+    )
 
 
 def test_lookup_agrees_with_the_reference(bundle: Bundle) -> None:
     for user in bundle.reference().to_pylist():
         request = RecommendRequest(user_id=user["user_id"])
-        query = asyncio.run(EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(request, user["timestamp_ms"]))
+        query = asyncio.run(
+            EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(request, user["timestamp_ms"])
+        )
         history = bundle.history(bundle.user_ids.row(user["user_id"])).item_rows_L.tolist()
-        assert query.history_L.tolist() == history and query.seen_S.tolist() == sorted(set(history)) and query.encode_ms > 0
+        assert (
+            query.history_L.tolist() == history
+            and query.seen_S.tolist() == sorted(set(history))
+            and query.encode_ms > 0
+        )
         assert query.query_D is not None
         np.testing.assert_allclose(query.query_D, user["query"], atol=1e-5)
 
 
 def test_history_in_the_request_wins_and_unknown_items_are_counted(bundle: Bundle) -> None:
     query = look_up(bundle, user_id=1000, history=[17, 999, "27", 18, 17])
-    assert query.history_L.tolist() == [3, 4, 3] and query.ignored_history == 2 and query.seen_S.tolist() == [3, 4]
+    assert (
+        query.history_L.tolist() == [3, 4, 3]
+        and query.ignored_history == 2
+        and query.seen_S.tolist() == [3, 4]
+    )
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"history_event_types": ["view", "buy"]}, r"history_event_types: no 'buy' among the events of this model: view"),
+        (
+            {"history_event_types": ["view", "buy"]},
+            r"history_event_types: no 'buy' among the events of this model: view",
+        ),
         ({"user_features": {"age": 3}}, r"user_features: the model does not read age; it reads none"),
-        ({"context": {"features": {"device": "mobile"}}}, r"context.features: the model does not read device; it reads none"),
+        (
+            {"context": {"features": {"device": "mobile"}}},
+            r"context.features: the model does not read device; it reads none",
+        ),
     ],
 )
-def test_what_the_model_does_not_know_is_named(bundle: Bundle, request_: dict[str, Any], message: str) -> None:
+def test_what_the_model_does_not_know_is_named(
+    bundle: Bundle, request_: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         look_up(bundle, history=[17, 27], **request_)
 
@@ -106,7 +126,13 @@ def test_padding_changes_nothing(bundle: Bundle) -> None:
         expected = asyncio.run(inference.infer("query_encoder", 1, inputs))["query"][0]
         assert query.query_D is not None
         np.testing.assert_allclose(query.query_D, expected, atol=1e-5)
-    assert [shape[1] for shape in inference.shapes[::2]] == [16, 16, 16, 24, 24]  # a power of two, or the longest history
+    assert [shape[1] for shape in inference.shapes[::2]] == [
+        16,
+        16,
+        16,
+        24,
+        24,
+    ]  # a power of two, or the longest history
 
 
 def test_only_the_end_of_a_long_history_makes_the_query_but_all_of_it_is_seen(bundle: Bundle) -> None:
@@ -116,10 +142,16 @@ def test_only_the_end_of_a_long_history_makes_the_query_but_all_of_it_is_seen(bu
     np.testing.assert_array_equal(long.query_D, short.query_D)
 
 
-@pytest.mark.parametrize("request_", [{}, {"user_id": 5}, {"user_id": 1000, "history": ()}, {"history": (1, 2, 3)}])
+@pytest.mark.parametrize(
+    "request_", [{}, {"user_id": 5}, {"user_id": 1000, "history": ()}, {"history": (1, 2, 3)}]
+)
 def test_nothing_known(bundle: Bundle, request_: dict[str, Any]) -> None:
     query = look_up(bundle, **request_)
-    assert query.query_D is None and not len(query.history_L) and query.ignored_history == len(request_.get("history", ()))
+    assert (
+        query.query_D is None
+        and not len(query.history_L)
+        and query.ignored_history == len(request_.get("history", ()))
+    )
 
 
 def test_seen_items_may_be_kept(bundle: Bundle) -> None:
@@ -134,20 +166,37 @@ def test_an_id_of_the_wrong_type_is_named(bundle: Bundle) -> None:
         look_up(bundle, user_id="ann")
 
 
-@given(st.lists(CONDITIONS, max_size=2), st.sets(st.integers(2, 301), max_size=290), st.integers(0, 2**32 - 1), st.integers(1, 120))
-def test_retrieval_against_a_row_by_row_definition(bundle: Bundle, conditions: list[Any], seen: set[int], seed: int, k: int) -> None:
+@given(
+    st.lists(CONDITIONS, max_size=2),
+    st.sets(st.integers(2, 301), max_size=290),
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 120),
+)
+def test_retrieval_against_a_row_by_row_definition(
+    bundle: Bundle, conditions: list[Any], seen: set[int], seed: int, k: int
+) -> None:
     query_D = np.random.default_rng(seed).standard_normal(64).astype(np.float32)
     seen_S = np.array(sorted(seen), dtype=np.int64)
     request = RecommendRequest(k=k, filters=tuple(conditions))
     found = asyncio.run(Retrieval(bundle).run(request, Query(seen_S, seen_S, query_D, 0, 0.0)))
     items = bundle.items.to_pylist()
-    allowed = [row for row in range(2, 302) if row not in seen and all(meets(items[row - 2], condition) for condition in conditions)]
+    allowed = [
+        row
+        for row in range(2, 302)
+        if row not in seen and all(meets(items[row - 2], condition) for condition in conditions)
+    ]
     expected = sorted(allowed, key=lambda row: -float(bundle.vectors_RD[row].astype(np.float64) @ query_D))
-    assert found.rows_C.tolist() == expected[: max(k, bundle.manifest.num_candidates)] and found.found[0].source == PERSONAL
+    assert (
+        found.rows_C.tolist() == expected[: max(k, bundle.manifest.num_candidates)]
+        and found.found[0].source == PERSONAL
+    )
     np.testing.assert_allclose(found.scores_C, bundle.vectors_RD[found.rows_C] @ query_D, atol=1e-5)
 
     popular = asyncio.run(Retrieval(bundle).run(request, Query(seen_S, seen_S, None, 0, 0.0)))
-    assert popular.rows_C.tolist() == sorted(allowed, key=lambda row: -bundle.counts_R[row])[: max(k, bundle.manifest.num_candidates)]
+    assert (
+        popular.rows_C.tolist()
+        == sorted(allowed, key=lambda row: -bundle.counts_R[row])[: max(k, bundle.manifest.num_candidates)]
+    )
     assert popular.fallback == "popularity"
     assert popular.scores_C.tolist() == bundle.counts_R[popular.rows_C].tolist()
 
@@ -168,7 +217,9 @@ def test_ranking_in_parts_no_larger_than_the_model_takes(bundle: Bundle) -> None
     inference = OnnxInference(bundle)
     rows_C, history_L = np.arange(2, 202), np.array([5, 9])
     candidates = personal(rows_C, np.linspace(1, 0, 200, dtype=np.float32))
-    scores_C = asyncio.run(Ranking(bundle, inference, 1).run(Query(history_L, NOTHING, None, 0, 0.0), candidates, 0))
+    scores_C = asyncio.run(
+        Ranking(bundle, inference, 1).run(Query(history_L, NOTHING, None, 0, 0.0), candidates, 0)
+    )
     assert [shape[0] for shape in inference.shapes] == [MAX_BATCH_SIZE] * 3 + [200 - 3 * MAX_BATCH_SIZE]
     assert scores_C.shape == (200,) and len(np.unique(scores_C)) > 100
 
@@ -182,7 +233,9 @@ def test_ranking_of_nothing(bundle: Bundle) -> None:
 def test_ranking_refuses_other_features(bundle: Bundle) -> None:
     names = tuple(reversed(bundle.manifest.features))
     other = Bundle(**{**bundle.__dict__, "manifest": bundle.manifest.updated(features=names)})
-    with pytest.raises(UserError, match=r"other features than this code computes \(their order\): train and export again"):
+    with pytest.raises(
+        UserError, match=r"other features than this code computes \(their order\): train and export again"
+    ):
         Ranking(other, OnnxInference(bundle), 1)
 
 
@@ -199,7 +252,9 @@ def test_ordering_breaks_ties_by_retrieval(bundle: Bundle) -> None:
 
 def test_the_chain_agrees_with_the_reference(bundle: Bundle, recommender: Recommender) -> None:
     for user in bundle.reference().to_pylist():
-        request = RecommendRequest(user_id=user["user_id"], context=Context(timestamp_ms=user["timestamp_ms"]))
+        request = RecommendRequest(
+            user_id=user["user_id"], context=Context(timestamp_ms=user["timestamp_ms"])
+        )
         answer = asyncio.run(recommender.recommend(request))
         assert [item.item_id for item in answer.items] == bundle.item_ids.ids(np.array(user["top_rows"]))
         np.testing.assert_allclose([item.score for item in answer.items], user["top_scores"], atol=1e-6)
@@ -217,7 +272,9 @@ def test_the_time_of_the_request_reaches_the_ranker(recommender: Recommender) ->
 
 
 def test_string_ids_through_the_chain(unicode_bundle: Bundle, unicode_recommender: Recommender) -> None:
-    answer = asyncio.run(unicode_recommender.recommend(RecommendRequest(history=("商品 0", "item-é1", "商品 1"), k=5)))
+    answer = asyncio.run(
+        unicode_recommender.recommend(RecommendRequest(history=("商品 0", "item-é1", "商品 1"), k=5))
+    )
     assert answer.ignored_history == 1 and not {"商品 0", "item-é1"} & {item.item_id for item in answer.items}
     assert all(unicode_bundle.item_ids.row(item.item_id) >= FIRST_ITEM_ROW for item in answer.items)
     assert unicode_recommender.item("商品 4").title == "Title № 4"

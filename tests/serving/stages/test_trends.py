@@ -20,12 +20,14 @@ from serving.config import ServingConfig
 from serving.events.base import HOUR_MS, Event, EventStoreError
 from serving.events.sqlite_store import SqliteEventStore
 from serving.schemas.recommend import RecommendRequest
-from serving.stages.retrieval import NOBODY, Retrieval
+from serving.stages.retrieval import EMPTY_QUERY, Retrieval
 from serving.stages.trends import LOOKS_BACK_HOURS, Trend, Trends
 from tests.support.playlists import ask, ids, recommender_with
 
 DAYS = 0.5
-TRENDING = ServingConfig.model_validate({"cold_start": {"sources": [{"kind": "trending", "half_life_days": DAYS}]}})
+TRENDING = ServingConfig.model_validate(
+    {"cold_start": {"sources": [{"kind": "trending", "half_life_days": DAYS}]}}
+)
 
 
 def newest_hour(bundle: Bundle) -> int:
@@ -48,7 +50,10 @@ def check(trend: Trend, weights: dict[int, float]) -> None:
     """The weights are proportional, and their order is that of the rows."""
     expected_N = np.array([weights[row] for row in range(FIRST_ITEM_ROW, len(trend.weights_R))])
     np.testing.assert_allclose(
-        trend.weights_R[FIRST_ITEM_ROW:] / trend.weights_R.max(), expected_N / expected_N.max(), rtol=1e-5, atol=1e-7
+        trend.weights_R[FIRST_ITEM_ROW:] / trend.weights_R.max(),
+        expected_N / expected_N.max(),
+        rtol=1e-5,
+        atol=1e-7,
     )
     assert sorted(trend.ranked_N.tolist()) == list(range(FIRST_ITEM_ROW, len(trend.weights_R)))
     assert (np.diff(trend.weights_R[trend.ranked_N]) <= 0).all()
@@ -69,7 +74,10 @@ def test_trending_counts_lately_more(bundle: Bundle) -> None:
     weights = slowly(bundle, [], DAYS)
     check(Trends(bundle, {DAYS}).trend(DAYS), weights)
     rows = [bundle.item_ids.row(item_id) for item_id in ids(answer)]
-    assert answer.fallback == "trending" and [weights[row] for row in rows] == sorted(weights.values(), reverse=True)[:10]
+    assert (
+        answer.fallback == "trending"
+        and [weights[row] for row in rows] == sorted(weights.values(), reverse=True)[:10]
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -82,7 +90,10 @@ def test_however_often_it_is_read_live_events_count_like_those_of_the_bundle(
 ) -> None:
     """Events come in when they happen; readings fall between them."""
     start, item_ids, clock = newest_hour(bundle), bundle.items.column("item_id").to_pylist(), [0.0]
-    store = kept(tmp_path_factory.mktemp("trends") / "events.sqlite", [event(0, item_ids[5], start - 1), event(1, "unknown", start + 1)])
+    store = kept(
+        tmp_path_factory.mktemp("trends") / "events.sqlite",
+        [event(0, item_ids[5], start - 1), event(1, "unknown", start + 1)],
+    )
     clock[0] = (start + 1) * HOUR_MS / 1e3
     trends = Trends(bundle, {DAYS, 7.0}, store, clock=lambda: clock[0])
 
@@ -114,11 +125,20 @@ def test_what_is_dated_in_the_future_is_left_out(bundle: Bundle) -> None:
     check(trends.trend(DAYS), weights)
 
 
-def test_what_happened_long_after_the_bundle_comes_first_and_the_rest_keeps_its_order(bundle: Bundle, tmp_path: Path) -> None:
+def test_what_happened_long_after_the_bundle_comes_first_and_the_rest_keeps_its_order(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     long_after = newest_hour(bundle) + 24 * 365 * 20
     item_ids = bundle.items.column("item_id").to_pylist()
-    events = [event(1, item_ids[7], long_after), event(2, item_ids[9], long_after), event(3, item_ids[9], long_after)]
-    forgotten = [event(4, item_ids[11], long_after - LOOKS_BACK_HOURS - 1), event(5, item_ids[11], long_after + 1)]
+    events = [
+        event(1, item_ids[7], long_after),
+        event(2, item_ids[9], long_after),
+        event(3, item_ids[9], long_after),
+    ]
+    forgotten = [
+        event(4, item_ids[11], long_after - LOOKS_BACK_HOURS - 1),
+        event(5, item_ids[11], long_after + 1),
+    ]
     store = kept(tmp_path / "events.sqlite", [*events, *forgotten])
     trends = Trends(bundle, {DAYS}, store, clock=lambda: long_after * HOUR_MS / 1e3)
     before = trends.trend(DAYS).ranked_N.tolist()
@@ -130,13 +150,15 @@ def test_what_happened_long_after_the_bundle_comes_first_and_the_rest_keeps_its_
 
 def test_recommendations_follow_what_happens(bundle: Bundle, tmp_path: Path) -> None:
     unpopular = bundle.items.column("item_id").to_pylist()[int(np.argmin(bundle.counts_R[FIRST_ITEM_ROW:]))]
-    store = kept(tmp_path / "events.sqlite", [Event("1", "1", str(unpopular), "view", int(1e3 * time.time()))])
+    store = kept(
+        tmp_path / "events.sqlite", [Event("1", "1", str(unpopular), "view", int(1e3 * time.time()))]
+    )
     retrieval = Retrieval(bundle, TRENDING, store)
 
     async def asked() -> list[int]:
         firsts = []
         while len(firsts) < 200 and bundle.item_ids.row(unpopular) not in firsts:
-            firsts.append(int((await retrieval.run(RecommendRequest(k=1), NOBODY)).rows_C[0]))
+            firsts.append(int((await retrieval.run(RecommendRequest(k=1), EMPTY_QUERY)).rows_C[0]))
             await asyncio.sleep(0.02)  # nobody waits for the reading
         return firsts
 
@@ -162,4 +184,6 @@ def test_a_store_that_does_not_tell_leaves_trends_as_they_were(
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(work())
-    assert trends.trend(DAYS) is before and caplog.messages == ["trends without the latest events: it is away"]
+    assert trends.trend(DAYS) is before and caplog.messages == [
+        "trends without the latest events: it is away"
+    ]

@@ -23,7 +23,9 @@ def network(dim: int) -> NetworkSpec:
         TensorSpec(name="query_timestamp_ms", dtype="int64", shape=("batch", 1)),
         *FEATURE_INPUTS,
     )
-    return NetworkSpec(inputs=inputs, outputs=(TensorSpec(name="query", dtype="float32", shape=("batch", dim)),))
+    return NetworkSpec(
+        inputs=inputs, outputs=(TensorSpec(name="query", dtype="float32", shape=("batch", dim)),)
+    )
 
 
 @pytest.fixture
@@ -43,11 +45,22 @@ def test_ours_fits_and_is_left_alone(text: str) -> None:
 def test_other_dims_are_written_and_the_rest_stays(text: str) -> None:
     fitted = fitted_config(text, network(128), 50, "config")
     config = parse_model_config(fitted, "config")
-    assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [[-1, 128], *[[-1]] * 3, [1], *[[-1]] * 4, [128]]
-    assert [list(warmup.inputs["item_vectors"].dims) for warmup in config.model_warmup] == [[16, 128], [50, 128]]
+    assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [
+        [-1, 128],
+        *[[-1]] * 3,
+        [1],
+        *[[-1]] * 4,
+        [128],
+    ]
+    assert [list(warmup.inputs["item_vectors"].dims) for warmup in config.model_warmup] == [
+        [16, 128],
+        [50, 128],
+    ]
     assert [list(warmup.inputs["mask"].dims) for warmup in config.model_warmup] == [[16], [50]]
     assert [list(warmup.inputs["timestamps_ms"].dims) for warmup in config.model_warmup] == [[16], [50]]
-    changed = [(old, new) for old, new in zip(text.splitlines(), fitted.splitlines(), strict=True) if old != new]
+    changed = [
+        (old, new) for old, new in zip(text.splitlines(), fitted.splitlines(), strict=True) if old != new
+    ]
     assert len(changed) == 7 and not any(line.lstrip().startswith("#") for pair in changed for line in pair)
     assert disagreements(text, network(128), "config") == [
         "input item_vectors has dims [-1, 64], the bundle's are [-1, 128]",
@@ -62,7 +75,11 @@ def test_the_warm_up_has_as_many_columns_as_the_network_reads(text: str) -> None
     fitted = fitted_config(text, network(64), 50, "config", widths)
     config = parse_model_config(fitted, "config")
     wanted = widths | {"context_numbers": 9}  # another version reads as many
-    assert all(list(warmup.inputs[name].dims) == [width] for warmup in config.model_warmup for name, width in wanted.items())
+    assert all(
+        list(warmup.inputs[name].dims) == [width]
+        for warmup in config.model_warmup
+        for name, width in wanted.items()
+    )
     assert [list(tensor.dims) for tensor in config.input if tensor.name in widths] == [[-1]] * 4
     assert disagreements(fitted, network(64), "config") == []
 

@@ -75,7 +75,9 @@ def ask(inference: ResilientInference, timeout_s: float = 2.0) -> str:
 def test_what_is_worth_a_retry(codes: tuple[str, ...], outcome: str, asked: int) -> None:
     inference = Failing(*codes)
     assert ask(ResilientInference(inference, seed=1)) == outcome and inference.asked == asked
-    assert inference.timeouts_s == sorted(inference.timeouts_s, reverse=True), "each attempt has the time that is left"
+    assert inference.timeouts_s == sorted(inference.timeouts_s, reverse=True), (
+        "each attempt has the time that is left"
+    )
 
 
 def test_no_attempt_without_time() -> None:
@@ -88,7 +90,9 @@ def test_the_breaker_opens_lets_one_through_and_closes() -> None:
     breaker = CircuitBreaker(failures=3, open_s=10.0, clock=lambda: now[0])
     inference = Failing(*["DEADLINE_EXCEEDED"] * 4)
     resilient = ResilientInference(inference, lambda: breaker)
-    assert [ask(resilient) for _ in range(5)] == ["DEADLINE_EXCEEDED"] * 3 + [OPEN] * 2 and inference.asked == 3
+    assert [ask(resilient) for _ in range(5)] == ["DEADLINE_EXCEEDED"] * 3 + [
+        OPEN
+    ] * 2 and inference.asked == 3
     now[0] = 10.1
     assert ask(resilient) == "DEADLINE_EXCEEDED", "one finds out that it still fails"
     assert ask(resilient) == OPEN and breaker.is_open
@@ -98,7 +102,9 @@ def test_the_breaker_opens_lets_one_through_and_closes() -> None:
 
 def test_a_caller_in_a_hurry_does_not_close_the_way_to_others() -> None:
     resilient = ResilientInference(Failing(*["DEADLINE_EXCEEDED"] * 20))
-    assert [ask(resilient, timeout_s=0.05) for _ in range(20)] == ["DEADLINE_EXCEEDED"] * 20 and ask(resilient) == "ok"
+    assert [ask(resilient, timeout_s=0.05) for _ in range(20)] == ["DEADLINE_EXCEEDED"] * 20 and ask(
+        resilient
+    ) == "ok"
 
 
 class Hanging(OnnxInference):
@@ -110,8 +116,14 @@ class Hanging(OnnxInference):
 
 
 def test_networks_that_hang_leave_time_for_an_answer_without_them(bundle: Bundle) -> None:
-    answer = post(build_app(recommender_of(bundle, Hanging(bundle), 7)), {"user_id": 1003, "deadline_ms": 300})
-    assert answer.status_code == 200 and answer.json()["fallback"] == "similar" and answer.json()["degraded"] == ["query_encoder"]
+    answer = post(
+        build_app(recommender_of(bundle, Hanging(bundle), 7)), {"user_id": 1003, "deadline_ms": 300}
+    )
+    assert (
+        answer.status_code == 200
+        and answer.json()["fallback"] == "similar"
+        and answer.json()["degraded"] == ["query_encoder"]
+    )
 
 
 def test_a_full_disk_costs_no_answer(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
@@ -122,8 +134,10 @@ def test_a_full_disk_costs_no_answer(bundle: Bundle, caplog: pytest.LogCaptureFi
     log.close()
 
 
-def test_the_log_goes_on_in_a_new_file_after_a_rotation(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.observability.served_log.LOOK_EVERY_S", 0.0)
+def test_the_log_goes_on_in_a_new_file_after_a_rotation(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.observability.served_log.LOOK_INTERVAL_S", 0.0)
     log = ServedLog(tmp_path / "log.jsonl")
     app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, log=log))
     post(app, {"user_id": 1003})
@@ -131,17 +145,32 @@ def test_the_log_goes_on_in_a_new_file_after_a_rotation(bundle: Bundle, tmp_path
     post(app, {"user_id": 1003})
     post(app, {"user_id": 1003})
     log.close()
-    lines = [len((tmp_path / name).read_text(encoding="utf-8").splitlines()) for name in ("log.jsonl.1", "log.jsonl")]
+    lines = [
+        len((tmp_path / name).read_text(encoding="utf-8").splitlines())
+        for name in ("log.jsonl.1", "log.jsonl")
+    ]
     assert lines == [1, 2]
 
 
 def test_what_is_done_without_is_in_the_log(bundle: Bundle, tmp_path: Path) -> None:
     log = ServedLog(tmp_path / "log.jsonl")
-    post(build_app(recommender_of(bundle, Hanging(bundle), 7, log=log)), {"user_id": 1003, "deadline_ms": 300})
+    post(
+        build_app(recommender_of(bundle, Hanging(bundle), 7, log=log)), {"user_id": 1003, "deadline_ms": 300}
+    )
     log.close()
-    message, served = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    assert message["kind"] == "message" and message["level"] == "warning" and "without the query encoder" in message["message"]
-    assert served["kind"] == "served" and served["fallback"] == "similar" and served["degraded"] == ["query_encoder"]
+    message, served = (
+        json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+    assert (
+        message["kind"] == "message"
+        and message["level"] == "warning"
+        and "without the query encoder" in message["message"]
+    )
+    assert (
+        served["kind"] == "served"
+        and served["fallback"] == "similar"
+        and served["degraded"] == ["query_encoder"]
+    )
 
 
 def test_a_model_that_fails_leaves_the_others_alone() -> None:
@@ -152,7 +181,10 @@ def test_a_model_that_fails_leaves_the_others_alone() -> None:
 
 
 def test_errors_cross_processes() -> None:
-    for error in (InferenceError("ranker", "UNAVAILABLE", "gone"), TritonError("ranker", "UNAVAILABLE", "gone")):
+    for error in (
+        InferenceError("ranker", "UNAVAILABLE", "gone"),
+        TritonError("ranker", "UNAVAILABLE", "gone"),
+    ):
         other = pickle.loads(pickle.dumps(error))
         assert type(other) is type(error) and str(other) == str(error) and other.code == "UNAVAILABLE"
 
@@ -185,7 +217,9 @@ def test_without_the_ranker_the_order_of_retrieval(bundle: Bundle, recommender: 
     answer, full = post(down, body).json(), post(build_app(recommender), body).json()
     assert answer["degraded"] == ["ranker"] and answer["fallback"] is None and full["degraded"] == []
     assert [item["sources"][0]["rank"] for item in answer["items"]] == list(range(1, 51))
-    assert {item["item_id"] for item in answer["items"]} == {item["item_id"] for item in full["items"]}, "the same candidates"
+    assert {item["item_id"] for item in answer["items"]} == {item["item_id"] for item in full["items"]}, (
+        "the same candidates"
+    )
 
 
 def test_spans_of_a_request_and_its_stages(bundle: Bundle) -> None:
@@ -200,9 +234,15 @@ def test_spans_of_a_request_and_its_stages(bundle: Bundle) -> None:
     assert all(f"{span.context.trace_id:032x}" == caller for span in spans.values() if span.context)
     request = spans["recommend"]
     assert request.context is not None
-    assert all(span.parent and span.parent.span_id == request.context.span_id for name, span in spans.items() if name != "recommend")
+    assert all(
+        span.parent and span.parent.span_id == request.context.span_id
+        for name, span in spans.items()
+        if name != "recommend"
+    )
     assert request.attributes is not None
-    assert request.attributes["playlist"] == "default" and not any("1003" in str(value) for value in request.attributes.values())
+    assert request.attributes["playlist"] == "default" and not any(
+        "1003" in str(value) for value in request.attributes.values()
+    )
 
 
 def test_spans_reach_a_collector(bundle: Bundle) -> None:

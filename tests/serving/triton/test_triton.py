@@ -46,7 +46,9 @@ def repository(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
     add_version(root, bundle, "query_encoder", 1)
     add_version(root, bundle, "ranker", 1)
     (root / "ranker" / "2").mkdir()
-    write_ranker(root / "ranker" / "2" / "model.onnx", len(bundle.manifest.features), np.random.default_rng(99))
+    write_ranker(
+        root / "ranker" / "2" / "model.onnx", len(bundle.manifest.features), np.random.default_rng(99)
+    )
     config = (root / "ranker" / "config.pbtxt").read_text()
     for name in ("broken", "missing", "narrow", "on_gpu", "threads", "silent"):
         (root / name / "1").mkdir(parents=True)
@@ -92,9 +94,13 @@ def test_answers_are_those_of_onnxruntime(ask: Any, repository: Path, bundle: Bu
     """Also when requests of many sizes are merged."""
     rng = np.random.default_rng(0)
     oracle = OnnxInference(bundle)
-    batches = [rng.standard_normal((int(size), 17)).astype(np.float32) for size in rng.integers(1, 40, size=60)]
+    batches = [
+        rng.standard_normal((int(size), 17)).astype(np.float32) for size in rng.integers(1, 40, size=60)
+    ]
     mask_BL = rng.random((3, 16)) < 0.5
-    inputs = encoder_inputs(rng.standard_normal((3, 16, 64)).astype(np.float32), rng.integers(0, 10**12, (3, 16)), 10**12)
+    inputs = encoder_inputs(
+        rng.standard_normal((3, 16, 64)).astype(np.float32), rng.integers(0, 10**12, (3, 16)), 10**12
+    )
     inputs["mask"] = mask_BL
 
     async def work(client: TritonClient) -> tuple[Any, Any]:
@@ -104,9 +110,13 @@ def test_answers_are_those_of_onnxruntime(ask: Any, repository: Path, bundle: Bu
         return await client.infer("query_encoder", 1, inputs), scores
 
     query, scores = ask(work)
-    np.testing.assert_allclose(query["query"], asyncio.run(oracle.infer("query_encoder", 1, inputs))["query"], atol=1e-5)
+    np.testing.assert_allclose(
+        query["query"], asyncio.run(oracle.infer("query_encoder", 1, inputs))["query"], atol=1e-5
+    )
     for batch, score in zip(batches, scores, strict=True):
-        np.testing.assert_allclose(score["score"], asyncio.run(oracle.infer("ranker", 1, {"features": batch}))["score"], atol=1e-6)
+        np.testing.assert_allclose(
+            score["score"], asyncio.run(oracle.infer("ranker", 1, {"features": batch}))["score"], atol=1e-6
+        )
 
 
 def test_another_width(ask: Any, repository: Path, tmp_path: Path) -> None:
@@ -194,7 +204,9 @@ def test_a_silent_configuration_is_completed(ask: Any, repository: Path) -> None
 
     async def work(client: TritonClient) -> tuple[int, Any]:
         await client.load("silent", repository / "silent" / "config.pbtxt", [1])
-        return await client.max_batch_size("silent", 1), await client.infer("silent", 1, {"features": np.zeros((4, 17), np.float32)})
+        return await client.max_batch_size("silent", 1), await client.infer(
+            "silent", 1, {"features": np.zeros((4, 17), np.float32)}
+        )
 
     size, outputs = ask(work)
     assert size == 4 and outputs["score"].shape == (4, 1)
@@ -217,7 +229,9 @@ def test_a_server_that_ends_tells_its_own_last_lines(server: TritonServer, repos
     second = TritonServer(repository)
     second.http_address = server.http_address
     second.start()
-    with pytest.raises(UserError, match=r"Triton ended with status 1: .*(Address already in use|failed to start)"):
+    with pytest.raises(
+        UserError, match=r"Triton ended with status 1: .*(Address already in use|failed to start)"
+    ):
         wait_for_the_end(second)
     second.stop()
 

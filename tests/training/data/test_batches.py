@@ -21,7 +21,7 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW
 from passerelle.splits import Split, SplitConfig, make_split
 from tests.support.datasets import small_recipe
-from training.config import RunConfig
+from training.config import Recipe
 from training.data.batches import Batch, EpochBatches, group_by_budget
 from training.data.loaders import EpochLoader
 from training.data.windows import training_windows
@@ -45,7 +45,10 @@ def windows_of(batch: Batch) -> list[Window]:
     assert (items_T[~masked_T] >= FIRST_ITEM_ROW).all()
     items_T[masked_T] = batch.target_rows_M.numpy()
     bounds = pairwise(batch.offsets_B1.tolist())
-    return [(tuple(items_T[start:end].tolist()), tuple(np.flatnonzero(masked_T[start:end]).tolist())) for start, end in bounds]
+    return [
+        (tuple(items_T[start:end].tolist()), tuple(np.flatnonzero(masked_T[start:end]).tolist()))
+        for start, end in bounds
+    ]
 
 
 def events_of(batches: EpochBatches) -> list[int]:
@@ -80,7 +83,9 @@ def test_windows_equal_the_slow_ones(trained_and_held_out: list[tuple[int, int]]
     windows = training_windows(Split(start_U, start_U + trained_U, end_U, end_U), max_length)
     fast = [list(range(start, end)) for start, end in zip(windows.start_W, windows.end_W, strict=True)]
     slow = [
-        window for start, trained in zip(start_U, trained_U, strict=True) for window in slow_windows(start, start + trained, max_length)
+        window
+        for start, trained in zip(start_U, trained_U, strict=True)
+        for window in slow_windows(start, start + trained, max_length)
     ]
     assert fast == slow
     positions_T, offsets_W1 = windows.events()
@@ -90,7 +95,9 @@ def test_windows_equal_the_slow_ones(trained_and_held_out: list[tuple[int, int]]
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
 @pytest.mark.parametrize("max_history", [2, 4, 12])
-def test_each_training_event_is_in_one_window_and_nothing_held_out_in_any(dataset: Dataset, rule: SplitConfig, max_history: int) -> None:
+def test_each_training_event_is_in_one_window_and_nothing_held_out_in_any(
+    dataset: Dataset, rule: SplitConfig, max_history: int
+) -> None:
     """All but a user's oldest event where it would stand alone in its window; so all events of other users are there."""
     split = make_split(dataset, rule)
     expected = [
@@ -103,18 +110,26 @@ def test_each_training_event_is_in_one_window_and_nothing_held_out_in_any(datase
     left_alone_U = trained_U % (max_history + 1) == 1
     assert len(expected) == trained_U.sum() - left_alone_U.sum()
     assert len(expected) < len(dataset.item_rows_E), "nothing is held out: the test would pass in vain"
-    batches = EpochBatches(numbered(dataset), split, small_recipe(f"model.max_history={max_history}"), epoch=0)
+    batches = EpochBatches(
+        numbered(dataset), split, small_recipe(f"model.max_history={max_history}"), epoch=0
+    )
     assert sorted(events_of(batches)) == sorted(expected)
 
 
 def test_windows_keep_the_order_of_events(dataset: Dataset, split: Split) -> None:
-    windows = [rows for batch in EpochBatches(numbered(dataset), split, small_recipe(), epoch=0) for rows, _ in windows_of(batch)]
+    windows = [
+        rows
+        for batch in EpochBatches(numbered(dataset), split, small_recipe(), epoch=0)
+        for rows, _ in windows_of(batch)
+    ]
     assert all(rows == tuple(range(rows[0], rows[0] + len(rows))) for rows in windows)
 
 
 @pytest.mark.parametrize("token_budget", [5, 60, 512])
 def test_padded_size_stays_within_the_budget(dataset: Dataset, split: Split, token_budget: int) -> None:
-    batches = list(EpochBatches(dataset, split, small_recipe(f"batches.token_budget={token_budget}"), epoch=0))
+    batches = list(
+        EpochBatches(dataset, split, small_recipe(f"batches.token_budget={token_budget}"), epoch=0)
+    )
     for batch in batches:
         lengths_B = np.diff(batch.offsets_B1)
         assert len(lengths_B) * lengths_B.max() <= token_budget or len(lengths_B) == 1
@@ -123,7 +138,11 @@ def test_padded_size_stays_within_the_budget(dataset: Dataset, split: Split, tok
     assert tokens > 0.9 * padded, "windows of unlike lengths share batches"
 
 
-@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=60), token_budget=st.integers(1, 200), seed=st.integers(0, 2**32))
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=60),
+    token_budget=st.integers(1, 200),
+    seed=st.integers(0, 2**32),
+)
 def test_groups_share_out_all_windows(lengths: list[int], token_budget: int, seed: int) -> None:
     lengths_W = np.array(lengths)
     groups = group_by_budget(lengths_W, token_budget, np.random.default_rng(seed))
@@ -136,21 +155,30 @@ def test_ranks_share_the_steps_of_one_process(dataset: Dataset, split: Split, wo
     """Union of the ranks' windows, masks included, is the batch that one process would see."""
     config, events = small_recipe(), numbered(dataset)
     alone = list(EpochBatches(events, split, config, epoch=3))
-    ranks = [list(EpochBatches(events, split, config, epoch=3, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    ranks = [
+        list(EpochBatches(events, split, config, epoch=3, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
     assert [len(batches) for batches in ranks] == [len(alone)] * world_size
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert Counter(windows_of(whole)) == Counter(window for part in parts for window in windows_of(part))
         assert {part.seed for part in parts} == {whole.seed}
         tokens = [len(part.items_T) for part in parts]
-        assert max(tokens) - min(tokens) <= np.diff(whole.offsets_B1).max(), "ranks wait for the one with the most tokens"
+        assert max(tokens) - min(tokens) <= np.diff(whole.offsets_B1).max(), (
+            "ranks wait for the one with the most tokens"
+        )
 
 
 @pytest.mark.parametrize("token_budget", [1, 20, 30])
-def test_every_rank_has_something_to_do_at_each_step(dataset: Dataset, split: Split, token_budget: int) -> None:
+def test_every_rank_has_something_to_do_at_each_step(
+    dataset: Dataset, split: Split, token_budget: int
+) -> None:
     """Also where the budget holds fewer windows than there are ranks, and whatever the order of the groups."""
     config, events = small_recipe(f"batches.token_budget={token_budget}"), numbered(dataset)
     for epoch in range(5):
-        ranks = [EpochBatches(events, split, config, epoch=epoch, rank=rank, world_size=3) for rank in range(3)]
+        ranks = [
+            EpochBatches(events, split, config, epoch=epoch, rank=rank, world_size=3) for rank in range(3)
+        ]
         for parts in zip(*ranks, strict=True):
             lengths = [np.diff(part.offsets_B1).tolist() for part in parts]
             assert all(lengths)
@@ -169,38 +197,71 @@ def few_windows(dataset: Dataset, split: Split, count: int) -> Split:
 def test_a_lone_first_window_is_not_a_step_of_its_own(dataset: Dataset, split: Split) -> None:
     config = small_recipe("batches.token_budget=22", "model.max_history=20")
     for epoch in range(20):
-        ranks = [EpochBatches(dataset, few_windows(dataset, split, 5), config, epoch=epoch, rank=rank, world_size=2) for rank in range(2)]
+        ranks = [
+            EpochBatches(
+                dataset, few_windows(dataset, split, 5), config, epoch=epoch, rank=rank, world_size=2
+            )
+            for rank in range(2)
+        ]
         assert sum(len(batch.offsets_B1) - 1 for batches in ranks for batch in batches) == 5
         assert all(len(batch.offsets_B1) > 1 for batches in ranks for batch in batches)
 
 
 @pytest.mark.parametrize(("windows", "world_size"), [(0, 1), (1, 2), (2, 3)])
-def test_fewer_windows_than_ranks_is_refused(dataset: Dataset, split: Split, windows: int, world_size: int) -> None:
+def test_fewer_windows_than_ranks_is_refused(
+    dataset: Dataset, split: Split, windows: int, world_size: int
+) -> None:
     mend = f"too few for --workers {world_size}" if windows else "prepare longer histories"
     with pytest.raises(UserError, match=f"{windows} windows of two or more training events: {mend}"):
-        EpochBatches(dataset, few_windows(dataset, split, windows), small_recipe("model.max_history=20"), epoch=0, world_size=world_size)
+        EpochBatches(
+            dataset,
+            few_windows(dataset, split, windows),
+            small_recipe("model.max_history=20"),
+            epoch=0,
+            world_size=world_size,
+        )
 
 
-def masks(dataset: Dataset, split: Split, config: RunConfig, epochs: int = 1) -> list[tuple[int, tuple[int, ...]]]:
+def masks(
+    dataset: Dataset, split: Split, config: Recipe, epochs: int = 1
+) -> list[tuple[int, tuple[int, ...]]]:
     """(length, masked places) of every window."""
-    batches = [batch for epoch in range(epochs) for batch in EpochBatches(dataset, split, config, epoch=epoch)]
+    batches = [
+        batch for epoch in range(epochs) for batch in EpochBatches(dataset, split, config, epoch=epoch)
+    ]
     return [(len(rows), masked) for batch in batches for rows, masked in windows_of(batch)]
 
 
 def test_each_window_has_a_target(dataset: Dataset, split: Split) -> None:
-    found = masks(dataset, split, small_recipe("objective.mask_probability=0.01", "objective.last_only_probability=0"))
+    found = masks(
+        dataset, split, small_recipe("objective.mask_probability=0.01", "objective.last_only_probability=0")
+    )
     assert all(masked for _, masked in found)
-    assert np.mean([masked == (length - 1,) for length, masked in found]) > 0.8, "where chance masks nothing, the last item is masked"
+    assert np.mean([masked == (length - 1,) for length, masked in found]) > 0.8, (
+        "where chance masks nothing, the last item is masked"
+    )
 
 
 def test_masks_follow_their_probabilities(dataset: Dataset, split: Split) -> None:
-    found = masks(dataset, split, small_recipe("objective.mask_probability=0.5", "objective.last_only_probability=0"), epochs=10)
+    found = masks(
+        dataset,
+        split,
+        small_recipe("objective.mask_probability=0.5", "objective.last_only_probability=0"),
+        epochs=10,
+    )
     longest = [(length, masked) for length, masked in found if length == 13]
     share = sum(len(masked) for _, masked in longest) / sum(length for length, _ in longest)
     assert share == pytest.approx(0.5, abs=0.02)
-    everything = masks(dataset, split, small_recipe("objective.mask_probability=1", "objective.last_only_probability=0"))
+    everything = masks(
+        dataset, split, small_recipe("objective.mask_probability=1", "objective.last_only_probability=0")
+    )
     assert all(masked == tuple(range(length)) for length, masked in everything)
-    last_only = masks(dataset, split, small_recipe("objective.mask_probability=1", "objective.last_only_probability=0.25"), epochs=10)
+    last_only = masks(
+        dataset,
+        split,
+        small_recipe("objective.mask_probability=1", "objective.last_only_probability=0.25"),
+        epochs=10,
+    )
     assert np.mean([masked == (length - 1,) for length, masked in last_only]) == pytest.approx(0.25, abs=0.03)
 
 
@@ -246,12 +307,18 @@ def test_targets_weigh_what_their_events_weigh(dataset: Dataset, split: Split, w
 def test_rows_beyond_float32_survive(dataset: Dataset, split: Split) -> None:
     """Two neighbouring rows above 2^24 are one float32: every odd one would come out even."""
     first = 2**24 + 1
-    rows = [row for batch in EpochBatches(numbered(dataset, first), split, small_recipe(), epoch=0) for row in batch.target_rows_M.tolist()]
+    rows = [
+        row
+        for batch in EpochBatches(numbered(dataset, first), split, small_recipe(), epoch=0)
+        for row in batch.target_rows_M.tolist()
+    ]
     expected = events_of(EpochBatches(numbered(dataset), split, small_recipe(), epoch=0))
     assert {row % 2 for row in rows} == {0, 1}
     assert set(rows) <= {first + event for event in expected}
     items = [
-        row - first for batch in EpochBatches(numbered(dataset, first), split, small_recipe(), epoch=0) for row in batch.items_T.tolist()
+        row - first
+        for batch in EpochBatches(numbered(dataset, first), split, small_recipe(), epoch=0)
+        for row in batch.items_T.tolist()
     ]
     assert sorted(item for item in [*items, *(row - first for row in rows)] if item >= 0) == sorted(expected)
 
@@ -260,12 +327,18 @@ def test_an_epoch_is_not_continued_with_other_batches(dataset: Dataset, split: S
     """Steps of two windows are merged for three workers, and their numbers mean others."""
     config = small_recipe("batches.token_budget=26")
     trainer = cast(pl.Trainer, SimpleNamespace(current_epoch=1))
-    alone, shared = (EpochLoader(EpochBatches(dataset, split, config, epoch=1, world_size=size), trainer) for size in (1, 3))
+    alone, shared = (
+        EpochLoader(EpochBatches(dataset, split, config, epoch=1, world_size=size), trainer)
+        for size in (1, 3)
+    )
     assert len(shared) < len(alone)
     begun = {"epoch": 1, "steps": 5, "steps_per_epoch": len(alone)}
     alone.load_state_dict(begun)
     assert len(list(alone)) == len(alone) - 5
-    with pytest.raises(UserError, match=f"epoch 2 was begun with {len(alone)} steps and has {len(shared)} with this number of workers"):
+    with pytest.raises(
+        UserError,
+        match=f"epoch 2 was begun with {len(alone)} steps and has {len(shared)} with this number of workers",
+    ):
         shared.load_state_dict(begun)
     shared.load_state_dict({**begun, "epoch": 0})
     assert len(list(shared)) == len(shared)

@@ -16,7 +16,7 @@ from passerelle.dataset import Dataset
 from passerelle.splits import SplitConfig, make_split
 from tests.support.datasets import small_recipe
 from training.data.batches import Batch, EpochBatches
-from training.data.draw_assignment import take_turns
+from training.data.draw_assignment import assign_draws
 from training.data.statistics import num_events
 from training.model import step_loss
 from training.model.sequence_model import SequenceModel
@@ -34,7 +34,7 @@ def test_turns_equal_the_slow_ones(numbers: list[int], num_draws: int) -> None:
     for position, number in enumerate(numbers):
         taken.setdefault(number % num_draws, []).append(position)
     most = max(map(len, taken.values()), default=0)
-    turns = take_turns(np.array(numbers, dtype=np.int64), num_draws)
+    turns = assign_draws(np.array(numbers, dtype=np.int64), num_draws)
     assert turns.draws_S.tolist() == sorted(taken)
     assert turns.positions_ST.shape == (len(taken), most)
     expected = [taken[draw] + [len(numbers)] * (most - len(taken[draw])) for draw in sorted(taken)]
@@ -46,20 +46,29 @@ def draws_of_targets(batch: Batch) -> list[tuple[int, int]]:
     """Each target's row and draw."""
     rows = batch.target_rows_M.tolist()
     drawn = zip(batch.turns.draws_S.tolist(), batch.turns.positions_ST.tolist(), strict=True)
-    return [(rows[position], draw) for draw, positions in drawn for position in positions if position < len(rows)]
+    return [
+        (rows[position], draw) for draw, positions in drawn for position in positions if position < len(rows)
+    ]
 
 
-def model_and_ranks(dataset: Dataset, overrides: tuple[str, ...], world_size: int) -> tuple[SequenceModel, list[list[Batch]]]:
+def model_and_ranks(
+    dataset: Dataset, overrides: tuple[str, ...], world_size: int
+) -> tuple[SequenceModel, list[list[Batch]]]:
     """A model in training, and the steps of each rank."""
     config = small_recipe(NO_NOISE, *overrides)
     split = make_split(dataset, SplitConfig())
     model = SequenceModel(config, torch.from_numpy(num_events(dataset, split)).double(), total_steps=1)
-    return model, [list(EpochBatches(dataset, split, config, epoch=0, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    return model, [
+        list(EpochBatches(dataset, split, config, epoch=0, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
 
 
 @pytest.mark.parametrize("objective", [(), CAUSAL], ids=["masked", "causal"])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_a_target_takes_the_same_draw_for_any_number_of_ranks(dataset: Dataset, objective: tuple[str, ...], world_size: int) -> None:
+def test_a_target_takes_the_same_draw_for_any_number_of_ranks(
+    dataset: Dataset, objective: tuple[str, ...], world_size: int
+) -> None:
     alone, ranks = (model_and_ranks(dataset, (*objective, *UNIFORM), size)[1] for size in (1, world_size))
     for step, whole in enumerate(alone[0]):
         shared = [drawn for rank in ranks for drawn in draws_of_targets(rank[step])]
@@ -76,7 +85,9 @@ def loss_sum(model: SequenceModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("overrides", [UNIFORM, (*CAUSAL, *POPULAR), GBCE], ids=["masked", "causal", "gbce"])
-def test_ranks_have_the_loss_of_one(dataset: Dataset, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_have_the_loss_of_one(
+    dataset: Dataset, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, alone = model_and_ranks(dataset, overrides, 1)
     _, ranks = model_and_ranks(dataset, overrides, 2)
     for step in range(3):
@@ -93,13 +104,25 @@ def test_ranks_have_the_loss_of_one(dataset: Dataset, overrides: tuple[str, ...]
         ((*POPULAR, "loss.log_q_correction=false"), {"correction": False}),
         ((*POPULAR, "loss.temperature=0.5"), {"temperature": 0.5}),
         (("loss.temperature=0.5", "loss.max_logits=7"), {"temperature": 0.5, "max_logits": 7}),
-        ((*GBCE, "loss.gbce_calibration=0.4", "loss.temperature=0.5"), {"calibration": 0.4, "temperature": 0.5}),
+        (
+            (*GBCE, "loss.gbce_calibration=0.4", "loss.temperature=0.5"),
+            {"calibration": 0.4, "temperature": 0.5},
+        ),
     ],
 )
 def test_settings_reach_the_loss(
-    dataset: Dataset, overrides: tuple[str, ...], expected: dict[str, bool | float], monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset,
+    overrides: tuple[str, ...],
+    expected: dict[str, bool | float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = "gbce" if "loss.kind=gbce" in overrides else "sampled_softmax" if "loss.kind=sampled" in overrides else "full_softmax"
+    name = (
+        "gbce"
+        if "loss.kind=gbce" in overrides
+        else "sampled_softmax"
+        if "loss.kind=sampled" in overrides
+        else "full_softmax"
+    )
     loss, asked = getattr(step_loss, name), {}
 
     def overheard(*arguments: Any, **settings: Any) -> Tensor:

@@ -32,7 +32,9 @@ def test_items_are_made_ahead_but_not_too_far() -> None:
 
     ahead = prefetched(items(), 3)
     assert next(ahead) == 0
-    assert fifth.wait(5), "nobody asks for the fifth item, and it is made: three wait, one is in the thread's hand"
+    assert fifth.wait(5), (
+        "nobody asks for the fifth item, and it is made: three wait, one is in the thread's hand"
+    )
     time.sleep(0.3)
     assert made == [0, 1, 2, 3, 4]
     assert list(ahead) == list(range(1, 50))

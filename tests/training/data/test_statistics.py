@@ -10,7 +10,7 @@ from passerelle.dataset import Dataset
 from passerelle.features import DAY_MS
 from passerelle.splits import Split, SplitConfig, make_split
 from tests.support.datasets import dataset_of, small_recipe
-from training.config import RunConfig
+from training.config import Recipe
 from training.data.batches import EpochBatches
 from training.data.statistics import item_statistics, num_events, num_targets, sampler_counts
 
@@ -18,12 +18,20 @@ FloatArray = npt.NDArray[np.float64]
 
 
 @pytest.mark.parametrize(
-    "rule", [SplitConfig(), SplitConfig(rule="global_time", validation_fraction=0.2, test_fraction=0.2)], ids=lambda r: r.rule
+    "rule",
+    [SplitConfig(), SplitConfig(rule="global_time", validation_fraction=0.2, test_fraction=0.2)],
+    ids=lambda r: r.rule,
 )
 @pytest.mark.parametrize("recent_days", [1, 10, 1000])
-def test_counts_equal_a_loop_over_training_events(dataset: Dataset, rule: SplitConfig, recent_days: int) -> None:
+def test_counts_equal_a_loop_over_training_events(
+    dataset: Dataset, rule: SplitConfig, recent_days: int
+) -> None:
     split = make_split(dataset, rule)
-    training = [event for start, end in zip(split.start_U, split.train_end_U, strict=True) for event in range(start, end)]
+    training = [
+        event
+        for start, end in zip(split.start_U, split.train_end_U, strict=True)
+        for event in range(start, end)
+    ]
     assert 0 < len(training) < len(dataset.item_rows_E)
     newest_ms = max(int(dataset.timestamps_ms_E[event]) for event in training)
     counts_R, recent_counts_R = np.zeros(dataset.num_rows), np.zeros(dataset.num_rows)
@@ -46,7 +54,9 @@ def test_by_hand(tmp_path: Path) -> None:
         [(2, 8 * day), (2, 10 * day), (6, 30 * day), (6, 31 * day)],
         [(6, 1 * day), (3, 8 * day + 1)],
     ]
-    dataset = dataset_of(tmp_path / "dataset", histories, num_items=6, weights=[1, 2, 50, 50, 4, 8, 50, 50, 16, 32])
+    dataset = dataset_of(
+        tmp_path / "dataset", histories, num_items=6, weights=[1, 2, 50, 50, 4, 8, 50, 50, 16, 32]
+    )
     split = make_split(dataset, SplitConfig())
     statistics = item_statistics(dataset, split, recent_days=2)
     # training ends on day 10, so its last two days begin after day 8
@@ -55,9 +65,11 @@ def test_by_hand(tmp_path: Path) -> None:
     assert statistics.recent_counts_R.tolist() == [0, 0, 8, 2 + 32, 0, 0, 0, 0]
 
 
-def drawn_targets(dataset: Dataset, split: Split, config: RunConfig, epochs: int) -> FloatArray:
+def drawn_targets(dataset: Dataset, split: Split, config: Recipe, epochs: int) -> FloatArray:
     """Mean over epochs of how often each item row is a target."""
-    batches = (batch for epoch in range(epochs) for batch in EpochBatches(dataset, split, config, epoch=epoch))
+    batches = (
+        batch for epoch in range(epochs) for batch in EpochBatches(dataset, split, config, epoch=epoch)
+    )
     rows = np.concatenate([batch.target_rows_M.numpy() for batch in batches])
     return np.bincount(rows, minlength=dataset.num_rows) / epochs
 
@@ -70,10 +82,17 @@ def test_next_items_are_as_often_targets_as_counted(dataset: Dataset, split: Spl
 
 
 @pytest.mark.parametrize("mask_probability", [0.1, 0.5])
-def test_masked_items_are_as_often_targets_as_counted(dataset: Dataset, split: Split, mask_probability: float) -> None:
+def test_masked_items_are_as_often_targets_as_counted(
+    dataset: Dataset, split: Split, mask_probability: float
+) -> None:
     """Shares of all targets differ from those of counting events by far more than from the drawn ones."""
-    config = small_recipe(f"objective.mask_probability={mask_probability}", "objective.last_only_probability=0.4")
-    counted_R, drawn_R = num_targets(dataset, split, config), drawn_targets(dataset, split, config, epochs=300)
+    config = small_recipe(
+        f"objective.mask_probability={mask_probability}", "objective.last_only_probability=0.4"
+    )
+    counted_R, drawn_R = (
+        num_targets(dataset, split, config),
+        drawn_targets(dataset, split, config, epochs=300),
+    )
     spread_R = np.sqrt(np.maximum(counted_R, 1e-9) / 300)  # of a sum of Bernoulli draws, at most
     assert (np.abs(drawn_R - counted_R) <= 5 * spread_R).all()
     events_R = num_events(dataset, split) * (counted_R.sum() / num_events(dataset, split).sum())
@@ -96,7 +115,9 @@ def test_masked_items_are_as_often_targets_as_counted(dataset: Dataset, split: S
     ],
     ids=" ".join,
 )
-def test_only_what_the_sampler_asks_for_is_counted(dataset: Dataset, split: Split, overrides: list[str], counted: str) -> None:
+def test_only_what_the_sampler_asks_for_is_counted(
+    dataset: Dataset, split: Split, overrides: list[str], counted: str
+) -> None:
     config = small_recipe("loss.kind=sampled", *overrides)
     expected = {
         "nothing": np.zeros(dataset.num_rows),

@@ -29,7 +29,10 @@ BOOKINGS = ("split.event_types=['purchase']",)
 def test_repeats_by_hand(tmp_path: Path) -> None:
     """The same item again, by the same user; another user's do not count."""
     dataset = dataset_of(
-        tmp_path / "dataset", [[(2, 0), (3, 1), (2, 2), (2, 3)], [(2, 0), (2, 1)]], num_items=3, weights=[1, 1, 3, 1, 5, 1]
+        tmp_path / "dataset",
+        [[(2, 0), (3, 1), (2, 2), (2, 3)], [(2, 0), (2, 1)]],
+        num_items=3,
+        weights=[1, 1, 3, 1, 5, 1],
     )
     assert times_before(dataset, np.arange(6)).tolist() == [0, 0, 1, 2, 0, 1]
     assert times_before(dataset, np.array([0, 3, 5])).tolist() == [0, 1, 0]
@@ -44,7 +47,9 @@ def test_only_repeats_of_targets_count(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path / "dataset", [[(2, 0), (2, 1), (2, 2)]], num_items=1)
     manifest = dataset.manifest.model_copy(update={"event_types": ("click", "booking")})
     typed = replace(dataset, manifest=manifest, event_types_E=np.array([1, 0, 1], dtype=np.uint8))
-    weights_E = make_targets(typed, ObjectiveConfig(kind="causal", event_types=("booking",), repeats="log")).weights_E
+    weights_E = make_targets(
+        typed, ObjectiveConfig(kind="causal", event_types=("booking",), repeats="log")
+    ).weights_E
     assert weights_E[[0, 2]] == pytest.approx([1, np.log2(3 / 2)])
 
 
@@ -59,17 +64,27 @@ def test_steps_ask_for_events_of_the_named_kind(dataset: Dataset, split: Split, 
             assert (batch.offsets_B1.diff() >= 1).all() and (
                 batch.target_rows_M.numpy() == dataset.item_rows_E[batch.target_events_M]
             ).all()
-            windows = np.searchsorted(batch.offsets_B1.numpy(), batch.target_positions_M.numpy(), side="right") - 1
-            assert sorted(set(windows.tolist())) == list(range(len(batch.user_rows_B))), "a window that asks for nothing"
+            windows = (
+                np.searchsorted(batch.offsets_B1.numpy(), batch.target_positions_M.numpy(), side="right") - 1
+            )
+            assert sorted(set(windows.tolist())) == list(range(len(batch.user_rows_B))), (
+                "a window that asks for nothing"
+            )
             asked += batch.target_events_M.tolist()
-    all_E = np.concatenate([batch.target_events_M for batch in EpochBatches(dataset, split, everything, epoch=0)])
+    all_E = np.concatenate(
+        [batch.target_events_M for batch in EpochBatches(dataset, split, everything, epoch=0)]
+    )
     assert sorted(asked) == sorted(all_E[dataset.event_types_E[all_E] == 0].tolist())
 
 
 def test_targets_are_counted_as_they_are_asked_for(dataset: Dataset, split: Split) -> None:
     config = small_recipe(*CLICKS)
-    rows = np.concatenate([batch.target_rows_M.numpy() for batch in EpochBatches(dataset, split, config, epoch=0)])
-    assert num_targets(dataset, split, config).tolist() == np.bincount(rows, minlength=dataset.num_rows).tolist()
+    rows = np.concatenate(
+        [batch.target_rows_M.numpy() for batch in EpochBatches(dataset, split, config, epoch=0)]
+    )
+    assert (
+        num_targets(dataset, split, config).tolist() == np.bincount(rows, minlength=dataset.num_rows).tolist()
+    )
 
 
 def test_evaluation_asks_for_bookings_after_clicks_too(dataset: Dataset) -> None:
@@ -103,17 +118,28 @@ def test_clicks_train_and_bookings_validate(dataset: Dataset, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("objective.event_types=['view']",), "objective: event_types = .* has no effect without objective.kind = 'causal'"),
+        (
+            ("objective.event_types=['view']",),
+            "objective: event_types = .* has no effect without objective.kind = 'causal'",
+        ),
         (
             ("objective.kind=causal", "objective.event_types=['views']"),
             r"objective.event_types: views: no such kind of event in .*: view, purchase",
         ),
         (("query.features=['colour']",), r"query.features: colour: no feature of users"),
-        (("objective.kind=causal", "items.kind=tower", "items.features=['colour']"), r"items.features: colour: no item feature"),
-        (("split.event_types=['buy']",), r"split.event_types: buy: no such kind of event in .*: view, purchase"),
+        (
+            ("objective.kind=causal", "items.kind=tower", "items.features=['colour']"),
+            r"items.features: colour: no item feature",
+        ),
+        (
+            ("split.event_types=['buy']",),
+            r"split.event_types: buy: no such kind of event in .*: view, purchase",
+        ),
     ],
 )
-def test_kinds_that_there_are_not(overrides: tuple[str, ...], message: str, dataset: Dataset, tmp_path: Path) -> None:
+def test_kinds_that_there_are_not(
+    overrides: tuple[str, ...], message: str, dataset: Dataset, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message):
         train(dataset, tmp_path / "run", *overrides)
     assert not (tmp_path / "run").exists()

@@ -36,7 +36,9 @@ from training.evaluation.evaluate import rank_users, ranking_metrics
 FloatArray = npt.NDArray[np.float64]
 
 
-def scores_of(baseline: Baseline, dataset: Dataset, users: EvaluationUsers, max_history: int = 5) -> FloatArray:
+def scores_of(
+    baseline: Baseline, dataset: Dataset, users: EvaluationUsers, max_history: int = 5
+) -> FloatArray:
     """Scores [Q, R] in the order of `users`, from several batches of a few users."""
     scores_QR = np.full((len(users), dataset.num_rows), np.nan)
     for batch in EvaluationBatches(dataset, users, max_history=max_history, token_budget=64):
@@ -47,11 +49,17 @@ def scores_of(baseline: Baseline, dataset: Dataset, users: EvaluationUsers, max_
 
 
 def training_of(dataset: Dataset, split: Split) -> list[list[int]]:
-    return [dataset.item_rows_E[start:end].tolist() for start, end in zip(split.start_U, split.train_end_U, strict=True)]
+    return [
+        dataset.item_rows_E[start:end].tolist()
+        for start, end in zip(split.start_U, split.train_end_U, strict=True)
+    ]
 
 
 def histories_of(dataset: Dataset, users: EvaluationUsers) -> list[list[int]]:
-    return [dataset.item_rows_E[start:end].tolist() for start, end in zip(users.history_start_Q, users.history_end_Q, strict=True)]
+    return [
+        dataset.item_rows_E[start:end].tolist()
+        for start, end in zip(users.history_start_Q, users.history_end_Q, strict=True)
+    ]
 
 
 def ranked(scores_R: FloatArray) -> list[int]:
@@ -72,7 +80,10 @@ def binary(histories: list[list[int]], num_items: int) -> FloatArray:
 def tiny(tmp_path: Path) -> tuple[Dataset, Split]:
     """Training is all but the last two of each user: 2 3 4 2 3, then 3 4, then 2 3, then 5; the last user's two events are too few."""
     histories = [[2, 3, 4, 2, 3, 5, 6], [3, 4, 2, 5], [2, 3, 4, 6], [5, 4, 3], [5, 5]]
-    days = [[(row, 10 * user * DAY_MS + place) for place, row in enumerate(rows)] for user, rows in enumerate(histories)]
+    days = [
+        [(row, 10 * user * DAY_MS + place) for place, row in enumerate(rows)]
+        for user, rows in enumerate(histories)
+    ]
     dataset = dataset_of(tmp_path / "dataset", days, num_items=5)
     return dataset, make_split(dataset, SplitConfig())
 
@@ -81,10 +92,20 @@ def test_popularity_by_hand(tiny: tuple[Dataset, Split]) -> None:
     """Training counts: 3 four times, 2 and 5 three times, 4 twice, 6 never. In the last 15 days 5 alone."""
     dataset, split = tiny
     users = evaluation_users(split, "test")
-    assert [ranked(row) for row in scores_of(Popularity().fit(dataset, split), dataset, users)] == [[3, 2, 5, 4, 6]] * 4
-    assert [ranked(row) for row in scores_of(RecentPopularity(days=15).fit(dataset, split), dataset, users)] == [[5, 3, 2, 4, 6]] * 4
+    assert [ranked(row) for row in scores_of(Popularity().fit(dataset, split), dataset, users)] == [
+        [3, 2, 5, 4, 6]
+    ] * 4
+    assert [
+        ranked(row) for row in scores_of(RecentPopularity(days=15).fit(dataset, split), dataset, users)
+    ] == [[5, 3, 2, 4, 6]] * 4
     # 25 days reach the third user: 5 three times, then 2 and 3 once each, of which 3 is the more popular
-    assert ranked(scores_of(RecentPopularity(days=25).fit(dataset, split), dataset, users)[0]) == [5, 3, 2, 4, 6]
+    assert ranked(scores_of(RecentPopularity(days=25).fit(dataset, split), dataset, users)[0]) == [
+        5,
+        3,
+        2,
+        4,
+        6,
+    ]
     # validation adds 5, 2, 4 and 4, and all but 6 have four events
     validation_too = replace(split, train_end_U=split.validation_end_U)
     assert ranked(scores_of(Popularity().fit(dataset, validation_too), dataset, users)[0]) == [2, 3, 4, 5, 6]
@@ -95,7 +116,13 @@ def test_markov_by_hand(tiny: tuple[Dataset, Split]) -> None:
     dataset, split = tiny
     markov = Markov().fit(dataset, split)
     assert markov._transitions is not None
-    assert markov._transitions.toarray().tolist() == [[0, 3, 0, 0, 0], [0, 0, 2, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 1, 0], [0] * 5]
+    assert markov._transitions.toarray().tolist() == [
+        [0, 3, 0, 0, 0],
+        [0, 0, 2, 0, 0],
+        [1, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0] * 5,
+    ]
     # the last items before the test items are 5, 2, 4 and 4
     rankings = [ranked(row) for row in scores_of(markov, dataset, evaluation_users(split, "test"))]
     assert rankings == [[5, 3, 2, 4, 6], [3, 2, 5, 4, 6], [2, 3, 5, 4, 6], [2, 3, 5, 4, 6]]
@@ -108,7 +135,10 @@ def test_item_knn_by_hand(tiny: tuple[Dataset, Split]) -> None:
     # 2 and 3 share two users, 3 and 4 two, 2 and 4 one; 3 likes 2 and 4 equally, and 2 is the lower row
     near = 2 / (math.sqrt(6) + 1)
     assert knn._similarity is not None
-    np.testing.assert_allclose(knn._similarity.toarray(), [[0, near, 0, 0, 0], [near, 0, 0, 0, 0], [0, near, 0, 0, 0], [0] * 5, [0] * 5])
+    np.testing.assert_allclose(
+        knn._similarity.toarray(),
+        [[0, near, 0, 0, 0], [near, 0, 0, 0, 0], [0, near, 0, 0, 0], [0] * 5, [0] * 5],
+    )
     # the first user's history: 2, 3, 4 and 5; ties by counts of users: 3, then 2, 4 and 5 in the order of rows
     first = scores_of(knn, dataset, evaluation_users(split, "test"))[0]
     np.testing.assert_allclose(first[2:], [near, 2 * near, 0, 0, 0], atol=2e-9)
@@ -124,7 +154,9 @@ def test_markov_equals_the_slow_one(dataset: Dataset, split: Split, part: str) -
     scores_QR = scores_of(Markov().fit(dataset, split), dataset, users)
     for place, history in enumerate(histories_of(dataset, users)):
         rows = range(FIRST_ITEM_ROW, dataset.num_rows)
-        assert ranked(scores_QR[place]) == sorted(rows, key=lambda row: (-transitions[history[-1], row], -counts[row], row))
+        assert ranked(scores_QR[place]) == sorted(
+            rows, key=lambda row: (-transitions[history[-1], row], -counts[row], row)
+        )
     assert max(transitions.values()) > 1
 
 
@@ -179,7 +211,9 @@ def test_ease_solves_its_problem(dataset: Dataset, split: Split, monkeypatch: py
     for item in range(num_items):
         others = [other for other in range(num_items) if other != item]
         design = seen_UI[:, others]
-        weights_II[others, item] = np.linalg.solve(design.T @ design + regularization * np.eye(num_items - 1), design.T @ seen_UI[:, item])
+        weights_II[others, item] = np.linalg.solve(
+            design.T @ design + regularization * np.eye(num_items - 1), design.T @ seen_UI[:, item]
+        )
     expected = binary(histories_of(dataset, users), num_items) @ weights_II
     scores_QR = scores_of(Ease(regularization).fit(dataset, split), dataset, users)
     np.testing.assert_allclose(scores_QR[:, FIRST_ITEM_ROW:], expected, atol=1e-9)
@@ -187,11 +221,14 @@ def test_ease_solves_its_problem(dataset: Dataset, split: Split, monkeypatch: py
 
 def test_ease_refuses_what_memory_would_not_hold(dataset: Dataset, split: Split) -> None:
     with pytest.raises(
-        UserError, match=r"120 items are above its limit of 119, and would take about 0 GB of memory: name the baselines without it"
+        UserError,
+        match=r"120 items are above its limit of 119, and would take about 0 GB of memory: name the baselines without it",
     ):
         Ease(max_items=119).fit(dataset, split)
     large = replace(dataset, items=dataset.items.take(np.zeros(30_001, dtype=np.int64)))
-    with pytest.raises(UserError, match="30001 items are above its limit of 30000, and would take about 29 GB of memory"):
+    with pytest.raises(
+        UserError, match="30001 items are above its limit of 30000, and would take about 29 GB of memory"
+    ):
         Ease().fit(large, split)
 
 
@@ -205,7 +242,9 @@ def test_ials_users_solve_their_problem(dataset: Dataset, split: Split) -> None:
     for place, history in enumerate(histories_of(dataset, users)):
         seen_I = binary([history], dataset.num_items)[0]
         weights_I = np.where(seen_I > 0, 4.0, 1.0)
-        user_F = np.linalg.solve(items_IF.T @ (weights_I[:, None] * items_IF) + 0.5 * np.eye(8), items_IF.T @ (weights_I * seen_I))
+        user_F = np.linalg.solve(
+            items_IF.T @ (weights_I[:, None] * items_IF) + 0.5 * np.eye(8), items_IF.T @ (weights_I * seen_I)
+        )
         np.testing.assert_allclose(scores_QR[place, FIRST_ITEM_ROW:], items_IF @ user_F, atol=1e-4)
 
 
@@ -213,17 +252,23 @@ def test_ials_items_solve_theirs(dataset: Dataset, split: Split) -> None:
     """After many iterations neither side can be improved by solving it once more."""
     ials = ImplicitAls(factors=4, regularization=2.0, confidence=4.0, iterations=200).fit(dataset, split)
     assert ials._model is not None
-    users_UF, items_IF = (factors.astype(np.float64) for factors in (ials._model.user_factors, ials._model.item_factors))
+    users_UF, items_IF = (
+        factors.astype(np.float64) for factors in (ials._model.user_factors, ials._model.item_factors)
+    )
     seen_UI = binary(training_of(dataset, split), dataset.num_items)
     for item in range(0, dataset.num_items, 5):
         weights_U = np.where(seen_UI[:, item] > 0, 4.0, 1.0)
         system_FF = users_UF.T @ (weights_U[:, None] * users_UF) + 2.0 * np.eye(4)
-        np.testing.assert_allclose(items_IF[item], np.linalg.solve(system_FF, users_UF.T @ (weights_U * seen_UI[:, item])), atol=5e-3)
+        np.testing.assert_allclose(
+            items_IF[item], np.linalg.solve(system_FF, users_UF.T @ (weights_U * seen_UI[:, item])), atol=5e-3
+        )
 
 
 def test_ials_depends_on_its_seed_alone(dataset: Dataset, split: Split) -> None:
     users = evaluation_users(split, "test")
-    first, again, other = (scores_of(ImplicitAls(seed=seed).fit(dataset, split), dataset, users) for seed in (0, 0, 1))
+    first, again, other = (
+        scores_of(ImplicitAls(seed=seed).fit(dataset, split), dataset, users) for seed in (0, 0, 1)
+    )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -238,7 +283,9 @@ def test_knows_nothing_held_out(dataset: Dataset, split: Split, name: str) -> No
     expected = scores_of(BASELINES[name]().fit(dataset, split), dataset, users)
     for poisoned_E, same in ((held_out_E, True), (~held_out_E, False)):
         rows_E = np.where(poisoned_E, FIRST_ITEM_ROW, dataset.item_rows_E).astype(np.int32)
-        scores_QR = scores_of(BASELINES[name]().fit(replace(dataset, item_rows_E=rows_E), split), dataset, users)
+        scores_QR = scores_of(
+            BASELINES[name]().fit(replace(dataset, item_rows_E=rows_E), split), dataset, users
+        )
         assert np.array_equal(scores_QR, expected) == same
 
 
@@ -246,7 +293,9 @@ def test_knows_nothing_held_out(dataset: Dataset, split: Split, name: str) -> No
 def test_fitting_again_forgets(dataset: Dataset, split: Split, name: str) -> None:
     users = evaluation_users(split, "test")
     twice = BASELINES[name]().fit(dataset, replace(split, train_end_U=split.test_end_U)).fit(dataset, split)
-    assert np.array_equal(scores_of(twice, dataset, users), scores_of(BASELINES[name]().fit(dataset, split), dataset, users))
+    assert np.array_equal(
+        scores_of(twice, dataset, users), scores_of(BASELINES[name]().fit(dataset, split), dataset, users)
+    )
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -266,16 +315,23 @@ def test_who_reads_order_beats_who_does_not(dataset: Dataset, split: Split) -> N
     for name, baseline in make_baselines(("all",)).items():
         rows_QK, _ = rank_users(dataset, users, baseline.fit(dataset, split), 10, max_history=12)
         values[name] = ranking_metrics(dataset, users, rows_QK, (10,))["ndcg@10"]
-    assert min(values["markov"], values["item_knn"], values["ease"], values["ials"]) > 2 * values["popularity"]
+    assert (
+        min(values["markov"], values["item_knn"], values["ease"], values["ials"]) > 2 * values["popularity"]
+    )
     assert max(values, key=lambda name: values[name]) == "markov"
 
 
 def test_chosen_by_name() -> None:
     assert list(make_baselines(("markov", "popularity"))) == ["markov", "popularity"]
     assert list(make_baselines(("popularity", "all"))) == list(BASELINES)
-    with pytest.raises(UserError, match="baseline 'top': not one of popularity, recent_popularity, markov, item_knn, ease, ials, nor all"):
+    with pytest.raises(
+        UserError,
+        match="baseline 'top': not one of popularity, recent_popularity, markov, item_knn, ease, ials, nor all",
+    ):
         make_baselines(("popularity", "top"))
-    with pytest.raises(UserError, match="--recent-days 7 has no effect without the baseline recent_popularity"):
+    with pytest.raises(
+        UserError, match="--recent-days 7 has no effect without the baseline recent_popularity"
+    ):
         make_baselines(("popularity",), recent_days=7)
     assert hyper_parameters(ItemKnn(shrinkage=2.0)) == {"num_neighbours": 100, "shrinkage": 2.0}
     assert hyper_parameters(Popularity()) == {}

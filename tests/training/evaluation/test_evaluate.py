@@ -44,10 +44,17 @@ def test_evaluation_is_recorded_by_part_and_scorer(own_run: Path) -> None:
     record_evaluation(own_run, "test", {"ranker": {"ndcg@10": 0.5}})
     test_again = evaluate(opened, "test", (10, 120))
     validation = evaluate(opened, "validation", (10,))
-    assert {name: test_again[name]["ndcg@10"] for name in test} == {name: test[name]["ndcg@10"] for name in test}
+    assert {name: test_again[name]["ndcg@10"] for name in test} == {
+        name: test[name]["ndcg@10"] for name in test
+    }
     recorded = read_evaluation(own_run)
     assert recorded == {"test": {**test_again, "ranker": {"ndcg@10": 0.5}}, "validation": validation}
-    assert all(isinstance(value, float) for part in recorded.values() for values in part.values() for value in values.values())
+    assert all(
+        isinstance(value, float)
+        for part in recorded.values()
+        for values in part.values()
+        for value in values.values()
+    )
     assert json.loads((own_run / EVALUATION).read_text()) == recorded
 
 
@@ -60,11 +67,16 @@ def test_validation_in_training_is_the_same_measure(own_run: Path) -> None:
 def test_everything_that_can_be_asked_for(own_run: Path) -> None:
     """Numbers, details and files of one evaluation, against the same measures made one at a time."""
     opened = load_run(own_run)
-    users, settings = opened.users("test"), EvaluationSettings((1, 10), ("markov", "popularity"), with_seen=True, segments=(8, 14))
+    users, settings = (
+        opened.users("test"),
+        EvaluationSettings((1, 10), ("markov", "popularity"), with_seen=True, segments=(8, 14)),
+    )
     evaluation = evaluate_in_detail(opened, "test", settings)
     assert list(evaluation.metrics) == list(evaluation.details) == ["model", "markov", "popularity"]
     assert read_evaluation(own_run) == {"test": evaluation.metrics}
-    assert read_details(own_run) == {"test": evaluation.details} == json.loads((own_run / DETAILS).read_text())
+    assert (
+        read_details(own_run) == {"test": evaluation.details} == json.loads((own_run / DETAILS).read_text())
+    )
 
     scorer = Markov().fit(opened.dataset, opened.split)
     values, details = evaluation.metrics["markov"], evaluation.details["markov"]
@@ -73,18 +85,25 @@ def test_everything_that_can_be_asked_for(own_run: Path) -> None:
         assert ranking_metrics(opened.dataset, users, rows_QK, (1, 10)).items() <= found.items()
         assert found["coverage@10"] == len(np.unique(rows_QK)) / 120
     assert values["ndcg@10"] > details["with_seen"]["ndcg@10"]
-    beyond = {f"{name}@{k}" for name in ("coverage", "novelty", "popularity_lift", "diversity") for k in (1, 10)} - {"diversity@1"}
+    beyond = {
+        f"{name}@{k}" for name in ("coverage", "novelty", "popularity_lift", "diversity") for k in (1, 10)
+    } - {"diversity@1"}
     assert set(values) == set(details["with_seen"]) == set(details["intervals"]) | beyond
     assert "auc" in details["intervals"]
 
     lengths_Q = users.history_end_Q - users.history_start_Q
     assert [group["users"] for group in details["segments"].values()] == [
-        np.count_nonzero(chosen) for chosen in (lengths_Q < 8, (lengths_Q >= 8) & (lengths_Q < 14), lengths_Q >= 14)
+        np.count_nonzero(chosen)
+        for chosen in (lengths_Q < 8, (lengths_Q >= 8) & (lengths_Q < 14), lengths_Q >= 14)
     ]
     for metric in details["intervals"]:
         weighted = sum(group["users"] * group[metric] for group in details["segments"].values()) / len(users)
         assert weighted == pytest.approx(values[metric])
-    assert (details["fitted_on"], details["hyper_parameters"], details["diversity_of"]) == ("train", {}, "categories")
+    assert (details["fitted_on"], details["hyper_parameters"], details["diversity_of"]) == (
+        "train",
+        {},
+        "categories",
+    )
     assert (details["confidence"], details["num_resamples"]) == (0.95, 1000)
 
 
@@ -99,7 +118,9 @@ def test_intervals_hold_the_means_and_do_not_depend_on_what_else_is_asked_for(ow
         for metric, ends in details["intervals"].items():
             assert ends["low"] <= both.metrics[scorer][metric] <= ends["high"]
     gain = both.details["popularity"]["model_minus_this"]["ndcg@10"]
-    assert gain["mean"] == pytest.approx(both.metrics["model"]["ndcg@10"] - both.metrics["popularity"]["ndcg@10"])
+    assert gain["mean"] == pytest.approx(
+        both.metrics["model"]["ndcg@10"] - both.metrics["popularity"]["ndcg@10"]
+    )
     assert 0 < gain["low"] < gain["mean"] < gain["high"]
 
 
@@ -108,8 +129,13 @@ def test_what_baselines_are_fitted_on(own_run: Path) -> None:
     opened = load_run(own_run)
     settings = EvaluationSettings((5, 10), ("markov",))
     train = evaluate_in_detail(opened, "test", settings)
-    everything = evaluate_in_detail(opened, "test", replace(settings, ks=(10,), fit_baselines_on="before_targets"))
-    assert [each.details["markov"]["fitted_on"] for each in (train, everything)] == ["train", "before_targets"]
+    everything = evaluate_in_detail(
+        opened, "test", replace(settings, ks=(10,), fit_baselines_on="before_targets")
+    )
+    assert [each.details["markov"]["fitted_on"] for each in (train, everything)] == [
+        "train",
+        "before_targets",
+    ]
     assert [each.details["model"]["fitted_on"] for each in (train, everything)] == ["train", "train"]
     rows_QK, _ = rank_users(
         opened.dataset,
@@ -126,7 +152,9 @@ def test_what_baselines_are_fitted_on(own_run: Path) -> None:
     assert recorded["model"] == {**train.metrics["model"], **everything.metrics["model"]}
 
     validation = [
-        evaluate_in_detail(opened, "validation", EvaluationSettings((10,), ("markov",), fit_on)).metrics["markov"]
+        evaluate_in_detail(opened, "validation", EvaluationSettings((10,), ("markov",), fit_on)).metrics[
+            "markov"
+        ]
         for fit_on in ("train", "before_targets")
     ]
     assert validation[0] == validation[1]
@@ -135,7 +163,9 @@ def test_what_baselines_are_fitted_on(own_run: Path) -> None:
 def test_figures_of_other_days_do_not_stay_behind(own_run: Path) -> None:
     opened, settings = load_run(own_run), EvaluationSettings((5, 10), ("recent_popularity",))
     long = evaluate_in_detail(opened, "test", settings).metrics["recent_popularity"]
-    short = evaluate_in_detail(opened, "test", replace(settings, ks=(10,), recent_days=2)).metrics["recent_popularity"]
+    short = evaluate_in_detail(opened, "test", replace(settings, ks=(10,), recent_days=2)).metrics[
+        "recent_popularity"
+    ]
     assert short["ndcg@10"] != long["ndcg@10"]
     assert read_evaluation(own_run)["test"]["recent_popularity"] == short
 
@@ -143,7 +173,9 @@ def test_figures_of_other_days_do_not_stay_behind(own_run: Path) -> None:
 def test_diversity_needs_no_categories(tmp_path: Path, dataset: Dataset, split: Split) -> None:
     users = evaluation_users(split, "test")
     vectors_RD = np.ones((dataset.num_rows, 3), dtype=np.float32)
-    assert describe_catalogue(dataset, split, users, vectors_RD).unit_RD.shape == (dataset.num_rows, 4), "genres"
+    assert describe_catalogue(dataset, split, users, vectors_RD).unit_RD.shape == (dataset.num_rows, 4), (
+        "genres"
+    )
     plain = dataset_of(tmp_path / "dataset", [[(2, 0), (3, 1), (4, 2), (4, 3)]], num_items=3)
     plain_split = make_split(plain, SplitConfig())
     catalogue = describe_catalogue(plain, plain_split, evaluation_users(plain_split, "test"), vectors_RD[:5])
@@ -170,17 +202,37 @@ def test_every_measure_is_of_its_k_and_of_its_segment_by_hand() -> None:
         found.plain()
         | {"recall@1": 1 / 3, "recall@2": 2 / 3, "auc": 0.5, "coverage@1": 2 / 4, "coverage@2": 4 / 4}
         | {"novelty@1": (1 + 2 + 1) / 3, "novelty@2": (1.5 + 2.5 + 2) / 3}
-        | {"popularity_lift@1": (8 + 4 + 8) / 14 - 1, "popularity_lift@2": (6 + 3 + 5) / 14 - 1, "diversity@2": (0 + 1 + 2) / 3}
+        | {
+            "popularity_lift@1": (8 + 4 + 8) / 14 - 1,
+            "popularity_lift@2": (6 + 3 + 5) / 14 - 1,
+            "diversity@2": (0 + 1 + 2) / 3,
+        }
     )
     assert "diversity@1" not in found.plain()
     first, second = found.segments["1-9 events"], found.segments["10-20 events"]
     assert first == pytest.approx(
         first
-        | {"users": 2, "recall@1": 1 / 2, "recall@2": 1, "auc": 0.75, "coverage@1": 2 / 4, "coverage@2": 3 / 4, "novelty@1": 1.5}
+        | {
+            "users": 2,
+            "recall@1": 1 / 2,
+            "recall@2": 1,
+            "auc": 0.75,
+            "coverage@1": 2 / 4,
+            "coverage@2": 3 / 4,
+            "novelty@1": 1.5,
+        }
         | {"popularity_lift@1": 12 / 6 - 1, "popularity_lift@2": 9 / 6 - 1, "diversity@2": 1 / 2}
     )
     assert second == pytest.approx(
-        second | {"users": 1, "recall@2": 0, "auc": 0, "coverage@2": 2 / 4, "popularity_lift@1": 0, "popularity_lift@2": 5 / 8 - 1}
+        second
+        | {
+            "users": 1,
+            "recall@2": 0,
+            "auc": 0,
+            "coverage@2": 2 / 4,
+            "popularity_lift@1": 0,
+            "popularity_lift@2": 5 / 8 - 1,
+        }
     )
     assert set(first) == {"users", *found.plain()}
 

@@ -36,21 +36,29 @@ from training.runs.open_run import OpenRun, load_run
 def session(bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(bundle.path / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        bundle.path / f"{name}.onnx", options, providers=["CPUExecutionProvider"]
+    )
 
 
 def test_parity_is_measured_and_small(bundle: Bundle) -> None:
     parity = bundle.manifest.parity["onnxruntime"]
     assert parity["users"] == parity["identical_top_10"] == REFERENCE_USERS
     differences = {name: value for name, value in parity.items() if name.startswith("max_")}
-    assert set(differences) == {"max_query_difference", "max_retrieval_score_difference", "max_score_difference"}
+    assert set(differences) == {
+        "max_query_difference",
+        "max_retrieval_score_difference",
+        "max_score_difference",
+    }
     assert all(0 <= value <= 1e-4 for value in differences.values())
     assert differences["max_query_difference"] > 0, "bit for bit the same: was torch compared with itself?"
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 @pytest.mark.parametrize("length", [1, 2, 5, 12])
-def test_query_encoder_takes_any_batch_and_length(bundle: Bundle, ranked_run: OpenRun, batch: int, length: int) -> None:
+def test_query_encoder_takes_any_batch_and_length(
+    bundle: Bundle, ranked_run: OpenRun, batch: int, length: int
+) -> None:
     """From one item to `max_history`, with padding on the left or none."""
     assert bundle.manifest.max_history == 12
     rng = np.random.default_rng(0)
@@ -93,9 +101,13 @@ def test_a_separate_output_table_makes_other_vectors_for_histories(dataset: Data
     bundle = export(run, tmp_path / "bundle")
     opened = open_bundle(bundle.path)
     assert np.array_equal(
-        opened.vectors_RD, run.model.items.exact().answers_UD.detach().numpy() * (np.arange(dataset.num_rows) > 1)[:, None]
+        opened.vectors_RD,
+        run.model.items.exact().candidates_UD.detach().numpy() * (np.arange(dataset.num_rows) > 1)[:, None],
     )
-    assert np.array_equal(opened.history_vectors_RD[FIRST_ITEM_ROW:], run.model.items.ids.weight.detach().numpy()[FIRST_ITEM_ROW:])
+    assert np.array_equal(
+        opened.history_vectors_RD[FIRST_ITEM_ROW:],
+        run.model.items.ids.weight.detach().numpy()[FIRST_ITEM_ROW:],
+    )
     assert not np.allclose(opened.vectors_RD, opened.history_vectors_RD, atol=1e-2)
     assert bundle.manifest.parity["onnxruntime"]["identical_top_10"] == REFERENCE_USERS
 
@@ -161,7 +173,12 @@ def test_tables(bundle: Bundle, ranked_run: OpenRun) -> None:
 
 def test_manifest(bundle: Bundle, ranked_run: OpenRun) -> None:
     manifest = bundle.manifest
-    assert (manifest.model, manifest.dim, manifest.num_items, manifest.num_users) == ("bert4rec", 32, 120, 240)
+    assert (manifest.model, manifest.dim, manifest.num_items, manifest.num_users) == (
+        "bert4rec",
+        32,
+        120,
+        240,
+    )
     assert (manifest.num_candidates, manifest.title) == (40, "title")
     assert manifest.item_features == ranked_run.dataset.manifest.item_features
     assert manifest.config == ranked_run.manifest.config.model_dump(mode="json")
@@ -175,7 +192,10 @@ def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
     """From the bundle's own files: ONNX Runtime, exact search, the feature definitions, and the ranker's ten best."""
     reference = bundle.reference()
     assert reference.num_rows == REFERENCE_USERS
-    kinds = {field.name: field.type.value_type if pa.types.is_list(field.type) else field.type for field in reference.schema}
+    kinds = {
+        field.name: field.type.value_type if pa.types.is_list(field.type) else field.type
+        for field in reference.schema
+    }
     assert kinds == {
         "user_id": pa.int64(),
         "timestamp_ms": pa.int64(),
@@ -186,7 +206,13 @@ def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
         "top_scores": pa.float32(),
     }
     encoder, ranker = session(bundle, QUERY_ENCODER), session(bundle, RANKER)
-    features = RankingFeatures(bundle.vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, bundle.manifest.item_features)
+    features = RankingFeatures(
+        bundle.vectors_RD,
+        bundle.counts_R,
+        bundle.recent_counts_R,
+        bundle.items,
+        bundle.manifest.item_features,
+    )
     assert features.names == bundle.manifest.features
     users = reference.to_pylist()
     assert [bundle.user_ids.row(user["user_id"]) for user in (users[0], users[-1])] == [0, 239]
@@ -198,7 +224,9 @@ def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
         assert np.abs(query_1D[0] - user["query"]).max() < 1e-5
         allowed_1R = np.ones((1, len(bundle.vectors_RD)), dtype=bool)
         allowed_1R[0, seen] = False
-        rows_1K, scores_1K = exact_topk(query_1D, bundle.vectors_RD, bundle.manifest.num_candidates, allowed_1R)
+        rows_1K, scores_1K = exact_topk(
+            query_1D, bundle.vectors_RD, bundle.manifest.num_candidates, allowed_1R
+        )
         assert rows_1K[0].tolist() == user["candidate_rows"]
         assert np.abs(scores_1K[0] - user["candidate_scores"]).max() < 1e-4
         features_KF = features.compute(rows_1K[0], scores_1K[0], history_L, user["timestamp_ms"])
@@ -211,13 +239,18 @@ def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
 def test_time_of_the_reference_is_that_of_the_last_event(bundle: Bundle, ranked_run: OpenRun) -> None:
     user_rows = [bundle.user_ids.row(user_id) for user_id in bundle.reference().column("user_id").to_pylist()]
     last_E = ranked_run.dataset.offsets_U1[1:][user_rows] - 1
-    assert bundle.reference().column("timestamp_ms").to_pylist() == ranked_run.dataset.timestamps_ms_E[last_E].tolist()
+    assert (
+        bundle.reference().column("timestamp_ms").to_pylist()
+        == ranked_run.dataset.timestamps_ms_E[last_E].tolist()
+    )
 
 
 def test_a_small_shop(tmp_path: Path) -> None:
     """String ids, a history of two items, fewer items than the ranker's candidates, and users who have seen nearly all of them."""
     dataset = planted_dataset(tmp_path / "dataset", Planted(num_users=60, num_items=22, string_ids=True))
-    train_in_process("bert4rec", dataset, small_recipe("training.max_epochs=3", "model.max_history=2"), tmp_path / "run")
+    train_in_process(
+        "bert4rec", dataset, small_recipe("training.max_epochs=3", "model.max_history=2"), tmp_path / "run"
+    )
     train_ranker(load_run(tmp_path / "run"))
     bundle = export(load_run(tmp_path / "run"), tmp_path / "bundle")
     assert bundle.manifest.parity["onnxruntime"]["identical_top_10"] == 60
@@ -238,7 +271,11 @@ def test_a_small_shop(tmp_path: Path) -> None:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_without_a_ranker_nothing_is_written(run: OpenRun, tmp_path: Path) -> None:
@@ -247,7 +284,9 @@ def test_without_a_ranker_nothing_is_written(run: OpenRun, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_directory_is_kept_unless_asked(bundle: Bundle, ranked_run: OpenRun, tmp_path: Path) -> None:
+def test_an_existing_directory_is_kept_unless_asked(
+    bundle: Bundle, ranked_run: OpenRun, tmp_path: Path
+) -> None:
     """And the same run makes the same bundle again, byte for byte but for the manifest's date."""
     out = Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
     (out / "note.txt").write_text("mine")
@@ -263,7 +302,9 @@ def test_an_existing_directory_is_kept_unless_asked(bundle: Bundle, ranked_run: 
     assert all(after[f"bundle/{name}"] == first[name] for name in BUNDLE_FILES)
 
 
-def test_a_network_that_answers_otherwise_is_refused(ranked_run: OpenRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_answers_otherwise_is_refused(
+    ranked_run: OpenRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Here the exported mask vector is not the model's: the gate must see it, and nothing be left."""
     network = ranked_run.model.query_encoder()
     with torch.no_grad():
@@ -277,7 +318,11 @@ def test_a_network_that_answers_otherwise_is_refused(ranked_run: OpenRun, tmp_pa
 def test_another_ranker_is_noticed(ranked_run: OpenRun, run: OpenRun, bundle: Bundle, tmp_path: Path) -> None:
     """The bundle's networks against the reference of the same model with a ranker of fewer trees."""
     other = replace(run, path=Path(shutil.copytree(run.path, tmp_path / "other")))
-    train_ranker(replace(other, manifest=other.manifest.updated(config=small_recipe("ranker.num_trees=2").model_dump())))
+    train_ranker(
+        replace(
+            other, manifest=other.manifest.updated(config=small_recipe("ranker.num_trees=2").model_dump())
+        )
+    )
     check_onnx(ranked_run, _reference(ranked_run, load_ranker(ranked_run.path)), bundle.path)
     with pytest.raises(UserError, match="ONNX Runtime does not answer as torch and LightGBM do"):
         check_onnx(other, _reference(other, load_ranker(other.path)), bundle.path)

@@ -47,7 +47,9 @@ def some_items(bundle: Bundle, ids: list[Any], **columns: list[Any]) -> pa.Table
     like = bundle.items.slice(0, len(ids))
     table = like.set_column(0, ITEM_ID, pa.array(ids, bundle.item_ids.type))
     for name, values in columns.items():
-        table = table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
+        table = table.set_column(
+            table.column_names.index(name), name, pa.array(values, table.schema.field(name).type)
+        )
     return table
 
 
@@ -75,7 +77,9 @@ def test_exported_tower_equals_torch(towers: Bundle, two_tower: OpenRun) -> None
 
 def test_new_items_have_the_vectors_of_their_features(towers: Bundle, tmp_path: Path) -> None:
     new_ids = [10**6, 10**6 + 1]
-    added = add_items(towers.path, some_items(towers, new_ids, genres=[["Drama"], ["never seen"]]), tmp_path / "grown")
+    added = add_items(
+        towers.path, some_items(towers, new_ids, genres=[["Drama"], ["never seen"]]), tmp_path / "grown"
+    )
     assert (added.num_added, added.unknown_values) == (2, {"genres": 1})
     grown = open_bundle(tmp_path / "grown")
     before, after = towers.manifest, grown.manifest
@@ -94,16 +98,24 @@ def test_new_items_have_the_vectors_of_their_features(towers: Bundle, tmp_path: 
 
 def test_a_new_item_is_found_where_an_old_one_like_it_is(towers: Bundle, tmp_path: Path) -> None:
     """A twin of what an item's features say is nearest to itself, and answers of the reference have it where it belongs."""
-    session = onnxruntime.InferenceSession(towers.path / f"{CANDIDATE_ENCODER}.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        towers.path / f"{CANDIDATE_ENCODER}.onnx", providers=["CPUExecutionProvider"]
+    )
     assert {spec.name for spec in session.get_inputs()} == {"id_vector", "codes", "numbers"}
-    grown = add_items(towers.path, some_items(towers, list(range(10**6, 10**6 + 60))), tmp_path / "grown").bundle
+    grown = add_items(
+        towers.path, some_items(towers, list(range(10**6, 10**6 + 60))), tmp_path / "grown"
+    ).bundle
     reference = grown.reference()
     top = np.array(reference.column("candidate_rows").to_pylist())
-    assert (top >= towers.manifest.num_items + FIRST_ITEM_ROW).any(), "no new item is among anybody's candidates"
+    assert (top >= towers.manifest.num_items + FIRST_ITEM_ROW).any(), (
+        "no new item is among anybody's candidates"
+    )
     found = reference.select(["query", "candidate_rows", "candidate_scores"]).to_pylist()
     for user in found:
         np.testing.assert_allclose(
-            grown.vectors_RD[user["candidate_rows"]] @ np.float32(user["query"]), user["candidate_scores"], atol=1e-5
+            grown.vectors_RD[user["candidate_rows"]] @ np.float32(user["query"]),
+            user["candidate_scores"],
+            atol=1e-5,
         )
 
 
@@ -125,7 +137,9 @@ def test_without_new_items_the_reference_is_what_training_computed(towers: Bundl
         (["first"], {}, r"new: 1 of the items are in .* already, the first is "),
     ],
 )
-def test_items_that_cannot_be_added(towers: Bundle, tmp_path: Path, ids: list[Any], columns: dict[str, Any], said: str) -> None:
+def test_items_that_cannot_be_added(
+    towers: Bundle, tmp_path: Path, ids: list[Any], columns: dict[str, Any], said: str
+) -> None:
     ids = [towers.items.column(ITEM_ID)[0].as_py() if value == "first" else value for value in ids]
     with pytest.raises(UserError, match=said):
         add_items(towers.path, some_items(towers, ids, **columns), tmp_path / "grown", where="new")
@@ -135,10 +149,17 @@ def test_items_that_cannot_be_added(towers: Bundle, tmp_path: Path, ids: list[An
 def test_tables_that_are_none_of_new_items(towers: Bundle, bundle: Bundle, tmp_path: Path) -> None:
     good = some_items(towers, [10**6])
     out = tmp_path / "grown"
-    with pytest.raises(UserError, match=r"new: column genres is missing; the tower reads item_id, genres, year"):
+    with pytest.raises(
+        UserError, match=r"new: column genres is missing; the tower reads item_id, genres, year"
+    ):
         add_items(towers.path, good.drop_columns(["genres"]), out, where="new")
     with pytest.raises(UserError, match=r"new: column 'year' holds string, not "):
-        add_items(towers.path, good.set_column(good.column_names.index("year"), "year", pa.array(["soon"])), out, where="new")
+        add_items(
+            towers.path,
+            good.set_column(good.column_names.index("year"), "year", pa.array(["soon"])),
+            out,
+            where="new",
+        )
     with pytest.raises(UserError, match=r"its model has vectors of the items it was trained on alone"):
         add_items(bundle.path, some_items(bundle, [10**6]), out)
     with pytest.raises(UserError, match=r"already exists"):

@@ -16,8 +16,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from passerelle.ids import FIRST_ITEM_ROW
-from tests.support.losses import NUM_ITEMS, NUM_ROWS, Problem, assert_same, full, gradients, negatives_of, problem, sampled, turns_of
-from training.data.draw_assignment import take_turns
+from tests.support.losses import (
+    NUM_ITEMS,
+    NUM_ROWS,
+    Problem,
+    assert_same,
+    assignment_of,
+    full,
+    gradients,
+    negatives_of,
+    problem,
+    sampled,
+)
+from training.data.draw_assignment import assign_draws
 from training.losses.sampled import gbce, gbce_power
 from training.losses.samplers import Negatives, UniformSampler
 
@@ -28,8 +39,15 @@ def naive(given: Problem, temperature: float = 1.0) -> Tensor:
     """Weighted sum of -log softmax, one position and one item at a time."""
     total = torch.zeros((), dtype=given.table_RD.dtype)
     for query_D, target, weight in zip(given.query_MD, given.target_rows_M, given.weights_M, strict=True):
-        logits = torch.stack([query_D @ given.table_RD[row] / temperature for row in range(FIRST_ITEM_ROW, len(given.table_RD))])
-        total = total - weight * torch.log(torch.exp(query_D @ given.table_RD[target] / temperature) / torch.exp(logits).sum())
+        logits = torch.stack(
+            [
+                query_D @ given.table_RD[row] / temperature
+                for row in range(FIRST_ITEM_ROW, len(given.table_RD))
+            ]
+        )
+        total = total - weight * torch.log(
+            torch.exp(query_D @ given.table_RD[target] / temperature) / torch.exp(logits).sum()
+        )
     return total
 
 
@@ -85,14 +103,18 @@ def test_full_softmax_of_large_logits_is_finite() -> None:
 def test_gradients_are_scaled_by_what_comes_after() -> None:
     """As when the sum is divided by the weights of all ranks."""
     given = problem(5)
-    for ours, theirs in zip(gradients(full(given) / 7, given), gradients(naive(given) / 7, given), strict=True):
+    for ours, theirs in zip(
+        gradients(full(given) / 7, given), gradients(naive(given) / 7, given), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_no_more_logits_are_held_than_allowed() -> None:
     """Peak memory grows with `max_logits`, not with positions x items: here 200 MB of logits in chunks of 4 MB."""
     given = problem(5_000, num_rows=10_002)
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
         full(given, max_logits=2**20).backward()
     largest_bytes = max(event.cpu_memory_usage for event in profile.events())
     assert largest_bytes < 50 * 2**20
@@ -135,21 +157,31 @@ def test_memory_of_a_large_catalogue_is_bounded() -> None:
 
 
 def generalised(given: Problem, negatives: Negatives, calibration: float, temperature: float = 1.0) -> Tensor:
-    options = {"num_items": len(given.table_RD) - FIRST_ITEM_ROW, "calibration": calibration, "temperature": temperature}
-    return gbce(*given.parts(), negatives, turns_of(given, negatives), **options)
+    options = {
+        "num_items": len(given.table_RD) - FIRST_ITEM_ROW,
+        "calibration": calibration,
+        "temperature": temperature,
+    }
+    return gbce(*given.parts(), negatives, assignment_of(given, negatives), **options)
 
 
-def naive_gbce(given: Problem, draws: list[list[int]], calibration: float, temperature: float = 1.0) -> Tensor:
+def naive_gbce(
+    given: Problem, draws: list[list[int]], calibration: float, temperature: float = 1.0
+) -> Tensor:
     """As in the paper: the sigmoid of the target to the power beta. Positions take the draws in turn."""
     num_negatives = len(draws[0])
     alpha = num_negatives / (len(given.table_RD) - FIRST_ITEM_ROW)
     beta = alpha * ((1 - 1 / alpha) * calibration + 1 / alpha)
     total = torch.zeros((), dtype=given.table_RD.dtype)
-    for place, (query_D, target, weight) in enumerate(zip(given.query_MD, given.target_rows_M.tolist(), given.weights_M, strict=True)):
+    for place, (query_D, target, weight) in enumerate(
+        zip(given.query_MD, given.target_rows_M.tolist(), given.weights_M, strict=True)
+    ):
         of_position = torch.log(torch.sigmoid(query_D @ given.table_RD[target] / temperature) ** beta)
         for row in draws[place % len(draws)]:
             if row != target:
-                of_position = of_position + torch.log(1 - torch.sigmoid(query_D @ given.table_RD[row] / temperature))
+                of_position = of_position + torch.log(
+                    1 - torch.sigmoid(query_D @ given.table_RD[row] / temperature)
+                )
         total = total - weight * of_position / (num_negatives + 1)
     return total
 
@@ -158,26 +190,36 @@ def naive_gbce(given: Problem, draws: list[list[int]], calibration: float, tempe
 @pytest.mark.parametrize("num_negatives", [1, 2, 39, 100])
 @pytest.mark.parametrize("num_draws", [1, 3])
 @pytest.mark.parametrize("calibration", [0.0, 0.3, 1.0])
-def test_gbce_is_the_written_out_one(positions: int, num_negatives: int, num_draws: int, calibration: float) -> None:
+def test_gbce_is_the_written_out_one(
+    positions: int, num_negatives: int, num_draws: int, calibration: float
+) -> None:
     """In float64 exactly, in float32 as far as that goes."""
     given = problem(positions)
-    rows_SN = torch.randint(FIRST_ITEM_ROW, NUM_ROWS, (num_draws, num_negatives), generator=torch.Generator().manual_seed(0))
+    rows_SN = torch.randint(
+        FIRST_ITEM_ROW, NUM_ROWS, (num_draws, num_negatives), generator=torch.Generator().manual_seed(0)
+    )
     rows_SN[0, 0] = given.target_rows_M[0]  # an accidental hit
     for one in (given, given.double()):
         for temperature in (1.0, 0.7):
             theirs = naive_gbce(one, rows_SN.tolist(), calibration, temperature)
-            assert_same(generalised(one, negatives_of(rows_SN, positions), calibration, temperature), theirs, one)
+            assert_same(
+                generalised(one, negatives_of(rows_SN, positions), calibration, temperature), theirs, one
+            )
 
 
 def test_gbce_without_calibration_is_binary_cross_entropy() -> None:
     """That of torch; no negative here is a target."""
     given = problem(4)
-    rows_N = torch.tensor([row for row in range(FIRST_ITEM_ROW, NUM_ROWS) if row not in given.target_rows_M.tolist()][:10])
+    rows_N = torch.tensor(
+        [row for row in range(FIRST_ITEM_ROW, NUM_ROWS) if row not in given.target_rows_M.tolist()][:10]
+    )
     logits = given.query_MD @ given.table_RD.T
     logits_ML = torch.cat([logits.gather(1, given.target_rows_M[:, None]), logits[:, rows_N]], dim=1)
     labels_ML = torch.zeros_like(logits_ML)
     labels_ML[:, 0] = 1.0
-    theirs = (F.binary_cross_entropy_with_logits(logits_ML, labels_ML, reduction="none").mean(1) * given.weights_M).sum()
+    theirs = (
+        F.binary_cross_entropy_with_logits(logits_ML, labels_ML, reduction="none").mean(1) * given.weights_M
+    ).sum()
     assert_same(generalised(given, negatives_of(rows_N, 4), 0.0), theirs, given)
 
 
@@ -203,11 +245,20 @@ def test_full_calibration_makes_probabilities_those_of_all_negatives(num_negativ
     generator, positions = torch.Generator().manual_seed(3), 64_000
     targets_M = torch.multinomial(share_I, positions, replacement=True, generator=generator) + FIRST_ITEM_ROW
     negatives = UniformSampler(7).draw(positions, num_negatives, targets_M, generator)
-    turns = take_turns(np.arange(positions), positions)
+    turns = assign_draws(np.arange(positions), positions)
 
     def t_statistics(calibration: float) -> Tensor:
         query_MD = torch.logit(share_I).repeat(positions, 1).requires_grad_()
-        loss = gbce(query_MD, table_RD, targets_M, torch.ones(positions), negatives, turns, num_items=5, calibration=calibration)
+        loss = gbce(
+            query_MD,
+            table_RD,
+            targets_M,
+            torch.ones(positions),
+            negatives,
+            turns,
+            num_items=5,
+            calibration=calibration,
+        )
         (gradient_MI,) = torch.autograd.grad(loss, query_MD)
         return gradient_MI.mean(0).abs() / (gradient_MI.std(0) / positions**0.5)
 
@@ -219,11 +270,20 @@ def test_full_calibration_makes_probabilities_those_of_all_negatives(num_negativ
 def test_gbce_is_stable(scale: float) -> None:
     """Sigmoids of +-200 round to 0 and 1 in float32, and their logarithms would be infinite or lost; the loss is as in float64."""
     table_RD = torch.tensor([[0.0], [0.0], [1.0], [-1.0], [0.5]])
-    given = Problem(torch.tensor([[scale]], requires_grad=True), table_RD.requires_grad_(), torch.tensor([2]), torch.ones(1))
+    given = Problem(
+        torch.tensor([[scale]], requires_grad=True),
+        table_RD.requires_grad_(),
+        torch.tensor([2]),
+        torch.ones(1),
+    )
     negatives = negatives_of(torch.tensor([3, 4, 4]), 1)
     loss = generalised(given, negatives, 0.75)
-    torch.testing.assert_close(loss.double(), generalised(given.double(), negatives, 0.75), rtol=1e-6, atol=1e-6)
-    assert float(loss.detach()) == pytest.approx(50.0 if scale > 0 else (200 * gbce_power(3, 3, 0.75) + 200) / 4)
+    torch.testing.assert_close(
+        loss.double(), generalised(given.double(), negatives, 0.75), rtol=1e-6, atol=1e-6
+    )
+    assert float(loss.detach()) == pytest.approx(
+        50.0 if scale > 0 else (200 * gbce_power(3, 3, 0.75) + 200) / 4
+    )
     assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, given))
 
 
@@ -248,11 +308,15 @@ def loss_of(kind: str, given: Problem, negatives: Negatives) -> Tensor:
 def test_weights_weigh(kind: str) -> None:
     """A position of weight 2 counts as two of weight 1, one of weight 0 not at all."""
     given = problem(3)
-    of_negatives, of_targets = (torch.tensor(values, dtype=torch.float64).log() for values in ([[0.1, 0.3, 0.02]], [0.2, 0.05, 0.4]))
+    of_negatives, of_targets = (
+        torch.tensor(values, dtype=torch.float64).log() for values in ([[0.1, 0.3, 0.02]], [0.2, 0.05, 0.4])
+    )
 
     def loss(weights: list[float], places: list[int]) -> float:
         negatives = Negatives(torch.tensor([[5, 9, 30]]), of_negatives, of_targets[places])
-        part = Problem(given.query_MD[places], given.table_RD, given.target_rows_M[places], torch.tensor(weights))
+        part = Problem(
+            given.query_MD[places], given.table_RD, given.target_rows_M[places], torch.tensor(weights)
+        )
         return float(loss_of(kind, part, negatives).detach())
 
     assert loss([2.0, 0.0, 1.0], [0, 1, 2]) == pytest.approx(loss([1.0, 1.0, 1.0], [0, 0, 2]), rel=1e-5)
@@ -279,5 +343,9 @@ def test_rows_beyond_float32_are_told_apart(kind: str) -> None:
 def test_the_loss_of_torch_agrees() -> None:
     """One more opinion on the naive oracle itself."""
     given = problem(6)
-    losses_M = F.cross_entropy(given.query_MD @ given.table_RD[FIRST_ITEM_ROW:].T, given.target_rows_M - FIRST_ITEM_ROW, reduction="none")
+    losses_M = F.cross_entropy(
+        given.query_MD @ given.table_RD[FIRST_ITEM_ROW:].T,
+        given.target_rows_M - FIRST_ITEM_ROW,
+        reduction="none",
+    )
     torch.testing.assert_close(naive(given), (losses_M * given.weights_M).sum(), atol=1e-4, rtol=1e-5)

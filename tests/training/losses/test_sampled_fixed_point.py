@@ -11,14 +11,26 @@ import torch
 from torch import Tensor
 
 from passerelle.ids import FIRST_ITEM_ROW
-from tests.support.losses import ALL, NEGATIVES, NUM_ITEMS, NUM_ROWS, Correction, Problem, gradients, sampled, sampler_of
+from tests.support.losses import (
+    ALL,
+    NEGATIVES,
+    NUM_ITEMS,
+    NUM_ROWS,
+    Correction,
+    Problem,
+    gradients,
+    sampled,
+    sampler_of,
+)
 from training.losses.samplers import CountedFrequency, InBatchSampler, MixedSampler, Negatives, Sampler
 
 
 def truth_logits() -> Tensor:
     """float64 [R] logarithms, up to a constant, of how often each of 40 items is asked for, one of them half of the time."""
     logits_R = torch.full((NUM_ROWS,), -30.0, dtype=torch.float64)
-    logits_R[FIRST_ITEM_ROW:] = torch.randn(NUM_ITEMS, generator=torch.Generator().manual_seed(0)).log_softmax(0)
+    logits_R[FIRST_ITEM_ROW:] = torch.randn(
+        NUM_ITEMS, generator=torch.Generator().manual_seed(0)
+    ).log_softmax(0)
     logits_R[FIRST_ITEM_ROW] = 0.0
     return logits_R
 
@@ -36,33 +48,53 @@ def test_what_is_learnt_is_the_truth_for_few_negatives_and_for_many(name: str, n
     sampler, table_RD = sampler_of(name), torch.eye(NUM_ROWS).requires_grad_()
     means, squares = {ALL: torch.zeros(NUM_ROWS), NEGATIVES: torch.zeros(NUM_ROWS)}, torch.zeros(NUM_ROWS)
     for some_M in targets_M.split(4_000):
-        given = Problem(logits_R.expand(len(some_M), -1).clone().requires_grad_(), table_RD, some_M, torch.ones(len(some_M)))
+        given = Problem(
+            logits_R.expand(len(some_M), -1).clone().requires_grad_(),
+            table_RD,
+            some_M,
+            torch.ones(len(some_M)),
+        )
         negatives = sampler.draw(len(some_M), num_negatives, some_M, generator)
         for correction in means:
             gradients_MR = gradients(sampled(given, negatives, correction=correction), given)[0]
             means[correction] += gradients_MR.sum(0) / positions
             squares += (gradients_MR**2).sum(0) / positions * (correction == ALL)
     standard_errors_R = (squares / positions).sqrt()[FIRST_ITEM_ROW:]
-    deviations_R = {correction: (mean_R[FIRST_ITEM_ROW:] / standard_errors_R).abs().max() for correction, mean_R in means.items()}
+    deviations_R = {
+        correction: (mean_R[FIRST_ITEM_ROW:] / standard_errors_R).abs().max()
+        for correction, mean_R in means.items()
+    }
     assert float(deviations_R[ALL]) < 4.5
     if num_negatives < 10:
         assert float(deviations_R[NEGATIVES]) > 20
 
 
 def truth_and_gradient(
-    sampler: Sampler, spoil: Callable[[Negatives, Tensor], Negatives] | None = None, correction: Correction = ALL
+    sampler: Sampler,
+    spoil: Callable[[Negatives, Tensor], Negatives] | None = None,
+    correction: Correction = ALL,
 ) -> tuple[Tensor, Tensor]:
     """Mean gradient [I] of the logits at the truth over 1,500 steps of 16 positions, and its standard errors.
 
     The truth is that of the test above; the steps' positions have draws of their own, of 8 negatives, and targets of each other.
     """
     generator, steps, logits_R = torch.Generator().manual_seed(0), 1_500, truth_logits()
-    table_RD, of_steps = torch.eye(NUM_ROWS, dtype=torch.float64).requires_grad_(), torch.zeros(steps, NUM_ITEMS, dtype=torch.float64)
+    table_RD, of_steps = (
+        torch.eye(NUM_ROWS, dtype=torch.float64).requires_grad_(),
+        torch.zeros(steps, NUM_ITEMS, dtype=torch.float64),
+    )
     for step in range(steps):
         targets_M = torch.multinomial(logits_R.exp(), 16, replacement=True, generator=generator)
-        given = Problem(logits_R.expand(16, -1).clone().requires_grad_(), table_RD, targets_M, torch.ones(16, dtype=torch.float64))
+        given = Problem(
+            logits_R.expand(16, -1).clone().requires_grad_(),
+            table_RD,
+            targets_M,
+            torch.ones(16, dtype=torch.float64),
+        )
         negatives = sampler.draw(16, 8, targets_M, generator)
-        loss = sampled(given, negatives if spoil is None else spoil(negatives, targets_M), correction=correction)
+        loss = sampled(
+            given, negatives if spoil is None else spoil(negatives, targets_M), correction=correction
+        )
         of_steps[step] = gradients(loss, given)[0].mean(0)[FIRST_ITEM_ROW:]
     return of_steps.mean(0), of_steps.std(0) / steps**0.5
 

@@ -34,12 +34,16 @@ SAMPLERS = ["uniform", "log_uniform", "popularity", "flattened popularity", "str
 POOL = 8
 
 
-def naive_sampled(given: Problem, negatives: Negatives, temperature: float = 1.0, correction: Correction = ALL) -> Tensor:
+def naive_sampled(
+    given: Problem, negatives: Negatives, temperature: float = 1.0, correction: Correction = ALL
+) -> Tensor:
     """Written out: -log of the target's share of its sum with each other negative of its turn, which is divided by N q."""
     total = torch.zeros((), dtype=given.table_RD.dtype)
     num_negatives = negatives.rows_SN.shape[1]
     draws = list(zip(negatives.rows_SN.tolist(), negatives.log_probability_SN.tolist(), strict=True))
-    for place, (query_D, target, weight) in enumerate(zip(given.query_MD, given.target_rows_M.tolist(), given.weights_M, strict=True)):
+    for place, (query_D, target, weight) in enumerate(
+        zip(given.query_MD, given.target_rows_M.tolist(), given.weights_M, strict=True)
+    ):
         rows, log_probabilities = draws[place % len(draws)]
         times = 1.0
         if correction == ALL:
@@ -47,32 +51,45 @@ def naive_sampled(given: Problem, negatives: Negatives, temperature: float = 1.0
             own = [False] * num_negatives
             if entries := negatives.entries:
                 own = (entries.negatives_SN[place % len(draws)] == entries.own_M[place]).tolist()
-            times = (1 + sum(row == target and not mine for row, mine in zip(rows, own, strict=True))) / expected_times
+            times = (
+                1 + sum(row == target and not mine for row, mine in zip(rows, own, strict=True))
+            ) / expected_times
         of_target = denominator = times * torch.exp(query_D @ given.table_RD[target] / temperature)
         for row, log_probability in zip(rows, log_probabilities, strict=True):
             expected_times = num_negatives * math.exp(log_probability) if correction != NONE else 1.0
             if row != target:
-                denominator = denominator + torch.exp(query_D @ given.table_RD[row] / temperature) / expected_times
+                denominator = (
+                    denominator + torch.exp(query_D @ given.table_RD[row] / temperature) / expected_times
+                )
         total = total + weight * torch.log(denominator / of_target)
     return total
 
 
 def drawn(
-    sampler: Sampler, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator, pool: int = POOL
+    sampler: Sampler,
+    num_draws: int,
+    num_negatives: int,
+    target_rows_M: Tensor,
+    generator: torch.Generator,
+    pool: int = POOL,
 ) -> Negatives:
     """Negatives of these positions in a step of `pool` targets, the others as events have them."""
     others = torch.multinomial(COUNTS_R, pool - len(target_rows_M), replacement=True, generator=generator)
     negatives = sampler.draw(num_draws, num_negatives, torch.cat([target_rows_M, others]), generator)
     count = len(target_rows_M)
     entries = negatives.entries and replace(negatives.entries, own_M=negatives.entries.own_M[:count])
-    return replace(negatives, target_log_probability_M=negatives.target_log_probability_M[:count], entries=entries)
+    return replace(
+        negatives, target_log_probability_M=negatives.target_log_probability_M[:count], entries=entries
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("positions", [1, 5])
 @pytest.mark.parametrize("num_negatives", [1, 2, 30])
 @pytest.mark.parametrize("num_draws", [1, 2, 7])
-def test_sampled_softmax_is_the_written_out_one(name: str, positions: int, num_negatives: int, num_draws: int) -> None:
+def test_sampled_softmax_is_the_written_out_one(
+    name: str, positions: int, num_negatives: int, num_draws: int
+) -> None:
     """Float32 and float64, corrected or not, at two temperatures; with fewer draws than positions and with more."""
     given = problem(positions)
     generator = torch.Generator().manual_seed(0)
@@ -83,7 +100,9 @@ def test_sampled_softmax_is_the_written_out_one(name: str, positions: int, num_n
     for one in (given, given.double()):
         for temperature in (1.0, 0.4):
             for correction in (ALL, NEGATIVES, NONE):
-                ours, theirs = (loss(one, negatives, temperature, correction) for loss in (sampled, naive_sampled))
+                ours, theirs = (
+                    loss(one, negatives, temperature, correction) for loss in (sampled, naive_sampled)
+                )
                 assert_same(ours, theirs, one)
 
 
@@ -93,7 +112,9 @@ def test_accidental_hits_are_left_out() -> None:
     loss = sampled(given, negatives_of(given.target_rows_M.repeat(4), 1))
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
     assert all(not gradient.any() for gradient in gradients(loss, given))
-    assert float(sampled(given, negatives_of(given.target_rows_M - 1, 1)).detach()) > 0, "the neighbour is no hit"
+    assert float(sampled(given, negatives_of(given.target_rows_M - 1, 1)).detach()) > 0, (
+        "the neighbour is no hit"
+    )
 
 
 def test_a_step_without_negatives_has_no_loss() -> None:
@@ -102,7 +123,11 @@ def test_a_step_without_negatives_has_no_loss() -> None:
     given = problem(2)
     assert float(sampled(given, negatives_of(nobody, 2)).detach()) == 0.0
     empty = Problem(given.query_MD[:0], given.table_RD, nobody, given.weights_M[:0])
-    for loss in (sampled(empty, negatives_of(nobody, 0)), sampled(empty, negatives_of(torch.tensor([3]), 0)), full(empty)):
+    for loss in (
+        sampled(empty, negatives_of(nobody, 0)),
+        sampled(empty, negatives_of(torch.tensor([3]), 0)),
+        full(empty),
+    ):
         assert float(loss.detach()) == 0.0
         assert not gradients(loss, Problem(given.query_MD, given.table_RD, nobody, nobody))[1].any()
 
@@ -110,7 +135,12 @@ def test_a_step_without_negatives_has_no_loss() -> None:
 def test_a_negative_is_a_hit_for_its_own_position_only() -> None:
     given = problem(2)
     negatives, negatives_alone = (negatives_of(given.target_rows_M[:1], positions) for positions in (2, 1))
-    alone = [Problem(given.query_MD[[place]], given.table_RD, given.target_rows_M[[place]], given.weights_M[[place]]) for place in (0, 1)]
+    alone = [
+        Problem(
+            given.query_MD[[place]], given.table_RD, given.target_rows_M[[place]], given.weights_M[[place]]
+        )
+        for place in (0, 1)
+    ]
     assert float(sampled(alone[0], negatives_alone).detach()) == pytest.approx(0.0, abs=1e-6)
     expected = sampled(alone[1], negatives_alone)
     torch.testing.assert_close(sampled(given, negatives), expected)
@@ -169,25 +199,41 @@ def test_a_streaming_frequency_corrects_in_batch_negatives() -> None:
     given.weights_M = torch.ones(1)
     options = {"sampler": "in_batch", "in_batch_frequency": "streaming", "streaming_rate": 0.005}
     config = LossConfig.model_validate({"kind": "sampled", **options})
-    sampler, generator = make_sampler(config, torch.zeros(NUM_ROWS, dtype=torch.float64)), torch.Generator().manual_seed(4)
+    sampler, generator = (
+        make_sampler(config, torch.zeros(NUM_ROWS, dtype=torch.float64)),
+        torch.Generator().manual_seed(4),
+    )
     ratios = []
     with torch.no_grad():
         exact = torch.exp(given.query_MD[0] @ given.table_RD[FIRST_ITEM_ROW:].T).sum()
         of_target = torch.exp(given.query_MD[0] @ given.table_RD[given.target_rows_M[0]])
         for step in range(1200):
-            negatives = sampler.draw(1, POOL, torch.multinomial(COUNTS_R, POOL, replacement=True, generator=generator), generator)
+            negatives = sampler.draw(
+                1, POOL, torch.multinomial(COUNTS_R, POOL, replacement=True, generator=generator), generator
+            )
             if step >= 400:
-                negatives = replace(negatives, log_probability_SN=negatives.log_probability_SN - math.log(1 - 1 / POOL))
+                negatives = replace(
+                    negatives, log_probability_SN=negatives.log_probability_SN - math.log(1 - 1 / POOL)
+                )
                 ratios.append(torch.exp(sampled(given, negatives, correction=NEGATIVES)) * of_target / exact)
     assert float(torch.stack(ratios).mean()) == pytest.approx(1.0, abs=0.03)
 
 
-def mean_gradient(given: Problem, name: str, num_negatives: int, draws: int, correction: Correction) -> Tensor:
+def mean_gradient(
+    given: Problem, name: str, num_negatives: int, draws: int, correction: Correction
+) -> Tensor:
     """Mean over draws of the gradient of the table, [R, D]; in a batch as large as the number of negatives."""
     sampler, generator = sampler_of(name), torch.Generator().manual_seed(3)
     total_RD = torch.zeros_like(given.table_RD)
     for _ in range(draws):
-        negatives = drawn(sampler, 1, num_negatives, given.target_rows_M, generator, pool=len(given.target_rows_M) + num_negatives)
+        negatives = drawn(
+            sampler,
+            1,
+            num_negatives,
+            given.target_rows_M,
+            generator,
+            pool=len(given.target_rows_M) + num_negatives,
+        )
         total_RD += gradients(sampled(given, negatives, correction=correction), given)[1]
     return total_RD / draws
 
@@ -229,5 +275,7 @@ def test_positions_that_take_turns_make_less_noise() -> None:
         of_table.append(torch.stack([gradients(sampled(given, negatives), given)[1] for negatives in steps]))
     alone_SRD, in_turn_SRD = of_table
     assert 0.2 < float(in_turn_SRD.std(0).norm() / alone_SRD.std(0).norm()) < 0.3
-    differences = (alone_SRD.mean(0) - in_turn_SRD.mean(0)) / ((alone_SRD.var(0) + in_turn_SRD.var(0)) / 300).sqrt().clamp_min(1e-9)
+    differences = (alone_SRD.mean(0) - in_turn_SRD.mean(0)) / (
+        (alone_SRD.var(0) + in_turn_SRD.var(0)) / 300
+    ).sqrt().clamp_min(1e-9)
     assert float(differences.abs().max()) < 5

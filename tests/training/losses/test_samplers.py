@@ -26,15 +26,23 @@ counts = st.lists(st.integers(0, 10**6), min_size=1, max_size=40)
 # What every sampler keeps to
 
 
-@given(name=st.sampled_from(list(CONFIGS)), counts_of_items=counts, seed=st.integers(0, 2**62), data=st.data())
-def test_draws_are_items_and_have_a_probability(name: str, counts_of_items: list[int], seed: int, data: st.DataObject) -> None:
+@given(
+    name=st.sampled_from(list(CONFIGS)), counts_of_items=counts, seed=st.integers(0, 2**62), data=st.data()
+)
+def test_draws_are_items_and_have_a_probability(
+    name: str, counts_of_items: list[int], seed: int, data: st.DataObject
+) -> None:
     counts_of_items = [number + 1 for number in counts_of_items]  # targets have been counted
-    count = data.draw(st.integers(1 if name in CATALOGUE or name.startswith("in batch") else 3, 50))  # of mixed ones some of both kinds
+    count = data.draw(
+        st.integers(1 if name in CATALOGUE or name.startswith("in batch") else 3, 50)
+    )  # of mixed ones some of both kinds
     num_rows = FIRST_ITEM_ROW + len(counts_of_items)
     targets = data.draw(st.lists(st.integers(FIRST_ITEM_ROW, num_rows - 1), max_size=30))
     target_rows_M = torch.tensor(targets, dtype=torch.int64)
     num_draws = data.draw(st.integers(1, 4))
-    drawn = [make(name, counts_of_items).draw(num_draws, count, target_rows_M, seeded(seed)) for _ in range(2)]
+    drawn = [
+        make(name, counts_of_items).draw(num_draws, count, target_rows_M, seeded(seed)) for _ in range(2)
+    ]
     assert torch.equal(drawn[0].rows_SN, drawn[1].rows_SN)
     assert torch.equal(drawn[0].log_probability_SN, drawn[1].log_probability_SN)
     whole = name.startswith("in batch") and len(targets) <= count
@@ -51,11 +59,15 @@ def test_draws_are_items_and_have_a_probability(name: str, counts_of_items: list
     assert torch.isfinite(drawn[0].log_probability_SN).all()
     assert (drawn[0].log_probability_SN <= 1e-9).all()
     assert torch.equal(drawn[0].target_log_probability_M, drawn[1].target_log_probability_M)
-    of_row = dict(zip(drawn[0].rows_SN.flatten().tolist(), drawn[0].log_probability_SN.flatten().tolist(), strict=True))
+    of_row = dict(
+        zip(drawn[0].rows_SN.flatten().tolist(), drawn[0].log_probability_SN.flatten().tolist(), strict=True)
+    )
     assert drawn[0].target_log_probability_M.dtype == torch.float64
     for row, log_probability in zip(targets, drawn[0].target_log_probability_M.tolist(), strict=True):
         if name in CATALOGUE or name.startswith("in batch"):
-            assert log_probability == of_row.get(row, log_probability) <= 1e-9, "the same for a target as for a negative"
+            assert log_probability == of_row.get(row, log_probability) <= 1e-9, (
+                "the same for a target as for a negative"
+            )
         else:
             assert log_probability < of_row.get(row, 0.0), "less, by what it has brought in itself"
 
@@ -74,7 +86,9 @@ def test_one_item_is_certain(name: str) -> None:
     sampler = make(name, [3])
     negatives = sampler.draw(1, 4, torch.full((1000,), FIRST_ITEM_ROW), seeded(0))
     assert negatives.rows_SN[0].tolist() == [FIRST_ITEM_ROW] * 4
-    assert negatives.log_probability_SN[0].tolist() == pytest.approx([0.0] * 4, abs=1.1e-3)  # in the batch, 1 - 1 / 1000
+    assert negatives.log_probability_SN[0].tolist() == pytest.approx(
+        [0.0] * 4, abs=1.1e-3
+    )  # in the batch, 1 - 1 / 1000
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
@@ -103,8 +117,12 @@ def test_uniform_by_hand() -> None:
 
 def test_popularity_by_hand() -> None:
     """Counts 0, 2, 5 with one added to each: 1, 3 and 6 of 10; with 0, 3, 8 and an exponent of a half, 1, 2 and 3 of 6."""
-    assert probabilities(make_catalogue("popularity", [0, 2, 5]), [2, 3, 4, 2]) == pytest.approx([0.1, 0.3, 0.6, 0.1])
-    assert probabilities(make_catalogue("flattened popularity", [0, 3, 8]), [2, 3, 4]) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+    assert probabilities(make_catalogue("popularity", [0, 2, 5]), [2, 3, 4, 2]) == pytest.approx(
+        [0.1, 0.3, 0.6, 0.1]
+    )
+    assert probabilities(make_catalogue("flattened popularity", [0, 3, 8]), [2, 3, 4]) == pytest.approx(
+        [1 / 6, 2 / 6, 3 / 6]
+    )
 
 
 def test_log_uniform_by_hand() -> None:
@@ -120,7 +138,9 @@ def test_in_batch_by_hand() -> None:
     negatives = make("in batch", [2, 3, 5]).draw(1, 9, targets, seeded(0))
     assert sorted(negatives.rows_SN[0].tolist()) == [2, 3, 3, 4], "all of them, with repetitions"
     expected = {2: 0.2 * 0.75, 3: 0.3 * 0.75, 4: 0.5 * 0.75}
-    for row, log_probability in zip(negatives.rows_SN[0].tolist(), negatives.log_probability_SN[0].tolist(), strict=True):
+    for row, log_probability in zip(
+        negatives.rows_SN[0].tolist(), negatives.log_probability_SN[0].tolist(), strict=True
+    ):
         assert math.exp(log_probability) == pytest.approx(expected[row])
 
 
@@ -131,8 +151,13 @@ def test_mixed_by_hand(count: int, in_batch: int) -> None:
     negatives = make("mixed", [2, 3, 5, 0]).draw(1, count, targets, seeded(1))
     assert set(negatives.rows_SN[0, :in_batch].tolist()) <= {2, 3}
     share = in_batch / count
-    expected = {row: share * times / 5 + (1 - share) / 4 for row, times in zip((2, 3, 4, 5), (2, 3, 0, 0), strict=True)}
-    for row, log_probability in zip(negatives.rows_SN[0].tolist(), negatives.log_probability_SN[0].tolist(), strict=True):
+    expected = {
+        row: share * times / 5 + (1 - share) / 4
+        for row, times in zip((2, 3, 4, 5), (2, 3, 0, 0), strict=True)
+    }
+    for row, log_probability in zip(
+        negatives.rows_SN[0].tolist(), negatives.log_probability_SN[0].tolist(), strict=True
+    ):
         assert math.exp(log_probability) == pytest.approx(expected[row])
 
 
@@ -168,9 +193,13 @@ def oracle(name: str, sampler: Sampler, targets: list[int]) -> list[float]:
     ranks = sorted(range(num_items), key=lambda item: (-FREQUENCIES[item], item))
     formulas: dict[str, Callable[[int], float]] = {
         "uniform": lambda _: 1 / num_items,
-        "log_uniform": lambda item: math.log((ranks.index(item) + 2) / (ranks.index(item) + 1)) / math.log(num_items + 1),
+        "log_uniform": lambda item: (
+            math.log((ranks.index(item) + 2) / (ranks.index(item) + 1)) / math.log(num_items + 1)
+        ),
         "popularity": lambda item: (FREQUENCIES[item] + 1) / (total + num_items),
-        "flattened popularity": lambda item: (FREQUENCIES[item] + 1) ** 0.5 / sum((count + 1) ** 0.5 for count in FREQUENCIES),
+        "flattened popularity": lambda item: (
+            (FREQUENCIES[item] + 1) ** 0.5 / sum((count + 1) ** 0.5 for count in FREQUENCIES)
+        ),
         "in batch": lambda item: FREQUENCIES[item] / total * (1 - 1 / POOL),
         "mixed": lambda item: 0.5 * targets.count(item + FIRST_ITEM_ROW) / POOL + 0.5 / num_items,
         "mostly in batch": lambda item: 0.75 * targets.count(item + FIRST_ITEM_ROW) / POOL + 0.25 / num_items,
@@ -191,11 +220,15 @@ def test_frequencies_are_the_probabilities(name: str) -> None:
     observed_I, expected_I = torch.zeros(len(FREQUENCIES)), torch.zeros(len(FREQUENCIES), dtype=torch.float64)
     hits = expected_hits = 0.0
     for _ in range(steps):
-        others = torch.multinomial(frequency_I, POOL - 1, replacement=True, generator=generator) + FIRST_ITEM_ROW
+        others = (
+            torch.multinomial(frequency_I, POOL - 1, replacement=True, generator=generator) + FIRST_ITEM_ROW
+        )
         targets = torch.cat([torch.tensor([FIRST_ITEM_ROW]), others])
         probability_I = torch.tensor(oracle(name, sampler, targets.tolist()), dtype=torch.float64)
         negatives = sampler.draw(1, count, targets, generator)
-        torch.testing.assert_close(negatives.log_probability_SN.exp(), probability_I[negatives.rows_SN - FIRST_ITEM_ROW])
+        torch.testing.assert_close(
+            negatives.log_probability_SN.exp(), probability_I[negatives.rows_SN - FIRST_ITEM_ROW]
+        )
         observed_I += torch.bincount(negatives.rows_SN[0] - FIRST_ITEM_ROW, minlength=len(FREQUENCIES))
         expected_I += count * probability_I
         is_hit_N = negatives.rows_SN[0] == FIRST_ITEM_ROW
@@ -215,7 +248,9 @@ def test_an_overwhelming_item_leaves_the_others_their_chance() -> None:
     assert log_probability.tolist() == pytest.approx([0.0, -math.log(1e12)], abs=1e-3)
 
 
-@pytest.mark.parametrize("sampler", ["uniform", "log_uniform", "popularity", "streaming", "in_batch", "mixed"])
+@pytest.mark.parametrize(
+    "sampler", ["uniform", "log_uniform", "popularity", "streaming", "in_batch", "mixed"]
+)
 def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
     """All events are those of two rows that float32 cannot tell apart."""
     first, second = BEYOND_FLOAT32 - 1, BEYOND_FLOAT32
@@ -230,7 +265,13 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
     if sampler == "uniform":
         assert int((rows % 2).sum()) == pytest.approx(2000, abs=4 * 1000**0.5)
         return
-    shares = {"log_uniform": math.log(2) / math.log(second), "popularity": 0.75, "streaming": 0.375, "in_batch": 0.75, "mixed": 0.00075}
+    shares = {
+        "log_uniform": math.log(2) / math.log(second),
+        "popularity": 0.75,
+        "streaming": 0.375,
+        "in_batch": 0.75,
+        "mixed": 0.00075,
+    }
     assert int((rows == second).sum()) / len(rows) == pytest.approx(shares[sampler], abs=0.03)
     assert int((rows == first).sum()) > 0
 
@@ -245,22 +286,49 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
         ({"num_draws": 8}, "num_draws = 8 has no effect without loss.kind = 'sampled' or 'gbce'"),
         ({"kind": "sampled", "max_logits": 8}, "max_logits = 8 has no effect without loss.kind = 'full'"),
         ({"sampler": "mixed"}, "sampler = 'mixed' has no effect without loss.kind = 'sampled'"),
-        ({"kind": "gbce", "sampler": "popularity"}, "sampler = 'popularity' has no effect without loss.kind = 'sampled'"),
+        (
+            {"kind": "gbce", "sampler": "popularity"},
+            "sampler = 'popularity' has no effect without loss.kind = 'sampled'",
+        ),
         ({"kind": "gbce", "log_q_correction": False}, "log_q_correction = False has no effect"),
         (
             {"kind": "sampled", "log_q_correction": False, "correct_target": False},
             "correct_target = False has no effect without loss.log_q",
         ),
-        ({"kind": "sampled", "gbce_calibration": 0.5}, "gbce_calibration = 0.5 has no effect without loss.kind = 'gbce'"),
-        ({"kind": "sampled", "popularity_exponent": 0.5}, "popularity_exponent = 0.5 has no effect without loss.sampler = 'popularity'"),
-        ({"kind": "sampled", "sampler": "in_batch", "in_batch_share": 0.1}, "in_batch_share = 0.1 has no effect without"),
-        ({"kind": "sampled", "in_batch_frequency": "streaming"}, "in_batch_frequency = 'streaming' has no effect without"),
-        ({"kind": "sampled", "sampler": "in_batch", "streaming_rate": 0.1}, "streaming_rate = 0.1 has no effect without"),
+        (
+            {"kind": "sampled", "gbce_calibration": 0.5},
+            "gbce_calibration = 0.5 has no effect without loss.kind = 'gbce'",
+        ),
+        (
+            {"kind": "sampled", "popularity_exponent": 0.5},
+            "popularity_exponent = 0.5 has no effect without loss.sampler = 'popularity'",
+        ),
+        (
+            {"kind": "sampled", "sampler": "in_batch", "in_batch_share": 0.1},
+            "in_batch_share = 0.1 has no effect without",
+        ),
+        (
+            {"kind": "sampled", "in_batch_frequency": "streaming"},
+            "in_batch_frequency = 'streaming' has no effect without",
+        ),
+        (
+            {"kind": "sampled", "sampler": "in_batch", "streaming_rate": 0.1},
+            "streaming_rate = 0.1 has no effect without",
+        ),
         ({"kind": "sampled", "gather_negatives": False}, "gather_negatives = False has no effect without"),
         ({"temperature": 0.0}, "temperature: Input should be greater than 0"),
-        ({"kind": "gbce", "gbce_calibration": 1.5}, "gbce_calibration: Input should be less than or equal to 1"),
-        ({"kind": "sampled", "sampler": "popularity", "popularity_exponent": -1}, "popularity_exponent: Input should be greater than or"),
-        ({"kind": "sampled", "sampler": "mixed", "in_batch_share": 1}, "in_batch_share: Input should be less than 1"),
+        (
+            {"kind": "gbce", "gbce_calibration": 1.5},
+            "gbce_calibration: Input should be less than or equal to 1",
+        ),
+        (
+            {"kind": "sampled", "sampler": "popularity", "popularity_exponent": -1},
+            "popularity_exponent: Input should be greater than or",
+        ),
+        (
+            {"kind": "sampled", "sampler": "mixed", "in_batch_share": 1},
+            "in_batch_share: Input should be less than 1",
+        ),
         (
             {"kind": "sampled", "sampler": "mixed", "num_negatives": 2, "in_batch_share": 0.2},
             "in_batch_share = 0.2 of num_negatives = 2 is 0: sampler = 'mixed' needs some of both kinds",
@@ -269,7 +337,10 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
             {"kind": "sampled", "sampler": "mixed", "num_negatives": 4, "in_batch_share": 0.9},
             "of num_negatives = 4 is 4: sampler",
         ),
-        ({"kind": "sampled", "sampler": "streaming", "streaming_rate": 1}, "streaming_rate: Input should be less than 1"),
+        (
+            {"kind": "sampled", "sampler": "streaming", "streaming_rate": 1},
+            "streaming_rate: Input should be less than 1",
+        ),
         ({"kind": "sampled", "sampler": "nearest"}, "sampler: Input should be 'uniform', 'log_uniform'"),
     ],
 )

@@ -33,10 +33,16 @@ from training.losses.samplers.ranks import gather_rows
 # Estimating frequencies while training
 
 
-def observe_steps(frequency: StreamingFrequency, probability_I: Tensor, steps: int, generator: torch.Generator) -> None:
+def observe_steps(
+    frequency: StreamingFrequency, probability_I: Tensor, steps: int, generator: torch.Generator
+) -> None:
     for _ in range(steps):
         size = int(torch.randint(0, 60, (1,), generator=generator))
-        rows = torch.multinomial(probability_I, size, replacement=True, generator=generator) if size else torch.empty(0, dtype=torch.int64)
+        rows = (
+            torch.multinomial(probability_I, size, replacement=True, generator=generator)
+            if size
+            else torch.empty(0, dtype=torch.int64)
+        )
         frequency.observe(rows + FIRST_ITEM_ROW)
 
 
@@ -60,7 +66,9 @@ def test_streaming_is_the_slow_one(steps: list[list[int]], rate: float) -> None:
     frequency = StreamingFrequency(FIRST_ITEM_ROW + 5, rate)
     for targets in steps:
         frequency.observe(torch.tensor(targets, dtype=torch.int64) + FIRST_ITEM_ROW)
-    assert frequency.log_probability(all_rows(5)).exp().tolist() == pytest.approx(slow_streaming(steps, 5, rate))
+    assert frequency.log_probability(all_rows(5)).exp().tolist() == pytest.approx(
+        slow_streaming(steps, 5, rate)
+    )
 
 
 def test_streaming_of_few_events_is_counting() -> None:
@@ -97,7 +105,9 @@ def test_streaming_draws_before_it_looks() -> None:
     """The first step is drawn from the uniform start, whatever its targets are; the second is not."""
     sampler = make("streaming", [0] * 10)
     targets = torch.full((10_000,), 5)
-    shares = [float((sampler.draw(1, 1000, targets, seeded(3)).rows_SN == 5).double().mean()) for _ in range(2)]
+    shares = [
+        float((sampler.draw(1, 1000, targets, seeded(3)).rows_SN == 5).double().mean()) for _ in range(2)
+    ]
     assert shares[0] == pytest.approx(0.1, abs=0.04)
     assert shares[1] > 0.9
 
@@ -166,7 +176,10 @@ def draw_steps(rank: int | None, gather: bool = True) -> Drawn:
             mine = list(chain(*shares)) if rank is None else shares[rank]
             negatives = sampler.draw(3, 4, torch.tensor(mine, dtype=torch.int64), seeded(step))
             drawn[name] += [negatives.rows_SN, negatives.log_probability_SN]
-            drawn[f"{name}, targets"] = [*drawn.get(f"{name}, targets", []), of_all_ranks(negatives.target_log_probability_M)]
+            drawn[f"{name}, targets"] = [
+                *drawn.get(f"{name}, targets", []),
+                of_all_ranks(negatives.target_log_probability_M),
+            ]
         drawn[name] += list(sampler.state_dict().values())
     return drawn
 
@@ -195,13 +208,22 @@ def test_two_ranks_draw_what_one_would(tmp_path_factory: pytest.TempPathFactory)
         together, apart = torch.load(folder / f"{rank}.pt")
         for name, expected in alone.items():
             assert len(together[name]) == len(expected)
-            for ours, theirs in zip(together[name], expected, strict=True):  # vectors of other lengths round differently
+            for ours, theirs in zip(
+                together[name], expected, strict=True
+            ):  # vectors of other lengths round differently
                 torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, msg=name)
         for shares, rows in zip(SHARES, apart["in batch"][::2], strict=False):
-            assert [sorted(row) for row in rows.tolist()][:1] == [sorted(shares[rank])], "its own, when they are not gathered"
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(apart["streaming"], alone["streaming"], strict=True))
+            assert [sorted(row) for row in rows.tolist()][:1] == [sorted(shares[rank])], (
+                "its own, when they are not gathered"
+            )
+        assert all(
+            torch.equal(ours, theirs)
+            for ours, theirs in zip(apart["streaming"], alone["streaming"], strict=True)
+        )
         state = len(StreamingFrequency(3, 0.1).state_dict())
         assert all(
             torch.equal(ours, theirs)
-            for ours, theirs in zip(apart["in batch, streaming"][-state:], alone["in batch, streaming"][-state:], strict=True)
+            for ours, theirs in zip(
+                apart["in batch, streaming"][-state:], alone["in batch, streaming"][-state:], strict=True
+            )
         ), "what is learnt is always learnt from all"

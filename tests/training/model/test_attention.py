@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from training.model.attention import DenseAttention, FlexAttention, Preferences, time_bias
+from training.model.attention import AttentionBias, DenseAttention, FlexAttention, time_bias
 
 
 def test_the_gradient_of_the_time_table_counts_every_use() -> None:
@@ -29,7 +29,7 @@ class Problem:
 
     heads: tuple[Tensor, Tensor, Tensor]
     table_NH: Tensor | None
-    preferences: Preferences
+    preferences: AttentionBias
 
 
 def problem(*, directions: list[int], timed: bool, device: str) -> Problem:
@@ -37,11 +37,15 @@ def problem(*, directions: list[int], timed: bool, device: str) -> Problem:
     lengths = [37, 12, 1]
     visible_BL = torch.stack([torch.arange(37) >= 37 - length for length in lengths])
     visible_BL[0, 20:23] = False
-    query_BHLK, key_BHLK, value_BHLK = (torch.randn(3, 2, 37, 16, generator=generator).to(device) for _ in range(3))
+    query_BHLK, key_BHLK, value_BHLK = (
+        torch.randn(3, 2, 37, 16, generator=generator).to(device) for _ in range(3)
+    )
     buckets_BLL = torch.randint(0, 128, (3, 37, 37), generator=generator).to(device) if timed else None
     table_NH = torch.randn(128, 2, generator=generator).to(device) if timed else None
     slopes_H = torch.tensor([0.5, 0.03], device=device)
-    preferences = Preferences(visible_BL.to(device), slopes_H, torch.tensor(directions, device=device), buckets_BLL)
+    preferences = AttentionBias(
+        visible_BL.to(device), slopes_H, torch.tensor(directions, device=device), buckets_BLL
+    )
     return Problem((query_BHLK, key_BHLK, value_BHLK), table_NH, preferences)
 
 
@@ -58,7 +62,10 @@ def test_both_attention_kernels_mean_the_same(directions: list[int], timed: bool
     query_BHLK, *others = posed.heads
     columns_BP = torch.tensor([[36, 3], [36, 30], [36, 36]], device=device)
     query_BHPK = torch.stack([query_BHLK[row][:, columns] for row, columns in enumerate(columns_BP.tolist())])
-    for attention in (DenseAttention(posed.preferences), FlexAttention(posed.preferences, kernel=flex_attention)):
+    for attention in (
+        DenseAttention(posed.preferences),
+        FlexAttention(posed.preferences, kernel=flex_attention),
+    ):
         some_BHPK = attention(query_BHPK, *others, posed.table_NH, columns_BP)
         for row, columns in enumerate(columns_BP.tolist()):
             torch.testing.assert_close(some_BHPK[row], dense_BHLK[row][:, columns], atol=2e-5, rtol=2e-5)

@@ -49,7 +49,9 @@ def test_a_token_keeps_its_noise_wherever_it_is() -> None:
 @pytest.mark.parametrize("what", ["seeds", "tokens", "calls", "channels"])
 def test_neighbours_are_independent(what: str) -> None:
     if what == "seeds":
-        masks = torch.stack([Dropout(0.5, seed, tokens(10, 10))(torch.ones(10, 10, 100)).flatten() for seed in range(8)])
+        masks = torch.stack(
+            [Dropout(0.5, seed, tokens(10, 10))(torch.ones(10, 10, 100)).flatten() for seed in range(8)]
+        )
     elif what == "tokens":
         masks = Dropout(0.5, 0, tokens(1, 8))(torch.ones(1, 8, 10_000))[0]
     elif what == "calls":

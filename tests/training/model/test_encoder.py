@@ -48,7 +48,9 @@ def test_encoder_equals_the_slow_one(overrides: tuple[str, ...]) -> None:
         items_L[places] = MASK_ROW
     keys, queries = random_times(items), random_times(items, seed=1)
     items_BL = padded(items)
-    encoded_BLD = model.encode(items_BL, Times(padded_times(queries), padded_times(keys)), event_types_BL=event_types_of(items_BL))
+    encoded_BLD = model.encode(
+        items_BL, Times(padded_times(queries), padded_times(keys)), event_types_BL=event_types_of(items_BL)
+    )
     for row, items_L in enumerate(items):
         vectors, types = list(model.items.ids.weight[items_L]), event_types_of(items_L).tolist()
         slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(queries[row], keys[row]), hidden[row], types)
@@ -62,15 +64,23 @@ def test_query_is_what_the_slow_encoder_says_of_the_next_item(overrides: tuple[s
     model = random_model(*overrides)
     items = random_items([1, 9, 4])
     histories, times = histories_of(items)
-    for row, (query_D, items_L, (with_request, _)) in enumerate(zip(model.encode_histories(histories), items, times, strict=True)):
+    for row, (query_D, items_L, (with_request, _)) in enumerate(
+        zip(model.encode_histories(histories), items, times, strict=True)
+    ):
         vectors, types = list(model.items.ids.weight[items_L]), event_types_of(items_L).tolist()
         if model.encoder.causal:
-            slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request[1:], with_request[:-1]), types=types)
+            slow_LD = slow_encoder(
+                model.encoder, vectors, SlowTimes(with_request[1:], with_request[:-1]), types=types
+            )
         else:
             vectors.append(model.items.ids.weight[MASK_ROW])
-            slow_LD = slow_encoder(model.encoder, vectors, SlowTimes(with_request, with_request), [len(items_L)], [*types, 0])
+            slow_LD = slow_encoder(
+                model.encoder, vectors, SlowTimes(with_request, with_request), [len(items_L)], [*types, 0]
+            )
         user, event = int(histories.user_rows_B[row]), int(histories.request_events_B[row])
-        torch.testing.assert_close(query_D, slow_query(model, slow_LD[-1], user, event, with_request[-1]), atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(
+            query_D, slow_query(model, slow_LD[-1], user, event, with_request[-1]), atol=2e-5, rtol=2e-5
+        )
 
 
 @torch.no_grad()
@@ -80,13 +90,22 @@ def test_some_positions_get_what_all_would(overrides: tuple[str, ...]) -> None:
     model = random_model(*overrides)
     items = random_items([9, 5, 1])
     items_BL, times_BL = padded(items), padded_times(random_times(items))
-    wanted_BL = (torch.rand(3, 9, generator=torch.Generator().manual_seed(1)) < 0.4) & (items_BL != PADDING_ROW)
+    wanted_BL = (torch.rand(3, 9, generator=torch.Generator().manual_seed(1)) < 0.4) & (
+        items_BL != PADDING_ROW
+    )
     wanted_BL[2, 8] = True
     row_M, column_M = wanted_BL.nonzero(as_tuple=True)
     columns_BP, place_M = columns_of_rows(row_M, column_M, 3)
     assert columns_BP.shape[1] < 9 and torch.equal(columns_BP[row_M, place_M], column_M)
     all_BLD, some_BPD = (
-        model.encode(items_BL, Times(times_BL, times_BL), Dropout(0.3, 7, torch.arange(27).view(3, 9)), columns, None, items_BL % 3)
+        model.encode(
+            items_BL,
+            Times(times_BL, times_BL),
+            Dropout(0.3, 7, torch.arange(27).view(3, 9)),
+            columns,
+            None,
+            items_BL % 3,
+        )
         for columns in (None, columns_BP)
     )
     torch.testing.assert_close(some_BPD[row_M, place_M], all_BLD[row_M, column_M], atol=2e-6, rtol=2e-6)
@@ -108,12 +127,16 @@ def test_query_encoder_equals_the_model(overrides: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("positions", ["none", "rotary"])
 def test_a_causal_position_sees_nothing_newer(positions: str) -> None:
     """And without positions from the end, what comes later does not even move it."""
-    model = random_model("objective.kind=causal", f"model.positions={positions}", "model.time_bias=true", "model.time_gap=true")
+    model = random_model(
+        "objective.kind=causal", f"model.positions={positions}", "model.time_bias=true", "model.time_gap=true"
+    )
     items_BL = random_items([9])[0][None]
     times_BL = padded_times(random_times(list(items_BL)))
     changed_BL = items_BL.clone()
     changed_BL[0, 5:] = FIRST_ITEM_ROW
-    before_BLD, after_BLD = (model.encode(rows_BL, Times(times_BL, times_BL)) for rows_BL in (items_BL, changed_BL))
+    before_BLD, after_BLD = (
+        model.encode(rows_BL, Times(times_BL, times_BL)) for rows_BL in (items_BL, changed_BL)
+    )
     torch.testing.assert_close(before_BLD[0, :5], after_BLD[0, :5])
     assert not torch.allclose(before_BLD[0, 5:], after_BLD[0, 5:], atol=1e-2)
     shorter_BLD = model.encode(items_BL[:, :6], Times(times_BL[:, :6], times_BL[:, :6]))
@@ -151,12 +174,16 @@ def test_the_time_of_the_request_matters_only_to_a_model_with_time() -> None:
     histories, _ = histories_of(random_items([5, 9]))
     later = replace(histories, request_timestamp_ms_B1=histories.request_timestamp_ms_B1 + 10**10)
     for kind, option in itertools.product(("masked", "causal"), ("time_bias", "time_gap")):
-        plain, aware = (random_model(f"objective.kind={kind}", f"model.{option}={aware}") for aware in ("false", "true"))
+        plain, aware = (
+            random_model(f"objective.kind={kind}", f"model.{option}={aware}") for aware in ("false", "true")
+        )
         assert torch.equal(plain.encode_histories(histories), plain.encode_histories(later))
         assert not torch.allclose(aware.encode_histories(histories), aware.encode_histories(later), atol=1e-2)
 
 
-@given(elapsed_ms=st.integers(-(10**12), 10**12) | st.integers(0, 40).map(lambda power: 1000 * (2**power - 1)))
+@given(
+    elapsed_ms=st.integers(-(10**12), 10**12) | st.integers(0, 40).map(lambda power: 1000 * (2**power - 1))
+)
 def test_time_buckets_equal_the_slow_ones(elapsed_ms: int) -> None:
     assert int(time_buckets(torch.tensor(elapsed_ms))) == slow_bucket(elapsed_ms)
 
@@ -177,7 +204,9 @@ def test_padding_on_the_left_changes_nothing(extra_columns: int) -> None:
     items = random_items([2, 1, 2])
     plain_BLD, wide_BLD = model.encode(padded(items)), model.encode(padded(items, extra_columns))
     for place, items_L in enumerate(items):
-        torch.testing.assert_close(plain_BLD[place, -len(items_L) :], wide_BLD[place, -len(items_L) :], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            plain_BLD[place, -len(items_L) :], wide_BLD[place, -len(items_L) :], atol=1e-6, rtol=1e-6
+        )
 
 
 @torch.no_grad()
@@ -186,7 +215,10 @@ def test_vectors_in_the_padding_do_not_matter() -> None:
     network, items_BL = model.query_encoder(), padded(random_items([3, 6]))
     inputs = inputs_of(model, untimed(items_BL))
     spoilt_BLD = torch.where(inputs["mask"][..., None], inputs["item_vectors"], 1e4)
-    spoilt = inputs | {"item_vectors": spoilt_BLD, "event_types": torch.where(inputs["mask"], inputs["event_types"], 2)}
+    spoilt = inputs | {
+        "item_vectors": spoilt_BLD,
+        "event_types": torch.where(inputs["mask"], inputs["event_types"], 2),
+    }
     torch.testing.assert_close(network(**spoilt), network(**inputs), atol=1e-6, rtol=1e-6)
 
 
@@ -198,8 +230,12 @@ def test_order_and_every_item_matter() -> None:
     assert not torch.allclose(model.encode_histories(untimed(items_L.flip(0)[None]))[0], query_D, atol=1e-3)
     for place in range(len(items_L)):
         changed_L = items_L.clone()
-        changed_L[place] = FIRST_ITEM_ROW + (items_L[place] - FIRST_ITEM_ROW + 1) % (NUM_ROWS - FIRST_ITEM_ROW)
-        assert not torch.allclose(model.encode_histories(untimed(changed_L[None]))[0], query_D, atol=1e-4), f"place {place} is not read"
+        changed_L[place] = FIRST_ITEM_ROW + (items_L[place] - FIRST_ITEM_ROW + 1) % (
+            NUM_ROWS - FIRST_ITEM_ROW
+        )
+        assert not torch.allclose(model.encode_histories(untimed(changed_L[None]))[0], query_D, atol=1e-4), (
+            f"place {place} is not read"
+        )
 
 
 @torch.no_grad()
@@ -209,7 +245,9 @@ def test_an_empty_history_gives_finite_numbers(length: int) -> None:
     empty_BL = torch.full((2, length), PADDING_ROW)
     query_BD = model.encode_histories(untimed(empty_BL))
     assert torch.isfinite(query_BD).all()
-    torch.testing.assert_close(query_BD[0], slow_encoder(model.encoder, [model.items.ids.weight[MASK_ROW]])[-1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        query_BD[0], slow_encoder(model.encoder, [model.items.ids.weight[MASK_ROW]])[-1], atol=1e-5, rtol=1e-5
+    )
     assert torch.isfinite(model.encode(empty_BL)).all()
 
 
@@ -217,7 +255,9 @@ def test_gradients_are_finite_beside_an_empty_row() -> None:
     model = random_model()
     items_BL = torch.cat([padded(random_items([5])), torch.zeros(1, 5, dtype=torch.int64)])
     model.encode(items_BL).sum().backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+    assert all(
+        torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None
+    )
 
 
 def test_items_of_a_model_without_special_rows() -> None:
@@ -233,16 +273,20 @@ def test_items_of_a_model_without_special_rows() -> None:
 def test_a_separate_table_gives_the_answers() -> None:
     model = random_model("model.output_table=separate")
     histories, _ = histories_of(random_items([5, 9]))
-    before_BD, answers_RD = model.encode_histories(histories), model.item_vectors()
-    assert model.items.answers is not None and torch.equal(answers_RD[2:], model.items.answers.weight[2:])
+    before_BD, candidates_RD = model.encode_histories(histories), model.item_vectors()
+    assert model.items.answers is not None and torch.equal(candidates_RD[2:], model.items.answers.weight[2:])
     model.items.answers.weight.zero_()
-    assert torch.equal(model.encode_histories(histories), before_BD), "histories are read from the other table"
+    assert torch.equal(model.encode_histories(histories), before_BD), (
+        "histories are read from the other table"
+    )
     assert not model.item_vectors().any() and model.history_vectors() is not None
 
 
 def test_the_same_seed_makes_the_same_weights() -> None:
     def weights(seed: int) -> dict[str, Tensor]:
-        model = SequenceModel(small_recipe(f"training.seed={seed}"), torch.zeros(NUM_ROWS, dtype=torch.float64), total_steps=1)
+        model = SequenceModel(
+            small_recipe(f"training.seed={seed}"), torch.zeros(NUM_ROWS, dtype=torch.float64), total_steps=1
+        )
         return dict(model.state_dict())
 
     torch.manual_seed(1)

@@ -20,7 +20,7 @@ from training.data.batches import EpochBatches
 from training.evaluation.evaluate import evaluate
 from training.model.factory import make_model
 from training.model.query_features import UNKNOWN, query_features
-from training.model.towers import Facts
+from training.model.towers import QueryFeatureBatch
 from training.model_config import QueryConfig
 from training.runs.fit import train_in_process
 from training.runs.open_run import load_run
@@ -33,28 +33,44 @@ def test_facts_by_hand(dataset: Dataset) -> None:
     features = query_features(dataset, split, QueryConfig(features=("country", "device")))
     # Countries go None, FR, DE, IT from user to user, devices mobile, desktop, None; each is met often enough for a code of its own.
     encoding = features.encoding
-    assert sorted(encoding.user.columns[0].values) == ["DE", "FR", "IT"] and sorted(encoding.context.columns[0].values) == [
+    assert sorted(encoding.user.columns[0].values) == ["DE", "FR", "IT"] and sorted(
+        encoding.context.columns[0].values
+    ) == [
         "desktop",
         "mobile",
     ]
     assert encoding.widths() == {"user_codes": 1, "user_numbers": 1, "context_codes": 1, "context_numbers": 1}
     facts = features(torch.tensor([0, 1, 5, UNKNOWN]), torch.tensor([2, 0, UNKNOWN, 3]))
     codes_N = facts.user_codes[:, 0].tolist()
-    assert codes_N[0] == codes_N[3] == 0 and codes_N[1] == codes_N[2] == encoding.user.columns[0].values.index("FR") + 2
-    assert facts.user_numbers.tolist() == [[1.0], [1.0], [1.0], [0.0]], "a user without a country is known, nobody is not"
+    assert (
+        codes_N[0] == codes_N[3] == 0
+        and codes_N[1] == codes_N[2] == encoding.user.columns[0].values.index("FR") + 2
+    )
+    assert facts.user_numbers.tolist() == [[1.0], [1.0], [1.0], [0.0]], (
+        "a user without a country is known, nobody is not"
+    )
     mobile = encoding.context.columns[0].values.index("mobile") + 2
-    assert facts.context_codes.tolist() == [[0], [mobile], [0], [mobile]] and facts.context_numbers.tolist() == [[1.0], [1.0], [0.0], [1.0]]
+    assert facts.context_codes.tolist() == [
+        [0],
+        [mobile],
+        [0],
+        [mobile],
+    ] and facts.context_numbers.tolist() == [[1.0], [1.0], [0.0], [1.0]]
 
 
 def test_without_columns_nothing_is_known(dataset: Dataset) -> None:
-    features = query_features(dataset, make_split(dataset, small_recipe().split), QueryConfig(clock=("hour",)))
+    features = query_features(
+        dataset, make_split(dataset, small_recipe().split), QueryConfig(time_features=("hour",))
+    )
     facts = features(torch.tensor([0, 239, UNKNOWN]), torch.tensor([5, UNKNOWN, 0]))
     assert not any(values.any() for values in facts) and all(values.shape == (3, 1) for values in facts)
 
 
 def test_a_recipe_that_takes_all_features_takes_none_where_none_is_declared(dataset: Dataset) -> None:
     config = small_recipe("query.features=all")
-    bare = replace(dataset, manifest=dataset.manifest.model_copy(update={"user_features": (), "context_features": ()}))
+    bare = replace(
+        dataset, manifest=dataset.manifest.model_copy(update={"user_features": (), "context_features": ()})
+    )
     split = make_split(dataset, config.split)
     assert make_model(bare, split, config, total_steps=1).query_tower is None
     assert make_model(dataset, split, config, total_steps=1).query_tower is not None
@@ -74,7 +90,9 @@ def test_all_leaves_out_what_is_made_of_events(dataset: Dataset) -> None:
 @pytest.mark.parametrize("features", ["['age']", "['device']", "all"])
 def test_every_parameter_of_a_step_has_a_gradient(dataset: Dataset, features: str) -> None:
     """DistributedDataParallel stops where one has not: also where no feature is categorical."""
-    config = small_recipe("items.kind=tower", "items.features=['year']", "objective.kind=causal", f"query.features={features}")
+    config = small_recipe(
+        "items.kind=tower", "items.features=['year']", "objective.kind=causal", f"query.features={features}"
+    )
     split = make_split(dataset, config.split)
     model = make_model(dataset, split, config, total_steps=1)
     model.log = lambda *_, **__: None  # type: ignore[method-assign]
@@ -87,7 +105,9 @@ def test_values_are_learnt_from_training_alone(dataset: Dataset, tmp_path: Path)
     devices = np.full(len(dataset.item_rows_E), "old")
     devices[np.concatenate([dataset.offsets_U1[1:] - 1, dataset.offsets_U1[1:] - 2])] = "new"
     again = rewritten(dataset, tmp_path / "again", devices)
-    encoding = query_features(again, make_split(again, small_recipe().split), QueryConfig(features=("device",))).encoding
+    encoding = query_features(
+        again, make_split(again, small_recipe().split), QueryConfig(features=("device",))
+    ).encoding
     assert encoding.context.columns[0].values == ("old",)
 
 
@@ -113,7 +133,9 @@ def rewritten(dataset: Dataset, path: Path, devices: np.ndarray) -> Dataset:
 @pytest.mark.parametrize("name", ["colour", "title"])
 def test_features_that_a_query_cannot_use(dataset: Dataset, name: str) -> None:
     split = make_split(dataset, small_recipe().split)
-    with pytest.raises(UserError, match=f"query.features: {name}: no feature of users .* there are: country, age, device"):
+    with pytest.raises(
+        UserError, match=f"query.features: {name}: no feature of users .* there are: country, age, device"
+    ):
         query_features(dataset, split, QueryConfig(features=("age", name)))
 
 
@@ -148,7 +170,9 @@ def test_training_leaves_out_features_of_some_windows(dataset: Dataset) -> None:
 
 
 def test_left_out_is_unknown() -> None:
-    given = Facts(torch.tensor([[3], [4]]), torch.ones(2, 2), torch.tensor([[5], [6]]), torch.ones(2, 1))
+    given = QueryFeatureBatch(
+        torch.tensor([[3], [4]]), torch.ones(2, 2), torch.tensor([[5], [6]]), torch.ones(2, 1)
+    )
     kept = given.where(torch.tensor([True, False]), torch.tensor([False, True]))
     assert [values.tolist() for values in kept] == [[[3], [0]], [[1, 1], [0, 0]], [[0], [6]], [[0], [1]]]
 
@@ -170,7 +194,9 @@ def planted_facts(path: Path) -> Dataset:
         event_types_E=np.zeros(len(group_E)),
         weights_E=np.ones(len(group_E)),
         offsets_U1=np.arange(num_users + 1) * length,
-        users=pa.table({"user_id": np.arange(num_users), "country": [names[country] for country in country_U]}),
+        users=pa.table(
+            {"user_id": np.arange(num_users), "country": [names[country] for country in country_U]}
+        ),
         items=pa.table({"item_id": np.arange(160)}),
         contexts=pa.table({"device": pa.array([names[device] for device in device_E]).dictionary_encode()}),
         description={
@@ -189,8 +215,19 @@ def planted_facts(path: Path) -> Dataset:
 def test_what_is_told_is_learnt(tmp_path: Path) -> None:
     """Chance finds one of 160 items in ten with 1 in 16; who knows the group of 20, with one in two."""
     dataset = planted_facts(tmp_path / "facts")
-    recalls, usual = {}, ("objective.kind=causal", "model.num_blocks=1", "training.max_epochs=12", "optimizer.learning_rate=0.02")
-    for name, told in (("nothing", ()), ("everything", ("query.features=all", "query.clock=['hour']", "query.dropout=0"))):
+    recalls, usual = (
+        {},
+        (
+            "objective.kind=causal",
+            "model.num_blocks=1",
+            "training.max_epochs=12",
+            "optimizer.learning_rate=0.02",
+        ),
+    )
+    for name, told in (
+        ("nothing", ()),
+        ("everything", ("query.features=all", "query.time_features=['hour']", "query.dropout=0")),
+    ):
         train_in_process("two_tower", dataset, small_recipe(*usual, *told), tmp_path / name)
         recalls[name] = evaluate(load_run(tmp_path / name), "test", ks=(10,))["model"]["recall@10"]
     assert recalls["nothing"] < 0.25 and recalls["everything"] > 0.35, recalls

@@ -32,17 +32,24 @@ GLOBAL_TIME = SplitConfig(rule="global_time", validation_fraction=0.2, test_frac
 
 
 def history_of(dataset: Dataset, users: EvaluationUsers, place: int) -> list[int]:
-    return [int(row) for row in dataset.item_rows_E[users.history_start_Q[place] : users.history_end_Q[place]]]
+    return [
+        int(row) for row in dataset.item_rows_E[users.history_start_Q[place] : users.history_end_Q[place]]
+    ]
 
 
 def targets_of(dataset: Dataset, users: EvaluationUsers, place: int) -> list[int]:
     """Each once: an item that is bought twice can be found but once."""
-    return sorted({int(row) for row in dataset.item_rows_E[users.history_end_Q[place] : users.target_end_Q[place]]})
+    return sorted(
+        {int(row) for row in dataset.item_rows_E[users.history_end_Q[place] : users.target_end_Q[place]]}
+    )
 
 
 def slow_ranking(scores_R: npt.NDArray[np.floating], seen: list[int], k: int) -> list[int]:
     """Every item that was not seen, best first, then padding."""
-    left = sorted((row for row in range(FIRST_ITEM_ROW, len(scores_R)) if row not in seen), key=lambda row: -scores_R[row])
+    left = sorted(
+        (row for row in range(FIRST_ITEM_ROW, len(scores_R)) if row not in seen),
+        key=lambda row: -scores_R[row],
+    )
     return (left + [0] * k)[:k]
 
 
@@ -67,14 +74,22 @@ def slow_auc(scores_R: npt.NDArray[np.floating], seen: list[int], targets: list[
     others = [row for row in range(FIRST_ITEM_ROW, len(scores_R)) if row not in seen and row not in targets]
     values = []
     for target in targets:
-        wins = [float(scores_R[target] > scores_R[row]) + 0.5 * float(scores_R[target] == scores_R[row]) for row in others]
+        wins = [
+            float(scores_R[target] > scores_R[row]) + 0.5 * float(scores_R[target] == scores_R[row])
+            for row in others
+        ]
         values.append(float(np.mean(wins)) if target not in seen else 0.0)
     return float(np.mean(values))
 
 
 def random_scorer(users: EvaluationUsers, num_rows: int) -> tuple[Scorer, npt.NDArray[np.float32]]:
     """A different random score for each user and item; the special rows get the highest, and must not be ranked."""
-    scores_QR = np.random.default_rng(0).permutation(len(users) * num_rows).reshape(len(users), num_rows).astype(np.float32)
+    scores_QR = (
+        np.random.default_rng(0)
+        .permutation(len(users) * num_rows)
+        .reshape(len(users), num_rows)
+        .astype(np.float32)
+    )
     scores_QR[:, :FIRST_ITEM_ROW] = scores_QR.max() + 1
     return lambda batch: torch.from_numpy(scores_QR[batch.positions_B]), scores_QR
 
@@ -82,23 +97,40 @@ def random_scorer(users: EvaluationUsers, num_rows: int) -> tuple[Scorer, npt.ND
 @pytest.mark.parametrize("part", ["validation", "test"])
 @pytest.mark.parametrize("rule", [SplitConfig(), GLOBAL_TIME], ids=lambda rule: rule.rule)
 @pytest.mark.parametrize("k", [1, 10, 120])
-def test_ranking_and_metrics_equal_the_slow_ones(dataset: Dataset, rule: SplitConfig, part: Part, k: int) -> None:
+def test_ranking_and_metrics_equal_the_slow_ones(
+    dataset: Dataset, rule: SplitConfig, part: Part, k: int
+) -> None:
     users = evaluation_users(make_split(dataset, rule), part)
     scorer, scores_QR = random_scorer(users, dataset.num_rows)
     rows_QK, ranked_scores_QK = rank_users(dataset, users, scorer, k, max_history=5)
-    expected = [slow_ranking(scores_QR[place], history_of(dataset, users, place), k) for place in range(len(users))]
+    expected = [
+        slow_ranking(scores_QR[place], history_of(dataset, users, place), k) for place in range(len(users))
+    ]
     assert rows_QK.tolist() == expected
-    assert np.array_equal(ranked_scores_QK, np.where(rows_QK == 0, -np.inf, np.take_along_axis(scores_QR, rows_QK, 1)))
-    slow = [slow_metrics(ranking, targets_of(dataset, users, place), k) for place, ranking in enumerate(expected)]
-    assert ranking_metrics(dataset, users, rows_QK, (k,)) == pytest.approx({name: np.mean([row[name] for row in slow]) for name in slow[0]})
+    assert np.array_equal(
+        ranked_scores_QK, np.where(rows_QK == 0, -np.inf, np.take_along_axis(scores_QR, rows_QK, 1))
+    )
+    slow = [
+        slow_metrics(ranking, targets_of(dataset, users, place), k) for place, ranking in enumerate(expected)
+    ]
+    assert ranking_metrics(dataset, users, rows_QK, (k,)) == pytest.approx(
+        {name: np.mean([row[name] for row in slow]) for name in slow[0]}
+    )
     several = max(len(targets_of(dataset, users, place)) for place in range(len(users)))
     assert (several > 1) == (rule.rule == "global_time")
 
 
 def test_a_repeated_target_is_one_answer(tmp_path: Path) -> None:
     """Whoever ranks the two items of the three last events first is perfect."""
-    dataset = dataset_of(tmp_path / "dataset", [[(2, 0), (3, 1), (5, 10), (4, 11), (5, 12)], [(2, 0), (3, 2), (4, 10)]], num_items=6)
-    dates = {"validation_start": datetime(1970, 1, 1, 0, 0, 0, 1000), "test_start": datetime(1970, 1, 1, 0, 0, 0, 10000)}
+    dataset = dataset_of(
+        tmp_path / "dataset",
+        [[(2, 0), (3, 1), (5, 10), (4, 11), (5, 12)], [(2, 0), (3, 2), (4, 10)]],
+        num_items=6,
+    )
+    dates = {
+        "validation_start": datetime(1970, 1, 1, 0, 0, 0, 1000),
+        "test_start": datetime(1970, 1, 1, 0, 0, 0, 10000),
+    }
     users = evaluation_users(make_split(dataset, SplitConfig(rule="global_time", **dates)), "test")
     found = ranking_metrics(dataset, users, np.array([[5, 4, 6], [4, 6, 7]]), (2, 3))
     perfect = {f"{name}@{k}": 1.0 for name in ("recall", "hit_rate", "ndcg", "mrr", "map") for k in (2, 3)}
@@ -173,12 +205,18 @@ def test_several_targets_by_hand(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path / "dataset", histories, num_items=8)
     # the cuts are given as dates: 1970-01-01 and some milliseconds
     rule = SplitConfig.model_validate(
-        {"rule": "global_time", "validation_start": "1970-01-01T00:00:00.040Z", "test_start": "1970-01-01T00:00:00.100Z"}
+        {
+            "rule": "global_time",
+            "validation_start": "1970-01-01T00:00:00.040Z",
+            "test_start": "1970-01-01T00:00:00.100Z",
+        }
     )
     users = evaluation_users(make_split(dataset, rule), "test")
     assert users.user_rows_Q.tolist() == [0, 1]
     scores_R = torch.tensor([0.0, 0.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0])
-    rows_QK, _ = rank_users(dataset, users, lambda batch: scores_R.repeat(len(batch.positions_B), 1), 4, max_history=200)
+    rows_QK, _ = rank_users(
+        dataset, users, lambda batch: scores_R.repeat(len(batch.positions_B), 1), 4, max_history=200
+    )
     assert rows_QK.tolist() == [[5, 6, 7, 8], [5, 6, 7, 8]]
     values = ranking_metrics(dataset, users, rows_QK, (2, 4))
     assert values["recall@4"] == pytest.approx((2 / 3 + 1) / 2)
@@ -195,10 +233,20 @@ def test_ranks_share_the_users(dataset: Dataset, split: Split, world_size: int, 
     users, max_history = evaluation_users(split, "test"), 7
     positions = []
     for rank in range(world_size):
-        batches = EvaluationBatches(dataset, users, max_history=max_history, token_budget=token_budget, rank=rank, world_size=world_size)
+        batches = EvaluationBatches(
+            dataset,
+            users,
+            max_history=max_history,
+            token_budget=token_budget,
+            rank=rank,
+            world_size=world_size,
+        )
         assert len(batches) == len(list(batches)) > 0
         for batch in batches:
-            assert len(batch.positions_B) * (batch.histories.items_BL.shape[1] + 1) <= token_budget or len(batch.positions_B) == 1
+            assert (
+                len(batch.positions_B) * (batch.histories.items_BL.shape[1] + 1) <= token_budget
+                or len(batch.positions_B) == 1
+            )
             for row, place in enumerate(batch.positions_B.tolist()):
                 history, items = history_of(dataset, users, place), batch.histories.items_BL[row].tolist()
                 assert items == [0] * (len(items) - len(history[-max_history:])) + history[-max_history:]
@@ -212,36 +260,56 @@ def test_ranks_share_the_users(dataset: Dataset, split: Split, world_size: int, 
 def test_fewer_groups_than_ranks(dataset: Dataset, split: Split) -> None:
     """All users fit one batch, and there are two ranks: a rank with nothing to validate would make the others wait for ever."""
     users = evaluation_users(split, "validation").take(slice(0, 3))
-    shares = [EvaluationBatches(dataset, users, max_history=12, token_budget=512, rank=rank, world_size=2) for rank in (0, 1)]
+    shares = [
+        EvaluationBatches(dataset, users, max_history=12, token_budget=512, rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
     assert [[len(batch.positions_B) for batch in batches] for batches in shares] == [[2], [1]]
 
 
-def test_scores_of_a_large_catalogue_do_not_fill_the_memory(dataset: Dataset, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation_batches, "_MOST_SCORES", 10 * dataset.num_rows)
+def test_scores_of_a_large_catalogue_do_not_fill_the_memory(
+    dataset: Dataset, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation_batches, "_MAX_SCORES", 10 * dataset.num_rows)
     batches = EvaluationBatches(dataset, evaluation_users(split, "test"), max_history=12, token_budget=10**6)
     assert {len(batch.positions_B) for batch in batches} == {10}
 
 
 def test_every_item_recalled_when_k_is_the_catalogue(run: OpenRun) -> None:
     """No target of this dataset was seen before, so all are ranked somewhere."""
-    rows_QK, _ = rank_users(run.dataset, run.users("test"), run.model.scores, run.dataset.num_items, max_history=12)
-    assert ranking_metrics(run.dataset, run.users("test"), rows_QK, (run.dataset.num_items,))["recall@120"] == 1.0
+    rows_QK, _ = rank_users(
+        run.dataset, run.users("test"), run.model.scores, run.dataset.num_items, max_history=12
+    )
+    assert (
+        ranking_metrics(run.dataset, run.users("test"), rows_QK, (run.dataset.num_items,))["recall@120"]
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("chunk_scores", [1, 400, 2**24])
 @pytest.mark.parametrize("rule", [SplitConfig(), GLOBAL_TIME], ids=lambda rule: rule.rule)
 def test_auc_equals_the_slow_one(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, rule: SplitConfig, chunk_scores: int, exclude_seen: bool
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    rule: SplitConfig,
+    chunk_scores: int,
+    exclude_seen: bool,
 ) -> None:
-    monkeypatch.setattr(measures, "_MOST_SCORES", chunk_scores)
+    monkeypatch.setattr(measures, "_MAX_SCORES", chunk_scores)
     users = evaluation_users(make_split(dataset, rule), "test")
-    scores_QR = np.random.default_rng(0).integers(0, 9, (len(users), dataset.num_rows)).astype(np.float32)  # many ties
+    scores_QR = (
+        np.random.default_rng(0).integers(0, 9, (len(users), dataset.num_rows)).astype(np.float32)
+    )  # many ties
     for batch in EvaluationBatches(dataset, users, max_history=5, token_budget=64):
         scores_BR = torch.from_numpy(scores_QR[batch.positions_B])
         rank_scores(scores_BR, batch, 1, exclude_seen=exclude_seen)
         expected = [
-            slow_auc(scores_QR[place], history_of(dataset, users, place) if exclude_seen else [], targets_of(dataset, users, place))
+            slow_auc(
+                scores_QR[place],
+                history_of(dataset, users, place) if exclude_seen else [],
+                targets_of(dataset, users, place),
+            )
             for place in batch.positions_B.tolist()
         ]
         np.testing.assert_allclose(batch_auc(scores_BR, batch), expected, atol=1e-12)

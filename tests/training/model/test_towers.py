@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from passerelle.dataset import Dataset, FeatureColumn
-from passerelle.encoding import learn_encoding
+from passerelle.encoding import fit_encoding
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import make_split
 from tests.support.datasets import small_recipe
 from training.model.dropout import kept_rows
 from training.model.factory import item_content, make_model
-from training.model.towers import Content
+from training.model.towers import FeatureTower
 from training.model_config import ItemsConfig
 
 TOWER = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1")
@@ -28,10 +28,13 @@ TOWER = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1")
 
 def test_content_by_hand() -> None:
     """Each column the mean of its values' vectors, then two layers; an empty slot weighs nothing."""
-    features = (FeatureColumn(name="brand", kind="categorical"), FeatureColumn(name="genres", kind="multi_categorical"))
+    features = (
+        FeatureColumn(name="brand", kind="categorical"),
+        FeatureColumn(name="genres", kind="multi_categorical"),
+    )
     table = pa.table({"brand": ["a", None], "genres": [["x", "y"], None]})
-    encoding = learn_encoding(table, features, 1)
-    content = Content(encoding, 4, torch.Generator().manual_seed(0))
+    encoding = fit_encoding(table, features, 1)
+    content = FeatureTower(encoding, 4, torch.Generator().manual_seed(0))
     encoded = encoding.encode(table)
     with torch.no_grad():
         content.inner.bias.normal_(generator=torch.Generator().manual_seed(1))
@@ -47,7 +50,9 @@ def test_kept_rows_are_a_share_that_the_seed_decides() -> None:
     rows = torch.arange(100_000)
     kept = kept_rows(rows, 0.3, seed=5)
     assert 0.69 < kept.double().mean() < 0.71
-    assert torch.equal(kept_rows(rows[77:99], 0.3, seed=5), kept[77:99]), "a row's noise depends on the others"
+    assert torch.equal(kept_rows(rows[77:99], 0.3, seed=5), kept[77:99]), (
+        "a row's noise depends on the others"
+    )
     assert 0.4 < (kept_rows(rows, 0.3, seed=6) != kept).double().mean() < 0.44, "another seed, the same noise"
     assert kept_rows(rows, 0.0, seed=5).all()
 
@@ -57,7 +62,11 @@ def without_events_of(dataset: Dataset, rows: list[int]) -> Dataset:
     keep_E = ~np.isin(dataset.item_rows_E, rows)
     kept_before = np.concatenate([[0], np.cumsum(keep_E)])
     arrays = ("item_rows_E", "timestamps_ms_E", "event_types_E", "weights_E")
-    return replace(dataset, offsets_U1=kept_before[dataset.offsets_U1], **{name: getattr(dataset, name)[keep_E] for name in arrays})
+    return replace(
+        dataset,
+        offsets_U1=kept_before[dataset.offsets_U1],
+        **{name: getattr(dataset, name)[keep_E] for name in arrays},
+    )
 
 
 def test_items_without_training_events_are_what_their_features_say(dataset: Dataset) -> None:
@@ -71,9 +80,14 @@ def test_items_without_training_events_are_what_their_features_say(dataset: Data
     model = make_model(bare, split, config, total_steps=1)
     with torch.no_grad():
         model.items.get_parameter("ids.weight").normal_(generator=torch.Generator().manual_seed(0))
-        vectors_RD = model.items.exact().answers_UD
-        alone_ND = F.normalize(model.items.get_submodule("tower.content")(content.codes_RS[cold], content.numbers_RF[cold]), dim=1)
-        others_ND = F.normalize(model.items.get_submodule("tower.content")(content.codes_RS[6:9], content.numbers_RF[6:9]), dim=1)
+        vectors_RD = model.items.exact().candidates_UD
+        alone_ND = F.normalize(
+            model.items.get_submodule("tower.content")(content.codes_RS[cold], content.numbers_RF[cold]),
+            dim=1,
+        )
+        others_ND = F.normalize(
+            model.items.get_submodule("tower.content")(content.codes_RS[6:9], content.numbers_RF[6:9]), dim=1
+        )
     torch.testing.assert_close(vectors_RD[cold], alone_ND)
     torch.testing.assert_close(vectors_RD.norm(dim=1), torch.ones(len(vectors_RD)))
     assert not torch.allclose(vectors_RD[6:9], others_ND, atol=0.1)
@@ -85,7 +99,8 @@ def test_a_step_leaves_out_some_ids(dataset: Dataset) -> None:
     with torch.no_grad():
         model.items.get_parameter("ids.weight").normal_(generator=torch.Generator().manual_seed(0))
     exact_RD, first_RD, again_RD, other_RD = (
-        vectors.answers_UD.detach() for vectors in (model.items.exact(), *(model.items.of_step(seed, []).vectors for seed in (1, 1, 2)))
+        vectors.candidates_UD.detach()
+        for vectors in (model.items.exact(), *(model.items.for_step(seed, []).vectors for seed in (1, 1, 2)))
     )
     assert torch.equal(first_RD, again_RD)
     same_R = torch.isclose(first_RD, exact_RD, atol=1e-6).all(dim=1)
@@ -98,18 +113,23 @@ def test_what_is_kept_of_the_items_is_forgotten_by_a_step(dataset: Dataset) -> N
     config = small_recipe(*TOWER)
     model = make_model(dataset, make_split(dataset, config.split), config, total_steps=1)
     with torch.inference_mode():
-        before_RD = model.items.exact().answers_UD.clone()
-        assert model.items.exact().answers_UD is model.items.exact().answers_UD
-    model.items.of_step(0, [])
+        before_RD = model.items.exact().candidates_UD.clone()
+        assert model.items.exact().candidates_UD is model.items.exact().candidates_UD
+    model.items.for_step(0, [])
     with torch.no_grad():
-        model.items.get_parameter("ids.weight").add_(torch.randn(before_RD.shape, generator=torch.Generator().manual_seed(0)))
-        assert not torch.allclose(model.items.exact().answers_UD, before_RD)
+        model.items.get_parameter("ids.weight").add_(
+            torch.randn(before_RD.shape, generator=torch.Generator().manual_seed(0))
+        )
+        assert not torch.allclose(model.items.exact().candidates_UD, before_RD)
 
 
 @pytest.mark.parametrize("name", ["title", "colour"])
 def test_features_that_a_tower_cannot_use(dataset: Dataset, name: str) -> None:
     split = make_split(dataset, small_recipe().split)
-    with pytest.raises(UserError, match=rf"items\.features: {name}: no item feature of .* that a tower can use; there are: genres, year"):
+    with pytest.raises(
+        UserError,
+        match=rf"items\.features: {name}: no item feature of .* that a tower can use; there are: genres, year",
+    ):
         item_content(dataset, split, ItemsConfig(kind="tower", features=(name,)))
 
 
@@ -118,7 +138,9 @@ def test_a_run_with_towers_is_trained_and_opened_again(dataset: Dataset, tmp_pat
     from training.runs.fit import train_in_process
     from training.runs.open_run import load_run
 
-    config = small_recipe(*TOWER, "loss.kind=sampled", "loss.sampler=mixed", "loss.num_negatives=32", "training.max_epochs=8")
+    config = small_recipe(
+        *TOWER, "loss.kind=sampled", "loss.sampler=mixed", "loss.num_negatives=32", "training.max_epochs=8"
+    )
     manifest = train_in_process("two_tower", dataset, config, tmp_path / "run")
     opened = load_run(tmp_path / "run")
     np.testing.assert_allclose(np.linalg.norm(opened.vectors_RD[FIRST_ITEM_ROW:], axis=1), 1, rtol=1e-5)

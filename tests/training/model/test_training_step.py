@@ -16,33 +16,44 @@ from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import SplitConfig, make_split
 from tests.support.datasets import small_recipe
 from tests.support.runs import train
-from training.config import RunConfig
+from training.config import Recipe
 from training.data.batches import EpochBatches
 from training.data.evaluation_batches import Histories
 from training.data.windows import training_windows
-from training.model.factory import bare_model
+from training.model.factory import build_model
 from training.model.sequence_model import SequenceModel
 
 NO_NOISE = ("model.dropout=0", "batches.token_budget=300")
-CAUSAL = (*NO_NOISE, "objective.kind=causal", "model.positions=none")  # learned ones count from the end of the window
-FEATURES = ("model.event_types=true", "query.features=all", "query.clock=['hour','weekday']", "query.dropout=0")
+CAUSAL = (
+    *NO_NOISE,
+    "objective.kind=causal",
+    "model.positions=none",
+)  # learned ones count from the end of the window
+FEATURES = (
+    "model.event_types=true",
+    "query.features=all",
+    "query.time_features=['hour','weekday']",
+    "query.dropout=0",
+)
 TIMES = ("model.time_bias=true", "model.time_gap=true")
 
 
-def model_of(dataset: Dataset, config: RunConfig) -> SequenceModel:
+def model_of(dataset: Dataset, config: Recipe) -> SequenceModel:
     """As it is made, but for times, which mean nothing before they are learnt, and float64."""
     split = make_split(dataset, config.split)
-    model = bare_model(dataset, split, config, torch.zeros(dataset.num_rows, dtype=torch.float64)).double()
+    model = build_model(dataset, split, config, torch.zeros(dataset.num_rows, dtype=torch.float64)).double()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        model.items.exact().answers_UD.mul_(20)
+        model.items.exact().candidates_UD.mul_(20)
         for name, parameter in model.named_parameters():
             if name.endswith(("time_table_NH", "query_tower.out.weight")):
                 parameter.normal_(generator=generator)
     return model
 
 
-def asked_when_serving(model: SequenceModel, dataset: Dataset, config: RunConfig, first: int, event: int) -> Tensor:
+def asked_when_serving(
+    model: SequenceModel, dataset: Dataset, config: Recipe, first: int, event: int
+) -> Tensor:
     """Minus log of the probability of an event, from those of its window before it."""
     histories = Histories(
         torch.from_numpy(dataset.item_rows_E[first:event].astype("int64"))[None],
@@ -52,7 +63,9 @@ def asked_when_serving(model: SequenceModel, dataset: Dataset, config: RunConfig
         torch.from_numpy(np.searchsorted(dataset.offsets_U1, [event], side="right") - 1),
         torch.tensor([event]),
     )
-    logits_R = model.encode_histories(histories)[0] @ model.items.exact().answers_UD.T / config.loss.temperature
+    logits_R = (
+        model.encode_histories(histories)[0] @ model.items.exact().candidates_UD.T / config.loss.temperature
+    )
     target = torch.tensor(int(dataset.item_rows_E[event]) - FIRST_ITEM_ROW)
     return F.cross_entropy(logits_R[FIRST_ITEM_ROW:], target)
 
@@ -68,9 +81,19 @@ def asked_when_serving(model: SequenceModel, dataset: Dataset, config: RunConfig
         (*CAUSAL, "model.num_blocks=0"),
         (*NO_NOISE, *FEATURES, "objective.last_only_probability=1"),
     ],
-    ids=["causal", "times", "separate table and temperature", "masked, times", "features", "pooled", "masked, features"],
+    ids=[
+        "causal",
+        "times",
+        "separate table and temperature",
+        "masked, times",
+        "features",
+        "pooled",
+        "masked, features",
+    ],
 )
-def test_a_step_asks_what_serving_asks(dataset: Dataset, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_asks_what_serving_asks(
+    dataset: Dataset, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loss of all steps, position by position through the code that serves."""
     config, split = small_recipe(*overrides), make_split(dataset, SplitConfig())
     model = model_of(dataset, config)
@@ -78,12 +101,16 @@ def test_a_step_asks_what_serving_asks(dataset: Dataset, overrides: tuple[str, .
     monkeypatch.setattr(model, "log", lambda *_, **__: None)
     windows = training_windows(split, config.model.max_history + 1)
     with torch.no_grad():
-        trained = sum(float(model.training_step(batch, 0)) for batch in EpochBatches(dataset, split, config, epoch=0))
+        trained = sum(
+            float(model.training_step(batch, 0)) for batch in EpochBatches(dataset, split, config, epoch=0)
+        )
         served = 0.0
         for start, end in zip(windows.start_W.tolist(), windows.end_W.tolist(), strict=True):
             for event in range(start + 1, end) if model.encoder.causal else [end - 1]:
                 first = max(start, event - config.model.max_history)
-                served += float(asked_when_serving(model, dataset, config, first, event)) * float(dataset.weights_E[event])
+                served += float(asked_when_serving(model, dataset, config, first, event)) * float(
+                    dataset.weights_E[event]
+                )
     assert trained == pytest.approx(served, rel=1e-6)
 
 
@@ -94,6 +121,8 @@ def test_gradients_are_clipped(dataset: Dataset, tmp_path: Path) -> None:
         path = tmp_path / name
         train(dataset, path, "training.max_epochs=1", f"optimizer.gradient_clip_norm={norm}")
         checkpoint = torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        begun = SequenceModel(small_recipe(), torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1).state_dict()
+        begun = SequenceModel(
+            small_recipe(), torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1
+        ).state_dict()
         moved.append(float((checkpoint["items.ids.weight"] - begun["items.ids.weight"]).abs().max()))
     assert moved[1] < 1e-4 < 1e-2 < moved[0]

@@ -47,7 +47,9 @@ def test_sampled_softmax_learns_the_order(dataset: Dataset, tmp_path: Path, samp
     assert beats_popularity(load_run(tmp_path / "run"), times=2)
 
 
-def test_draws_of_a_step_are_as_many_as_asked(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_of_a_step_are_as_many_as_asked(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = []
     draw = UniformSampler.draw
     monkeypatch.setattr(UniformSampler, "draw", lambda *given: drawn.append(draw(*given)) or drawn[-1])
@@ -66,11 +68,19 @@ def test_bfloat16_learns_alike(dataset: Dataset, tmp_path: Path) -> None:
     precise, rounded = tmp_path / "float32", tmp_path / "bfloat16"
     for kind in ("full", "sampled"):
         train(dataset, precise / kind, f"loss.kind={kind}", "training.max_epochs=1")
-        train(dataset, rounded / kind, f"loss.kind={kind}", "training.max_epochs=1", "training.precision=bf16-mixed")
+        train(
+            dataset,
+            rounded / kind,
+            f"loss.kind={kind}",
+            "training.max_epochs=1",
+            "training.precision=bf16-mixed",
+        )
         losses = [[line["train_loss_epoch"] for line in history(path / kind)] for path in (precise, rounded)]
         assert losses[0] == pytest.approx(losses[1], rel=0.01)
         assert losses[0] != losses[1]
-        assert all(weight.dtype == torch.float32 for weight in checkpoint(rounded / kind)["state_dict"].values())
+        assert all(
+            weight.dtype == torch.float32 for weight in checkpoint(rounded / kind)["state_dict"].values()
+        )
 
 
 # What a run repeats
@@ -96,19 +106,30 @@ def test_early_stopping(dataset: Dataset, tmp_path: Path) -> None:
     assert (manifest.epochs, manifest.best_epoch) == (4, 1)
     assert [line["epoch"] for line in history(tmp_path / "run")] == [1, 2, 3, 4]
     assert [checkpoint(tmp_path / "run", name)["epoch"] for name in (BEST, LAST)] == [0, 3]
-    manifest = train(dataset, tmp_path / "run", NOT_LEARNING, "training.max_epochs=50", "training.patience=5", resume=True)
+    manifest = train(
+        dataset, tmp_path / "run", NOT_LEARNING, "training.max_epochs=50", "training.patience=5", resume=True
+    )
     assert (manifest.epochs, manifest.best_epoch) == (6, 1)
 
 
 def test_best_weights_are_evaluated_not_the_last(dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "run"
     manifest = train(
-        dataset, path, "optimizer.learning_rate=0.2", "optimizer.warmup_steps=0", "training.max_epochs=9", "training.patience=9"
+        dataset,
+        path,
+        "optimizer.learning_rate=0.2",
+        "optimizer.warmup_steps=0",
+        "training.max_epochs=9",
+        "training.patience=9",
     )
     scores = [line[MONITOR] for line in history(path)]
     assert manifest.best_epoch == 1 + int(np.argmax(scores))
-    assert manifest.best_epoch < manifest.epochs == 9, "the last epoch is the best: the test would pass in vain"
-    assert evaluate(load_run(path), "validation", (10,))["model"]["ndcg@10"] == pytest.approx(max(scores), abs=1e-6)
+    assert manifest.best_epoch < manifest.epochs == 9, (
+        "the last epoch is the best: the test would pass in vain"
+    )
+    assert evaluate(load_run(path), "validation", (10,))["model"]["ndcg@10"] == pytest.approx(
+        max(scores), abs=1e-6
+    )
 
 
 def test_epochs_without_validation_claim_none(dataset: Dataset, tmp_path: Path) -> None:
@@ -138,7 +159,13 @@ def test_a_run_that_patience_has_ended_trains_nothing_more(dataset: Dataset, tmp
 
 
 def test_what_a_run_writes(run: OpenRun) -> None:
-    assert {path.name for path in run.path.iterdir()} == {"manifest.json", PROGRESS, "history.jsonl", "checkpoints", "tensorboard"}
+    assert {path.name for path in run.path.iterdir()} == {
+        "manifest.json",
+        PROGRESS,
+        "history.jsonl",
+        "checkpoints",
+        "tensorboard",
+    }
     lines = history(run.path)
     assert [line["epoch"] for line in lines] == list(range(1, 21))
     assert [line["step"] for line in lines] == [lines[0]["step"] * epoch for epoch in range(1, 21)]
@@ -149,7 +176,12 @@ def test_what_a_run_writes(run: OpenRun) -> None:
     assert progress["max_epochs"] == 20
     assert 1 <= progress["step"] <= progress["steps_per_epoch"] == lines[0]["step"]
     manifest = run.manifest
-    assert (manifest.state, manifest.epochs, manifest.recipe, manifest.config) == ("complete", 20, "bert4rec", small_recipe())
+    assert (manifest.state, manifest.epochs, manifest.recipe, manifest.config) == (
+        "complete",
+        20,
+        "bert4rec",
+        small_recipe(),
+    )
     assert manifest.dataset_fingerprint == run.dataset.fingerprint()
     assert set(manifest.files) == {BEST, LAST}
     events = (run.path / "tensorboard").glob("events.out.tfevents.*")
@@ -160,11 +192,19 @@ def test_the_loss_of_an_epoch_is_that_of_full_softmax(dataset: Dataset, tmp_path
     """The mean over steps of each step's weighted mean; here of a model that stays as it was made, one window at a time."""
     config = small_recipe(NOT_LEARNING, "model.dropout=0", "training.max_epochs=1")
     train_in_process("bert4rec", dataset, config, tmp_path / "run")
-    model, losses = SequenceModel(config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1), []
+    model, losses = (
+        SequenceModel(config, torch.zeros(dataset.num_rows, dtype=torch.float64), total_steps=1),
+        [],
+    )
     for batch in EpochBatches(dataset, make_split(dataset, config.split), config, epoch=0):
         with torch.no_grad():
-            hidden = [model.encode(batch.items_T[start:end][None])[0] for start, end in pairwise(batch.offsets_B1.tolist())]
-            logits_MR = torch.cat(hidden)[batch.target_positions_M] @ model.items.ids.weight[FIRST_ITEM_ROW:].T
+            hidden = [
+                model.encode(batch.items_T[start:end][None])[0]
+                for start, end in pairwise(batch.offsets_B1.tolist())
+            ]
+            logits_MR = (
+                torch.cat(hidden)[batch.target_positions_M] @ model.items.ids.weight[FIRST_ITEM_ROW:].T
+            )
         losses_M = F.cross_entropy(logits_MR, batch.target_rows_M - FIRST_ITEM_ROW, reduction="none")
         losses.append(float((losses_M * batch.weights_M).sum() / batch.weights_M.sum()))
     assert history(tmp_path / "run")[0]["train_loss_epoch"] == pytest.approx(np.mean(losses), abs=1e-5)
@@ -183,21 +223,37 @@ def test_learning_rate_schedules_by_hand() -> None:
 
 
 def test_the_table_is_not_decayed() -> None:
-    model = SequenceModel(small_recipe("optimizer.weight_decay=0.5"), torch.zeros(10, dtype=torch.float64), total_steps=1)
+    model = SequenceModel(
+        small_recipe("optimizer.weight_decay=0.5"), torch.zeros(10, dtype=torch.float64), total_steps=1
+    )
     groups = model.configure_optimizers()["optimizer"].param_groups
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     by_name = {name: decay[id(parameter)] for name, parameter in model.named_parameters()}
     assert len(by_name) == len(decay) == len(list(model.parameters()))
-    assert by_name["items.ids.weight"] == by_name["encoder.output_norm.weight"] == by_name["encoder.head.bias"] == 0
+    assert (
+        by_name["items.ids.weight"]
+        == by_name["encoder.output_norm.weight"]
+        == by_name["encoder.head.bias"]
+        == 0
+    )
     assert by_name["encoder.head.weight"] == by_name["encoder.blocks.1.feedforward.layer.inner.weight"] == 0.5
 
 
 def test_event_weights_steer_training(tmp_path: Path) -> None:
     """After item 2 come 3 and 4 as often; where 4 weighs nine times as much, it is ranked first; and 3 likewise."""
     histories = [[(2, 0), (3 + user % 2, 1), (5 + user % 4, 2), (9, 3)] for user in range(40)]
-    overrides = ("objective.last_only_probability=1", "training.max_epochs=15", "batches.token_budget=40", "training.patience=50")
+    overrides = (
+        "objective.last_only_probability=1",
+        "training.max_epochs=15",
+        "batches.token_budget=40",
+        "training.patience=50",
+    )
     for favourite in (3, 4):
-        weights = [weight for user in range(40) for weight in (1.0, 9.0 if 3 + user % 2 == favourite else 1.0, 1.0, 1.0)]
+        weights = [
+            weight
+            for user in range(40)
+            for weight in (1.0, 9.0 if 3 + user % 2 == favourite else 1.0, 1.0, 1.0)
+        ]
         dataset = dataset_of(tmp_path / f"dataset{favourite}", histories, num_items=8, weights=weights)
         train(dataset, tmp_path / f"run{favourite}", *overrides)
         model = load_run(tmp_path / f"run{favourite}").model
@@ -214,8 +270,15 @@ def test_the_split_is_that_of_the_recipe(dataset: Dataset, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("every", [1, 1000])
 def test_a_run_that_diverges_says_so_and_keeps_no_nan(dataset: Dataset, tmp_path: Path, every: int) -> None:
-    with pytest.raises(UserError, match=r"epoch 1: the training loss is (nan|inf): try optimizer\.learning_rate below 1e\+30"):
-        train(dataset, tmp_path / "run", "optimizer.learning_rate=1e30", f"training.checkpoint_every_steps={every}")
+    with pytest.raises(
+        UserError, match=r"epoch 1: the training loss is (nan|inf): try optimizer\.learning_rate below 1e\+30"
+    ):
+        train(
+            dataset,
+            tmp_path / "run",
+            "optimizer.learning_rate=1e30",
+            f"training.checkpoint_every_steps={every}",
+        )
     for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]
         assert all(tensor.isfinite().all() for tensor in weights.values()), path

@@ -17,7 +17,16 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import make_split
 from tests.support.datasets import dataset_of, small_recipe
-from tests.support.runs import NOT_LEARNING, SAMPLED, Stop, assert_same_state, checkpoint, history, train, train_and_die
+from tests.support.runs import (
+    NOT_LEARNING,
+    SAMPLED,
+    Stop,
+    assert_same_state,
+    checkpoint,
+    history,
+    train,
+    train_and_die,
+)
 from training.data.batches import EpochBatches
 from training.evaluation.evaluate import evaluate, read_details
 from training.model.sequence_model import MONITOR, SequenceModel
@@ -27,7 +36,12 @@ from training.runs.open_run import load_run
 from training.runs.run import BEST, LAST, open_run, plan_run, refit_config, start_run
 
 EPOCHS = 3
-SMALL_STEPS = ("batches.token_budget=256", "training.checkpoint_every_steps=2", f"training.max_epochs={EPOCHS}", "model.dropout=0.2")
+SMALL_STEPS = (
+    "batches.token_budget=256",
+    "training.checkpoint_every_steps=2",
+    f"training.max_epochs={EPOCHS}",
+    "model.dropout=0.2",
+)
 
 
 class Killer(pl.Callback):
@@ -41,7 +55,11 @@ class Killer(pl.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("overrides", [(), SAMPLED, ("training.validate_every_epochs=2",)], ids=["full", "sampled", "validated_every_2"])
+@pytest.mark.parametrize(
+    "overrides",
+    [(), SAMPLED, ("training.validate_every_epochs=2",)],
+    ids=["full", "sampled", "validated_every_2"],
+)
 def test_resumed_equals_uninterrupted(dataset: Dataset, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     """Both a run that ended early and one that broke off in the middle of its fourth epoch."""
     whole = train(dataset, tmp_path / "whole", *overrides, "training.max_epochs=6")
@@ -52,12 +70,18 @@ def test_resumed_equals_uninterrupted(dataset: Dataset, tmp_path: Path, override
     start_run(broken, plan_run(broken, "bert4rec", dataset, config, resume=False))
     with pytest.raises(RuntimeError, match="the power went"):
         fit(dataset, config, broken, callbacks=[Stop(epoch=4, batch=2)])
-    with pytest.raises(UserError, match="training has not ended: continue it with `passerelle train --resume`"):
+    with pytest.raises(
+        UserError, match="training has not ended: continue it with `passerelle train --resume`"
+    ):
         load_run(broken)
     mended = train(dataset, broken, *overrides, "training.max_epochs=6", resume=True)
 
     for manifest in (longer, mended):
-        assert (manifest.epochs, manifest.best_epoch, manifest.validation) == (whole.epochs, whole.best_epoch, whole.validation)
+        assert (manifest.epochs, manifest.best_epoch, manifest.validation) == (
+            whole.epochs,
+            whole.best_epoch,
+            whole.validation,
+        )
     for name in ("longer", "broken"):
         assert history(tmp_path / name) == history(tmp_path / "whole")
         assert_same_state(checkpoint(tmp_path / name), checkpoint(tmp_path / "whole"))
@@ -69,7 +93,10 @@ def test_a_moved_run_resumes_and_knows_its_best(dataset: Dataset, tmp_path: Path
     shutil.move(tmp_path / "here", tmp_path / "there")
     manifest = train(dataset, tmp_path / "there", NOT_LEARNING, "training.max_epochs=3", resume=True)
     assert (manifest.epochs, manifest.best_epoch) == (3, 1)
-    assert sorted(path.name for path in (tmp_path / "there" / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "there" / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+    ]
 
 
 def test_resuming_a_run_that_never_ended_an_epoch(dataset: Dataset, tmp_path: Path) -> None:
@@ -81,13 +108,22 @@ def test_resuming_a_run_that_never_ended_an_epoch(dataset: Dataset, tmp_path: Pa
     assert [line["epoch"] for line in history(path)] == [1, 2]
 
 
-LEARNING_SAMPLER = ("loss.kind=sampled", "loss.sampler=in_batch", "loss.in_batch_frequency=streaming", "loss.num_negatives=64")
+LEARNING_SAMPLER = (
+    "loss.kind=sampled",
+    "loss.sampler=in_batch",
+    "loss.in_batch_frequency=streaming",
+    "loss.num_negatives=64",
+)
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), ("objective.kind=causal", "model.time_bias=true"), LEARNING_SAMPLER], ids=["bert4rec", "sasrec", "learning_sampler"]
+    "overrides",
+    [(), ("objective.kind=causal", "model.time_bias=true"), LEARNING_SAMPLER],
+    ids=["bert4rec", "sasrec", "learning_sampler"],
 )
-def test_killed_at_many_steps_ends_as_undisturbed(dataset: Dataset, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_killed_at_many_steps_ends_as_undisturbed(
+    dataset: Dataset, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
     """Before the first checkpoint, right after one, between two, at an epoch's last step, and twice in one epoch; bit by bit."""
     config = small_recipe(*SMALL_STEPS, *overrides)
     steps = len(EpochBatches(dataset, make_split(dataset, config.split), config, epoch=0))
@@ -101,14 +137,18 @@ def test_killed_at_many_steps_ends_as_undisturbed(dataset: Dataset, tmp_path: Pa
     for name in (LAST, BEST):
         ours, theirs = (checkpoint(tmp_path / run, name) for run in ("killed", "alone"))
         assert ours["state_dict"].keys() == theirs["state_dict"].keys()
-        assert all(torch.equal(ours["state_dict"][key], theirs["state_dict"][key]) for key in theirs["state_dict"])
+        assert all(
+            torch.equal(ours["state_dict"][key], theirs["state_dict"][key]) for key in theirs["state_dict"]
+        )
 
 
 def save_and_load_on_rank(rank: int, folder: str) -> None:
     """Two ranks, of which the first writes the checkpoint; what an epoch's loss is after each has gone on from it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    saved, resumed = (SequenceModel(small_recipe(), torch.zeros(9, dtype=torch.float64), total_steps=1) for _ in range(2))
+    saved, resumed = (
+        SequenceModel(small_recipe(), torch.zeros(9, dtype=torch.float64), total_steps=1) for _ in range(2)
+    )
     saved._train_loss = torch.tensor([(6.0, 2.0), (10.0, 2.0)][rank], dtype=torch.float64)
     made: dict[str, Any] = {}
     saved.on_save_checkpoint(made)
@@ -135,16 +175,23 @@ def test_a_refit_sees_validation_events_and_trains_as_long_as_they_chose(
     monkeypatch.chdir(tmp_path)
     again = train(dataset, tmp_path / "refit", config=refit_config(chosen), refit_of=Path("run"))
     assert (again.epochs, again.best_epoch, again.validation) == (chosen.best_epoch, chosen.best_epoch, {})
-    assert again.trained_on == f"train and validation, {chosen.best_epoch} epochs as chosen by {tmp_path.resolve() / 'run'}"
+    assert (
+        again.trained_on
+        == f"train and validation, {chosen.best_epoch} epochs as chosen by {tmp_path.resolve() / 'run'}"
+    )
     assert chosen.trained_on == "train"
     assert not any(MONITOR in line for line in history(tmp_path / "refit"))
     last, best = (checkpoint(tmp_path / "refit", name)["state_dict"] for name in (LAST, BEST))
     assert all(torch.equal(last[key], best[key]) for key in last)
-    tests = [evaluate(load_run(tmp_path / name), "test", (10,))["model"]["ndcg@10"] for name in ("run", "refit")]
+    tests = [
+        evaluate(load_run(tmp_path / name), "test", (10,))["model"]["ndcg@10"] for name in ("run", "refit")
+    ]
     assert tests[1] > 0.9 * tests[0]
     fitted_on = [read_details(tmp_path / name)["test"]["model"]["fitted_on"] for name in ("run", "refit")]
     assert fitted_on == [chosen.trained_on, again.trained_on]
-    baselines_on = [read_details(tmp_path / name)["test"]["popularity"]["fitted_on"] for name in ("run", "refit")]
+    baselines_on = [
+        read_details(tmp_path / name)["test"]["popularity"]["fitted_on"] for name in ("run", "refit")
+    ]
     assert baselines_on == ["train", "before_targets"], "a baseline learns from what the model learnt from"
     with pytest.raises(UserError, match=r"was trained on train and validation, .* only --split test"):
         evaluate(load_run(tmp_path / "refit"), "validation", (10,))
@@ -169,7 +216,9 @@ class Recorder(pl.Callback):
     def __init__(self) -> None:
         self.rows: set[int] = set()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.rows |= {*batch.items_T.tolist(), *batch.target_rows_M.tolist()}
 
 
@@ -188,12 +237,16 @@ def test_the_events_of_a_refit(tmp_path: Path, rule: str) -> None:
         *(["split.test_fraction=0.2"] if rule == "global_time" else []),
     )
     split = make_split(dataset, small_recipe(*recipe).split)
-    assert (split.test_end_U > split.validation_end_U).any() and (split.validation_end_U > split.train_end_U).any()
+    assert (split.test_end_U > split.validation_end_U).any() and (
+        split.validation_end_U > split.train_end_U
+    ).any()
     for included, end_U in (("false", split.train_end_U), ("true", split.validation_end_U)):
         recorder, config = Recorder(), small_recipe(*recipe, f"training.include_validation={included}")
         start_run(tmp_path / included, plan_run(tmp_path / included, "sasrec", dataset, config, resume=False))
         fit(dataset, config, tmp_path / included, callbacks=[recorder])
-        trained = [range(start, end) for start, end in zip(split.start_U, end_U, strict=True) if end - start >= 2]
+        trained = [
+            range(start, end) for start, end in zip(split.start_U, end_U, strict=True) if end - start >= 2
+        ]
         assert recorder.rows == {int(dataset.item_rows_E[event]) for events in trained for event in events}
 
 

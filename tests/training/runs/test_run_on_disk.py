@@ -17,7 +17,16 @@ from passerelle.errors import UserError
 from passerelle.manifest import MANIFEST_NAME
 from passerelle.splits import Split, make_split
 from tests.support.datasets import small_recipe
-from tests.support.runs import NOT_LEARNING, Stop, assert_same_state, checkpoint, history, train, train_and_die, with_split_file
+from tests.support.runs import (
+    NOT_LEARNING,
+    Stop,
+    assert_same_state,
+    checkpoint,
+    history,
+    train,
+    train_and_die,
+    with_split_file,
+)
 from training.evaluation.evaluate import evaluate, read_evaluation
 from training.export.bundle import export
 from training.ranker import train_ranker
@@ -59,7 +68,9 @@ def test_killed_while_a_checkpoint_is_written(dataset: Dataset, tmp_path: Path) 
     for save in (1, 2, 3, 4):
         path = tmp_path / f"killed{save}"
         assert train_and_die(dataset, path, small_recipe(*QUICK), KillerWhileSaving(save)) == signal.SIGKILL
-        assert [each for each in (path / "checkpoints").iterdir() if each.name.startswith(".")], "it was killed at another time"
+        assert [each for each in (path / "checkpoints").iterdir() if each.name.startswith(".")], (
+            "it was killed at another time"
+        )
         train(dataset, path, *QUICK, resume=True)
         assert sorted(each.name for each in (path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
         assert history(path) == history(tmp_path / "alone")

@@ -25,7 +25,9 @@ from training.runs.run import BEST, LAST, open_run, plan_run, start_run
         (("split.rule=global_time",), True, "split.rule was 'leave_one_out' and is now 'global_time'"),
     ],
 )
-def test_an_existing_run_is_refused(dataset: Dataset, own_run: Path, overrides: tuple[str, ...], resume: bool, message: str) -> None:
+def test_an_existing_run_is_refused(
+    dataset: Dataset, own_run: Path, overrides: tuple[str, ...], resume: bool, message: str
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in own_run.rglob("*")}
     with pytest.raises(UserError, match=message):
         train(dataset, own_run, *overrides, resume=resume)
@@ -67,7 +69,9 @@ def flip_last_byte(path: Path) -> None:
         ("manifest.json", lambda path: path.write_text("{"), "manifest.json: unreadable"),
     ],
 )
-def test_a_spoilt_run_is_refused(own_run: Path, name: str, spoil: Callable[[Path], None], message: str) -> None:
+def test_a_spoilt_run_is_refused(
+    own_run: Path, name: str, spoil: Callable[[Path], None], message: str
+) -> None:
     spoil(own_run / name)
     with pytest.raises(UserError, match=message):
         load_run(own_run)
@@ -92,7 +96,9 @@ def test_an_empty_directory_will_do(dataset: Dataset, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("written", ["nothing", "half a manifest", "the manifest alone"])
-def test_a_run_killed_while_it_was_created_is_started_again(dataset: Dataset, tmp_path: Path, written: str) -> None:
+def test_a_run_killed_while_it_was_created_is_started_again(
+    dataset: Dataset, tmp_path: Path, written: str
+) -> None:
     config = with_split_file(dataset, tmp_path / "mine.csv", "1,1", "training.max_epochs=1")
     run = tmp_path / "run"
     run.mkdir()
@@ -146,7 +152,9 @@ def test_impossible_configurations_are_refused(override: str, message: str) -> N
 
 
 def test_head_directions_of_a_causal_encoder_are_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.head_directions has no effect with objective\.kind = 'causal'"):
+    with pytest.raises(
+        UserError, match=r"model\.head_directions has no effect with objective\.kind = 'causal'"
+    ):
         small_recipe("objective.kind=causal", "model.head_directions=['both','past']")
 
 
@@ -161,7 +169,10 @@ def test_a_run_that_would_never_validate_is_refused() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("split.test_start=2020-01-01", "test_start = '2020-01-01 00:00:00' has no effect without rule = 'global_time'"),
+        (
+            "split.test_start=2020-01-01",
+            "test_start = '2020-01-01 00:00:00' has no effect without rule = 'global_time'",
+        ),
         ("split.test_fraction=0.1", "test_fraction = 0.1 has no effect without rule = 'global_time'"),
         ("split.file_sha256=abc", "file_sha256 = 'abc' has no effect without file"),
     ],
@@ -182,5 +193,7 @@ def test_a_fraction_beside_a_date_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["mask_probability", "last_only_probability"])
 def test_masking_next_items_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"{name} = 0.7 has no effect without objective.kind = 'masked'")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{name} = 0.7 has no effect without objective.kind = 'masked'")
+    ):
         small_recipe("objective.kind=causal", f"objective.{name}=0.7")

@@ -15,7 +15,7 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from tests.support.histories import untimed
 from training.data.evaluation_batches import EvaluationBatch
-from training.model.items import AnswersShard
+from training.model.items import CandidatesShard
 from training.model.topk import rank_over_shards, rank_scores
 from training.tables.files import Shard, open_table, remove_other_tables, table_files, write_table
 from training.tables.sharded import ShardedTable
@@ -37,7 +37,9 @@ def asked(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 def on_rank(rank: int, world_size: int, folder: str) -> None:
     """Two ranks train and save; four read that, and save it again."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store{world_size}", rank=rank, world_size=world_size
+    )
     table, checkpoints = ShardedTable(ROWS, DIM, **OPTIONS), Path(folder)
     table.place(world_size, torch.device("cpu"))
     first = write_table(checkpoints, ROWS, DIM, table.shards)
@@ -48,9 +50,13 @@ def on_rank(rank: int, world_size: int, folder: str) -> None:
             rows_N, gradient_ND = asked(step, rank)
             (table(rows_N) * gradient_ND).sum().backward()
     else:
-        open_table(checkpoints, json.loads((checkpoints / "2.json").read_text())["trained"]).read_into(table.shards)
+        open_table(checkpoints, json.loads((checkpoints / "2.json").read_text())["trained"]).read_into(
+            table.shards
+        )
     if rank == 0:
-        assert not list(table.parameters()) and not table.state_dict(), "DistributedDataParallel would take them for its own"
+        assert not list(table.parameters()) and not table.state_dict(), (
+            "DistributedDataParallel would take them for its own"
+        )
     assert sum(len(shard.weight_SD) for shard in table.shards) < ROWS, "a rank holds all rows"
     name = write_table(checkpoints, ROWS, DIM, table.shards)
     whole = open_table(checkpoints, name)
@@ -72,11 +78,22 @@ def check_ranking(shards: list[Shard], weight_RD: torch.Tensor, rank: int) -> No
     seen_BR[0, FIRST_ITEM_ROW + 4 :] = True
     user_X, item_X = seen_BR.nonzero(as_tuple=True)
     nothing = np.zeros(0, dtype=np.int64)
-    batch = EvaluationBatch(untimed(torch.zeros(users, 1, dtype=torch.int64)), user_X, item_X, user_X, item_X, nothing, nothing, nothing)
-    answers = [AnswersShard(shard.first_row, shard.weight_SD) for shard in shards]
+    batch = EvaluationBatch(
+        untimed(torch.zeros(users, 1, dtype=torch.int64)),
+        user_X,
+        item_X,
+        user_X,
+        item_X,
+        nothing,
+        nothing,
+        nothing,
+    )
+    answers = [CandidatesShard(shard.first_row, shard.weight_SD) for shard in shards]
     for k in (10, 99):
         expected_BK, _ = rank_scores(query_BD @ weight_RD.T, batch, k)
-        assert torch.equal(rank_over_shards(query_BD, batch, answers, k)[:, : expected_BK.shape[1]], expected_BK)
+        assert torch.equal(
+            rank_over_shards(query_BD, batch, answers, k)[:, : expected_BK.shape[1]], expected_BK
+        )
 
 
 def test_two_ranks_step_as_one_and_four_read_what_they_saved(tmp_path: Path) -> None:
@@ -86,13 +103,17 @@ def test_two_ranks_step_as_one_and_four_read_what_they_saved(tmp_path: Path) -> 
         alone.learning_rate_share = share
         both = [asked(step, rank) for rank in (0, 1)]
         rows_U, places_N = torch.unique(torch.cat([rows_N for rows_N, _ in both]), return_inverse=True)
-        (alone(rows_U)[places_N] * torch.cat([gradient_ND for _, gradient_ND in both])).sum().div(2).backward()
+        (alone(rows_U)[places_N] * torch.cat([gradient_ND for _, gradient_ND in both])).sum().div(
+            2
+        ).backward()
     names = {}
     for world_size in (2, 4):
         torch.multiprocessing.spawn(on_rank, (world_size, str(tmp_path)), nprocs=world_size)
         names[world_size] = json.loads((tmp_path / f"{world_size}.json").read_text())
         found = open_table(tmp_path, names[world_size]["trained"])
-        assert torch.equal(open_table(tmp_path, names[world_size]["first"]).weight_RD, first), "one rank begins with other vectors"
+        assert torch.equal(open_table(tmp_path, names[world_size]["first"]).weight_RD, first), (
+            "one rank begins with other vectors"
+        )
         torch.testing.assert_close(found.weight_RD, alone.weight.detach(), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(found.momentum_R, alone.momentum_R, atol=1e-6, rtol=1e-5)
     two, four = (open_table(tmp_path, names[world_size]["trained"]) for world_size in (2, 4))
@@ -104,7 +125,9 @@ def test_two_ranks_step_as_one_and_four_read_what_they_saved(tmp_path: Path) -> 
 
 def too_large(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    with pytest.raises(UserError, match=r"a table of 100000000000 rows x 64 does not fit 2 workers: .+") as failure:
+    with pytest.raises(
+        UserError, match=r"a table of 100000000000 rows x 64 does not fit 2 workers: .+"
+    ) as failure:
         ShardedTable(10**11, 64, **OPTIONS).place(2, torch.device("cpu"))
     assert "\n" not in str(failure.value)
     dist.destroy_process_group()
@@ -120,12 +143,16 @@ def test_tables_that_no_checkpoint_names_are_removed(tmp_path: Path) -> None:
     (tmp_path / "tables" / ".killed").mkdir()
     remove_other_tables(tmp_path, {names[1]})
     assert [path.name for path in (tmp_path / "tables").iterdir()] == [names[1]]
-    assert all(path.is_file() for path in table_files(tmp_path, names[1])) and table_files(tmp_path, None) == []
+    assert (
+        all(path.is_file() for path in table_files(tmp_path, names[1])) and table_files(tmp_path, None) == []
+    )
 
 
 def test_a_table_that_is_gone_is_told_in_one_line(tmp_path: Path) -> None:
     name = write_table(tmp_path, 3, 2, [Shard(0, torch.ones(3, 2), torch.zeros(3))])
     for damage in ("weight.npy", "momentum.npy"):
         (tmp_path / "tables" / name / damage).write_bytes(b"")
-        with pytest.raises(UserError, match=f"tables/{name}: the table of a checkpoint is missing or damaged"):
+        with pytest.raises(
+            UserError, match=f"tables/{name}: the table of a checkpoint is missing or damaged"
+        ):
             open_table(tmp_path, name)

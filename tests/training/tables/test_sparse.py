@@ -30,7 +30,10 @@ SPARSE = ("items.table=sparse", *SAMPLED)
 def steps_of(rows: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Rows of each step and what the loss's gradient of each is; some rows are in several steps, some twice in one."""
     generator = torch.Generator().manual_seed(0)
-    return [(torch.randint(rows, (9,), generator=generator), torch.randn(9, 4, generator=generator)) for _ in range(count)]
+    return [
+        (torch.randint(rows, (9,), generator=generator), torch.randn(9, 4, generator=generator))
+        for _ in range(count)
+    ]
 
 
 def table_of(rows: int = 12, learning_rate: float = 0.3) -> SparseTable:
@@ -41,7 +44,10 @@ def test_row_wise_adagrad_is_that_of_fbgemm() -> None:
     table = table_of()  # imports FBGEMM without its warnings
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice, SplitTableBatchedEmbeddingBagsCodegen
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        ComputeDevice,
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
 
     fused = SplitTableBatchedEmbeddingBagsCodegen(
         [(12, 4, EmbeddingLocation.HOST, ComputeDevice.CPU)],
@@ -71,7 +77,9 @@ def test_row_wise_adagrad_by_hand() -> None:
             momentum[row] += float(total.square().mean())
             weights[row] -= 0.15 * total / (momentum[row] ** 0.5 + 1e-8)
     torch.testing.assert_close(table.weight.detach().double(), weights, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(table.momentum_R.double(), torch.tensor(momentum, dtype=torch.float64), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        table.momentum_R.double(), torch.tensor(momentum, dtype=torch.float64), atol=1e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.gpu
@@ -138,14 +146,18 @@ def test_a_sparse_step_is_a_dense_step(dataset: Dataset, options: tuple[str, ...
         loss = model.training_step(batch, 0)
         loss.backward()
         losses.append(loss.item())
-        gradients.append({name: p.grad for name, p in model.named_parameters() if not name.startswith("items.ids.")})
+        gradients.append(
+            {name: p.grad for name, p in model.named_parameters() if not name.startswith("items.ids.")}
+        )
         moved = (model.items.ids.weight.detach() != before).any(1)
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
     dense_gradient = dense.items.ids.weight.grad
     assert dense_gradient is not None
-    assert torch.equal(moved, dense_gradient.abs().amax(1) > 0), "a row has moved that the loss does not depend on, or has not"
+    assert torch.equal(moved, dense_gradient.abs().amax(1) > 0), (
+        "a row has moved that the loss does not depend on, or has not"
+    )
 
 
 def test_a_run_with_a_sparse_table_is_trained_resumed_and_opened(dataset: Dataset, tmp_path: Path) -> None:

@@ -46,5 +46,6 @@ def make_baselines(names: tuple[str, ...], recent_days: int = RECENT_DAYS) -> di
         raise UserError(f"--recent-days {recent_days} has no effect without the baseline recent_popularity")
     made = {name: BASELINES[name]() for name in chosen}
     return {
-        name: replace(baseline, days=recent_days) if isinstance(baseline, RecentPopularity) else baseline for name, baseline in made.items()
+        name: replace(baseline, days=recent_days) if isinstance(baseline, RecentPopularity) else baseline
+        for name, baseline in made.items()
     }

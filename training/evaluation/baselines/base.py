@@ -52,17 +52,28 @@ def fitted_events(dataset: Dataset, split: Split) -> tuple[Int64Array, Int64Arra
 def user_item_matrix(dataset: Dataset, split: Split) -> sparse.csr_array:
     """float64 [U, I]: 1 where the user has a training event of the item, however many."""
     rows_T, offsets_U1 = fitted_events(dataset, split)
-    return binary_matrix(np.repeat(np.arange(len(offsets_U1) - 1), np.diff(offsets_U1)), rows_T, dataset.num_users, dataset.num_items)
+    return binary_matrix(
+        np.repeat(np.arange(len(offsets_U1) - 1), np.diff(offsets_U1)),
+        rows_T,
+        dataset.num_users,
+        dataset.num_items,
+    )
 
 
 def history_matrix(batch: EvaluationBatch, num_items: int) -> sparse.csr_array:
     """float64 [B, I]: 1 where the whole history of the user has the item."""
-    return binary_matrix(batch.seen_row_S.numpy(), batch.seen_item_S.numpy(), len(batch.positions_B), num_items)
+    return binary_matrix(
+        batch.seen_row_S.numpy(), batch.seen_item_S.numpy(), len(batch.positions_B), num_items
+    )
 
 
-def binary_matrix(users_T: Int64Array, rows_T: Int64Array, num_users: int, num_items: int) -> sparse.csr_array:
+def binary_matrix(
+    users_T: Int64Array, rows_T: Int64Array, num_users: int, num_items: int
+) -> sparse.csr_array:
     """float64 [users, items] with a 1 for each pair of user and item row that occurs."""
-    matrix = sparse.csr_array((np.ones(len(users_T)), (users_T, rows_T - FIRST_ITEM_ROW)), shape=(num_users, num_items))
+    matrix = sparse.csr_array(
+        (np.ones(len(users_T)), (users_T, rows_T - FIRST_ITEM_ROW)), shape=(num_users, num_items)
+    )
     matrix.data[:] = 1.0  # the constructor has summed events of the same pair
     return matrix
 

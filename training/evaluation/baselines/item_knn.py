@@ -13,7 +13,13 @@ from torch import Tensor
 from passerelle.dataset import Dataset
 from passerelle.splits import Split
 from training.data.evaluation_batches import EvaluationBatch
-from training.evaluation.baselines.base import Float64Array, history_matrix, order_shares, user_item_matrix, with_special_rows
+from training.evaluation.baselines.base import (
+    Float64Array,
+    history_matrix,
+    order_shares,
+    user_item_matrix,
+    with_special_rows,
+)
 
 TIE_WEIGHT = 1e-9
 """What the most popular item gets beside its sum of similarities, so that equal sums, zero among them, have an order."""

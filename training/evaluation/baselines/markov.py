@@ -37,8 +37,12 @@ class Markov:
         from_same_user_T[offsets_U1[:-1][np.diff(offsets_U1) > 0]] = False
         into = np.flatnonzero(from_same_user_T)
         pairs = (rows_T[into - 1] - FIRST_ITEM_ROW, rows_T[into] - FIRST_ITEM_ROW)
-        self._transitions = sparse.csr_array((np.ones(len(into)), pairs), shape=(dataset.num_items, dataset.num_items))
-        self._ties_I = TIE_WEIGHT * order_shares(np.bincount(rows_T - FIRST_ITEM_ROW, minlength=dataset.num_items))
+        self._transitions = sparse.csr_array(
+            (np.ones(len(into)), pairs), shape=(dataset.num_items, dataset.num_items)
+        )
+        self._ties_I = TIE_WEIGHT * order_shares(
+            np.bincount(rows_T - FIRST_ITEM_ROW, minlength=dataset.num_items)
+        )
         return self
 
     def __call__(self, batch: EvaluationBatch) -> Tensor:

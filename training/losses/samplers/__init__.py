@@ -43,5 +43,7 @@ def make_sampler(config: LossConfig, counts_R: Tensor) -> Sampler:
         case "mixed":
             return MixedSampler(num_rows, config.in_batch_share, gather=config.gather_negatives)
     streaming = config.in_batch_frequency == "streaming"
-    frequency = StreamingFrequency(num_rows, config.streaming_rate) if streaming else CountedFrequency(counts_R)
+    frequency = (
+        StreamingFrequency(num_rows, config.streaming_rate) if streaming else CountedFrequency(counts_R)
+    )
     return InBatchSampler(frequency, gather=config.gather_negatives)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Entries:
+class PoolIndices:
     """Which of the step's targets negatives are, where those are a pool of negatives."""
 
     negatives_SN: Tensor
@@ -34,12 +34,16 @@ class Negatives:
     """
     target_log_probability_M: Tensor
     """float64 log-probability that a negative is the target of this position, and was not brought in by it."""
-    entries: Entries | None = None
+    entries: PoolIndices | None = None
     """Where targets of the step are among them."""
 
     @classmethod
     def with_probabilities(
-        cls, rows_SN: Tensor, target_rows_M: Tensor, log_probability: Callable[[Tensor], Tensor], entries: Entries | None = None
+        cls,
+        rows_SN: Tensor,
+        target_rows_M: Tensor,
+        log_probability: Callable[[Tensor], Tensor],
+        entries: PoolIndices | None = None,
     ) -> "Negatives":
         """Ask for all log-probabilities at once: some frequencies go through the catalogue to answer."""
         both = log_probability(torch.cat([rows_SN.flatten(), target_rows_M]))
@@ -57,7 +61,9 @@ class Sampler(nn.Module, ABC):
     """
 
     @abstractmethod
-    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+    def draw(
+        self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator
+    ) -> Negatives:
         """Negatives on the device of the targets.
 
         Every rank calls it once at each step, with a generator in the same state.
@@ -81,8 +87,12 @@ class CatalogueSampler(Sampler):
     def log_probability(self, rows: Tensor) -> Tensor:
         """float64 log-probability that a negative is each of these item rows; the shape of `rows`."""
 
-    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
-        rows_SN = self.sample(num_draws * num_negatives, generator, target_rows_M.device).view(num_draws, num_negatives)
+    def draw(
+        self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator
+    ) -> Negatives:
+        rows_SN = self.sample(num_draws * num_negatives, generator, target_rows_M.device).view(
+            num_draws, num_negatives
+        )
         return Negatives.with_probabilities(rows_SN, target_rows_M, self.log_probability)
 
 

@@ -28,7 +28,9 @@ class UniformSampler(CatalogueSampler):
         return torch.randint(FIRST_ITEM_ROW, self._num_rows, (count,), generator=generator).to(device)
 
     def log_probability(self, rows: Tensor) -> Tensor:
-        return torch.full(rows.shape, -math.log(self._num_rows - FIRST_ITEM_ROW), dtype=torch.float64, device=rows.device)
+        return torch.full(
+            rows.shape, -math.log(self._num_rows - FIRST_ITEM_ROW), dtype=torch.float64, device=rows.device
+        )
 
 
 class LogUniformSampler(CatalogueSampler):
@@ -43,7 +45,9 @@ class LogUniformSampler(CatalogueSampler):
     def __init__(self, counts_R: Tensor) -> None:
         super().__init__()
         assert len(counts_R) > FIRST_ITEM_ROW
-        self._row_of_rank_I = torch.argsort(counts_R[FIRST_ITEM_ROW:], descending=True, stable=True) + FIRST_ITEM_ROW
+        self._row_of_rank_I = (
+            torch.argsort(counts_R[FIRST_ITEM_ROW:], descending=True, stable=True) + FIRST_ITEM_ROW
+        )
         self._rank_R = torch.zeros(len(counts_R), dtype=torch.int64)
         self._rank_R[self._row_of_rank_I] = torch.arange(len(self._row_of_rank_I))
         self._log_total = math.log(len(self._row_of_rank_I) + 1)

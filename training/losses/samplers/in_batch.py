@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from training.losses.samplers.base import Entries, Negatives, Sampler
+from training.losses.samplers.base import Negatives, PoolIndices, Sampler
 from training.losses.samplers.catalogue import UniformSampler
 from training.losses.samplers.ranks import gather_rows
 from training.losses.samplers.streaming import Frequency
@@ -34,7 +34,9 @@ class InBatchSampler(Sampler):
         self.frequency = frequency
         self._gather = gather
 
-    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+    def draw(
+        self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator
+    ) -> Negatives:
         pool_G = _pool(target_rows_M, gather=self._gather)
         entry_SN = _take(pool_G, num_draws, num_negatives, generator)
         others = _log_share_of_others(len(pool_G))
@@ -42,7 +44,7 @@ class InBatchSampler(Sampler):
         def log_probability(rows: Tensor) -> Tensor:
             return self.frequency.log_probability(rows) + others
 
-        entries = Entries(entry_SN, torch.searchsorted(pool_G, target_rows_M))
+        entries = PoolIndices(entry_SN, torch.searchsorted(pool_G, target_rows_M))
         negatives = Negatives.with_probabilities(pool_G[entry_SN], target_rows_M, log_probability, entries)
         if self.frequency.learns:
             self.frequency.observe(pool_G if self._gather else gather_rows(target_rows_M))
@@ -73,11 +75,17 @@ class MixedSampler(Sampler):
         self._in_batch_share = in_batch_share
         self._gather = gather
 
-    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+    def draw(
+        self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator
+    ) -> Negatives:
         pool_G = _pool(target_rows_M, gather=self._gather)
-        entry_SC = _take(pool_G, num_draws, round(num_negatives * self._in_batch_share), generator).expand(num_draws, -1)
+        entry_SC = _take(pool_G, num_draws, round(num_negatives * self._in_batch_share), generator).expand(
+            num_draws, -1
+        )
         num_uniform = num_negatives - entry_SC.shape[1]
-        uniform_rows = self._uniform.sample(num_draws * num_uniform, generator, pool_G.device).view(num_draws, num_uniform)
+        uniform_rows = self._uniform.sample(num_draws * num_uniform, generator, pool_G.device).view(
+            num_draws, num_uniform
+        )
         rows_SN = torch.cat([pool_G[entry_SC], uniform_rows], dim=1)
         in_batch = entry_SC.shape[1] / num_negatives / max(1, len(pool_G))
 
@@ -89,7 +97,10 @@ class MixedSampler(Sampler):
             rows_SN,
             log_probability(rows_SN, _times(rows_SN, pool_G)),
             log_probability(target_rows_M, _times(target_rows_M, pool_G) - 1),
-            Entries(torch.cat([entry_SC, torch.full_like(uniform_rows, -1)], dim=1), torch.searchsorted(pool_G, target_rows_M)),
+            PoolIndices(
+                torch.cat([entry_SC, torch.full_like(uniform_rows, -1)], dim=1),
+                torch.searchsorted(pool_G, target_rows_M),
+            ),
         )
 
 
@@ -104,7 +115,9 @@ def _take(pool_G: Tensor, num_draws: int, count: int, generator: torch.Generator
         return torch.arange(len(pool_G), device=pool_G.device)[None]
     at_once = min(num_draws, len(pool_G) // max(1, count))
     rounds = -(-num_draws // at_once)
-    places_SC = torch.stack([torch.randperm(len(pool_G), generator=generator)[: at_once * count] for _ in range(rounds)])
+    places_SC = torch.stack(
+        [torch.randperm(len(pool_G), generator=generator)[: at_once * count] for _ in range(rounds)]
+    )
     return places_SC.view(rounds * at_once, count)[:num_draws].to(pool_G.device)
 
 

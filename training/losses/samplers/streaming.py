@@ -96,7 +96,9 @@ class StreamingFrequency(Frequency):
         self.seen_R[rows_U] += times_U
         # Seen n times since the last step with it: n gaps, each the n-th part of the time between.
         mean_gap_U = (self.clock - self.last_R[rows_U]).double() / times_U
-        weight_U = torch.maximum(times_U / self.seen_R[rows_U].double(), 1 - (1 - self._rate) ** times_U.double())
+        weight_U = torch.maximum(
+            times_U / self.seen_R[rows_U].double(), 1 - (1 - self._rate) ** times_U.double()
+        )
         self.gap_R[rows_U] += weight_U * (mean_gap_U - self.gap_R[rows_U])
         self.last_R[rows_U] = self.clock
 
@@ -129,7 +131,9 @@ class StreamingSampler(CatalogueSampler):
     def log_probability(self, rows: Tensor) -> Tensor:
         return self.frequency.log_probability(rows)
 
-    def draw(self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator) -> Negatives:
+    def draw(
+        self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator
+    ) -> Negatives:
         negatives = super().draw(num_draws, num_negatives, target_rows_M, generator)
         self.frequency.observe(gather_rows(target_rows_M))
         return negatives

@@ -36,7 +36,11 @@ class TritonPythonModel:
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
         """Add the inputs, outputs and batching of the ONNX file to a configuration that leaves them out."""
         config = auto_complete_model_config.as_dict()
-        if all(_is_complete(tensor) for tensor in config["input"] + config["output"]) and config["input"] and config["output"]:
+        if (
+            all(_is_complete(tensor) for tensor in config["input"] + config["output"])
+            and config["input"]
+            and config["output"]
+        ):
             return auto_complete_model_config
         session = _open_session(_path_given_to_stub(), {})
         tensors = [*session.get_inputs(), *session.get_outputs()]
@@ -73,12 +77,17 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests of a batch together; the dynamic batcher has made their shapes equal but for the batch dimension."""
-        feeds = [{name: _as_array(pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs} for request in requests]
+        feeds = [
+            {name: _as_array(pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs}
+            for request in requests
+        ]
         if not self._batched or len(feeds) == 1:
             return [self._respond(feed, [None])[0] for feed in feeds]
         merged = {name: np.concatenate([feed[name] for feed in feeds]) for name in self._inputs}
         ends = np.cumsum([len(feed[self._inputs[0]]) for feed in feeds]).tolist()
-        return self._respond(merged, [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)])
+        return self._respond(
+            merged, [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        )
 
     def _respond(self, feed: dict[str, Any], parts: list[slice | None]) -> list[Any]:
         """One response a part of the batch; when the run fails, every part gets the error."""
@@ -88,7 +97,10 @@ class TritonPythonModel:
             return [pb_utils.InferenceResponse([], pb_utils.TritonError(str(error))) for _ in parts]
         return [
             pb_utils.InferenceResponse(
-                [_as_tensor(name, value if part is None else value[part]) for name, value in zip(self._outputs, values, strict=True)]
+                [
+                    _as_tensor(name, value if part is None else value[part])
+                    for name, value in zip(self._outputs, values, strict=True)
+                ]
             )
             for part in parts
         ]
@@ -125,7 +137,9 @@ def _open_session(path: Path, parameters: dict[str, Any]) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = _thread_count(parameters, "intra_op_thread_count")
     options.inter_op_num_threads = _thread_count(parameters, "inter_op_thread_count")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # an idle model must not take a core from its neighbours
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # an idle model must not take a core from its neighbours
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
@@ -149,22 +163,36 @@ def _is_complete(tensor: dict[str, Any]) -> bool:
 
 
 def _described(tensor: Any, first: int) -> dict[str, Any]:
-    return {"name": tensor.name, "data_type": _TRITON_TYPES[tensor.type], "dims": [_dim(value) for value in tensor.shape[first:]]}
+    return {
+        "name": tensor.name,
+        "data_type": _TRITON_TYPES[tensor.type],
+        "dims": [_dim(value) for value in tensor.shape[first:]],
+    }
 
 
-def _compare(path: Path, kind: str, tensors: list[Any], configured: list[dict[str, Any]], batched: bool) -> None:
+def _compare(
+    path: Path, kind: str, tensors: list[Any], configured: list[dict[str, Any]], batched: bool
+) -> None:
     by_name = {tensor.name: tensor for tensor in tensors}
     names = {tensor["name"] for tensor in configured}
     missing = set(by_name) - names if kind == "input" else set()
     if missing or names - set(by_name):
-        raise pb_utils.TritonModelException(f"{path}: has {kind}s {sorted(by_name)}, config.pbtxt says {sorted(names)}")
+        raise pb_utils.TritonModelException(
+            f"{path}: has {kind}s {sorted(by_name)}, config.pbtxt says {sorted(names)}"
+        )
     for wanted in configured:
         tensor = by_name[wanted["name"]]
         shape = [_dim(value) for value in tensor.shape]
         dims = [-1, *wanted["dims"]] if batched else wanted["dims"]
-        fits = len(shape) == len(dims) and all(have in (-1, want) for have, want in zip(shape, dims, strict=True))
+        fits = len(shape) == len(dims) and all(
+            have in (-1, want) for have, want in zip(shape, dims, strict=True)
+        )
         if not fits or (batched and shape[0] != -1):
             batch = " (the first is the batch, from max_batch_size)" if batched else ""
-            raise pb_utils.TritonModelException(f"{path}: {kind} {tensor.name} has dims {shape}, config.pbtxt says {dims}{batch}")
+            raise pb_utils.TritonModelException(
+                f"{path}: {kind} {tensor.name} has dims {shape}, config.pbtxt says {dims}{batch}"
+            )
         if _TRITON_TYPES.get(tensor.type) != wanted["data_type"]:
-            raise pb_utils.TritonModelException(f"{path}: {kind} {tensor.name} is {tensor.type}, config.pbtxt says {wanted['data_type']}")
+            raise pb_utils.TritonModelException(
+                f"{path}: {kind} {tensor.name} is {tensor.type}, config.pbtxt says {wanted['data_type']}"
+            )
