@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from passerelle.arrays import Int64Array
 from passerelle.dataset import Dataset, open_dataset, write_dataset
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.prepare.config import EventsConfig, PrepareConfig, SourceConfig, load_prepare_config
 from passerelle.prepare.pipeline import prepare
 from passerelle.prepare.sources import find_source, resolve_files
-from passerelle.splits import Int64Array
 
 FOLDER = Path("artifacts/quality/data")
 _DESCRIPTION = (

@@ -24,9 +24,10 @@ import pyarrow as pa
 from lancedb.index import IvfPq
 
 from benchmarks.harness import apart, environment, latency_summary, write_result
+from passerelle.arrays import Float32Array, Float64Array, Int64Array
 from passerelle.dataset import FeatureColumn
 from serving.catalogue.columns import Columns
-from serving.retrievers.base import Float32Array, Mask, scan
+from serving.retrievers.base import Mask, scan
 from serving.retrievers.index_store import KINDS, Kind, make_index, open_index, tuned_recall
 from serving.retrievers.retriever import Retriever
 from serving.schemas.filters import Range
@@ -94,7 +95,7 @@ def _unit(vectors_ND: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _exact(
-    vectors_ND: Float32Array, passing_N: npt.NDArray[np.float64], queries_QD: Float32Array
+    vectors_ND: Float32Array, passing_N: Float64Array, queries_QD: Float32Array
 ) -> dict[float, list[set[int]]]:
     masks = {share: passing_N <= share for share in SHARES}
     return {share: _scanned(vectors_ND, queries_QD, mask) for share, mask in masks.items()}
@@ -108,7 +109,7 @@ def _retriever(
     kind: Kind,
     scratch: Path,
     vectors_ND: Float32Array,
-    passing_N: npt.NDArray[np.float64],
+    passing_N: Float64Array,
     tuning_QD: Float32Array,
     queries_QD: Float32Array,
     exact: dict[float, list[set[int]]],
@@ -124,7 +125,7 @@ def _retriever(
     table = pa.table({"passing": passing_N})
     columns = Columns(table, [FeatureColumn(name="passing", kind="numeric")])
 
-    def search(query_D: Float32Array, share: float) -> npt.NDArray[np.int64]:
+    def search(query_D: Float32Array, share: float) -> Int64Array:
         allowed_N: Mask | None = None
         if share < 1:
             allowed_N = columns.mask(Range(op="range", column="passing", max=share), "filters.0")
@@ -160,7 +161,7 @@ def _retriever(
 def _peer(
     folder: Path,
     vectors_ND: Float32Array,
-    passing_N: npt.NDArray[np.float64],
+    passing_N: Float64Array,
     queries_QD: Float32Array,
     exact: list[set[int]],
 ) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def _peer(
     )
     build_s = time.perf_counter() - begun
 
-    def search(query_D: Float32Array) -> npt.NDArray[np.int64]:
+    def search(query_D: Float32Array) -> Int64Array:
         query: Any = table.search(query_D, vector_column_name="vector")
         query = (
             query.distance_type("dot")
@@ -205,8 +206,8 @@ def _peer(
 
 
 def _timed(
-    search: Callable[[Float32Array], npt.NDArray[np.int64]], queries_QD: Float32Array, count: int
-) -> tuple[list[npt.NDArray[np.int64]], list[float]]:
+    search: Callable[[Float32Array], Int64Array], queries_QD: Float32Array, count: int
+) -> tuple[list[Int64Array], list[float]]:
     for query_D in queries_QD[-WARM_UP:]:
         search(query_D)
     found, latencies_ms = [], []
@@ -217,7 +218,7 @@ def _timed(
     return found, latencies_ms
 
 
-def _recall(found: list[npt.NDArray[np.int64]], exact: list[set[int]]) -> float:
+def _recall(found: list[Int64Array], exact: list[set[int]]) -> float:
     pairs = list(zip(found, exact, strict=False))  # exact answers are known of the first queries
     return sum(len(expected & set(mine.tolist())) for mine, expected in pairs) / max(
         1, sum(len(expected) for _, expected in pairs)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrays import Int64Array
 from passerelle.errors import UserError
 
 S = TypeVar("S", bound=np.generic)
@@ -32,7 +33,7 @@ def read_table(path: Path) -> pa.Table:
         raise UserError(f"{path}: cannot be read as an Arrow file ({error})") from None
 
 
-def places_in(ordered: pa.Array, wanted: pa.Array) -> npt.NDArray[np.int64]:
+def places_in(ordered: pa.Array, wanted: pa.Array) -> Int64Array:
     """Where each of some values is among distinct ones in order, -1 where it is not; texts are searched all at once, by halves.
 
     Args:
@@ -73,7 +74,7 @@ def column(table: pa.Table, name: str, dtype: type[S]) -> npt.NDArray[S]:
     )
 
 
-def ragged(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+def ragged(table: pa.Table, name: str) -> tuple[Int64Array, npt.NDArray[Any]]:
     """A list column as (offsets of length rows + 1, flat values); a null list is empty."""
     lists = table.column(name).combine_chunks()
     lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

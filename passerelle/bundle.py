@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import Float32Array, Float64Array, Int64Array
 from passerelle.arrow import column, read_table
 from passerelle.config import Config, validate
 from passerelle.dataset import FeatureColumn
@@ -143,9 +144,9 @@ def bundle_id(files: Mapping[str, Mapping[str, Any]]) -> str:
 class History(NamedTuple):
     """What a known user did, oldest first."""
 
-    item_rows_L: npt.NDArray[np.int64]
-    timestamps_ms_L: npt.NDArray[np.int64]
-    event_types_L: npt.NDArray[np.int64]
+    item_rows_L: Int64Array
+    timestamps_ms_L: Int64Array
+    event_types_L: Int64Array
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,12 @@ class Bundle:
 
     path: Path
     manifest: BundleManifest
-    vectors_RD: npt.NDArray[np.float32]
-    history_vectors_RD: npt.NDArray[np.float32]
+    vectors_RD: Float32Array
+    history_vectors_RD: Float32Array
     """What the query encoder is given for items of a history: `vectors_RD` for most models."""
     items: pa.Table
-    counts_R: npt.NDArray[np.float64]
-    recent_counts_R: npt.NDArray[np.float64]
+    counts_R: Float64Array
+    recent_counts_R: Float64Array
     item_ids: IdMap
     user_ids: IdMap
     histories: tuple[pa.LargeListArray, ...]
@@ -167,7 +168,7 @@ class Bundle:
     query_encoding: QueryEncoding
     user_codes_US: npt.NDArray[np.int32] | None
     """Of the known users, by the encoding's part for them; None where it has no columns."""
-    user_numbers_UF: npt.NDArray[np.float32] | None
+    user_numbers_UF: Float32Array | None
 
     def history(self, user_row: int) -> History:
         """Of a known user."""
@@ -175,7 +176,7 @@ class Bundle:
             *(np.asarray(column[user_row].values.to_numpy(), dtype=np.int64) for column in self.histories)
         )
 
-    def seen(self, history: History) -> npt.NDArray[np.int64]:
+    def seen(self, history: History) -> Int64Array:
         """Distinct item rows of a history that are not to be recommended again."""
         targets = [self.manifest.event_types.index(name) for name in self.manifest.target_event_types]
         return np.unique(history.item_rows_L[np.isin(history.event_types_L, targets)])

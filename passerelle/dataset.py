@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import BoolArray, Float32Array, FloatArray, Int64Array, IntArray
 from passerelle.arrow import column, read_table, write_table
 from passerelle.config import Config
 from passerelle.errors import UserError
@@ -86,10 +87,10 @@ class Dataset:
     path: Path
     manifest: DatasetManifest
     item_rows_E: npt.NDArray[np.int32]
-    timestamps_ms_E: npt.NDArray[np.int64]
+    timestamps_ms_E: Int64Array
     event_types_E: npt.NDArray[np.uint8]
-    weights_E: npt.NDArray[np.float32]
-    offsets_U1: npt.NDArray[np.int64]
+    weights_E: Float32Array
+    offsets_U1: Int64Array
     users: pa.Table
     items: pa.Table
     contexts: pa.Table
@@ -114,7 +115,7 @@ class Dataset:
     def item_ids(self) -> IdMap:
         return IdMap(self.items.column(ITEM_ID), first_row=FIRST_ITEM_ROW, name=ITEM_ID)
 
-    def is_of_type(self, names: Sequence[str], where: str) -> npt.NDArray[np.bool_]:
+    def is_of_type(self, names: Sequence[str], where: str) -> BoolArray:
         """Which events [E] are of some kinds.
 
         Raises:
@@ -127,7 +128,7 @@ class Dataset:
             )
         return np.isin(self.event_types_E, [known.index(name) for name in names])
 
-    def user_rows_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def user_rows_of(self, positions: Int64Array) -> Int64Array:
         """Whose some events (positions) are."""
         return np.searchsorted(self.offsets_U1, positions, side="right") - 1
 
@@ -165,11 +166,11 @@ def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
 def write_dataset(
     path: Path,
     *,
-    item_rows_E: npt.NDArray[np.integer],
-    timestamps_ms_E: npt.NDArray[np.int64],
-    event_types_E: npt.NDArray[np.integer],
-    weights_E: npt.NDArray[np.floating],
-    offsets_U1: npt.NDArray[np.int64],
+    item_rows_E: IntArray,
+    timestamps_ms_E: Int64Array,
+    event_types_E: IntArray,
+    weights_E: FloatArray,
+    offsets_U1: Int64Array,
     users: pa.Table,
     items: pa.Table,
     description: Mapping[str, Any],

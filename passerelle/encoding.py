@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrays import Float32Array, Float64Array, Int64Array
 from passerelle.arrow import ragged
 from passerelle.config import Config
 from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind, Scaling
@@ -28,10 +29,6 @@ MAX_SLOTS = 16
 """Of one column: a row's further values do not count."""
 MAX_VALUES = 100_000
 """Of one column with a code of their own: the most frequent ones."""
-
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import Float32Array, Float64Array, FloatArray, Int64Array
 from passerelle.arrow import ragged
 from passerelle.dataset import FeatureColumn
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.ragged import gather_ragged
-
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -104,9 +100,9 @@ class RankingFeatures:
 
     def __init__(
         self,
-        vectors_RD: npt.NDArray[np.float32],
-        counts_R: npt.NDArray[np.float64],
-        recent_counts_R: npt.NDArray[np.float64],
+        vectors_RD: Float32Array,
+        counts_R: Float64Array,
+        recent_counts_R: Float64Array,
         items: pa.Table,
         item_features: Sequence[FeatureColumn],
     ) -> None:
@@ -147,7 +143,7 @@ class RankingFeatures:
         similarity_CL = self._vectors_RD[candidates_C] @ self._vectors_RD[history_L[-LONG_WINDOW:]].T
         some_history = similarity_CL.shape[1] > 0
         zeros_C = np.zeros(num_candidates)
-        columns: list[npt.NDArray[np.floating] | float] = [
+        columns: list[FloatArray | float] = [
             scores_C,
             np.arange(num_candidates, dtype=np.float64),
             scores_C.max(initial=-np.inf) - scores_C,

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrays import Int64Array, IntArray
 from passerelle.arrow import places_in
 from passerelle.errors import UserError
 
@@ -86,7 +86,7 @@ class IdMap:
         found = low < len(self._sorted) and self._sorted[low].as_py() == value
         return int(self._sorted_rows[low]) if found else UNKNOWN_ROW
 
-    def rows(self, ids: pa.Array | pa.ChunkedArray | Sequence[Id]) -> npt.NDArray[np.int64]:
+    def rows(self, ids: pa.Array | pa.ChunkedArray | Sequence[Id]) -> Int64Array:
         """Rows of many ids, `UNKNOWN_ROW` where one is not in the map. Vectorised; searched, or hashed where many of a map are asked."""
         if not isinstance(ids, pa.Array | pa.ChunkedArray):
             ids = pa.array(ids, self.type)
@@ -105,7 +105,7 @@ class IdMap:
         rows = pc.fill_null(positions.cast(pa.int64()), UNKNOWN_ROW - self.first_row)
         return np.asarray(rows, dtype=np.int64) + self.first_row
 
-    def ids(self, rows: npt.NDArray[np.integer]) -> list[Id]:
+    def ids(self, rows: IntArray) -> list[Id]:
         """Ids of rows that are in the map."""
         positions = np.asarray(rows, dtype=np.int64) - self.first_row
         assert positions.size == 0 or (positions.min() >= 0 and positions.max() < len(self)), (

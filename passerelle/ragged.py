@@ -4,9 +4,8 @@ Shape legend: B stretches, B1 = B + 1, T their places together.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-Int64Array = npt.NDArray[np.int64]
+from passerelle.arrays import Int64Array
 
 
 def gather_ragged(start_B: Int64Array, end_B: Int64Array) -> tuple[Int64Array, Int64Array]:

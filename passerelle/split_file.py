@@ -13,18 +13,17 @@ Shape legend: U users, N lines of the file.
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from passerelle.arrays import Int64Array
 from passerelle.arrow import read_table
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW
 
-Int64Array = npt.NDArray[np.int64]
 COUNTS = ("validation_events", "test_events")
 COLUMNS = ("user_id", *COUNTS)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, ValidationInfo, model_validator
 
+from passerelle.arrays import BoolArray, Int64Array, IntArray
 from passerelle.config import Config, refuse_idle
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
@@ -20,8 +20,6 @@ from passerelle.ragged import gather_ragged
 from passerelle.split_file import held_out_counts
 
 Part = Literal["validation", "test"]
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 MIN_EVENTS_LEAVE_ONE_OUT = 3
 
@@ -124,7 +122,7 @@ class EvaluationUsers:
     def __len__(self) -> int:
         return len(self.user_rows_Q)
 
-    def take(self, selection: npt.NDArray[np.integer] | slice) -> "EvaluationUsers":
+    def take(self, selection: IntArray | slice) -> "EvaluationUsers":
         """The same for some of the users."""
         return EvaluationUsers(
             self.user_rows_Q[selection],

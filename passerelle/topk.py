@@ -4,17 +4,17 @@ Shape legend: Q queries, R item rows (special rows included), D vector width, K 
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import BoolArray, Float32Array, FloatArray, Int64Array
 from passerelle.ids import FIRST_ITEM_ROW
 
 
 def exact_topk(
-    query_QD: npt.NDArray[np.floating],
-    vectors_RD: npt.NDArray[np.floating],
+    query_QD: FloatArray,
+    vectors_RD: FloatArray,
     k: int,
-    allowed_QR: npt.NDArray[np.bool_] | None = None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    allowed_QR: BoolArray | None = None,
+) -> tuple[Int64Array, Float32Array]:
     """Rows and scores of the k best items of each query, best first, ties by lower row; special rows never appear.
 
     Where fewer than k rows are allowed, the remaining rows are 0 (padding) with score -inf.

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
+from passerelle.arrays import Float32Array
 from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle, History
 from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW, parsed
@@ -30,7 +31,7 @@ from serving.schemas.recommend import (
     SimilarResponse,
     Timings,
 )
-from serving.stages.types import RANKER_DOWN, Candidates, Float32Array, Inference, InferenceError, Query
+from serving.stages.types import RANKER_DOWN, Candidates, Inference, InferenceError, Query
 
 T = TypeVar("T")
 SIMILAR_K = 10

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import lightgbm
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import BoolArray, Float32Array, Int64Array
 from passerelle.errors import UserError
 from passerelle.features import RETRIEVAL_SCORE
 from passerelle.files import new_directory, write_text
@@ -33,7 +33,7 @@ from training.runs.run import RANKER
 
 EVALUATED_KS = (10, 20, 50)
 
-Predictor = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+Predictor = Callable[[Float32Array], Float32Array]
 """Scores [S] of the features [S, F] of some candidates: those of a `Ranker`, or of what it was exported to."""
 
 
@@ -45,7 +45,7 @@ class Ranker:
     score_scale: float
     """Retrieval scores are multiplied by it: the inverse of the temperature of the loss, so that they are the loss's logits."""
 
-    def predict(self, features_SF: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def predict(self, features_SF: Float32Array) -> Float32Array:
         """Scores [S], added in float32 as the exported network adds them."""
         trees_S = np.asarray(self.booster.predict(features_SF)).astype(np.float32)
         return trees_S + features_SF[:, RETRIEVAL_SCORE] * np.float32(self.score_scale)
@@ -59,12 +59,12 @@ class Candidates:
     """
 
     users: EvaluationUsers
-    rows_QK: npt.NDArray[np.int64]
-    scores_QK: npt.NDArray[np.float32]
-    features_QKF: npt.NDArray[np.float32]
+    rows_QK: Int64Array
+    scores_QK: Float32Array
+    features_QKF: Float32Array
 
     @property
-    def found_QK(self) -> npt.NDArray[np.bool_]:
+    def found_QK(self) -> BoolArray:
         """Where there is a candidate."""
         return self.rows_QK != PADDING_ROW
 
@@ -99,7 +99,7 @@ def retrieve_candidates(
     return Candidates(users, rows_QK, scores_QK, features_QKF)
 
 
-def _hits(run: OpenRun, candidates: Candidates) -> npt.NDArray[np.bool_]:
+def _hits(run: OpenRun, candidates: Candidates) -> BoolArray:
     relevant_G, offsets_Q1 = relevant_items(run.dataset, candidates.users)
     return metrics.hits(candidates.rows_QK, relevant_G, offsets_Q1)
 
@@ -169,8 +169,8 @@ def _learner(run: OpenRun) -> OpenRun:
 
 def _lightgbm_set(
     candidates: Candidates,
-    hits_QK: npt.NDArray[np.bool_],
-    chosen_Q: npt.NDArray[np.int64],
+    hits_QK: BoolArray,
+    chosen_Q: Int64Array,
     score_scale: float,
 ) -> lightgbm.Dataset:
     """Features are not named: LightGBM refuses names that JSON would escape, and people may name their columns so."""
@@ -216,9 +216,7 @@ def _boost(
     return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
 
 
-def rerank(
-    predict: Predictor, candidates: Candidates
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def rerank(predict: Predictor, candidates: Candidates) -> tuple[Int64Array, Float32Array]:
     """Candidates [Q, K] in the ranker's order (ties in retrieval order), and their scores in that order.
 
     Scores are rounded to float32, as they are served, before they are compared: what is a tie there is a tie here.

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import Float32Array
 from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
 from passerelle.prepare.sources import cache_folder
@@ -28,7 +28,7 @@ WORDLLAMA = "wordllama"
 BATCH = 1024
 REMEDY = "install the extra: .venv/bin/pip install --constraint requirements/lock.txt --editable '.[text]'"
 
-Embed = Callable[[list[str]], npt.NDArray[np.float32]]
+Embed = Callable[[list[str]], Float32Array]
 
 
 class TextEncoder:
@@ -48,7 +48,7 @@ class TextEncoder:
         self.width = self._embed([""]).shape[1]
         self._memory = memory or cache_folder() / "text_vectors.sqlite"
 
-    def encode(self, texts: Sequence[str | None], progress: Progress = silent) -> npt.NDArray[np.float32]:
+    def encode(self, texts: Sequence[str | None], progress: Progress = silent) -> Float32Array:
         """float32 [N, W] unit vectors, NaN where there is no text."""
         vectors_NW = np.full((len(texts), self.width), np.nan, dtype=np.float32)
         keys = [None if text is None or not text.strip() else self._key(text) for text in texts]
@@ -71,7 +71,7 @@ class TextEncoder:
         texts: Sequence[str | None],
         keys: Sequence[bytes | None],
         places: Sequence[int],
-        vectors_NW: npt.NDArray[np.float32],
+        vectors_NW: Float32Array,
     ) -> None:
         """In one transaction, so that what two processes encode at a time is kept whole."""
         asked = {keys[place] for place in places}
@@ -143,7 +143,7 @@ def _static_model(name: str) -> tuple[Embed, str]:
         )
     model = wordllama.WordLlamaInference(tables[0], tokenizer)
 
-    def embed(texts: list[str]) -> npt.NDArray[np.float32]:
+    def embed(texts: list[str]) -> Float32Array:
         return np.asarray(model.embed(texts, batch_size=BATCH), dtype=np.float32)
 
     return embed, hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

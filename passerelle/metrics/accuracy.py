@@ -9,11 +9,8 @@ Shape legend: Q users, Q1 = Q + 1, K places of the ranking, G relevant items of 
 """
 
 import numpy as np
-import numpy.typing as npt
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.integer]
+from passerelle.arrays import BoolArray, Float64Array, IntArray
 
 
 def hits(ranked_rows_QK: IntArray, relevant_rows_G: IntArray, offsets_Q1: IntArray) -> BoolArray:
@@ -31,7 +28,7 @@ def hits(ranked_rows_QK: IntArray, relevant_rows_G: IntArray, offsets_Q1: IntArr
     return np.asarray(np.isin(keys_QK, keys_G))
 
 
-def recall(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
+def recall(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
     """Relevant items in the first k, over all relevant items. With one relevant item it is the hit rate.
 
     >>> recall(np.array([[True, False, True]]), np.array([4]), 3).tolist()
@@ -40,7 +37,7 @@ def recall(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
     return np.asarray(hits_QK[:, :k].sum(axis=1) / num_relevant_Q)
 
 
-def precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
+def precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
     """Relevant items in the first k, over k, however few items there are to rank.
 
     >>> precision(np.array([[True, False, True, False]]), np.array([4]), 4).tolist()
@@ -49,7 +46,7 @@ def precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArra
     return np.asarray(hits_QK[:, :k].sum(axis=1) / k)
 
 
-def hit_rate(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
+def hit_rate(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
     """1 when any of the first k is relevant, else 0.
 
     >>> hit_rate(np.array([[True, False, True], [False, False, True]]), np.array([4, 1]), 2).tolist()
@@ -58,7 +55,7 @@ def hit_rate(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray
     return np.asarray(hits_QK[:, :k].any(axis=1), dtype=np.float64)
 
 
-def ndcg(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
+def ndcg(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
     """Sum of 1 / log2(place + 1) over hits in the first k, over its largest possible value.
 
     >>> ndcg(np.array([[False, True, False]]), np.array([1]), 3).round(4).tolist()
@@ -69,7 +66,7 @@ def ndcg(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
     return np.asarray((hits_QK[:, :k] * discounts_K).sum(axis=1) / ideal_K1[np.minimum(num_relevant_Q, k)])
 
 
-def reciprocal_rank(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
+def reciprocal_rank(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
     """1 / place of the first hit in the first k, 0 without one; its mean is the MRR.
 
     >>> reciprocal_rank(np.array([[False, True], [False, False]]), np.array([1, 1]), 2).tolist()
@@ -79,7 +76,7 @@ def reciprocal_rank(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Flo
     return np.asarray(hits_QK[:, :k].any(axis=1) / (first_Q + 1.0))
 
 
-def average_precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> FloatArray:
+def average_precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
     """Sum over hits in the first k of the precision at the place of the hit, over min(num_relevant, k); its mean is the MAP.
 
     With that divisor the best ranking of k items scores 1, also for a user with more than k relevant items.
@@ -92,7 +89,7 @@ def average_precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> F
     return np.asarray((precision_QK * first_QK).sum(axis=1) / np.minimum(num_relevant_Q, k))
 
 
-def auc(above_G: IntArray, ties_G: IntArray, num_others_G: IntArray, offsets_Q1: IntArray) -> FloatArray:
+def auc(above_G: IntArray, ties_G: IntArray, num_others_G: IntArray, offsets_Q1: IntArray) -> Float64Array:
     """Area under the ROC curve of the whole ranking: the chance that a relevant item is scored above one that is not.
 
     A user's value is the mean over relevant items of `1 - (above + ties / 2) / num_others`.
@@ -122,7 +119,9 @@ METRICS = {
 }
 
 
-def user_metrics(hits_QK: BoolArray, num_relevant_Q: IntArray, ks: tuple[int, ...]) -> dict[str, FloatArray]:
+def user_metrics(
+    hits_QK: BoolArray, num_relevant_Q: IntArray, ks: tuple[int, ...]
+) -> dict[str, Float64Array]:
     """Every metric at every k, as `{"ndcg@10": one value a user, ...}`."""
     return {f"{name}@{k}": metric(hits_QK, num_relevant_Q, k) for k in ks for name, metric in METRICS.items()}
 

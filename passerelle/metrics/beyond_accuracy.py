@@ -12,12 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import Float32Array, Float64Array, FloatArray, IntArray
 from passerelle.arrow import ragged
 from passerelle.dataset import FeatureColumn
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.integer]
 
 MAX_CATEGORIES = 1000
 """Most distinct values for which categories are made into item vectors: 4 kB an item."""
@@ -35,7 +33,7 @@ def coverage(ranked_QK: IntArray, num_items: int, k: int) -> float:
     return float(np.count_nonzero(rows != PADDING_ROW) / num_items)
 
 
-def novelty(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], k: int) -> FloatArray:
+def novelty(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], k: int) -> Float64Array:
     """Mean self-information of each user's first k items in bits, `-log2(count / all counts)` (Vargas and Castells, RecSys 2011).
 
     Args:
@@ -50,7 +48,7 @@ def novelty(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], k: int) -> Fl
 
 def history_popularity(
     counts_R: npt.NDArray[np.number], history_rows_S: IntArray, offsets_Q1: IntArray
-) -> FloatArray:
+) -> Float64Array:
     """Mean training events of an item of each user's history, what `popularity_lift` compares with.
 
     Args:
@@ -65,7 +63,7 @@ def history_popularity(
 
 
 def popularity_lift(
-    ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_popularity_Q: FloatArray, k: int
+    ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_popularity_Q: Float64Array, k: int
 ) -> float:
     """How much more popular recommendations are than histories: `(GAP_ranked - GAP_history) / GAP_history`.
 
@@ -85,19 +83,19 @@ def popularity_lift(
     return (ranked - chosen) / chosen if chosen > 0 else 0.0
 
 
-def unit_vectors(vectors_RD: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+def unit_vectors(vectors_RD: FloatArray) -> FloatArray:
     """Item vectors [R, D] of length 1, what `intra_list_diversity` looks at; zero vectors stay zero, and the padding row becomes so.
 
     >>> unit_vectors(np.array([[9.0, 9.0], [0.0, 0.0], [3.0, 4.0]])).tolist()
     [[0.0, 0.0], [0.0, 0.0], [0.6, 0.8]]
     """
     norms_R1 = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
-    unit_RD: npt.NDArray[np.floating] = vectors_RD / np.where(norms_R1 > 0, norms_R1, 1)
+    unit_RD: FloatArray = vectors_RD / np.where(norms_R1 > 0, norms_R1, 1)
     unit_RD[PADDING_ROW] = 0.0
     return unit_RD
 
 
-def intra_list_diversity(ranked_QK: IntArray, unit_RD: npt.NDArray[np.floating], k: int) -> FloatArray:
+def intra_list_diversity(ranked_QK: IntArray, unit_RD: FloatArray, k: int) -> Float64Array:
     """Mean cosine distance over all pairs of each user's first k items (Ziegler et al., WWW 2005; Vargas and Castells, 2011).
 
     In [0, 2]; a zero vector is at distance 1 from every other. A user with fewer than two items has 0. The pairs are never
@@ -123,7 +121,7 @@ def intra_list_diversity(ranked_QK: IntArray, unit_RD: npt.NDArray[np.floating],
     return np.where(pairs_Q > 0, 1.0 - sums_Q / np.maximum(pairs_Q, 1), 0.0)
 
 
-def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> npt.NDArray[np.float32] | None:
+def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> Float32Array | None:
     """One column a value of every categorical item feature, 1 where the item has it, [R, D]; the special rows are zero.
 
     None where there is no such feature, or where they have more than `MAX_CATEGORIES` distinct values together.
@@ -150,7 +148,7 @@ def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> npt.
     return vectors_RD
 
 
-def _mean_of_items(values_R: FloatArray, rows_QK: IntArray) -> FloatArray:
+def _mean_of_items(values_R: Float64Array, rows_QK: IntArray) -> Float64Array:
     """Mean of a value of each user's items, 0 for a user without any."""
     found_QK = rows_QK != PADDING_ROW
     return np.asarray(

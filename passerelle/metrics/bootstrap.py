@@ -11,9 +11,8 @@ Shape legend: Q users, M values of a user (metrics, or models), S resamples, C r
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from passerelle.arrays import Float64Array
 
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -31,8 +30,8 @@ class Interval:
 
 
 def resampled_means(
-    values_QM: FloatArray, generator: np.random.Generator, num_resamples: int = NUM_RESAMPLES
-) -> FloatArray:
+    values_QM: Float64Array, generator: np.random.Generator, num_resamples: int = NUM_RESAMPLES
+) -> Float64Array:
     """Means [S, M] of every column over S draws of Q users with replacement; memory does not grow with S times Q.
 
     >>> means_SM = resampled_means(np.array([[0.0, 1.0], [0.0, 3.0]]), np.random.default_rng(0), 50)
@@ -54,7 +53,7 @@ def resampled_means(
 
 
 def intervals(
-    values_QM: FloatArray,
+    values_QM: Float64Array,
     generator: np.random.Generator,
     *,
     num_resamples: int = NUM_RESAMPLES,

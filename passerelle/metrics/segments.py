@@ -6,8 +6,8 @@ Shape legend: Q users, S segments.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import Int64Array, IntArray
 from passerelle.errors import UserError
 
 
@@ -17,7 +17,7 @@ class Segment:
 
     shortest: int
     longest: int
-    members: npt.NDArray[np.int64]
+    members: Int64Array
     """Positions of the users."""
 
     @property
@@ -25,9 +25,7 @@ class Segment:
         return f"{self.shortest}-{self.longest} events"
 
 
-def length_segments(
-    lengths_Q: npt.NDArray[np.integer], edges: tuple[int, ...] | None = None
-) -> list[Segment]:
+def length_segments(lengths_Q: IntArray, edges: tuple[int, ...] | None = None) -> list[Segment]:
     """Cut users by history length, shortest first; a segment's name tells the lengths that occur in it, an empty one is left out.
 
     Args:

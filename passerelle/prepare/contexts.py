@@ -6,10 +6,9 @@ Shape legend: E events read, K events kept, V distinct values of a column.
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import Int64Array
 from passerelle.errors import UserError
 from passerelle.prepare.config import ContextConfig
 from passerelle.prepare.conversions import make_feature
@@ -21,7 +20,7 @@ def make_contexts(
     config: ContextConfig,
     source: Path,
     columns: Mapping[str, Encoded],
-    places_K: npt.NDArray[np.int64],
+    places_K: Int64Array,
     tally: RowCounts,
 ) -> pa.Table | None:
     """A row an event that stays, categorical values as dictionaries; None where nothing is declared. A bad value is counted once.

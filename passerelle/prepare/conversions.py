@@ -7,19 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrays import BoolArray, Float64Array, IntArray
 from passerelle.dataset import LATITUDE, LONGITUDE
 from passerelle.errors import UserError
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.row_counts import RowCounts
 from passerelle.prepare.timestamps import parse_timestamps_ms
 from passerelle.prepare.values import as_text, is_text, parse_numbers, to_numpy_bool
-
-IntArray = npt.NDArray[np.integer]
-BoolArray = npt.NDArray[np.bool_]
 
 
 def make_feature(
@@ -91,7 +88,7 @@ def make_feature(
     )
 
 
-def _numbers(values: pa.Array, bad: Callable[[str, BoolArray, pa.Array], None]) -> npt.NDArray[np.float64]:
+def _numbers(values: pa.Array, bad: Callable[[str, BoolArray, pa.Array], None]) -> Float64Array:
     numbers_N, bad_N = parse_numbers(values)
     bad("no number", bad_N, values)
     return numbers_N

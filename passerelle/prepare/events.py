@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrays import BoolArray, Float32Array, Int64Array
 from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID, TIMESTAMP_MS, USER_ID
 from passerelle.prepare.config import ID_TYPES, Condition, EventsConfig, IdType, PrepareConfig
@@ -23,7 +24,6 @@ from passerelle.prepare.timestamps import parse_timestamps_ms
 from passerelle.prepare.values import as_text, parse_int64, parse_numbers, to_numpy_bool
 from passerelle.progress import Progress
 
-BoolArray = npt.NDArray[np.bool_]
 R = TypeVar("R")
 
 _ROW, _NUMBER, _USER, _ITEM = "__row__", "__number__", "__user__", "__item__"
@@ -52,9 +52,9 @@ class EventLog:
     users: Encoded
     """Distinct ids in ascending order, so that codes are in the ids' order."""
     items: Encoded
-    timestamps_ms_E: npt.NDArray[np.int64]
+    timestamps_ms_E: Int64Array
     event_types_E: npt.NDArray[np.uint8]
-    weights_E: npt.NDArray[np.float32]
+    weights_E: Float32Array
     columns: dict[str, Encoded]
     """Columns that features are made from, as text, values in the order they were met."""
 
@@ -63,9 +63,9 @@ class EventLog:
 class _Chunks:
     user_ids: list[pa.Array] = field(default_factory=list)
     item_ids: list[pa.Array] = field(default_factory=list)
-    timestamps_ms: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    timestamps_ms: list[Int64Array] = field(default_factory=list)
     event_types: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-    weights: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    weights: list[Float32Array] = field(default_factory=list)
     columns: dict[str, list[pa.Array]] = field(default_factory=dict)
 
 
@@ -217,7 +217,7 @@ def _convert_ids(rows: _Rows, name: str, column: str, id_type: IdType, target: s
 
 def _event_types(
     rows: _Rows, block: EventsConfig, config: PrepareConfig
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[np.uint8], Float32Array]:
     names = block.weights()
     codes = np.array([config.event_types().index(name) for name in names], dtype=np.uint8)
     weights = np.array(list(names.values()), dtype=np.float32)

@@ -4,13 +4,9 @@ Shape legend: E events in file order, K kept events, U users, I items.
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import BoolArray, Int64Array, IntArray
 from passerelle.prepare.config import FiltersConfig
-
-Int64Array = npt.NDArray[np.int64]
-IntArray = npt.NDArray[np.integer]
-BoolArray = npt.NDArray[np.bool_]
 
 
 def select_events(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import Int64Array
 from passerelle.dataset import Dataset, FeatureColumn, write_dataset
 from passerelle.errors import UserError
 from passerelle.files import refuse_existing
@@ -27,8 +28,6 @@ from passerelle.prepare.row_counts import RowCounts
 from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.tables import EntityEvents, EntityTable, build_table
 from passerelle.progress import Progress, silent
-
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

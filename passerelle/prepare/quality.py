@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import IntArray
 from passerelle.config import Config
 
 
@@ -47,7 +47,7 @@ def iso(timestamp_ms: int) -> str:
     return moment.isoformat(timespec="milliseconds" if timestamp_ms % 1000 else "seconds")
 
 
-def distinct_pairs(users_K: npt.NDArray[np.integer], items_K: npt.NDArray[np.integer], num_items: int) -> int:
+def distinct_pairs(users_K: IntArray, items_K: IntArray, num_items: int) -> int:
     """Number of different (user, item) pairs."""
     pairs_K = np.sort(
         users_K.astype(np.int64) * num_items + items_K

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import BoolArray, Int64Array
 from passerelle.errors import UserError
 
 
@@ -53,7 +53,7 @@ class RowCounts:
         )
 
 
-def first_example(bad_N: npt.NDArray[np.bool_], rows_N: npt.NDArray[np.int64], values: object) -> str:
+def first_example(bad_N: BoolArray, rows_N: Int64Array, values: object) -> str:
     """`row 17: 'abc'` for the first marked value of a column."""
     place = int(np.argmax(bad_N))
     return f"row {rows_N[place]}: {str(values[place])!r}"  # type: ignore[index]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrays import Int64Array, IntArray
 from passerelle.errors import UserError
 from passerelle.prepare.config import EntityConfig
 from passerelle.prepare.conversions import make_feature
@@ -21,8 +21,6 @@ from passerelle.prepare.readers import OnBadLine, read_batches
 from passerelle.prepare.row_counts import RowCounts, first_example
 from passerelle.prepare.values import as_text, parse_int64
 from passerelle.progress import Progress
-
-IntArray = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class EntityEvents:
     rows_K: IntArray
     """Place of each event's entity."""
     num_entities: int
-    timestamps_ms_K: npt.NDArray[np.int64]
-    places_K: npt.NDArray[np.int64]
+    timestamps_ms_K: Int64Array
+    places_K: Int64Array
     """Place of each event in the log, in file order."""
     columns: dict[str, Encoded]
 

@@ -7,15 +7,12 @@ import re
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrays import BoolArray, Int64Array
 from passerelle.errors import UserError
 from passerelle.prepare.values import as_text, parse_int64, parse_numbers
-
-Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 TimestampUnit = Literal["s", "ms", "us", "iso"]
 

@@ -4,13 +4,11 @@ Shape legend: N rows.
 """
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrays import BoolArray, Float64Array, Int64Array
 from passerelle.errors import UserError
-
-BoolArray = npt.NDArray[np.bool_]
 
 _INTEGER = r"^-?[0-9]{1,18}$"
 _LONG_INTEGER = r"^-?[0-9]{1,38}$"
@@ -55,7 +53,7 @@ def empty_to_null(values: pa.Array, null_values: tuple[str, ...]) -> pa.Array:
     )
 
 
-def parse_int64(values: pa.Array) -> tuple[npt.NDArray[np.int64], BoolArray]:
+def parse_int64(values: pa.Array) -> tuple[Int64Array, BoolArray]:
     """Integers of a column, and which values are not integers of 64 bits (read as 0); nulls are marked too."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -79,7 +77,7 @@ def parse_int64(values: pa.Array) -> tuple[npt.NDArray[np.int64], BoolArray]:
     return np.asarray(pc.fill_null(integers, 0), dtype=np.int64), ~to_numpy_bool(good)
 
 
-def parse_numbers(values: pa.Array) -> tuple[npt.NDArray[np.float64], BoolArray]:
+def parse_numbers(values: pa.Array) -> tuple[Float64Array, BoolArray]:
     """float64 of a column (null and NaN are NaN), and which values are no finite numbers though they are there."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)

@@ -8,17 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import Float64Array, Int64Array, IntArray
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
-from serving.catalogue.columns import HALF_EARTH_KM, Columns, Float64Array, Mask, arc_km
+from serving.catalogue.columns import HALF_EARTH_KM, Columns, Mask, arc_km
 from serving.catalogue.offers import OFFER_ID, PREFIX, OfferTable
 from serving.schemas.filters import And, Filter, Leaf, Not, Or, Overlaps, Within, columns_of
-
-Int64Array = npt.NDArray[np.int64]
 
 _RADII_KM = (5.0, 20.0, 80.0, 320.0, HALF_EARTH_KM)
 _FEW = 20_000
@@ -190,9 +188,7 @@ class Catalogue:
         rows_R[self._rows(found[self._counts(found, name, eligible.rows_R, eligible.units_U)], name)] = True
         return rows_R
 
-    def distances_km(
-        self, name: str, place: tuple[float, float], units: npt.NDArray[np.integer]
-    ) -> Float64Array:
+    def distances_km(self, name: str, place: tuple[float, float], units: IntArray) -> Float64Array:
         """How far away some units are, by a column of offers; NaN where there is no place."""
         columns, column = self._of(name)
         return arc_km(columns.square_chords(column, *place, units))
@@ -201,7 +197,7 @@ class Catalogue:
         """The columns that a name is of, and what it is called there."""
         return (self._units, name.removeprefix(PREFIX)) if is_offers(name) else (self.items, name)
 
-    def _rows(self, found: npt.NDArray[np.integer], name: str) -> Int64Array:
+    def _rows(self, found: IntArray, name: str) -> Int64Array:
         """Item rows of what was found by a column."""
         return np.asarray(self._row_U[found] if is_offers(name) else found, dtype=np.int64)
 
@@ -209,9 +205,7 @@ class Catalogue:
         """What may be found of some items by a column: their offers, or themselves."""
         return self._offers_of(rows)[1] if is_offers(name) else rows
 
-    def _counts(
-        self, found: npt.NDArray[np.integer], name: str, allowed_R: Mask, units_U: Mask | None
-    ) -> Mask:
+    def _counts(self, found: IntArray, name: str, allowed_R: Mask, units_U: Mask | None) -> Mask:
         """Which of those that were found by a column count."""
         allowed = allowed_R[self._rows(found, name)]
         return allowed & units_U[found] if is_offers(name) and units_U is not None else allowed

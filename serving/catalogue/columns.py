@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import BoolArray, Float64Array, Int64Array, IntArray
 from passerelle.dataset import FeatureColumn, FeatureKind
 from passerelle.encoding import on_the_sphere, points
 from passerelle.errors import UserError
 from serving.catalogue.postings import finite, make_postings
 from serving.schemas.filters import Contains, Equals, In, Leaf, Overlaps, Present, RadiusBy, Range, Within
 
-Mask = npt.NDArray[np.bool_]
-Float64Array = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
+Mask = BoolArray
 
 EARTH_RADIUS_KM = 6371.0088
 HALF_EARTH_KM = 20_038.0
@@ -53,7 +52,7 @@ class _Places:
     heights: Float64Array
     """Third coordinate of `northwards`: the sine of the latitude."""
 
-    def square_chords(self, centre: Float64Array, rows: npt.NDArray[np.integer]) -> Float64Array:
+    def square_chords(self, centre: Float64Array, rows: IntArray) -> Float64Array:
         """Squares of the straight ways to some rows: exact for small distances, too. NaN where there is no place."""
         return np.asarray(np.square(self.points_R3[rows] - centre).sum(axis=1))
 
@@ -237,9 +236,7 @@ class Columns:
         """Rows within a distance of a point, in no order, and the squares of their chords (see `arc_km`)."""
         return self._places[name].within(on_the_sphere(latitude, longitude), _angle(radius_km))
 
-    def square_chords(
-        self, name: str, latitude: float, longitude: float, rows: npt.NDArray[np.integer]
-    ) -> Float64Array:
+    def square_chords(self, name: str, latitude: float, longitude: float, rows: IntArray) -> Float64Array:
         """Of the way from a point to some rows; NaN where there is no place."""
         return self._places[name].square_chords(on_the_sphere(latitude, longitude), rows)
 

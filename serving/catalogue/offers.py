@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
+from passerelle.arrays import Int64Array
 from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind
 from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW, IdMap
@@ -25,7 +25,7 @@ class OfferTable:
     """Offers of known items, sorted by item row."""
 
     table: pa.Table
-    item_rows: npt.NDArray[np.int64]
+    item_rows: Int64Array
     """[O], ascending."""
     features: tuple[FeatureColumn, ...]
     ignored: int

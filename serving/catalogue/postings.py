@@ -13,12 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from passerelle.arrays import Int64Array
 from passerelle.arrow import places_in, ragged
 from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
 from serving.schemas.filters import Value
-
-Int64Array = npt.NDArray[np.int64]
 
 _ALONE = 8
 """So many values are looked up one by one."""

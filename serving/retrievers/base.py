@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from passerelle.arrays import BoolArray, Float32Array, Int64Array
+
+Mask = BoolArray
 
 _CHUNK = 65_536
 _DENSE_SHARE = 0.125

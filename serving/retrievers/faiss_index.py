@@ -10,7 +10,8 @@ from typing import Any, Self
 import faiss as typed_faiss
 import numpy as np
 
-from serving.retrievers.base import Float32Array, Hits, Int64Array, Mask, best, merged
+from passerelle.arrays import Float32Array, Int64Array
+from serving.retrievers.base import Hits, Mask, best, merged
 
 faiss: Any = typed_faiss  # its type hints know nothing of what its Python layer adds
 

@@ -16,12 +16,13 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
+from passerelle.arrays import Float32Array
 from passerelle.bundle import INDEX, Bundle
 from passerelle.errors import UserError
 from passerelle.files import new_directory
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.manifest import Manifest, open_manifest, provenance, write_manifest
-from serving.retrievers.base import Float32Array, Index, scan
+from serving.retrievers.base import Index, scan
 from serving.retrievers.retriever import SCAN_LIMIT, Retriever
 
 Kind = Literal["exact", "faiss", "lancedb"]

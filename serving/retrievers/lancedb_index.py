@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import IvfPq
 
-from serving.retrievers.base import Float32Array, Hits, Mask, best
+from passerelle.arrays import Float32Array
+from serving.retrievers.base import Hits, Mask, best
 
 TABLE = "vectors"
 POSITION, VECTOR = "position", "vector"

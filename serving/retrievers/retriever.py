@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving.retrievers.base import Float32Array, Hits, Index, Mask, merged, scan
+from passerelle.arrays import Float32Array
+from serving.retrievers.base import Hits, Index, Mask, merged, scan
 
 SCAN_LIMIT = 30_000
 """Up to so many survivors a scan takes about 3 ms, and is exact; above, an index is faster."""

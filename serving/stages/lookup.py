@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from passerelle.arrays import Float32Array, Int64Array
 from passerelle.bundle import QUERY_ENCODER, Bundle, History
 from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW, Id, parsed, parsed_or_none
@@ -22,15 +23,7 @@ from passerelle.request_features import encode_values
 from serving.config import ServingConfig
 from serving.events.base import EMPTY_USER, EventStore, EventStoreError, UserState, new_identity, user_digest
 from serving.schemas.recommend import RecommendRequest
-from serving.stages.types import (
-    ENCODER_DOWN,
-    EVENTS_DOWN,
-    Float32Array,
-    Inference,
-    InferenceError,
-    Int64Array,
-    Query,
-)
+from serving.stages.types import ENCODER_DOWN, EVENTS_DOWN, Inference, InferenceError, Query
 
 SHORTEST_BUCKET = 16
 ASSUMED_GAP_MS = 60_000

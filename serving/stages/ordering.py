@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from passerelle.arrays import Float32Array, Float64Array, Int64Array
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
 from serving.catalogue.catalogue import Catalogue, is_offers, item_columns
-from serving.catalogue.columns import Columns, Float64Array, Mask
+from serving.catalogue.columns import Columns, Mask
 from serving.catalogue.offers import PREFIX
 from serving.config import DEFAULT, ServingConfig
 from serving.ordering_config import GROUP_KINDS, NUMBER_KINDS, OrderingConfig
 from serving.schemas.recommend import Item, Offer, Source, Why
 from serving.stages.reranking import capped, maximal_marginal_relevance, mixed, pinned, unit_range
-from serving.stages.types import PINNED, Candidates, Float32Array, Int64Array
+from serving.stages.types import PINNED, Candidates
 
 Groups = Callable[[Candidates], Int64Array]
 """[C], -1 where there is no value."""

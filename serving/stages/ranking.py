@@ -7,10 +7,11 @@ import asyncio
 
 import numpy as np
 
+from passerelle.arrays import Float32Array
 from passerelle.bundle import RANKER, Bundle
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
-from serving.stages.types import Candidates, Float32Array, Inference, Query
+from serving.stages.types import Candidates, Inference, Query
 
 
 class Ranking:

@@ -7,10 +7,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-Int64Array = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.floating]
+from passerelle.arrays import FloatArray, Int64Array
 
 
 def capped(order_O: Sequence[int], groups_C: Int64Array, most: int) -> list[int]:

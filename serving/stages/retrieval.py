@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from passerelle.arrays import Float32Array, Float64Array, Int64Array
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW, Id, parsed
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.catalogue import Catalogue, Eligible, item_columns
-from serving.catalogue.columns import Columns, Float64Array, Mask
+from serving.catalogue.columns import Columns, Mask
 from serving.catalogue.offers import OFFER_ID, read_offers
 from serving.config import Playlist, ServingConfig, SourceConfig
 from serving.events.base import EventStore
@@ -24,17 +25,7 @@ from serving.schemas.recommend import Context, RecommendRequest, SimilarRequest
 from serving.stages.rules import EligibilityRules
 from serving.stages.sources import Search, Sources
 from serving.stages.trends import Trends
-from serving.stages.types import (
-    ENCODER_DOWN,
-    PERSONAL,
-    PINNED,
-    POPULARITY,
-    Candidates,
-    Float32Array,
-    Found,
-    Int64Array,
-    Query,
-)
+from serving.stages.types import ENCODER_DOWN, PERSONAL, PINNED, POPULARITY, Candidates, Found, Query
 from serving.watched_file import WatchedFile
 
 PLAIN = Playlist()

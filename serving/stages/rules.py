@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import Int64Array
 from passerelle.errors import UserError
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW
@@ -18,8 +18,6 @@ from serving.config import Rules
 from serving.schemas.filters import Filter, Not, Or, Present, Range
 from serving.schemas.recommend import Context
 from serving.watched_file import WatchedFile
-
-Int64Array = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ Shape legend: R item rows (special rows included), N = R - FIRST_ITEM_ROW items,
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import Float32Array, Int64Array
 from passerelle.bundle import Bundle
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.catalogue import Catalogue, Eligible
@@ -16,16 +16,7 @@ from serving.config import SourceConfig
 from serving.retrievers.retriever import Retriever
 from serving.schemas.recommend import Context
 from serving.stages.trends import Trends
-from serving.stages.types import (
-    PERSONAL,
-    POPULARITY,
-    POPULARITY_NEAR,
-    SIMILAR,
-    Float32Array,
-    Found,
-    Int64Array,
-    Query,
-)
+from serving.stages.types import PERSONAL, POPULARITY, POPULARITY_NEAR, SIMILAR, Found, Query
 
 SIMILAR_POOL = 1_000
 """Neighbours by inner product that are ordered by cosine: long vectors would otherwise be similar to everything."""
@@ -155,7 +146,7 @@ class Sources:
 
 
 def _in_order(
-    name: str, ranked_N: npt.NDArray[np.int64], scores_R: Float32Array, allowed_R: Mask | None, k: int
+    name: str, ranked_N: Int64Array, scores_R: Float32Array, allowed_R: Mask | None, k: int
 ) -> Found:
     """The first k allowed of rows in an order; looks no further than it has to."""
     if allowed_R is None:

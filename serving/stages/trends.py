@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from passerelle.bundle import Bundle
 from passerelle.id_map import IdMap, parsed_or_none
 from passerelle.ids import FIRST_ITEM_ROW
-from serving.catalogue.columns import Float64Array
 from serving.events.base import HOUR_MS, EventStore, EventStoreError, HourlyCount
-from serving.stages.types import Float32Array, Int64Array
 
 REFRESH_INTERVAL_S = 30.0
 """So often is read what happened since."""
@@ -48,7 +46,7 @@ class _Counts:
     rows_H: Int64Array
     counts_H: Float64Array
 
-    def __getitem__(self, chosen_H: npt.NDArray[np.bool_]) -> "_Counts":
+    def __getitem__(self, chosen_H: BoolArray) -> "_Counts":
         return _Counts(self.hours_H[chosen_H], self.rows_H[chosen_H], self.counts_H[chosen_H])
 
 

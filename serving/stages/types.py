@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
+from passerelle.arrays import Float32Array, Int64Array
 
 POPULARITY = "popularity"
 POPULARITY_NEAR = "popularity_near"

@@ -15,6 +15,7 @@ import onnx
 import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 
+from passerelle.arrays import Float32Array, Int64Array
 from passerelle.arrow import write_table
 from passerelle.bundle import BUNDLE_FILES, BundleManifest, NetworkSpec, TensorSpec, open_bundle
 from passerelle.dataset import FeatureColumn
@@ -112,8 +113,8 @@ def write_query_encoder(path: Path, dim: int, max_history: int, rng: np.random.G
 
 
 def encoder_inputs(
-    vectors_BLD: npt.NDArray[np.float32],
-    times_ms_BL: npt.NDArray[np.int64] | None = None,
+    vectors_BLD: Float32Array,
+    times_ms_BL: Int64Array | None = None,
     timestamp_ms: int = 0,
 ) -> dict[str, npt.NDArray[Any]]:
     """Inputs of a query encoder without padding; all at the time of the request, if no times are given."""
@@ -163,7 +164,7 @@ def _reference(
     directory: Path,
     shape: Shape,
     features: RankingFeatures,
-    vectors_RD: npt.NDArray[np.float32],
+    vectors_RD: Float32Array,
     histories: Any,
     times: Any,
 ) -> pa.Table:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from passerelle.arrays import FloatArray, Int64Array
 from passerelle.config import apply_overrides, validate
 from passerelle.dataset import Dataset, FeatureColumn, write_dataset
 from passerelle.features import DAY_MS, HOUR_MS
@@ -167,11 +167,11 @@ def dataset_of(
 
 def _walk(
     length: int,
-    successor_I: npt.NDArray[np.int64],
-    popularity_I: npt.NDArray[np.floating],
+    successor_I: Int64Array,
+    popularity_I: FloatArray,
     follow_probability: float,
     rng: np.random.Generator,
-) -> npt.NDArray[np.int64]:
+) -> Int64Array:
     unseen_I = np.ones(len(successor_I), dtype=bool)
     walk: list[int] = []
     while len(walk) < length:

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from passerelle.arrays import Int64Array
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.ids import MASK_ROW
 from passerelle.ragged import gather_ragged
-from passerelle.splits import Int64Array, Split
+from passerelle.splits import Split
 from training.config import Recipe
 from training.data.draw_assignment import DrawAssignment, assign_draws
 from training.data.objectives import masked_items, next_items, select_windows

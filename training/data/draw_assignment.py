@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from passerelle.splits import Int64Array
+from passerelle.arrays import Int64Array
 
 
 @dataclass

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from passerelle.arrays import Int64Array
 from passerelle.dataset import Dataset
 from passerelle.ragged import gather_ragged
-from passerelle.splits import EvaluationUsers, Int64Array
+from passerelle.splits import EvaluationUsers
 from training.data.windows import groups_within_budget
 from training.model.encoder import pad_right_aligned, scatter
 from training.model.query_features import UNKNOWN

@@ -6,13 +6,10 @@ Shape legend: B windows, B1 = B + 1, E events of the windows, T tokens given to 
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import BoolArray, Float64Array, Int64Array
 from passerelle.ragged import gather_ragged
-from passerelle.splits import Int64Array
 from training.config import ObjectiveConfig
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def next_items(offsets_B1: Int64Array) -> PredictionTargets:
     )
 
 
-def expected_targets(offsets_B1: Int64Array, config: ObjectiveConfig) -> npt.NDArray[np.float64]:
+def expected_targets(offsets_B1: Int64Array, config: ObjectiveConfig) -> Float64Array:
     """How often each event [E] of some windows is a right answer in an epoch, on average."""
     lengths_B = np.diff(offsets_B1)
     last_B, first_B = offsets_B1[1:] - 1, offsets_B1[:-1]

@@ -6,11 +6,11 @@ Shape legend: E events, T training events, B1 windows + 1, R item rows (special 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import Float64Array, Int64Array
 from passerelle.dataset import Dataset
 from passerelle.features import DAY_MS
-from passerelle.splits import Int64Array, Split
+from passerelle.splits import Split
 from training.config import Recipe
 from training.data.objectives import expected_targets
 from training.data.targets import make_targets, target_windows
@@ -21,9 +21,9 @@ from training.data.windows import training_events
 class ItemStatistics:
     """How often each item was chosen."""
 
-    counts_R: npt.NDArray[np.float64]
+    counts_R: Float64Array
     """Weights of its events, over all of training."""
-    recent_counts_R: npt.NDArray[np.float64]
+    recent_counts_R: Float64Array
     """Weights of its events, over the last days of training."""
 
 
@@ -41,7 +41,7 @@ def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemSta
     )
 
 
-def sampler_counts(dataset: Dataset, split: Split, config: Recipe) -> npt.NDArray[np.float64]:
+def sampler_counts(dataset: Dataset, split: Split, config: Recipe) -> Float64Array:
     """What `make_sampler` is to be given [R]; zeros where the loss needs no counts."""
     match config.loss.counts:
         case "events":
@@ -56,7 +56,7 @@ def num_events(dataset: Dataset, split: Split) -> Int64Array:
     return np.bincount(dataset.item_rows_E[training_events(split)[0]], minlength=dataset.num_rows)
 
 
-def num_targets(dataset: Dataset, split: Split, config: Recipe) -> npt.NDArray[np.float64]:
+def num_targets(dataset: Dataset, split: Split, config: Recipe) -> Float64Array:
     """How often each item [R] is a right answer in an epoch, on average: fewer than its events, and not in proportion to them."""
     targets = make_targets(dataset, config.objective)
     positions_E, offsets_B1 = target_windows(split, config, targets).events()

@@ -6,10 +6,10 @@ Shape legend: E events, W windows.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from passerelle.arrays import BoolArray, Float32Array, Int64Array
 from passerelle.dataset import Dataset
-from passerelle.splits import BoolArray, Split
+from passerelle.splits import Split
 from training.config import ObjectiveConfig, Recipe
 from training.data.windows import Windows, training_windows
 
@@ -20,7 +20,7 @@ class Targets:
 
     is_target_E: BoolArray | None
     """Which events are right answers; None: all."""
-    weights_E: npt.NDArray[np.float32]
+    weights_E: Float32Array
     """What each weighs as one."""
 
 
@@ -42,7 +42,7 @@ def make_targets(dataset: Dataset, config: ObjectiveConfig) -> Targets:
     return Targets(is_target_E, weights_E)
 
 
-def times_before(dataset: Dataset, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def times_before(dataset: Dataset, positions: Int64Array) -> Int64Array:
     """How many of some events (positions in ascending order) each is a repeat of: before it, by the same user, with the same item."""
     pairs = dataset.user_rows_of(positions) * np.int64(dataset.num_rows) + dataset.item_rows_E[positions]
     order = np.argsort(pairs, kind="stable")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from passerelle.arrays import Int64Array
 from passerelle.ragged import gather_ragged
-from passerelle.splits import Int64Array, Split
+from passerelle.splits import Split
 from training.config import Recipe
 
 

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from passerelle.arrays import Float32Array, Float64Array, Int64Array
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.files import write_text
 from passerelle.metrics import accuracy as metrics
 from passerelle.metrics.segments import Segment, length_segments
 from passerelle.progress import Progress, silent
-from passerelle.splits import EvaluationUsers, Int64Array, Part
+from passerelle.splits import EvaluationUsers, Part
 from training.data.evaluation_batches import EvaluationBatches, relevant_items
 from training.data.windows import with_validation
 from training.evaluation.baselines import RECENT_DAYS, make_baselines
@@ -83,7 +83,7 @@ def _rank(
     stage: str,
     progress: Progress,
     with_auc: bool,
-) -> tuple[Int64Array, npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+) -> tuple[Int64Array, Float32Array, Float64Array]:
     """Rows and scores [Q, K] of `rank_users`, and the AUC [Q] where it is asked for (else zeros)."""
     rows_QK = np.zeros((len(users), k), dtype=np.int64)
     scores_QK = np.zeros((len(users), k), dtype=np.float32)
@@ -114,7 +114,7 @@ def rank_users(
     exclude_seen: bool = True,
     stage: str = "ranking",
     progress: Progress = silent,
-) -> tuple[Int64Array, npt.NDArray[np.float32]]:
+) -> tuple[Int64Array, Float32Array]:
     """Rows [Q, K] and scores [Q, K] of the k best items of each user, over the whole catalogue, in the order of `users`."""
     rows_QK, scores_QK, _ = _rank(
         dataset,

@@ -9,20 +9,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from passerelle.arrays import Float32Array, Float64Array, FloatArray, Int64Array
 from passerelle.dataset import Dataset
 from passerelle.metrics import accuracy as metrics
 from passerelle.metrics import beyond_accuracy, bootstrap
 from passerelle.metrics.segments import Segment
 from passerelle.ragged import gather_ragged
-from passerelle.splits import EvaluationUsers, Int64Array, Split
+from passerelle.splits import EvaluationUsers, Split
 from training.data.evaluation_batches import EvaluationBatch
 from training.data.statistics import num_events
 
-FloatArray = npt.NDArray[np.float64]
 Members = Int64Array | slice
 EVERYBODY = slice(None)
 
@@ -34,7 +33,7 @@ _MAX_SCORES = 2**24
 class MetricReport:
     """The measures of one scorer on one part."""
 
-    accuracy: dict[str, FloatArray]
+    accuracy: dict[str, Float64Array]
     """Metric -> float64 [Q], such as `ndcg@10`; `auc` is of the whole ranking and has no k."""
     beyond: dict[str, float]
     """`coverage`, `novelty`, `popularity_lift` and, from k = 2, `diversity` at each k (`passerelle/metrics/beyond_accuracy.py`)."""
@@ -45,7 +44,7 @@ class MetricReport:
         """Metric -> number, accuracy first."""
         return {**_means(self.accuracy), **self.beyond}
 
-    def values_QM(self) -> FloatArray:
+    def values_QM(self) -> Float64Array:
         """Accuracy with a column for each metric."""
         return np.stack(list(self.accuracy.values()), axis=1)
 
@@ -57,16 +56,16 @@ class Catalogue:
     num_items: int
     counts_R: Int64Array
     """Training events of each item, not weighted."""
-    history_popularity_Q: FloatArray
+    history_popularity_Q: Float64Array
     """How popular the history of each evaluated user is (`beyond_accuracy.history_popularity`)."""
-    unit_RD: npt.NDArray[np.floating]
+    unit_RD: FloatArray
     """Unit vectors of the items, that diversity is measured between."""
     diversity_of: str
     """What these vectors are: `categories` or `model`."""
 
 
 def describe_catalogue(
-    dataset: Dataset, split: Split, users: EvaluationUsers, vectors_RD: npt.NDArray[np.float32]
+    dataset: Dataset, split: Split, users: EvaluationUsers, vectors_RD: Float32Array
 ) -> Catalogue:
     """Counts over training events, how popular histories are, and the vectors for diversity.
 
@@ -87,7 +86,7 @@ def describe_catalogue(
     )
 
 
-def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> FloatArray:
+def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> Float64Array:
     """AUC [B] of each user's relevant items among all items whose score is not -inf; `scores_BR` is overwritten.
 
     A relevant item that is itself -inf, because it was seen, is below all others: the ranking does not have it.
@@ -112,7 +111,7 @@ def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> FloatArray:
 
 def measure(
     rows_QK: Int64Array,
-    auc_Q: FloatArray,
+    auc_Q: Float64Array,
     relevant_G: Int64Array,
     offsets_Q1: Int64Array,
     ks: tuple[int, ...],
@@ -138,7 +137,7 @@ def measure(
     )
 
 
-def _means(accuracy: dict[str, FloatArray], members: Members = EVERYBODY) -> dict[str, float]:
+def _means(accuracy: dict[str, Float64Array], members: Members = EVERYBODY) -> dict[str, float]:
     return {name: float(values_Q[members].mean()) for name, values_Q in accuracy.items()}
 
 

@@ -17,6 +17,7 @@ import onnxruntime
 import pyarrow as pa
 import torch
 
+from passerelle.arrays import Float32Array, FloatArray, Int64Array
 from passerelle.arrow import write_table
 from passerelle.bundle import (
     BUNDLE_FILES,
@@ -70,12 +71,12 @@ class Reference:
     """What torch and LightGBM answer to some users whose whole history is known."""
 
     candidates: Candidates
-    query_PD: npt.NDArray[np.float32]
-    timestamps_ms_P: npt.NDArray[np.int64]
-    histories: list[tuple[Histories, npt.NDArray[np.int64]]]
+    query_PD: Float32Array
+    timestamps_ms_P: Int64Array
+    histories: list[tuple[Histories, Int64Array]]
     """What the encoder was given, in batches, each with the positions of its users."""
-    top_rows_PK: npt.NDArray[np.int64]
-    top_scores_PK: npt.NDArray[np.float32]
+    top_rows_PK: Int64Array
+    top_scores_PK: Float32Array
 
 
 def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progress = silent) -> Bundle:
@@ -218,7 +219,7 @@ def _reference_table(run: OpenRun, reference: Reference) -> pa.Table:
     )
 
 
-def _lists(values_PK: npt.NDArray[Any], rows_PK: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+def _lists(values_PK: npt.NDArray[Any], rows_PK: Int64Array) -> list[npt.NDArray[Any]]:
     """Values of each user without the padding at the end."""
     return [values_K[rows_K != PADDING_ROW] for values_K, rows_K in zip(values_PK, rows_PK, strict=True)]
 
@@ -266,7 +267,7 @@ def check_onnx(run: OpenRun, reference: Reference, directory: Path) -> dict[str,
     return parity
 
 
-def _largest(difference: npt.NDArray[np.floating]) -> float:
+def _largest(difference: FloatArray) -> float:
     return float(np.abs(difference).max(initial=0.0))
 
 

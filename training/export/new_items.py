@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet
 
+from passerelle.arrays import Float32Array
 from passerelle.arrow import write_table
 from passerelle.bundle import (
     CANDIDATE_ENCODER,
@@ -163,7 +163,7 @@ def _like_the_bundle(bundle: Bundle, items: pa.Table, encoding: ItemEncoding, wh
 
 def _encode(
     path: Path, dim: int, table: pa.Table, encoding: ItemEncoding, progress: Progress
-) -> tuple[npt.NDArray[np.float32], dict[str, int]]:
+) -> tuple[Float32Array, dict[str, int]]:
     """Vectors [N, D] of what the features say, and how many values are unknown, by column."""
     if encoding.text_encoder is not None:
         encoder = TextEncoder(encoding.text_encoder)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 import torch
 
+from passerelle.arrays import Float32Array
 from passerelle.bundle import NetworkSpec, TensorSpec
 from passerelle.encoding import FeatureEncoding
 from passerelle.features import RETRIEVAL_SCORE
@@ -62,7 +63,7 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
 
 @torch.no_grad()
 def query_inputs(
-    model: SequenceModel, histories: Histories, vectors_RD: npt.NDArray[np.float32]
+    model: SequenceModel, histories: Histories, vectors_RD: Float32Array
 ) -> dict[str, torch.Tensor]:
     """What the exported query encoder is to be given for some histories, by the names of its inputs.
 

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from passerelle.arrays import Float32Array
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
@@ -28,12 +26,12 @@ class OpenRun:
     """Not to be altered: what follows from it is kept."""
 
     @cached_property
-    def vectors_RD(self) -> npt.NDArray[np.float32]:
+    def vectors_RD(self) -> Float32Array:
         """Item vectors; those of the special rows are zero."""
         return self.model.item_vectors().numpy()
 
     @cached_property
-    def history_vectors_RD(self) -> npt.NDArray[np.float32]:
+    def history_vectors_RD(self) -> Float32Array:
         """Vectors of items in histories: the same for most models."""
         vectors_RD = self.model.history_vectors()
         return self.vectors_RD if vectors_RD is None else vectors_RD.numpy()

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from passerelle.arrays import Float32Array
 from passerelle.errors import UserError
 from passerelle.files import flush
 
@@ -76,7 +76,7 @@ def write_table(checkpoints: Path, num_rows: int, dim: int, shards: Sequence[Sha
     return name
 
 
-def _write_rows(path: Path, first_row: int, shape: tuple[int, ...], rows: npt.NDArray[np.float32]) -> None:
+def _write_rows(path: Path, first_row: int, shape: tuple[int, ...], rows: Float32Array) -> None:
     """In their place, as bytes: two machines that map one page of a shared file may lose what the other wrote."""
     header_bytes = path.stat().st_size - 4 * int(np.prod(shape))
     with path.open("r+b") as stream:

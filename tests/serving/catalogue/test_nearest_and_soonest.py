@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from passerelle.arrays import BoolArray
 from passerelle.dataset import FeatureColumn
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW
@@ -96,9 +96,7 @@ def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(catalogue_module, "_STRIDE", 3)
 
 
-def smallest(
-    values: list[tuple[int, float]], allowed_R: npt.NDArray[np.bool_], k: int
-) -> list[tuple[int, float]]:
+def smallest(values: list[tuple[int, float]], allowed_R: BoolArray, k: int) -> list[tuple[int, float]]:
     best: dict[int, float] = {}
     for row, value in values:
         if allowed_R[row]:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from passerelle.arrays import BoolArray, Float32Array
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
@@ -15,8 +15,7 @@ from serving.retrievers.base import Index, best, scan
 from serving.retrievers.index_store import KINDS, Kind, make_index, open_index, tuned_recall
 from serving.retrievers.retriever import Retriever
 
-Float32Array = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+Mask = BoolArray
 
 
 def clustered(num_vectors: int, dim: int, rng: np.random.Generator) -> Float32Array:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passerelle.arrays import Float32Array, Int64Array
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
@@ -19,7 +20,7 @@ from serving.stages.lookup import EmbeddingLookup
 from serving.stages.ordering import Ordering
 from serving.stages.ranking import Ranking
 from serving.stages.retrieval import Retrieval
-from serving.stages.types import PERSONAL, Candidates, Float32Array, Found, Int64Array, Query
+from serving.stages.types import PERSONAL, Candidates, Found, Query
 from tests.serving.schemas.test_filters import CONDITIONS, meets
 from tests.support.bundles import encoder_inputs
 from tests.support.inference import MAX_BATCH_SIZE, OnnxInference

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import pytorch_lightning as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passerelle.arrays import Float32Array
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW
@@ -298,7 +298,7 @@ def test_epochs_and_seeds_differ(dataset: Dataset, split: Split, epoch: int, see
 def test_targets_weigh_what_their_events_weigh(dataset: Dataset, split: Split, world_size: int) -> None:
     weights = []
     for batch in EpochBatches(numbered(dataset), split, small_recipe(), epoch=0, world_size=world_size):
-        weights_M: npt.NDArray[np.float32] = dataset.weights_E[batch.target_rows_M.numpy() - FIRST_ITEM_ROW]
+        weights_M: Float32Array = dataset.weights_E[batch.target_rows_M.numpy() - FIRST_ITEM_ROW]
         assert batch.weights_M.numpy().tolist() == weights_M.tolist()
         weights += weights_M.tolist()
     assert set(weights) == {1.0, 2.5}

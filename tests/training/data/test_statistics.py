@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from passerelle.arrays import Float64Array
 from passerelle.dataset import Dataset
 from passerelle.features import DAY_MS
 from passerelle.splits import Split, SplitConfig, make_split
@@ -13,8 +13,6 @@ from tests.support.datasets import dataset_of, small_recipe
 from training.config import Recipe
 from training.data.batches import EpochBatches
 from training.data.statistics import item_statistics, num_events, num_targets, sampler_counts
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +63,7 @@ def test_by_hand(tmp_path: Path) -> None:
     assert statistics.recent_counts_R.tolist() == [0, 0, 8, 2 + 32, 0, 0, 0, 0]
 
 
-def drawn_targets(dataset: Dataset, split: Split, config: Recipe, epochs: int) -> FloatArray:
+def drawn_targets(dataset: Dataset, split: Split, config: Recipe, epochs: int) -> Float64Array:
     """Mean over epochs of how often each item row is a target."""
     batches = (
         batch for epoch in range(epochs) for batch in EpochBatches(dataset, split, config, epoch=epoch)

@@ -10,12 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passerelle.arrays import Float64Array
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.features import DAY_MS
@@ -33,12 +33,10 @@ from training.evaluation.baselines.markov import Markov
 from training.evaluation.baselines.popularity import Popularity, RecentPopularity
 from training.evaluation.evaluate import rank_users, ranking_metrics
 
-FloatArray = npt.NDArray[np.float64]
-
 
 def scores_of(
     baseline: Baseline, dataset: Dataset, users: EvaluationUsers, max_history: int = 5
-) -> FloatArray:
+) -> Float64Array:
     """Scores [Q, R] in the order of `users`, from several batches of a few users."""
     scores_QR = np.full((len(users), dataset.num_rows), np.nan)
     for batch in EvaluationBatches(dataset, users, max_history=max_history, token_budget=64):
@@ -62,13 +60,13 @@ def histories_of(dataset: Dataset, users: EvaluationUsers) -> list[list[int]]:
     ]
 
 
-def ranked(scores_R: FloatArray) -> list[int]:
+def ranked(scores_R: Float64Array) -> list[int]:
     """Item rows, best first; no two may be equal."""
     assert len(np.unique(scores_R[FIRST_ITEM_ROW:])) == len(scores_R) - FIRST_ITEM_ROW
     return (np.argsort(-scores_R[FIRST_ITEM_ROW:]) + FIRST_ITEM_ROW).tolist()
 
 
-def binary(histories: list[list[int]], num_items: int) -> FloatArray:
+def binary(histories: list[list[int]], num_items: int) -> Float64Array:
     matrix = np.zeros((len(histories), num_items))
     for user, rows in enumerate(histories):
         for row in rows:

@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 import pytest
 
+from passerelle.arrays import Float32Array
 from passerelle.bundle import RANKER, Bundle
 from training.export.onnx_files import export_ranker
 from training.ranker import load_ranker
 from training.runs.open_run import OpenRun
 
 
-def scores(path: Path, features_SF: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def scores(path: Path, features_SF: Float32Array) -> Float32Array:
     """[S, 1] of the network."""
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
         ["score"], {"features": features_SF}

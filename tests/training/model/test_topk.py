@@ -8,10 +8,10 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
+from passerelle.arrays import Float32Array, FloatArray
 from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import EvaluationUsers, Part, Split, SplitConfig, evaluation_users, make_split
@@ -44,7 +44,7 @@ def targets_of(dataset: Dataset, users: EvaluationUsers, place: int) -> list[int
     )
 
 
-def slow_ranking(scores_R: npt.NDArray[np.floating], seen: list[int], k: int) -> list[int]:
+def slow_ranking(scores_R: FloatArray, seen: list[int], k: int) -> list[int]:
     """Every item that was not seen, best first, then padding."""
     left = sorted(
         (row for row in range(FIRST_ITEM_ROW, len(scores_R)) if row not in seen),
@@ -69,7 +69,7 @@ def slow_metrics(ranking: list[int], targets: list[int], k: int) -> dict[str, fl
     }
 
 
-def slow_auc(scores_R: npt.NDArray[np.floating], seen: list[int], targets: list[int]) -> float:
+def slow_auc(scores_R: FloatArray, seen: list[int], targets: list[int]) -> float:
     """Mean over pairs of a target and another item that may be ranked; a target that may not is below all."""
     others = [row for row in range(FIRST_ITEM_ROW, len(scores_R)) if row not in seen and row not in targets]
     values = []
@@ -82,7 +82,7 @@ def slow_auc(scores_R: npt.NDArray[np.floating], seen: list[int], targets: list[
     return float(np.mean(values))
 
 
-def random_scorer(users: EvaluationUsers, num_rows: int) -> tuple[Scorer, npt.NDArray[np.float32]]:
+def random_scorer(users: EvaluationUsers, num_rows: int) -> tuple[Scorer, Float32Array]:
     """A different random score for each user and item; the special rows get the highest, and must not be ranked."""
     scores_QR = (
         np.random.default_rng(0)

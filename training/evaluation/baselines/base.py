@@ -13,16 +13,15 @@ import scipy.sparse as sparse
 import torch
 from torch import Tensor
 
+from passerelle.arrays import Float64Array, Int64Array
 from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
-from passerelle.splits import Int64Array, Split
+from passerelle.splits import Split
 from training.data.evaluation_batches import EvaluationBatch
 from training.data.windows import training_events
 
 Scorer = Callable[[EvaluationBatch], Tensor]
 """Float scores [B, R] of every item row for the users of a batch, in a tensor that the caller may overwrite."""
-
-Float64Array = npt.NDArray[np.float64]
 
 
 class Baseline(Protocol):

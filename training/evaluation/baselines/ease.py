@@ -9,16 +9,12 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
+from passerelle.arrays import Float64Array
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.splits import Split
 from training.data.evaluation_batches import EvaluationBatch
-from training.evaluation.baselines.base import (
-    Float64Array,
-    history_matrix,
-    user_item_matrix,
-    with_special_rows,
-)
+from training.evaluation.baselines.base import history_matrix, user_item_matrix, with_special_rows
 
 _CHUNK_VALUES = 2**24
 """Most co-occurrences held as a sparse product at once."""

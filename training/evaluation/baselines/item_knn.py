@@ -10,11 +10,11 @@ import numpy as np
 import scipy.sparse as sparse
 from torch import Tensor
 
+from passerelle.arrays import Float64Array
 from passerelle.dataset import Dataset
 from passerelle.splits import Split
 from training.data.evaluation_batches import EvaluationBatch
 from training.evaluation.baselines.base import (
-    Float64Array,
     history_matrix,
     order_shares,
     user_item_matrix,

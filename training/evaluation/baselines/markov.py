@@ -10,11 +10,12 @@ import numpy as np
 import scipy.sparse as sparse
 from torch import Tensor
 
+from passerelle.arrays import Float64Array
 from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import Split
 from training.data.evaluation_batches import EvaluationBatch
-from training.evaluation.baselines.base import Float64Array, fitted_events, order_shares, with_special_rows
+from training.evaluation.baselines.base import fitted_events, order_shares, with_special_rows
 
 TIE_WEIGHT = 0.5
 """What the most popular item gets beside its count: less than one transition, so that popularity orders equal counts alone."""

@@ -6,11 +6,10 @@ Shape legend: B users of a batch, R item rows (special rows included).
 from dataclasses import dataclass, field
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from passerelle.arrays import Float64Array
 from passerelle.dataset import Dataset
 from passerelle.splits import Split
 from training.data.evaluation_batches import EvaluationBatch
@@ -18,7 +17,7 @@ from training.data.statistics import item_statistics
 from training.evaluation.baselines.base import Scorer, order_shares
 
 
-def order_scorer(*counts_R: npt.NDArray[np.float64]) -> Scorer:
+def order_scorer(*counts_R: Float64Array) -> Scorer:
     """The same scores for everybody, by the first count, ties by the next one, then by lower row, as in serving, whatever k is."""
     shares_R = torch.from_numpy(order_shares(*counts_R))
     return lambda batch: shares_R.repeat(len(batch.positions_B), 1)
