@@ -1,14 +1,14 @@
 """Arrow files of one record batch, so that a memory-mapped column is one contiguous array."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from passerelle.arrays import Int64Array
+from passerelle.arrays import AnyArray, Int64Array
 from passerelle.errors import UserError
 
 S = TypeVar("S", bound=np.generic)
@@ -74,7 +74,7 @@ def column(table: pa.Table, name: str, dtype: type[S]) -> npt.NDArray[S]:
     )
 
 
-def ragged(table: pa.Table, name: str) -> tuple[Int64Array, npt.NDArray[Any]]:
+def ragged(table: pa.Table, name: str) -> tuple[Int64Array, AnyArray]:
     """A list column as (offsets of length rows + 1, flat values); a null list is empty."""
     lists = table.column(name).combine_chunks()
     lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

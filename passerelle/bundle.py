@@ -32,10 +32,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from passerelle.arrays import Float32Array, Float64Array, Int64Array
+from passerelle.arrays import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array
 from passerelle.arrow import column, read_table
 from passerelle.config import Config, validate
 from passerelle.dataset import FeatureColumn
@@ -166,7 +165,7 @@ class Bundle:
     histories: tuple[pa.LargeListArray, ...]
     """A column for each field of `History`."""
     query_encoding: QueryEncoding
-    user_codes_US: npt.NDArray[np.int32] | None
+    user_codes_US: Int32Array | None
     """Of the known users, by the encoding's part for them; None where it has no columns."""
     user_numbers_UF: Float32Array | None
 
@@ -242,8 +241,8 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     )
 
 
-def _mapped(path: Path, expected: tuple[int, int]) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+def _mapped(path: Path, expected: tuple[int, int]) -> AnyArray:
+    values: AnyArray = np.load(path, mmap_mode="r", allow_pickle=False)
     if values.shape != expected:
         raise UserError(f"{path}: shape {values.shape}, the manifest says {expected}")
     return values

@@ -17,10 +17,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from passerelle.arrays import BoolArray, Float32Array, FloatArray, Int64Array, IntArray
+from passerelle.arrays import (
+    BoolArray,
+    Float32Array,
+    FloatArray,
+    Int32Array,
+    Int64Array,
+    IntArray,
+    UInt8Array,
+)
 from passerelle.arrow import column, read_table, write_table
 from passerelle.config import Config
 from passerelle.errors import UserError
@@ -86,9 +93,9 @@ class Dataset:
 
     path: Path
     manifest: DatasetManifest
-    item_rows_E: npt.NDArray[np.int32]
+    item_rows_E: Int32Array
     timestamps_ms_E: Int64Array
-    event_types_E: npt.NDArray[np.uint8]
+    event_types_E: UInt8Array
     weights_E: Float32Array
     offsets_U1: Int64Array
     users: pa.Table

@@ -13,6 +13,11 @@ from passerelle.errors import UserError
 _CHUNK_BYTES = 1 << 20
 
 
+def cache_directory() -> Path:
+    """Returns the user's directory of what can be made or downloaded again; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passerelle"
+
+
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()

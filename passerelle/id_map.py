@@ -114,6 +114,23 @@ class IdMap:
         return self._ids.take(pa.array(positions)).to_pylist()  # type: ignore[no-any-return]
 
 
+def check_ids(ids: pa.Array | pa.ChunkedArray, name: str, where: str) -> None:
+    """Check that each row has an id of its own.
+
+    Args:
+        ids: the id of each row.
+        name: column of the ids, for the message.
+        where: file or table of the rows, for the message.
+
+    Raises:
+        UserError: a row has no id, or two rows have the same.
+    """
+    if ids.null_count:
+        raise UserError(f"{where}: {ids.null_count} rows have no {name}")
+    if repeated := len(ids) - len(ids.unique()):
+        raise UserError(f"{where}: {repeated} rows repeat an {name}")
+
+
 def parsed(ids: IdMap, value: Id, where: str) -> Id:
     """`IdMap.parse`, with the place of the value in what is said of it.
 

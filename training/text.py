@@ -21,7 +21,7 @@ import pyarrow as pa
 from passerelle.arrays import Float32Array
 from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
-from passerelle.prepare.sources import cache_folder
+from passerelle.files import cache_directory
 from passerelle.progress import Progress, silent
 
 WORDLLAMA = "wordllama"
@@ -46,7 +46,7 @@ class TextEncoder:
         self.model = model
         self._embed, self.digest = _static_model(model)
         self.width = self._embed([""]).shape[1]
-        self._memory = memory or cache_folder() / "text_vectors.sqlite"
+        self._memory = memory or cache_directory() / "text_vectors.sqlite"
 
     def encode(self, texts: Sequence[str | None], progress: Progress = silent) -> Float32Array:
         """float32 [N, W] unit vectors, NaN where there is no text."""

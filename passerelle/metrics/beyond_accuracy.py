@@ -9,10 +9,9 @@ S events of all histories.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from passerelle.arrays import Float32Array, Float64Array, FloatArray, IntArray
+from passerelle.arrays import Float32Array, Float64Array, FloatArray, IntArray, NumberArray
 from passerelle.arrow import ragged
 from passerelle.dataset import FeatureColumn
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
@@ -33,7 +32,7 @@ def coverage(ranked_QK: IntArray, num_items: int, k: int) -> float:
     return float(np.count_nonzero(rows != PADDING_ROW) / num_items)
 
 
-def novelty(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], k: int) -> Float64Array:
+def novelty(ranked_QK: IntArray, counts_R: NumberArray, k: int) -> Float64Array:
     """Mean self-information of each user's first k items in bits, `-log2(count / all counts)` (Vargas and Castells, RecSys 2011).
 
     Args:
@@ -46,9 +45,7 @@ def novelty(ranked_QK: IntArray, counts_R: npt.NDArray[np.number], k: int) -> Fl
     return _mean_of_items(bits_R, ranked_QK[:, :k])
 
 
-def history_popularity(
-    counts_R: npt.NDArray[np.number], history_rows_S: IntArray, offsets_Q1: IntArray
-) -> Float64Array:
+def history_popularity(counts_R: NumberArray, history_rows_S: IntArray, offsets_Q1: IntArray) -> Float64Array:
     """Mean training events of an item of each user's history, what `popularity_lift` compares with.
 
     Args:
@@ -63,7 +60,7 @@ def history_popularity(
 
 
 def popularity_lift(
-    ranked_QK: IntArray, counts_R: npt.NDArray[np.number], history_popularity_Q: Float64Array, k: int
+    ranked_QK: IntArray, counts_R: NumberArray, history_popularity_Q: Float64Array, k: int
 ) -> float:
     """How much more popular recommendations are than histories: `(GAP_ranked - GAP_history) / GAP_history`.
 

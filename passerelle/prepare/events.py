@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from passerelle.arrays import BoolArray, Float32Array, Int64Array
+from passerelle.arrays import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID, TIMESTAMP_MS, USER_ID
 from passerelle.prepare.config import ID_TYPES, Condition, EventsConfig, IdType, PrepareConfig
@@ -41,7 +40,7 @@ _COMPARE = {
 class Encoded:
     """A column as places in its distinct values; -1 where there is none."""
 
-    codes_E: npt.NDArray[np.int32]
+    codes_E: Int32Array
     values: pa.Array
 
 
@@ -53,7 +52,7 @@ class EventLog:
     """Distinct ids in ascending order, so that codes are in the ids' order."""
     items: Encoded
     timestamps_ms_E: Int64Array
-    event_types_E: npt.NDArray[np.uint8]
+    event_types_E: UInt8Array
     weights_E: Float32Array
     columns: dict[str, Encoded]
     """Columns that features are made from, as text, values in the order they were met."""
@@ -64,7 +63,7 @@ class _Chunks:
     user_ids: list[pa.Array] = field(default_factory=list)
     item_ids: list[pa.Array] = field(default_factory=list)
     timestamps_ms: list[Int64Array] = field(default_factory=list)
-    event_types: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    event_types: list[UInt8Array] = field(default_factory=list)
     weights: list[Float32Array] = field(default_factory=list)
     columns: dict[str, list[pa.Array]] = field(default_factory=dict)
 
@@ -215,9 +214,7 @@ def _convert_ids(rows: _Rows, name: str, column: str, id_type: IdType, target: s
     rows.keep_good(f"unparsable_{name}", what, values, bad_N)
 
 
-def _event_types(
-    rows: _Rows, block: EventsConfig, config: PrepareConfig
-) -> tuple[npt.NDArray[np.uint8], Float32Array]:
+def _event_types(rows: _Rows, block: EventsConfig, config: PrepareConfig) -> tuple[UInt8Array, Float32Array]:
     names = block.weights()
     codes = np.array([config.event_types().index(name) for name in names], dtype=np.uint8)
     weights = np.array(list(names.values()), dtype=np.float32)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from passerelle.arrays import Int64Array
+from passerelle.arrays import Int32Array, Int64Array, UInt8Array
 from passerelle.dataset import Dataset, FeatureColumn, write_dataset
 from passerelle.errors import UserError
 from passerelle.files import refuse_existing
@@ -37,9 +36,9 @@ class _Kept:
     places_K: Int64Array
     """Place of each event in the log."""
     timestamps_ms_K: Int64Array
-    event_types_K: npt.NDArray[np.uint8]
-    user_rows_K: npt.NDArray[np.int32]
-    item_places_K: npt.NDArray[np.int32]
+    event_types_K: UInt8Array
+    user_rows_K: Int32Array
+    item_places_K: Int32Array
     user_ids: pa.Array
     item_ids: pa.Array
     offsets_U1: Int64Array
@@ -128,7 +127,7 @@ def _kept(log: EventLog, config: PrepareConfig, tally: RowCounts) -> _Kept:
     )
 
 
-def _dense(encoded: Encoded, places_K: Int64Array) -> tuple[npt.NDArray[np.int32], pa.Array]:
+def _dense(encoded: Encoded, places_K: Int64Array) -> tuple[Int32Array, pa.Array]:
     """Codes of the events that stay, without gaps, and the ids that are left."""
     codes_K = encoded.codes_E[places_K]
     used = np.flatnonzero(np.bincount(codes_K, minlength=len(encoded.values)))
@@ -141,7 +140,7 @@ def _table(
     name: str,
     config: EntityConfig,
     ids: pa.Array,
-    rows_K: npt.NDArray[np.int32],
+    rows_K: Int32Array,
     log: EventLog,
     kept: _Kept,
     source: Path,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from passerelle.errors import UserError
-from passerelle.files import new_directory, sha256_of
+from passerelle.files import cache_directory, new_directory, sha256_of
 from passerelle.prepare.config import PrepareConfig, SourceConfig
 from passerelle.progress import Progress, silent
 
@@ -59,15 +59,10 @@ def _holds(folder: Path, config: PrepareConfig) -> bool:
     return True
 
 
-def cache_folder() -> Path:
-    """The user's cache directory for downloaded data."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passerelle"
-
-
 def _folders(source: SourceConfig) -> list[Path]:
     given = os.environ.get("PASSERELLE_DATA")
     named = [Path(given) / source.folder, Path(given)] if given else []
-    return [*named, Path("../shared/data") / source.folder, cache_folder() / source.folder]
+    return [*named, Path("../shared/data") / source.folder, cache_directory() / source.folder]
 
 
 def local_source(config: PrepareConfig) -> Path | None:
@@ -105,7 +100,7 @@ def find_source(
             f"{config.name}: no {_wanted(config)} in {', '.join(map(str, _folders(config.source)))}: get them at {config.source.page} "
             f"({config.source.instructions}) and pass their folder with --source"
         )
-    return _download(config, config.source, cache_folder() / config.source.folder, progress)
+    return _download(config, config.source, cache_directory() / config.source.folder, progress)
 
 
 def _wanted(config: PrepareConfig) -> str:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from passerelle.arrays import Int64Array, IntArray
 from passerelle.errors import UserError
+from passerelle.id_map import check_ids
 from passerelle.prepare.config import EntityConfig
 from passerelle.prepare.conversions import make_feature
 from passerelle.prepare.events import Encoded
@@ -135,12 +136,7 @@ def table_ids(
     ids = pa.chunked_array(found, id_type).combine_chunks()
     if not len(ids):
         raise UserError(f"{path}: there is no row in it")
-    if ids.null_count:
-        raise UserError(f"{path}: {ids.null_count} rows have no {name} (column {config.id!r})")
-    if len(ids.unique()) < len(ids):
-        raise UserError(
-            f"{path}: {len(ids) - len(ids.unique())} rows repeat an {name} (column {config.id!r})"
-        )
+    check_ids(ids, f"{name} (column {config.id!r})", str(path))
     return ids
 
 

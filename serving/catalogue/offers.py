@@ -13,7 +13,7 @@ import pyarrow.parquet
 from passerelle.arrays import Int64Array
 from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind
 from passerelle.errors import UserError
-from passerelle.id_map import UNKNOWN_ROW, IdMap
+from passerelle.id_map import UNKNOWN_ROW, IdMap, check_ids
 from passerelle.ids import ITEM_ID
 
 OFFER_ID = "offer_id"
@@ -53,8 +53,7 @@ def read_offers(path: Path, item_ids: IdMap) -> OfferTable:
             raise UserError(f"{path}: column {name} holds {of}, neither text nor whole numbers")
         if table.column(name).null_count:
             raise UserError(f"{path}: {table.column(name).null_count} rows have no {name}")
-    if repeated := table.num_rows - len(table.column(OFFER_ID).unique()):
-        raise UserError(f"{path}: {repeated} rows repeat an {OFFER_ID}")
+    check_ids(table.column(OFFER_ID), OFFER_ID, str(path))
     features = tuple(
         FeatureColumn(name=field.name, kind=_kind(field, path))
         for field in table.schema

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from passerelle.errors import UserError
-from passerelle.files import new_directory
+from passerelle.files import cache_directory, new_directory
 from serving.triton.ports import free_ports, require_free
 
 HOST = "127.0.0.1"
@@ -61,7 +61,7 @@ class TritonServer:
         self.http_address = f"{HOST}:{http_port}"
         self.metrics_address = f"{HOST}:{metrics_port}"
         self.log_path = (
-            _cache_directory() / "logs" / f"triton-{os.getpid()}-{self.grpc_address.rpartition(':')[2]}.log"
+            cache_directory() / "logs" / f"triton-{os.getpid()}-{self.grpc_address.rpartition(':')[2]}.log"
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -229,10 +229,6 @@ def server_environment(wheel: Path) -> dict[str, str]:
     }
 
 
-def _cache_directory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passerelle"
-
-
 def _backend_directory(wheel: Path) -> Path:
     """Triton's Python backend with our `onnxruntime` beside it, copied once for each content: Triton refuses links that lead outside."""
     stub = (
@@ -255,7 +251,7 @@ def _backend_directory(wheel: Path) -> Path:
         "onnxruntime/model.py": Path(__file__).parent / "backend" / "onnxruntime" / "model.py",
     }
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources.values())).hexdigest()[:16]
-    directory = _cache_directory() / f"triton-backends-{digest}"
+    directory = cache_directory() / f"triton-backends-{digest}"
     if not directory.is_dir():
         with new_directory(directory, overwrite=True) as scratch:
             for name, source in sources.items():

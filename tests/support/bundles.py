@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 
-from passerelle.arrays import Float32Array, Int64Array
+from passerelle.arrays import AnyArray, Float32Array, Int64Array
 from passerelle.arrow import write_table
 from passerelle.bundle import BUNDLE_FILES, BundleManifest, NetworkSpec, TensorSpec, open_bundle
 from passerelle.dataset import FeatureColumn
@@ -116,7 +115,7 @@ def encoder_inputs(
     vectors_BLD: Float32Array,
     times_ms_BL: Int64Array | None = None,
     timestamp_ms: int = 0,
-) -> dict[str, npt.NDArray[Any]]:
+) -> dict[str, AnyArray]:
     """Inputs of a query encoder without padding; all at the time of the request, if no times are given."""
     shape = vectors_BLD.shape[:2]
     return {

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import onnxruntime
 
+from passerelle.arrays import AnyArray
 from passerelle.bundle import Bundle
 
 MAX_BATCH_SIZE = 64
@@ -27,8 +26,8 @@ class OnnxInference:
         self.shapes: list[tuple[int, ...]] = []
 
     async def infer(
-        self, model: str, version: int, inputs: Mapping[str, npt.NDArray[Any]], timeout_s: float = 2.0
-    ) -> dict[str, npt.NDArray[Any]]:
+        self, model: str, version: int, inputs: Mapping[str, AnyArray], timeout_s: float = 2.0
+    ) -> dict[str, AnyArray]:
         network = self._sessions[model]
         self.shapes.append(next(iter(inputs.values())).shape)
         names = [output.name for output in network.get_outputs()]

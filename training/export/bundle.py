@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 import pyarrow as pa
 import torch
 
-from passerelle.arrays import Float32Array, FloatArray, Int64Array
+from passerelle.arrays import AnyArray, Float32Array, FloatArray, Int64Array
 from passerelle.arrow import write_table
 from passerelle.bundle import (
     BUNDLE_FILES,
@@ -219,7 +218,7 @@ def _reference_table(run: OpenRun, reference: Reference) -> pa.Table:
     )
 
 
-def _lists(values_PK: npt.NDArray[Any], rows_PK: Int64Array) -> list[npt.NDArray[Any]]:
+def _lists(values_PK: AnyArray, rows_PK: Int64Array) -> list[AnyArray]:
     """Values of each user without the padding at the end."""
     return [values_K[rows_K != PADDING_ROW] for values_K, rows_K in zip(values_PK, rows_PK, strict=True)]
 

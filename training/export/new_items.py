@@ -35,7 +35,7 @@ from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
 from passerelle.files import new_directory, refuse_existing
-from passerelle.id_map import UNKNOWN_ROW
+from passerelle.id_map import UNKNOWN_ROW, check_ids
 from passerelle.ids import ITEM_ID, PADDING_ROW, USER_ID
 from passerelle.manifest import provenance, write_manifest
 from passerelle.progress import Progress, silent
@@ -149,10 +149,7 @@ def _like_the_bundle(bundle: Bundle, items: pa.Table, encoding: ItemEncoding, wh
                 f"{where}: column {field.name!r} holds {items.column(field.name).type}, not {field.type} ({error})"
             ) from None
     ids = columns[ITEM_ID].combine_chunks()
-    if ids.null_count:
-        raise UserError(f"{where}: {ids.null_count} rows have no {ITEM_ID}")
-    if len(ids.unique()) < len(ids):
-        raise UserError(f"{where}: {len(ids) - len(ids.unique())} rows repeat an {ITEM_ID}")
+    check_ids(ids, ITEM_ID, where)
     there = np.flatnonzero(bundle.item_ids.rows(ids) != UNKNOWN_ROW)
     if len(there):
         raise UserError(

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 
-from passerelle.arrays import Float32Array
+from passerelle.arrays import AnyArray, Float32Array
 from passerelle.bundle import NetworkSpec, TensorSpec
 from passerelle.encoding import FeatureEncoding
 from passerelle.features import RETRIEVAL_SCORE
@@ -131,7 +130,7 @@ def export_ranker(ranker: "Ranker", path: Path, num_features: int) -> None:
     Thresholds and leaves stay float64 and the sum over trees is rounded once, so the file gives exactly what `Ranker.predict` gives.
     (With float32 thresholds, as converters write them, a feature that lies on one may go the other way.)
     """
-    constants: dict[str, npt.NDArray[Any]] = {
+    constants: dict[str, AnyArray] = {
         "retrieval_score_place": np.array([RETRIEVAL_SCORE], dtype=np.int64),
         "score_scale": np.array(ranker.score_scale, dtype=np.float32),
     }
