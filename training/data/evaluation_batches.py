@@ -15,10 +15,11 @@ from passerelle.arrays import Int64Array
 from passerelle.dataset import Dataset
 from passerelle.ragged import gather_ragged
 from passerelle.splits import EvaluationUsers
+from training.data.padding import pad_right_aligned, scatter
 from training.data.windows import groups_within_budget
-from training.model.encoder import pad_right_aligned, scatter
-from training.model.query_features import UNKNOWN
 
+UNKNOWN = -1
+"""The row of a user, or the position of an event, of which nothing is known."""
 _MAX_SCORES = 2**27
 """Most scores (users x catalogue) of a batch: half a gigabyte of float32; a baseline's, in float64, are held four times as large."""
 

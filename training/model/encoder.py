@@ -259,35 +259,3 @@ def serving_times(timestamps_ms_BL: Tensor, request_timestamp_ms_B1: Tensor, *, 
     return (
         Times(with_request_BL[:, 1:], timestamps_ms_BL) if causal else Times(with_request_BL, with_request_BL)
     )
-
-
-def pad_right_aligned(items_T: Tensor, offsets_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Ragged rows to a padded [B, L] with the newest item in the last column.
-
-    Returns:
-        items_BL int64 (0 is padding), and the row and the column of each token, int64 [T].
-    """
-    lengths_B = offsets_B1.diff()
-    length = int(lengths_B.max())
-    row_T = torch.repeat_interleave(
-        torch.arange(len(lengths_B), device=items_T.device), lengths_B, output_size=len(items_T)
-    )
-    column_T = torch.arange(len(items_T), device=items_T.device) - offsets_B1[1:][row_T] + length
-    return scatter(items_T, row_T, column_T, items_T.new_zeros((len(lengths_B), length))), row_T, column_T
-
-
-def scatter(values_T: Tensor, row_T: Tensor, column_T: Tensor, like_BL: Tensor) -> Tensor:
-    """A [B, L] tensor with the value of each token in its place, and 0 elsewhere."""
-    return torch.zeros_like(like_BL, dtype=values_T.dtype).index_put_((row_T, column_T), values_T)
-
-
-def columns_of_rows(row_M: Tensor, column_M: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Places (row, column), sorted by row, as columns [B, P] of each row, repeating column 0 in rows with fewer than P.
-
-    Returns:
-        columns_BP int64, and where each place is among those of its row, int64 [M].
-    """
-    count_B = torch.bincount(row_M, minlength=num_rows)
-    place_M = torch.arange(len(row_M), device=row_M.device) - (count_B.cumsum(0) - count_B)[row_M]
-    columns_BP = torch.zeros(num_rows, int(count_B.max()), dtype=column_M.dtype, device=column_M.device)
-    return columns_BP.index_put_((row_M, place_M), column_M), place_M

@@ -16,8 +16,6 @@ from training.data.windows import training_events
 from training.model.towers import QueryFeatureBatch
 from training.model_config import QueryConfig
 
-UNKNOWN = -1
-"""The user row, or the event, of which nothing is known."""
 _ENCODED_AT_ONCE = 2**20
 
 

@@ -29,16 +29,14 @@ from passerelle.metrics import accuracy as metrics
 from training.config import Recipe
 from training.data.batches import Batch
 from training.data.evaluation_batches import EvaluationBatch, Histories
+from training.data.padding import columns_of_rows, pad_right_aligned, scatter
 from training.losses.samplers import Negatives, make_sampler
 from training.model.dropout import Dropout, kept_rows
 from training.model.encoder import (
     QueryEncoder,
     SequenceEncoder,
     Times,
-    columns_of_rows,
     finished_query,
-    pad_right_aligned,
-    scatter,
     serving_times,
 )
 from training.model.items import DenseTable, IdTable, ItemFeatures, make_items

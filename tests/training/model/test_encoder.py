@@ -30,8 +30,9 @@ from tests.support.encoders import (
 )
 from tests.support.histories import untimed
 from tests.support.slow_encoder import slow_bucket, slow_encoder, slow_query
+from training.data.padding import columns_of_rows, pad_right_aligned
 from training.model.dropout import Dropout
-from training.model.encoder import Times, columns_of_rows, pad_right_aligned
+from training.model.encoder import Times
 from training.model.layers import time_buckets
 from training.model.sequence_model import SequenceModel
 

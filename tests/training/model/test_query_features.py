@@ -17,9 +17,10 @@ from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import make_split
 from tests.support.datasets import START_MS, small_recipe
 from training.data.batches import EpochBatches
+from training.data.evaluation_batches import UNKNOWN
 from training.evaluation.evaluate import evaluate
 from training.model.factory import make_model
-from training.model.query_features import UNKNOWN, query_features
+from training.model.query_features import query_features
 from training.model.towers import QueryFeatureBatch
 from training.model_config import QueryConfig
 from training.runs.fit import train_in_process
