@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from passerelle.bundle import open_bundle
 from passerelle.dataset import open_dataset
 from passerelle.errors import UserError
 from passerelle.prepare import load_prepare_config, prepare
@@ -23,6 +25,7 @@ from ray_cluster.cli.main import VERBS, passerelle
 from serving.config import load_serving_config
 from serving.observability.metrics import Telemetry
 from serving.schemas.recommend import RecommendRequest, Timings
+from tests.support.datasets import Planted, planted_dataset
 from training.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,6 +129,26 @@ def test_the_readme_description_of_own_logs_prepares(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "dataset")
     assert (dataset.num_users, dataset.num_items, len(dataset.item_rows_E)) == (least, 4, 4 * least)
     assert dataset.items.column("label").to_pylist() == ["Tea", "Milk", "Bread", "Jam"]
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert code is not None
+    statements = [line for line in code[1].splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(statements) < 20
+    dataset = planted_dataset(tmp_path / "planted", Planted(num_users=60, num_items=60))
+    rows_E, lengths_U = dataset.item_rows_E.astype("int64"), dataset.offsets_U1[1:] - dataset.offsets_U1[:-1]
+    user_ids = dataset.users.column("user_id").to_numpy().repeat(lengths_U)
+    times = pa.array(dataset.timestamps_ms_E, pa.timestamp("ms"))
+    events = {"user_id": user_ids, "item_id": dataset.item_ids().ids(rows_E), "timestamp": times}
+    pa.parquet.write_table(pa.table(events), tmp_path / "events.parquet")
+    pa.parquet.write_table(dataset.items, tmp_path / "items.parquet")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    assert names["dataset"].num_items == 60
+    assert open_bundle(tmp_path / "artifacts" / "bundle").manifest.num_users == 60
 
 
 def test_the_readme_table_is_that_of_the_newest_result_file() -> None:
