@@ -17,9 +17,11 @@ WIDTH = 110
 INTRODUCTION = """\
 # The command line
 
-Written by `make docs` from the help of each verb: edit the verb, not this file. `passerelle VERB --help` prints the same text.
+Written by `make docs` from the help of each verb: edit the verb, not this file.
+`passerelle VERB --help` prints the same text.
 
-A mistake in what you give a verb is one line on stderr and exit status 1, or 2 when it is the command line itself; Ctrl-C is 130.
+A mistake in what you give a verb is one line on stderr and exit status 1.
+A mistake in the command line itself is exit status 2, and Ctrl-C is 130.
 """
 
 

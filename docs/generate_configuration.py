@@ -1,15 +1,18 @@
-"""Write docs/configuration.md, every setting of a recipe and of a description of logs, from the docstrings of their fields.
+"""Write docs/configuration.md, every setting of a recipe, a description of logs and a serving file.
+
+The text is that of the fields' docstrings.
 
 python docs/generate_configuration.py          # or: make docs
 python docs/generate_configuration.py --check  # exit status 1 when the file is not what would be written
 """
 
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pages import write_or_check
+from pages import WIDTH, sentence_lines, write_or_check
 
 from passerelle.config import Config
 from passerelle.prepare.config import Condition, EntityConfig, EventsConfig, FiltersConfig, PrepareConfig
@@ -34,19 +37,25 @@ TARGET = Path(__file__).parent / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-Written by `make docs` from the docstrings of `training/config.py`, `training/model_config.py`, `passerelle/splits.py`,
-`passerelle/prepare/config.py`, `passerelle/prepare/feature_config.py`, `serving/config.py` and `serving/ordering_config.py`: edit those,
-not this file.
+Written by `make docs` from the docstrings of the settings: edit those, not this file.
+They stand in `training/config.py`, `training/model_config.py`, `passerelle/splits.py`, `passerelle/prepare/config.py`,
+`passerelle/prepare/feature_config.py`, `serving/config.py` and `serving/ordering_config.py`.
 
-Every setting stands in a TOML file, and those of a section may be given anew with `--set section.key=value`, as often as needed. The
-value is TOML (`--set model.dim=128`, `--set "model.distance_slopes=[0.5, 0.03]"`), and a bare word is a text
-(`--set loss.kind=sampled`). An unknown key and a value out of range are errors, and so is an option of `[items]`, `[objective]`, `[loss]`
-or `[split]` that the others leave without effect. How to use them is in [training.md](training.md) and [serving.md](serving.md).
+Settings are read from TOML files.
+Those of a section can be overridden with `--set section.key=value`, as often as needed.
+The value is TOML (`--set model.dim=128`, `--set "model.distance_slopes=[0.5, 0.03]"`), and a bare word is a text
+(`--set loss.kind=sampled`).
+An unknown key and a value out of range are errors.
+So is an option of `[items]`, `[objective]`, `[loss]` or `[split]` that has no effect with the other options.
+How to use them is in [training.md](training.md) and [serving.md](serving.md).
+
+A setting is listed with what may be written, its default, and what the recipes `bert4rec`, `sasrec` and `two_tower` set
+where that differs.
 
 ## A recipe
 
-What `passerelle train` takes. A file of your own starts from the defaults here, not from another recipe: copy one of
-`training/recipes/`. In the columns of the recipes is what they set.
+What `passerelle train` takes.
+A file of your own starts from the defaults here, not from another recipe: copy one of `training/recipes/`.
 """
 LOGS = """\
 
@@ -66,7 +75,8 @@ SERVING = """\
 
 ## A serving file
 
-What `passerelle serve --config` takes. Conditions (`filters`, `when`) are written as in requests.
+What `passerelle serve --config` takes.
+Conditions (`filters`, `when`) are written as in requests.
 """
 SERVING_TABLES: tuple[tuple[str, type[Config]], ...] = (
     ("`[playlists.NAME]`", Playlist),
@@ -115,63 +125,69 @@ def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     return " ".join([schema["type"], ", ".join(bounds)]).rstrip()
 
 
-def cell(text: str) -> str:
-    """As it stands in one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
 def value(of: Any) -> str:
     """A default, in TOML; empty for none."""
     return "" if of is None or of in ([], {}) else f"`{json.dumps(of)}`"
 
 
-def table(model: type[Config], recipes: dict[str, dict[str, Any]] | None = None) -> Iterator[str]:
-    """The lines of one table: a setting each, with what recipes set it to."""
-    recipes = recipes or {}
+def settings(model: type[Config], recipes: dict[str, dict[str, Any]] | None = None) -> Iterator[str]:
+    """The lines of a list: each setting with its type, its default, what recipes set it to, and its meaning."""
     schema = model.model_json_schema()
-    yield (
-        "| "
-        + " | ".join(["Key", "What may be written", "Default", *(f"`{name}`" for name in recipes), "Meaning"])
-        + " |"
-    )
-    yield "|---|---|---|" + "---|" * len(recipes) + "---|"
     for key, field in schema["properties"].items():
         if key in PRESETS_ALONE:
             continue
-        nested = "$ref" in field and "properties" in schema["$defs"][field["$ref"].rpartition("/")[2]]
-        default = (
-            "required" if key in schema.get("required", ()) else "" if nested else value(field.get("default"))
-        )
-        set_to = (
-            value(values[key]) if values[key] != field.get("default") else "" for values in recipes.values()
-        )
         assert "description" in field, f"{model.__name__}.{key} has no docstring"
-        meaning = cell(field["description"])
-        yield (
-            "| "
-            + " | ".join([f"`{key}`", cell(kind(field, schema.get("$defs", {}))), default, *set_to, meaning])
-            + " |"
-        )
+        nested = "$ref" in field and "properties" in schema["$defs"][field["$ref"].rpartition("/")[2]]
+        default = "" if nested else value(field.get("default"))
+        notes = [
+            kind(field, schema.get("$defs", {})),
+            "required" if key in schema.get("required", ()) else f"default {default}" if default else "",
+            *(
+                f"{name}: {value(values[key]) or 'none'}"
+                for name, values in (recipes or {}).items()
+                if values[key] != field.get("default")
+            ),
+        ]
+        yield from hanging(f"`{key}` ({'; '.join(note for note in notes if note)}):")
+        yield from sentence_lines(field["description"], indent="  ")
+
+
+def hanging(text: str) -> Iterator[str]:
+    """The first lines of a list item."""
+    yield from textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def section(
+    title: str, model: type[Config], recipes: dict[str, dict[str, Any]] | None = None
+) -> Iterator[str]:
+    """The lines of one section of a file."""
+    yield from ("", f"### {title}", "")
+    yield from sentence_lines(model.__doc__ or "")
+    yield ""
+    yield from settings(model, recipes)
 
 
 def page() -> str:
     """The whole page."""
     recipes = {name: load_recipe(name).model_dump(mode="json") for name in recipe_names()}
-    parts = [INTRODUCTION]
-    for section, field in Recipe.model_fields.items():
+    lines = [INTRODUCTION.rstrip("\n")]
+    for name, field in Recipe.model_fields.items():
         assert isinstance(field.annotation, type)
         assert issubclass(field.annotation, Config)
-        parts.append(f"\n### `[{section}]`\n\n{field.annotation.__doc__}\n\n")
-        parts.extend(
-            f"{line}\n"
-            for line in table(field.annotation, {name: recipe[section] for name, recipe in recipes.items()})
-        )
-    for introduction, tables in ((LOGS, LOG_TABLES), (SERVING, SERVING_TABLES)):
-        parts.append(introduction)
-        for title, model in tables:
-            parts.append(f"\n### {title}\n\n{model.__doc__}\n\n")
-            parts.extend(f"{line}\n" for line in table(model))
-    return "".join(parts)
+        of_recipes = {recipe: values[name] for recipe, values in recipes.items()}
+        lines.extend(section(f"`[{name}]`", field.annotation, of_recipes))
+    for introduction, sections in ((LOGS, LOG_TABLES), (SERVING, SERVING_TABLES)):
+        lines.append(introduction.rstrip("\n"))
+        for title, model in sections:
+            lines.extend(section(title, model))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
