@@ -24,6 +24,7 @@ from passerelle.dataset import Dataset, FeatureColumn, write_dataset
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, USER_ID
 from serving.schemas.recommend import SimilarRequest
 from serving.stages.retrieval import Retrieval
+from serving.stages.types import RequestTime
 from training.config import load_recipe
 from training.export.bundle import export
 from training.ranker import train_ranker
@@ -147,7 +148,11 @@ def _found(grown: Bundle, retrieval: Retrieval, num_items: int, rng: np.random.G
         cosines_R = vectors_RD @ vectors_RD[near]
         cosines_R[near] = -np.inf
         best = set(np.argpartition(-cosines_R, K)[:K].tolist())
-        answered = set(asyncio.run(retrieval.similar(SimilarRequest(item_id=0), [near], K)).rows_C.tolist())
+        answered = set(
+            asyncio.run(
+                retrieval.similar(SimilarRequest(item_id=0), [near], K, RequestTime.read(None))
+            ).rows_C.tolist()
+        )
         expected += sum(row >= first_new for row in best)
         there += sum(row >= first_new for row in best & answered)
     return {"asked": ASKED, "new_among_exact": expected, "of_these_found": there}

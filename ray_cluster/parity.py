@@ -17,7 +17,7 @@ from passerelle.progress import Progress
 from serving.schemas.recommend import RecommendRequest
 from serving.stages.lookup import EmbeddingLookup
 from serving.stages.ranking import Ranking
-from serving.stages.types import Candidates
+from serving.stages.types import Candidates, RequestTime
 from serving.triton.client import TritonClient, TritonError
 
 TOLERANCE = 1e-4
@@ -69,14 +69,15 @@ async def triton_parity(bundle: Bundle, version: int, address: str, progress: Pr
     lookup, ranking = EmbeddingLookup(bundle, client, version), Ranking(bundle, client, version)
 
     async def compare(user: dict[str, Any]) -> tuple[float, float, bool]:
-        query = await lookup.run(RecommendRequest(user_id=user["user_id"]), user["timestamp_ms"])
+        at = RequestTime.read(user["timestamp_ms"])
+        query = await lookup.run(RecommendRequest(user_id=user["user_id"]), at)
         if query.degraded:
             raise TritonError(QUERY_ENCODER, "UNAVAILABLE", f"no answer for user {user['user_id']}")
         assert query.query_D is not None, f"user {user['user_id']} has no history in the bundle"
         candidates = Candidates(
             np.array(user["candidate_rows"]), np.array(user["candidate_scores"], dtype=np.float32), found=()
         )
-        scores_C = await ranking.run(query, candidates, user["timestamp_ms"])
+        scores_C = await ranking.run(query, candidates, at)
         best_K = np.argsort(-scores_C, kind="stable")[: len(user["top_rows"])]
         same = candidates.rows_C[best_K].tolist() == user["top_rows"]
         return (

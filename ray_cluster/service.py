@@ -22,7 +22,8 @@ from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray, users_mistake
 from ray_cluster.networks import Networks
 from serving.config import ServingConfig
-from serving.graph import GraphSettings, Topology, build_graph
+from serving.dependencies import GraphSettings
+from serving.graph import Topology, build_graph
 from serving.triton.ports import free_ports, require_free
 
 APPLICATION = "passerelle"

@@ -17,10 +17,12 @@ from passerelle.errors import UserError
 from serving.api.admission import RETRY_AFTER_S, AdmissionMiddleware, read_keys
 from serving.api.errors import ErrorMiddleware
 from serving.api.explorer import add_explorer
+from serving.deadline import DeadlineError
 from serving.events.base import EventStoreError
 from serving.events.intake import EventIntake
+from serving.item_info import UnknownItemError
 from serving.observability.metrics import CONTENT_TYPE, Telemetry
-from serving.recommender import DeadlineError, Recommender, UnknownItemError
+from serving.recommender import Recommender
 from serving.schemas.events import EventsRequest, EventsResponse, ForgottenResponse
 from serving.schemas.recommend import (
     ItemResponse,
@@ -30,7 +32,7 @@ from serving.schemas.recommend import (
     SimilarRequest,
     SimilarResponse,
 )
-from serving.stages.types import InferenceError
+from serving.triton.inference import InferenceError
 from serving.watched_file import WatchedFile
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {

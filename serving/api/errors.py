@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = logging.getLogger(__name__)
 
 
-def place_of(error: BaseException) -> str:
+def location_of(error: BaseException) -> str:
     """What kind of error it is, and where it came from; not what it says."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
@@ -32,7 +32,7 @@ async def send_problem(
     await send({"type": "http.response.body", "body": body})
 
 
-class StageBrokenError(Exception):
+class StageError(Exception):
     """A mistake of ours in a stage that lives elsewhere: its kind and place, which can be told."""
 
 
@@ -61,7 +61,7 @@ class ErrorMiddleware:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            logger.error("500: %s", str(error) if isinstance(error, StageBrokenError) else place_of(error))
+            logger.error("500: %s", str(error) if isinstance(error, StageError) else location_of(error))
             self._failed(scope["path"])
             if not begun:
                 await send_problem(send, 500, "this should not happen: it is in the log of the service")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-IDENTITY_BYTES = 12
+PSEUDONYM_BYTES = 12
 HOUR_MS = 3_600_000
 DAY_S = 86_400
 
@@ -34,7 +34,7 @@ class UserState:
     """The newest, oldest first."""
     erasures: int = 0
     """How often the user asked to be forgotten."""
-    identity: str | None = None
+    pseudonym: str | None = None
     """What stands for the user in logs; once it is erased, nothing leads from it to the user."""
 
     @property
@@ -71,15 +71,15 @@ class EventStore(Protocol):
     async def user(self, user_id: str, limit: int) -> UserState:
         """What is known of a user, with at most `limit` of the newest events."""
 
-    async def identify(self, user_id: str, identity: str, erasures: int) -> None:
-        """Have `identity` stand for a user who has none yet, and was not erased since it was thought of.
+    async def assign_pseudonym(self, user_id: str, pseudonym: str, erasures: int) -> None:
+        """Have `pseudonym` stand for a user who has none yet, and was not erased since it was thought of.
 
         Args:
             erasures: the `UserState.erasures` of then.
         """
 
     async def erase(self, user_id: str) -> int:
-        """Forget a user's events and identity, and remember that what others hold of them is not to be used.
+        """Forget a user's events and pseudonym, and remember that what others hold of them is not to be used.
 
         Returns:
             how many events there were.
@@ -103,6 +103,6 @@ def user_digest(user_id: str) -> str:
     return hashlib.sha256(user_id.encode()).hexdigest()
 
 
-def new_identity() -> str:
+def new_pseudonym() -> str:
     """A name that says nothing."""
-    return secrets.token_hex(IDENTITY_BYTES)
+    return secrets.token_hex(PSEUDONYM_BYTES)

@@ -56,7 +56,7 @@ local events = {}
 if #ids > 0 then events = redis.call('HMGET', KEYS[1], unpack(ids)) end
 return {events, redis.call('GET', KEYS[3]), redis.call('GET', KEYS[4])}
 """
-_IDENTIFY = """
+_ASSIGN_PSEUDONYM = """
 if (redis.call('GET', KEYS[4]) or '0') == ARGV[2] then redis.call('SET', KEYS[3], ARGV[1], 'NX') end
 """
 _ERASE = """
@@ -112,8 +112,8 @@ class RedisEventStore:
         )
         self._client: Any = redis.Redis.from_pool(pool)
         self._durable = False
-        scripts = (_APPEND, _USER, _IDENTIFY, _ERASE, _COUNT)
-        self._append, self._user, self._identify, self._erase, self._add = map(
+        scripts = (_APPEND, _USER, _ASSIGN_PSEUDONYM, _ERASE, _COUNT)
+        self._append, self._user, self._assign_pseudonym, self._erase, self._add = map(
             self._client.register_script, scripts
         )
 
@@ -143,16 +143,16 @@ class RedisEventStore:
 
     async def user(self, user_id: str, limit: int) -> UserState:
         try:
-            found, identity, erasures = await self._user(keys=_keys(user_id), args=[limit])
+            found, pseudonym, erasures = await self._user(keys=_keys(user_id), args=[limit])
         except (RedisError, OSError) as error:
             raise _failed(error) from None
         # The script gives values without their ids: nobody downstream needs them.
         events = (Event("", user_id, *json.loads(value)) for value in reversed(found))
-        return UserState(tuple(events), int(erasures or 0), identity or None)
+        return UserState(tuple(events), int(erasures or 0), pseudonym or None)
 
-    async def identify(self, user_id: str, identity: str, erasures: int) -> None:
+    async def assign_pseudonym(self, user_id: str, pseudonym: str, erasures: int) -> None:
         try:
-            await self._identify(keys=_keys(user_id), args=[identity, erasures])
+            await self._assign_pseudonym(keys=_keys(user_id), args=[pseudonym, erasures])
         except (RedisError, OSError) as error:
             raise _failed(error) from None
 

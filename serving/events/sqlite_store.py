@@ -41,7 +41,7 @@ CREATE TRIGGER IF NOT EXISTS events_uncounted AFTER DELETE ON events BEGIN
     DELETE FROM hourly WHERE hour = old.timestamp_ms / {HOUR_MS} AND item_id = old.item_id AND count <= 0;
 END;
 """
-_IDENTIFY = """
+_ASSIGN_PSEUDONYM = """
 INSERT OR IGNORE INTO identities SELECT ?, ? WHERE coalesce((SELECT times FROM erasures WHERE user_digest = ?), 0) = ?
 """
 # One statement: what it tells is of one moment, so that an erasure after it makes its count an old one.
@@ -110,9 +110,9 @@ class SqliteEventStore:
     async def user(self, user_id: str, limit: int) -> UserState:
         return await self._read(lambda connection: _user(connection, user_id, limit))
 
-    async def identify(self, user_id: str, identity: str, erasures: int) -> None:
-        values = (user_id, identity, user_digest(user_id), erasures)
-        await self._write(lambda connection: connection.execute(_IDENTIFY, values))
+    async def assign_pseudonym(self, user_id: str, pseudonym: str, erasures: int) -> None:
+        values = (user_id, pseudonym, user_digest(user_id), erasures)
+        await self._write(lambda connection: connection.execute(_ASSIGN_PSEUDONYM, values))
 
     async def erase(self, user_id: str) -> int:
         self.erased_here.add(digest := user_digest(user_id))  # first: what fails may yet have been done
@@ -281,5 +281,5 @@ def _user(connection: sqlite3.Connection, user_id: str, limit: int) -> UserState
         "ORDER BY timestamp_ms DESC, event_id DESC LIMIT ?",
         (user_id, limit),
     ).fetchall()
-    identity, erasures = connection.execute(_WHO, (user_id, user_digest(user_id))).fetchone()
-    return UserState(tuple(Event(*row) for row in reversed(rows)), erasures, identity)
+    pseudonym, erasures = connection.execute(_WHO, (user_id, user_digest(user_id))).fetchone()
+    return UserState(tuple(Event(*row) for row in reversed(rows)), erasures, pseudonym)

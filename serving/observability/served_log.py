@@ -50,14 +50,14 @@ class ServedLog:
             self._file.close()
             self._file = None
 
-    def served(self, answer: RecommendResponse, identity: str | None, place: Place | None) -> None:
+    def served(self, answer: RecommendResponse, pseudonym: str | None, place: Place | None) -> None:
         """One answer: to whom (a name that says nothing), what, by which version, playlist and variant, and how long each stage took."""
         if self._file is None:
             return
         line = {
             "kind": "served",
             "request_id": answer.request_id,
-            "identity": identity,
+            "pseudonym": pseudonym,
             "model_version": answer.model_version,
             "playlist": answer.playlist,
             "experiment": answer.experiment,

@@ -1,8 +1,9 @@
-"""What the HTTP interface takes and gives. Ids are the caller's own, text or whole numbers."""
+"""Bodies of requests for items and of their answers.
 
-import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+Ids are the caller's own, text or whole numbers.
+"""
+
+from typing import Annotated, Any, Self
 
 from pydantic import Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
@@ -40,50 +41,55 @@ class Context(RequestModel):
     credit: Annotated[StrictInt | StrictFloat, Field(ge=0, le=1e15)] | None = None
     """What can be spent: dearer items are left out, where the service has such a rule."""
 
-    def now_ms(self) -> int:
-        """The time of the request: now, unless it says otherwise."""
-        return time.time_ns() // 1_000_000 if self.timestamp_ms is None else self.timestamp_ms
 
+class ItemsRequest(RequestModel):
+    """Fields of every request for items."""
 
-def _refuse_forest(filters: Sequence[Filter]) -> None:
-    if (count := count_conditions(filters)) > MAX_CONDITIONS:
-        raise ValueError(f"filters has {count} conditions, at most {MAX_CONDITIONS} are possible")
-    if (count := count_values(filters)) > MAX_VALUES:
-        raise ValueError(f"filters names {count} values, at most {MAX_VALUES} are possible")
-
-
-class RecommendRequest(RequestModel):
-    """Who to recommend to, and what. Of whom too little is known gets what the rule for cold users says: the popular items, by default."""
-
-    user_id: ExternalId | None = None
-    history: Several[ExternalId] | None = Field(default=None, max_length=MAX_HISTORY_ITEMS)
-    """Item ids, oldest first; takes the place of what is stored for `user_id`. Unknown ids are counted and ignored."""
-    history_timestamps_ms: Several[Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)]] | None = None
-    """When each item of `history` happened, milliseconds since the epoch; a minute apart, up to the request, when absent."""
-    history_event_types: Several[StrictStr] | None = None
-    """What each event of `history` was; the first kind that the model knows, when absent."""
-    user_features: Features | None = None
-    """Features of the user that the model reads, by name; takes the place of what is stored for `user_id`."""
     k: Count | None = None
-    """Items of the answer; as many as the playlist has, if absent."""
-    playlist: StrictStr = "default"
-    """Which of the service's playlists: its filters, sources and ordering."""
-    variant: StrictStr | None = None
-    """A variant of the playlist's experiment, instead of the one that the user belongs to."""
+    """Number of items of the answer; if absent, the size of the playlist, and 10 for similar items."""
     deadline_ms: Annotated[StrictInt | StrictFloat, Field(gt=0, le=60_000)] | None = None
-    """Time for the answer; what is not done by then is left out, or answered 503."""
-    similar_to: Several[ExternalId] = Field(default=(), max_length=100)
-    """Items that the source `similar` starts from, instead of the newest of the history."""
-    debug: StrictBool = False
-    """Say of each item why it stands where it stands."""
-    exclude_seen: StrictBool = True
-    """Leave out the items of the history (of a model for bookings: those that were booked)."""
+    """Time for the answer; a recommendation leaves out what is not done by then, and without candidates it is a 503."""
     context: Context = Context()
     filters: Several[Filter] = Field(default=(), max_length=100)
     """Trees of conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""
 
     @model_validator(mode="after")
-    def _one_value_an_item(self) -> "RecommendRequest":
+    def _has_few_conditions(self) -> Self:
+        if (count := count_conditions(self.filters)) > MAX_CONDITIONS:
+            raise ValueError(f"filters has {count} conditions, at most {MAX_CONDITIONS} are possible")
+        if (count := count_values(self.filters)) > MAX_VALUES:
+            raise ValueError(f"filters names {count} values, at most {MAX_VALUES} are possible")
+        return self
+
+
+class RecommendRequest(ItemsRequest):
+    """Who to recommend to, and from what.
+
+    Users of whom too little is known get the sources of the rule for cold users: the popular items, by default.
+    """
+
+    user_id: ExternalId | None = None
+    history: Several[ExternalId] | None = Field(default=None, max_length=MAX_HISTORY_ITEMS)
+    """Item ids, oldest first, instead of what is stored for `user_id`. Unknown ids are counted and ignored."""
+    history_timestamps_ms: Several[Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)]] | None = None
+    """Time of each event of `history`, milliseconds since the epoch; if absent, a minute apart up to the request."""
+    history_event_types: Several[StrictStr] | None = None
+    """Event type of each event of `history`; if absent, the first event type that the model knows."""
+    user_features: Features | None = None
+    """Features of the user that the model reads, by name, instead of what is stored for `user_id`."""
+    playlist: StrictStr = "default"
+    """Which of the service's playlists: its filters, sources and ordering."""
+    variant: StrictStr | None = None
+    """A variant of the playlist's experiment, instead of the one that the user belongs to."""
+    similar_to: Several[ExternalId] = Field(default=(), max_length=100)
+    """Items that the source `similar` starts from, instead of the newest of the history."""
+    debug: StrictBool = False
+    """Explain the position of each item."""
+    exclude_seen: StrictBool = True
+    """Leave out the items of the history (of a model for bookings: those that were booked)."""
+
+    @model_validator(mode="after")
+    def _has_one_value_an_item(self) -> Self:
         for name, values in (
             ("history_timestamps_ms", self.history_timestamps_ms),
             ("history_event_types", self.history_event_types),
@@ -94,43 +100,18 @@ class RecommendRequest(RequestModel):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _no_forest(self) -> "RecommendRequest":
-        _refuse_forest(self.filters)
-        return self
 
-    def timestamp_ms(self) -> int:
-        """The time of the request: now, unless the context says otherwise."""
-        return self.context.now_ms()
-
-
-class SimilarRequest(RequestModel):
-    """Which item, or which items together, to find neighbours of."""
+class SimilarRequest(ItemsRequest):
+    """An item, or several items together, to find neighbours of."""
 
     item_id: ExternalId | None = None
     item_ids: Several[ExternalId] = Field(default=(), max_length=100)
-    k: Count | None = None
-    """Items of the answer; 10, if absent."""
-    deadline_ms: Annotated[StrictInt | StrictFloat, Field(gt=0, le=60_000)] | None = None
-    """Time for the answer; 503 after it."""
-    context: Context = Context()
-    filters: Several[Filter] = Field(default=(), max_length=100)
-    """Trees of conditions on item columns; all must hold."""
 
     @model_validator(mode="after")
-    def _names_items(self) -> "SimilarRequest":
+    def _names_items(self) -> Self:
         if (self.item_id is None) == (not self.item_ids):
             raise ValueError("give either item_id or item_ids")
         return self
-
-    @model_validator(mode="after")
-    def _no_forest(self) -> "SimilarRequest":
-        _refuse_forest(self.filters)
-        return self
-
-    def timestamp_ms(self) -> int:
-        """The time of the request: now, unless the context says otherwise."""
-        return self.context.now_ms()
 
 
 class Source(Config):

@@ -19,7 +19,7 @@ from serving.config import DEFAULT, ServingConfig
 from serving.ordering_config import GROUP_KINDS, NUMBER_KINDS, OrderingConfig
 from serving.schemas.recommend import Item, Offer, Source, Why
 from serving.stages.reranking import capped, maximal_marginal_relevance, mixed, pinned, unit_range
-from serving.stages.types import PINNED, Candidates
+from serving.stages.types import PINNED, Candidates, RequestTime
 
 Groups = Callable[[Candidates], Int64Array]
 """[C], -1 where there is no value."""
@@ -71,13 +71,17 @@ class Ordering:
         candidates: Candidates,
         scores_C: Float32Array,
         k: int,
+        request_time: RequestTime,
         playlist: str | None = None,
         *,
         debug: bool = False,
     ) -> tuple[Item, ...]:
-        """The k best by score and the playlist's ordering, equal scores in the order of retrieval; fewer when there are fewer.
+        """Returns the first k by score and the playlist's ordering, equal scores in the order of retrieval.
+
+        There are fewer items when there are fewer candidates.
 
         Args:
+            request_time: of the request, as every stage gets it.
             playlist: None orders by score alone.
         """
         ordering = self._orderings[playlist] if playlist is not None else _PLAIN
@@ -149,6 +153,10 @@ class Ordering:
                 )
             )
         return tuple(items)
+
+    async def ready(self) -> bool:
+        """Returns True: what it needs is loaded when it is made."""
+        return True
 
     def _adjusted(
         self, ordering: _Compiled, rows_C: Int64Array, scores_C: Float32Array, margin_C: Float64Array | None

@@ -1,4 +1,4 @@
-"""Third stage: the ranker's opinion of each candidate.
+"""Third stage: one score of the ranker for each candidate.
 
 Shape legend: C candidates, F features.
 """
@@ -11,16 +11,17 @@ from passerelle.arrays import Float32Array
 from passerelle.bundle import RANKER, Bundle
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
-from serving.stages.types import Candidates, Inference, Query
+from serving.stages.types import Candidates, Query, RequestTime
+from serving.triton.inference import INFER_TIMEOUT_S, Inference
 
 
 class Ranking:
-    """Computes the ranking features, by the code that training used, and lets the ranker score them.
+    """Computes the ranking features with the code that training used, and runs the ranker on them.
 
     Args:
-        bundle: what the features are made of.
+        bundle: vectors, counts and item columns that the features are computed from.
         inference: runs the ranker.
-        version: which version of it.
+        version: version of the ranker.
 
     Raises:
         UserError: the bundle's ranker was trained on other features than this code computes.
@@ -41,12 +42,16 @@ class Ranking:
         self._version = version
 
     async def run(
-        self, query: Query, candidates: Candidates, timestamp_ms: int, timeout_s: float = 2.0
+        self,
+        query: Query,
+        candidates: Candidates,
+        request_time: RequestTime,
+        timeout_s: float = INFER_TIMEOUT_S,
     ) -> Float32Array:
-        """Scores of the candidates, in their order.
+        """Returns the scores of the candidates, in their order.
 
         Args:
-            timestamp_ms: time of the request, milliseconds since the epoch.
+            request_time: features of recency count from its `timestamp_ms`.
             timeout_s: for the network.
 
         Returns:
@@ -56,15 +61,22 @@ class Ranking:
             InferenceError: the network does not answer in time.
         """
         features_CF = self._features.compute(
-            candidates.rows_C, candidates.scores_C, query.history_L, timestamp_ms
+            candidates.rows_C, candidates.scores_C, query.history_L, request_time.timestamp_ms
         )
-        most = await self._inference.max_batch_size(RANKER, self._version, timeout_s)
-        parts = [features_CF[start : start + most] for start in range(0, len(features_CF), most)]
+        batch_size = await self._inference.max_batch_size(RANKER, self._version, timeout_s)
+        batches = [
+            features_CF[start : start + batch_size] for start in range(0, len(features_CF), batch_size)
+        ]
         outputs = await asyncio.gather(
-            *(self._inference.infer(RANKER, self._version, {"features": part}, timeout_s) for part in parts)
+            *(
+                self._inference.infer(RANKER, self._version, {"features": batch}, timeout_s)
+                for batch in batches
+            )
         )
-        return (
-            np.concatenate([output["score"][:, 0] for output in outputs])
-            if parts
-            else np.empty(0, dtype=np.float32)
-        )
+        if not outputs:
+            return np.empty(0, dtype=np.float32)
+        return np.concatenate([output["score"][:, 0] for output in outputs])
+
+    async def ready(self) -> bool:
+        """Returns whether Triton serves this version of the ranker."""
+        return await self._inference.ready(RANKER, self._version)

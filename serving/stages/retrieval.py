@@ -25,7 +25,16 @@ from serving.schemas.recommend import Context, RecommendRequest, SimilarRequest
 from serving.stages.rules import EligibilityRules
 from serving.stages.sources import Search, Sources
 from serving.stages.trends import Trends
-from serving.stages.types import ENCODER_DOWN, PERSONAL, PINNED, POPULARITY, Candidates, Found, Query
+from serving.stages.types import (
+    ENCODER_DOWN,
+    PERSONAL,
+    PINNED,
+    POPULARITY,
+    Candidates,
+    Found,
+    Query,
+    RequestTime,
+)
 from serving.watched_file import WatchedFile
 
 PLAIN = Playlist()
@@ -88,18 +97,26 @@ class Retrieval:
             if len(set(rows)) < len(rows):
                 raise UserError(f"playlists.{name}.ordering.pins: an item is pinned twice")
 
-    async def run(self, request: RecommendRequest, query: Query, playlist: Playlist = PLAIN) -> Candidates:
+    async def run(
+        self, request: RecommendRequest, query: Query, request_time: RequestTime, playlist: Playlist = PLAIN
+    ) -> Candidates:
         """As many candidates as the ranker was trained to order, and at least k, as far as filters and rules leave them.
 
         Raises:
             UserError: a filter names an unknown column, or does not fit it.
         """
         self.trends.keep_up()
-        return await self._run_in_thread(lambda: self._run(request, query, playlist))
+        return await self._run_in_thread(lambda: self._run(request, query, request_time, playlist))
 
-    async def similar(self, request: SimilarRequest, rows: Sequence[int], k: int) -> Candidates:
+    async def similar(
+        self, request: SimilarRequest, rows: Sequence[int], k: int, request_time: RequestTime
+    ) -> Candidates:
         """The k items whose vectors point most nearly the same way as those of `rows` together, without these; scores are cosines."""
-        return await self._run_in_thread(lambda: self._similar(request, rows, k))
+        return await self._run_in_thread(lambda: self._similar(request, rows, k, request_time))
+
+    async def ready(self) -> bool:
+        """Returns True: what it searches is loaded when it is made."""
+        return True
 
     async def _run_in_thread(self, work: Callable[[], Candidates]) -> Candidates:
         """In a thread where it may take long: others are answered meanwhile, and a deadline can end the waiting."""
@@ -107,10 +124,12 @@ class Retrieval:
         is_large = self._num_items + (0 if offers is None else offers.table.num_rows) > self._apart_from
         return await asyncio.to_thread(work) if is_large else work()
 
-    def _run(self, request: RecommendRequest, query: Query, playlist: Playlist) -> Candidates:
-        catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
+    def _run(
+        self, request: RecommendRequest, query: Query, request_time: RequestTime, playlist: Playlist
+    ) -> Candidates:
+        catalogue, timestamp_ms = self._catalogue, request_time.timestamp_ms
         eligible = self._eligible(
-            catalogue, (*request.filters, *playlist.filters), request.context, timestamp_ms
+            catalogue, (*request.filters, *playlist.filters), request.context, request_time
         )
         allowed_R = self._without(eligible, query.seen_S)
         anchors_A = self._known_rows(request.similar_to, "similar_to")
@@ -140,9 +159,11 @@ class Retrieval:
             rows_C, scores_C, found, mixed, fallback, self._best_offers(search, rows_C), num_found
         )
 
-    def _similar(self, request: SimilarRequest, rows: Sequence[int], k: int) -> Candidates:
-        catalogue, timestamp_ms = self._catalogue, request.timestamp_ms()
-        eligible = self._eligible(catalogue, request.filters, request.context, timestamp_ms)
+    def _similar(
+        self, request: SimilarRequest, rows: Sequence[int], k: int, request_time: RequestTime
+    ) -> Candidates:
+        catalogue, timestamp_ms = self._catalogue, request_time.timestamp_ms
+        eligible = self._eligible(catalogue, request.filters, request.context, request_time)
         found = self._sources.similar(np.array(rows), self._without(eligible, np.empty(0, dtype=np.int64)), k)
         search = Search(
             EMPTY_QUERY, found.rows_K[:0], catalogue, eligible, None, request.context, timestamp_ms
@@ -185,9 +206,9 @@ class Retrieval:
         return row
 
     def _eligible(
-        self, catalogue: Catalogue, filters: Sequence[Any], context: Context, timestamp_ms: int
+        self, catalogue: Catalogue, filters: Sequence[Any], context: Context, request_time: RequestTime
     ) -> Eligible:
-        rules = self._rules.conditions(context, timestamp_ms)
+        rules = self._rules.conditions(context, request_time)
         offers = self._config.offers
         eligible = catalogue.eligible((*filters, *rules), with_offer=offers is not None and offers.required)
         eligible.rows_R[self._rules.blocked_B()] = False

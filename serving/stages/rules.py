@@ -4,7 +4,6 @@ Shape legend: B blocked items.
 """
 
 import logging
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from serving.catalogue.catalogue import Catalogue
 from serving.config import Rules
 from serving.schemas.filters import Filter, Not, Or, Present, Range
 from serving.schemas.recommend import Context
+from serving.stages.types import RequestTime
 from serving.watched_file import WatchedFile
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class EligibilityRules:
         if rules.ends_column is not None:
             catalogue.require(rules.ends_column, ("timestamp",), "rules.ends_column")
 
-    def conditions(self, context: Context, timestamp_ms: int) -> tuple[Filter, ...]:
+    def conditions(self, context: Context, request_time: RequestTime) -> tuple[Filter, ...]:
         """What must hold beside the filters of a request. What an item says nothing of does not hinder it."""
         rules = self._rules
         found: list[Filter] = []
@@ -68,9 +68,8 @@ class EligibilityRules:
             nothing_left = Range(op="range", column=rules.stock_column, max=0)
             found.append(Not(op="not", condition=nothing_left))
         if rules.ends_column is not None:
-            now_ms = max(
-                timestamp_ms, time.time_ns() // 1_000_000
-            )  # who asks must not bring back what is over
+            # A request that names an earlier time must not bring back what is over.
+            now_ms = max(request_time.timestamp_ms, request_time.now_ms)
             over = Range(op="range", column=rules.ends_column, max=now_ms - 1)
             found.append(Not(op="not", condition=over))
         return tuple(found)

@@ -1,15 +1,17 @@
-"""What the stages hand to each other, and what they need from Triton.
+"""The values that the stages pass to each other, and the interface of each stage.
 
 Shape legend: L history length, S seen items, D vector width, C candidates, K found by one source.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy.typing as npt
-
 from passerelle.arrays import Float32Array, Int64Array
+from passerelle.bundle import History
+from serving.config import Playlist
+from serving.schemas.recommend import ExternalId, Item, RecommendRequest, SimilarRequest
 
 POPULARITY = "popularity"
 POPULARITY_NEAR = "popularity_near"
@@ -18,38 +20,32 @@ SIMILAR = "similar"
 PINNED = "pinned"
 
 ENCODER_DOWN, RANKER_DOWN, EVENTS_DOWN = "query_encoder", "ranker", "events"
-"""What an answer may have had to do without."""
+"""Components whose failure a degraded answer names."""
 
 
-class InferenceError(Exception):
-    """A network could not answer: `code` is gRPC's name for why, `UNAVAILABLE` or `DEADLINE_EXCEEDED` for instance."""
+@dataclass(frozen=True)
+class RequestTime:
+    """The time of one request: read once by the recommender and passed to every stage, also in other processes."""
 
-    def __init__(self, what: str, code: str, message: str) -> None:
-        super().__init__(f"{what}: {code}: {' '.join(message.split())}")
-        self.what = what
-        self.code = code
-        self.message = message
+    timestamp_ms: int
+    """When the request happens, milliseconds since the epoch: the time that its context gives, else `now_ms`."""
+    now_ms: int
+    """Wall clock of the service when the request arrived, milliseconds since the epoch."""
 
-    def __reduce__(self) -> tuple[type["InferenceError"], tuple[str, str, str]]:
-        """So that it crosses from one process to another."""
-        return type(self), (self.what, self.code, self.message)
+    @classmethod
+    def read(cls, timestamp_ms: int | None) -> "RequestTime":
+        """Reads the clock.
 
-
-class Inference(Protocol):
-    """Runs the networks: Triton when serving, ONNX Runtime in a test."""
-
-    async def infer(
-        self, model: str, version: int, inputs: Mapping[str, npt.NDArray[Any]], timeout_s: float = 2.0
-    ) -> dict[str, npt.NDArray[Any]]: ...
-
-    async def max_batch_size(self, model: str, version: int, timeout_s: float = 2.0) -> int: ...
-
-    async def ready(self, model: str, version: int) -> bool: ...
+        Args:
+            timestamp_ms: the time that the request gives, if it gives one.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        return cls(now_ms if timestamp_ms is None else timestamp_ms, now_ms)
 
 
 @dataclass(frozen=True)
 class Query:
-    """What the lookup knows of a user."""
+    """Result of the lookup: a user's history and the query vector."""
 
     history_L: Int64Array
     """Item rows the query was made from, oldest first, at most `max_history`."""
@@ -60,14 +56,14 @@ class Query:
     ignored_history: int
     encode_ms: float
     degraded: tuple[str, ...] = ()
-    """What was left out because it does not work: `query_encoder`, `events`."""
-    identity: str | None = None
-    """What stands for the user in the log."""
+    """Components that failed and were left out: `query_encoder`, `events`."""
+    pseudonym: str | None = None
+    """Stands for the user in the log."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one source found, best first; the place in the array is the rank."""
+    """Items of one source, best first: an item's rank is its index + 1."""
 
     source: str
     rows_K: Int64Array
@@ -76,17 +72,81 @@ class Found:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What all sources found, each item once."""
+    """Items of all sources, each item once."""
 
     rows_C: Int64Array
     scores_C: Float32Array
-    """Inner products with the query, best first; without a query, the score of the source that gave the item its place."""
+    """Inner products with the query, best first; without a query, the score of the source that put the item first."""
     found: tuple[Found, ...]
     mixed: bool = False
-    """Several sources took turns, whose scores cannot be compared: the order of `rows_C` counts."""
+    """Items of several sources were interleaved, whose scores cannot be compared: the order of `rows_C` counts."""
     fallback: str | None = None
-    """Named where the user got something else than what is personal."""
+    """Names the sources of an answer that is not personal."""
     offers: tuple[dict[str, Any] | None, ...] | None = None
     """[C] the best offer of each; None where there are no offers."""
     num_found: int | None = None
-    """So many the sources found, which stand first; those after them fill the answer up, and come after them whatever their scores."""
+    """The first so many are found by sources; those after them fill the answer up, and come last whatever their scores."""
+
+
+class Stage(Protocol):
+    """A stage in this process, or the proxy of one in another process."""
+
+    async def ready(self) -> bool:
+        """Returns whether the stage can answer in full."""
+
+
+class LookupStage(Stage, Protocol):
+    """From a request to the history of its user and a query vector."""
+
+    async def run(self, request: RecommendRequest, request_time: RequestTime, timeout_s: float) -> Query: ...
+
+    async def history(self, user_id: ExternalId, limit: int) -> History: ...
+
+
+class RetrievalStage(Stage, Protocol):
+    """From a query to candidates, and from item rows to similar items."""
+
+    async def run(
+        self, request: RecommendRequest, query: Query, request_time: RequestTime, playlist: Playlist
+    ) -> Candidates: ...
+
+    async def similar(
+        self, request: SimilarRequest, rows: Sequence[int], k: int, request_time: RequestTime
+    ) -> Candidates: ...
+
+
+class RankingStage(Stage, Protocol):
+    """From candidates to one score for each."""
+
+    async def run(
+        self, query: Query, candidates: Candidates, request_time: RequestTime, timeout_s: float
+    ) -> Float32Array: ...
+
+
+class OrderingStage(Stage, Protocol):
+    """From scored candidates to the items of the answer."""
+
+    async def run(
+        self,
+        candidates: Candidates,
+        scores_C: Float32Array,
+        k: int,
+        request_time: RequestTime,
+        playlist: str | None = None,
+        *,
+        debug: bool = False,
+    ) -> tuple[Item, ...]: ...
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The four stages of a request."""
+
+    lookup: LookupStage
+    retrieval: RetrievalStage
+    ranking: RankingStage
+    ordering: OrderingStage
+
+    def all(self) -> tuple[Stage, ...]:
+        """Returns the stages in the order of a request."""
+        return self.lookup, self.retrieval, self.ranking, self.ordering

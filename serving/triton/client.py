@@ -16,11 +16,10 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from passerelle.errors import UserError
-from serving.stages.types import InferenceError
+from serving.triton.inference import INFER_TIMEOUT_S, InferenceError
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-INFER_TIMEOUT_S = 2.0
 LOAD_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 1.0
 _CHANNEL = [

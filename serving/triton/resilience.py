@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from serving.stages.types import Inference, InferenceError
+from serving.triton.inference import INFER_TIMEOUT_S, Inference, InferenceError
 
 ATTEMPTS = 3
 FIRST_PAUSE_S = 0.01
@@ -88,7 +88,11 @@ class ResilientInference:
         self._random = random.Random(seed)
 
     async def infer(
-        self, model: str, version: int, inputs: Mapping[str, npt.NDArray[Any]], timeout_s: float = 2.0
+        self,
+        model: str,
+        version: int,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        timeout_s: float = INFER_TIMEOUT_S,
     ) -> dict[str, npt.NDArray[Any]]:
         """As the inference itself, at most `ATTEMPTS` times and `timeout_s` in all.
 
@@ -119,7 +123,7 @@ class ResilientInference:
                 return answer
         raise AssertionError("the last attempt returns or raises")
 
-    async def max_batch_size(self, model: str, version: int, timeout_s: float = 2.0) -> int:
+    async def max_batch_size(self, model: str, version: int, timeout_s: float = INFER_TIMEOUT_S) -> int:
         """As the inference itself; not asked where the breaker is open.
 
         Raises:

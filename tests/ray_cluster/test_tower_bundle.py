@@ -18,6 +18,7 @@ from passerelle.splits import EvaluationUsers
 from ray_cluster.publishing import Publication, publish
 from serving.schemas.recommend import Context, RecommendRequest
 from serving.stages.lookup import EmbeddingLookup
+from serving.stages.types import RequestTime
 from tests.support.datasets import small_recipe
 from tests.support.inference import OnnxInference
 from training.data.evaluation_batches import EvaluationBatches
@@ -58,7 +59,9 @@ def tower_bundle(tower_run: OpenRun, tmp_path_factory: pytest.TempPathFactory) -
 def looked_up(bundle: Bundle, timestamp_ms: int, **request: Any) -> np.ndarray:
     """The query vector of a request."""
     query = asyncio.run(
-        EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request), timestamp_ms)
+        EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(
+            RecommendRequest(**request), RequestTime.read(timestamp_ms)
+        )
     )
     assert query.query_D is not None
     return query.query_D
@@ -123,7 +126,9 @@ def test_what_was_only_viewed_may_be_recommended(tower_run: OpenRun, tower_bundl
         events = slice(*dataset.offsets_U1[user_row : user_row + 2])
         bought = set(dataset.item_rows_E[events][dataset.event_types_E[events] == 1].tolist())
         request = RecommendRequest(user_id=dataset.users["user_id"][user_row].as_py())
-        query = asyncio.run(EmbeddingLookup(tower_bundle, OnnxInference(tower_bundle), 1).run(request, 0))
+        query = asyncio.run(
+            EmbeddingLookup(tower_bundle, OnnxInference(tower_bundle), 1).run(request, RequestTime.read(None))
+        )
         assert set(query.seen_S.tolist()) == bought < set(dataset.item_rows_E[events].tolist())
 
 

@@ -14,7 +14,8 @@ from serving.stages.lookup import EmbeddingLookup
 from serving.stages.ordering import Ordering
 from serving.stages.ranking import Ranking
 from serving.stages.retrieval import Retrieval
-from serving.stages.types import Inference
+from serving.stages.types import Stages
+from serving.triton.inference import Inference
 from tests.support.inference import OnnxInference
 from tests.support.offers import write_offers
 
@@ -29,13 +30,13 @@ def recommender_of(
     tracer: Tracer | None = None,
 ) -> Recommender:
     """All stages over a bundle."""
-    stages = (
+    stages = Stages(
         EmbeddingLookup(bundle, inference, version, config, events),
         Retrieval(bundle, config),
         Ranking(bundle, inference, version),
         Ordering(bundle, config),
     )
-    return Recommender(bundle, version, inference, *stages, config=config, log=log, tracer=tracer)
+    return Recommender(bundle, version, stages, config=config, log=log, tracer=tracer)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from passerelle.errors import UserError
 from serving import graph
 from serving.api.app import build_app
 from serving.config import ServingConfig
-from serving.recommender import DeadlineError, Recommender
+from serving.deadline import DeadlineError
+from serving.dependencies import GraphSettings
+from serving.recommender import Recommender
 from serving.retrievers.retriever import Retriever
 from serving.schemas.recommend import RecommendRequest, SimilarRequest
 from serving.stages.retrieval import Retrieval
-from serving.stages.types import InferenceError
+from serving.triton.inference import InferenceError
 from serving.triton.ports import free_ports
 from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
@@ -142,7 +145,7 @@ def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(
 ) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
     apart = recommender_of(bundle, OnnxInference(bundle), 7)
-    apart._retrieval = Retrieval(bundle, apart_from=0)
+    apart.stages = replace(apart.stages, retrieval=Retrieval(bundle, apart_from=0))
     for request in ({"user_id": KNOWN_USER}, {}, {"history": [7, 17]}):
         assert ids(ask(apart, **request)) == ids(ask(recommender, **request))
 
@@ -186,9 +189,9 @@ def test_a_ranker_that_hangs_leaves_time_for_what_comes_after_it(
 
         return later
 
-    for stage in (recommender._lookup, recommender._retrieval, recommender._ordering):
+    for stage in (recommender.stages.lookup, recommender.stages.retrieval, recommender.stages.ordering):
         monkeypatch.setattr(stage, "run", far(stage.run))
-    monkeypatch.setattr(recommender._ranking, "run", hang)
+    monkeypatch.setattr(recommender.stages.ranking, "run", hang)
     answer = ask(recommender, user_id=KNOWN_USER, deadline_ms=400)
     assert answer.degraded == ("ranker",) and len(answer.items) == 10
 
@@ -201,7 +204,7 @@ def test_an_ordering_that_hangs_ends_with_the_deadline(
     async def hang(*_: Any, **__: Any) -> Any:
         await asyncio.sleep(5)
 
-    monkeypatch.setattr(recommender._ordering, "run", hang)
+    monkeypatch.setattr(recommender.stages.ordering, "run", hang)
     begun = time.perf_counter()
     with pytest.raises(DeadlineError):
         ask(recommender, user_id=KNOWN_USER, deadline_ms=50)
@@ -233,7 +236,7 @@ def test_a_mistake_of_ours_is_counted_and_said_without_values(
     async def fail(*_: Any, **__: Any) -> Any:
         raise KeyError("user 1003")
 
-    monkeypatch.setattr(recommender._lookup, "run", fail)
+    monkeypatch.setattr(recommender.stages.lookup, "run", fail)
     app = build_app(recommender)
     with caplog.at_level(logging.ERROR, "serving"):
         answer = call(app, "/v1/recommend", {"user_id": KNOWN_USER})
@@ -250,7 +253,7 @@ def test_a_mistake_of_ours_is_counted_and_said_without_values(
 def test_a_mistake_of_ours_in_a_stage_elsewhere_carries_no_values(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = graph.GraphSettings(
+    settings = GraphSettings(
         bundle=bundle.path,
         version=1,
         triton="127.0.0.1:9",
@@ -265,7 +268,7 @@ def test_a_mistake_of_ours_in_a_stage_elsewhere_carries_no_values(
     answer, error = asyncio.run(stage.call("run", "request"))
     assert (
         answer is None
-        and type(error).__name__ == "StageBrokenError"
+        and type(error).__name__ == "StageError"
         and "KeyError at" in str(error)
         and "1003" not in str(error)
     )
@@ -279,7 +282,7 @@ def test_the_servers_own_log_has_no_values_either(
     async def fail(*_: Any, **__: Any) -> Any:
         raise KeyError("user 1003")
 
-    monkeypatch.setattr(recommender._lookup, "run", fail)
+    monkeypatch.setattr(recommender.stages.lookup, "run", fail)
     (port,) = free_ports(1)
     server = uvicorn.Server(
         uvicorn.Config(build_app(recommender), host="127.0.0.1", port=port, log_level="warning")

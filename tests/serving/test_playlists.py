@@ -16,7 +16,7 @@ from serving.experiments import assigned, variant_of
 from serving.recommender import Recommender
 from serving.schemas.recommend import Context, Place, RecommendRequest, SimilarRequest
 from serving.stages.retrieval import Retrieval
-from serving.stages.types import Query
+from serving.stages.types import Query, RequestTime
 from tests.support.offers import NOW_MS, PARIS
 from tests.support.playlists import EVERY_SOURCE, ask, config_of, ids, recommender_with, source
 
@@ -248,6 +248,7 @@ def test_a_place_needs_no_query(bundle: Bundle, offers: Path) -> None:
         Retrieval(bundle, config_of(offers, cold_start={"sources": [source("near")]})).run(
             RecommendRequest(context=somewhere, k=4),
             Query(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), None, 0, 0.0),
+            RequestTime.read(NOW_MS),
         )
     )
     assert found.fallback == "near" and len(found.rows_C) == 50, (

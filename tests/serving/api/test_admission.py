@@ -20,7 +20,7 @@ from serving.config import LimitsConfig, ServingConfig
 from serving.events.base import Event
 from serving.events.intake import EventIntake
 from serving.events.sqlite_store import SqliteEventStore
-from serving.stages.types import InferenceError
+from serving.triton.inference import InferenceError
 from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
 
@@ -268,7 +268,7 @@ def test_cors_is_off_unless_it_is_named(bundle: Bundle, tmp_path: Path) -> None:
 def test_the_time_of_a_request_is_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too little for the ranker: the order of retrieval. Too little for candidates: 503."""
     recommender = recommender_of(bundle, Slow(bundle), 7)
-    retrieve = recommender._retrieval.run
+    retrieve = recommender.stages.retrieval.run
 
     async def slowly(*arguments: Any) -> Any:
         await asyncio.sleep(5)
@@ -277,7 +277,7 @@ def test_the_time_of_a_request_is_kept(bundle: Bundle, monkeypatch: pytest.Monke
     async def work(client: httpx.AsyncClient) -> list[httpx.Response]:
         bodies = [{"user_id": 1003, "deadline_ms": ms} for ms in (1000, 190)]
         answers = [await client.post("/v1/recommend", json=body) for body in bodies]
-        monkeypatch.setattr(recommender._retrieval, "run", slowly)
+        monkeypatch.setattr(recommender.stages.retrieval, "run", slowly)
         return [*answers, await client.post("/v1/recommend", json=bodies[1])]
 
     full, short, none = run(build_app(recommender), work)

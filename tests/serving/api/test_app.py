@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from passerelle.bundle import Bundle
 from serving.api.app import build_app
-from serving.recommender import Recommender, _plain
+from serving.item_info import to_json_value
+from serving.recommender import Recommender
 from serving.triton.client import TritonClient
 from tests.serving.conftest import recommender_of
 
@@ -157,9 +158,12 @@ def test_similar_and_items(app: Any) -> None:
         assert answer.status_code == 404 and "item_id" in answer.json()["detail"][0]["msg"]
 
 
-def test_values_of_every_kind_are_plain() -> None:
-    assert _plain({"latitude": 48.5, "longitude": float("nan")}) == {"latitude": 48.5, "longitude": None}
-    assert _plain(["a", None, 2.0, [1]]) == ["a", None, 2.0, [1]]
+def test_values_of_every_type_become_json() -> None:
+    assert to_json_value({"latitude": 48.5, "longitude": float("nan")}) == {
+        "latitude": 48.5,
+        "longitude": None,
+    }
+    assert to_json_value(["a", None, 2.0, [1]]) == ["a", None, 2.0, [1]]
 
 
 def test_unicode_ids_in_paths(unicode_recommender: Recommender) -> None:

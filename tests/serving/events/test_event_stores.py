@@ -82,12 +82,12 @@ def test_what_is_erased_is_gone_and_remembered_as_erased(open_one: Callable[[], 
 
     async def work(store: EventStore) -> None:
         await store.append([event(user, "a"), event(user, "b"), event(other, "a")])
-        await store.identify(user, "nobody", 0)
-        await store.identify(user, "somebody else", 0)
-        assert (await store.user(user, 10)).identity == "nobody"
+        await store.assign_pseudonym(user, "nobody", 0)
+        await store.assign_pseudonym(user, "somebody else", 0)
+        assert (await store.user(user, 10)).pseudonym == "nobody"
         assert await store.erase(user) == 2
         state = await store.user(user, 10)
-        assert state.events == () and state.identity is None and state.erased
+        assert state.events == () and state.pseudonym is None and state.erased
         assert len((await store.user(other, 10)).events) == 1 and not (await store.user(other, 10)).erased
         assert await store.erase(user) == 0
         await store.append([event(user, "a", 70)])
@@ -96,7 +96,7 @@ def test_what_is_erased_is_gone_and_remembered_as_erased(open_one: Callable[[], 
     with_store(open_one, work)
 
 
-def test_an_identity_thought_of_before_an_erasure_is_not_kept(open_one: Callable[[], EventStore]) -> None:
+def test_pseudonym_chosen_before_an_erasure_is_not_kept(open_one: Callable[[], EventStore]) -> None:
     user = new_user()
 
     async def work(store: EventStore) -> None:
@@ -104,11 +104,11 @@ def test_an_identity_thought_of_before_an_erasure_is_not_kept(open_one: Callable
             before = await store.user(user, 10)
             assert before.erasures == erasures
             await store.erase(user)
-            await store.identify(user, "in lines of the log already", before.erasures)
+            await store.assign_pseudonym(user, "in lines of the log already", before.erasures)
             after = await store.user(user, 10)
-            assert after.identity is None
-            await store.identify(user, f"new {erasures}", after.erasures)
-            assert (await store.user(user, 10)).identity == f"new {erasures}"
+            assert after.pseudonym is None
+            await store.assign_pseudonym(user, f"new {erasures}", after.erasures)
+            assert (await store.user(user, 10)).pseudonym == f"new {erasures}"
         assert store.erased_here == {user_digest(user)}
 
     with_store(open_one, work)

@@ -130,7 +130,7 @@ class Breaking:
         await asyncio.sleep(self._hang_s)
         raise EventStoreError("the event server does not answer: gone")
 
-    append = identify = erase = ping = _fail
+    append = assign_pseudonym = erase = ping = _fail
 
     async def close(self) -> None:
         pass
@@ -190,7 +190,7 @@ def test_who_was_erased_a_moment_ago_is_a_stranger_also_without_the_store(
     bundle: Bundle, store: SqliteEventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
 ) -> None:
     """By this process; or by another one, as soon as it was read who is erased."""
-    monkeypatch.setattr("serving.stages.lookup.ERASURE_REFRESH_INTERVAL_S", 0.05)
+    monkeypatch.setattr("serving.stages.user_history.ERASURE_REFRESH_INTERVAL_S", 0.05)
     app = build_app(
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)
     )
@@ -253,11 +253,11 @@ def test_events_of_a_bundle_with_other_ids_are_left_out(bundle: Bundle, store: S
 
 
 class ErasedMeanwhile(SqliteEventStore):
-    """Somebody erases the user whenever an identity is about to be kept."""
+    """Somebody erases the user whenever a pseudonym is about to be kept."""
 
-    async def identify(self, user_id: str, identity: str, erasures: int) -> None:
+    async def assign_pseudonym(self, user_id: str, pseudonym: str, erasures: int) -> None:
         await self.erase(user_id)
-        await super().identify(user_id, identity, erasures)
+        await super().assign_pseudonym(user_id, pseudonym, erasures)
 
 
 def test_nothing_leads_from_lines_of_the_log_to_a_user_who_was_erased_meanwhile(
@@ -271,12 +271,12 @@ def test_nothing_leads_from_lines_of_the_log_to_a_user_who_was_erased_meanwhile(
         states = []
         for _ in range(2):
             await recommender.recommend(RecommendRequest(user_id=1000, k=3))
-            await asyncio.sleep(0.3)  # the identity is written beside the answer
+            await asyncio.sleep(0.3)  # the pseudonym is written beside the answer
             states.append(await store.user("1000", 10))
         await store.close()
         return states
 
-    assert [(state.erasures, state.identity) for state in asyncio.run(main())] == [(1, None), (2, None)]
+    assert [(state.erasures, state.pseudonym) for state in asyncio.run(main())] == [(1, None), (2, None)]
 
 
 def test_who_was_served_is_not_in_the_log(bundle: Bundle, store: SqliteEventStore, tmp_path: Path) -> None:
@@ -291,14 +291,14 @@ def test_who_was_served_is_not_in_the_log(bundle: Bundle, store: SqliteEventStor
             await recommender.recommend(
                 RecommendRequest.model_validate({"user_id": user_id, "context": place, "k": 3})
             )
-            await asyncio.sleep(0.05)  # the identity is written beside the answer
+            await asyncio.sleep(0.05)  # the pseudonym is written beside the answer
 
     asyncio.run(main())
     log.close()
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    identities = [line["identity"] for line in lines]
+    pseudonyms = [line["pseudonym"] for line in lines]
     assert (
-        identities[0] == identities[1] != identities[2] and identities[3] is None and len(identities[0]) == 24
+        pseudonyms[0] == pseudonyms[1] != pseudonyms[2] and pseudonyms[3] is None and len(pseudonyms[0]) == 24
     )
     assert (
         all(line["near"] == [48.9, 2.4] and len(line["items"]) == 3 for line in lines)

@@ -122,7 +122,7 @@ def test_erased_text_is_soon_not_in_the_log_of_a_server(redis_url: str, tmp_path
     async def work(store: Any) -> None:
         await store.append([event(f"u{number}", "an id", item_id="secret item") for number in range(3)])
         await store.append([event("other", "an id", item_id="known item")])
-        await store.identify("u1", "secret name", 0)
+        await store.assign_pseudonym("u1", "secret name", 0)
         assert holds(tmp_path, b"secret item") and holds(tmp_path, b"secret name")
         for number in range(3):
             await store.erase(f"u{number}")

@@ -14,12 +14,13 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
 from ray_cluster.cli.build_index import command
-from serving import graph
+from serving import dependencies
 from serving.config import LiveEventsConfig, ServingConfig
+from serving.dependencies import Dependencies, GraphSettings, build_retrieval
 from serving.retrievers.faiss_index import FaissIndex
 from serving.retrievers.index_store import KINDS, PASSING, build_index, open_retriever, reference_queries
 from serving.schemas.recommend import RecommendRequest
-from serving.stages.types import Query
+from serving.stages.types import Query, RequestTime
 
 
 @pytest.fixture
@@ -75,22 +76,22 @@ def test_a_bundle_that_grew_keeps_its_index(copy: Bundle) -> None:
 def test_what_is_compared_with_training_asks_no_index(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate of `publish`: an index that misses one candidate of a user would change the answer."""
     build_index(copy, scan_limit=0)
-    monkeypatch.setattr(graph, "SCAN_LIMIT", 0)
+    monkeypatch.setattr(dependencies, "SCAN_LIMIT", 0)
     query = Query(np.empty(0, np.int64), np.empty(0, np.int64), copy.vectors_RD[5], 0, 0.0)
 
     def asked(*_: object) -> None:
         raise AssertionError("the index was asked")
 
     def retrieved(*, exact: bool) -> list[int]:
-        settings = graph.GraphSettings(
+        settings = GraphSettings(
             bundle=copy.path,
             version=1,
             triton="127.0.0.1:9",
             serving=ServingConfig(events=LiveEventsConfig(store="none")),
             exact=exact,
         )
-        retrieval = graph._STAGES["retrieval"](graph.Dependencies(settings))
-        return list(asyncio.run(retrieval.run(RecommendRequest(k=10), query)).rows_C)
+        retrieval = build_retrieval(Dependencies(settings))
+        return list(asyncio.run(retrieval.run(RecommendRequest(k=10), query, RequestTime.read(None))).rows_C)
 
     same = retrieved(exact=False)[:10]
     monkeypatch.setattr(FaissIndex, "search", asked)

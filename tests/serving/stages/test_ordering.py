@@ -14,7 +14,7 @@ from serving.config import ServingConfig
 from serving.schemas.recommend import Item
 from serving.stages.ordering import Ordering
 from serving.stages.reranking import capped, maximal_marginal_relevance, mixed, pinned, unit_range
-from serving.stages.types import PERSONAL, PINNED, Candidates, Found
+from serving.stages.types import PERSONAL, PINNED, Candidates, Found, RequestTime
 
 GROUPS = st.lists(st.integers(-1, 4), min_size=1, max_size=40)
 
@@ -106,7 +106,9 @@ def order(
     candidates = Candidates(rows_C, np.array(scores, dtype=np.float32), tuple(found))
     return list(
         asyncio.run(
-            Ordering(bundle, config).run(candidates, np.array(scores, dtype=np.float32), k, "p", debug=True)
+            Ordering(bundle, config).run(
+                candidates, np.array(scores, dtype=np.float32), k, RequestTime.read(None), "p", debug=True
+            )
         )
     )
 

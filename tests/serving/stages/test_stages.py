@@ -14,18 +14,20 @@ from passerelle.bundle import Bundle
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
-from serving.recommender import Recommender, UnknownItemError
+from serving.item_info import UnknownItemError
+from serving.recommender import Recommender
 from serving.schemas.recommend import Context, RecommendRequest, SimilarRequest
 from serving.stages.lookup import EmbeddingLookup
 from serving.stages.ordering import Ordering
 from serving.stages.ranking import Ranking
 from serving.stages.retrieval import Retrieval
-from serving.stages.types import PERSONAL, Candidates, Found, Query
+from serving.stages.types import PERSONAL, Candidates, Found, Query, RequestTime
 from tests.serving.schemas.test_filters import CONDITIONS, meets
 from tests.support.bundles import encoder_inputs
 from tests.support.inference import MAX_BATCH_SIZE, OnnxInference
 
 NOW_MS = 1_700_000_000_000
+NOW = RequestTime(NOW_MS, NOW_MS)
 NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -37,7 +39,7 @@ def personal(rows_C: Int64Array, scores_C: Float32Array) -> Candidates:
 def look_up(bundle: Bundle, **request: Any) -> Query:
     """The lookup stage over a fresh inference."""
     return asyncio.run(
-        EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request), NOW_MS)
+        EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request), NOW)
     )
 
 
@@ -45,7 +47,9 @@ def test_lookup_agrees_with_the_reference(bundle: Bundle) -> None:
     for user in bundle.reference().to_pylist():
         request = RecommendRequest(user_id=user["user_id"])
         query = asyncio.run(
-            EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(request, user["timestamp_ms"])
+            EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(
+                request, RequestTime.read(user["timestamp_ms"])
+            )
         )
         history = bundle.history(bundle.user_ids.row(user["user_id"])).item_rows_L.tolist()
         assert (
@@ -120,7 +124,7 @@ def test_padding_changes_nothing(bundle: Bundle) -> None:
     lookup = EmbeddingLookup(bundle, inference, 1)
     history = [7 + 10 * position for position in range(24)]
     for length in (1, 15, 16, 17, 24):
-        query = asyncio.run(lookup.run(RecommendRequest(history=tuple(history[:length])), NOW_MS))
+        query = asyncio.run(lookup.run(RecommendRequest(history=tuple(history[:length])), NOW))
         rows_L = np.arange(length) + FIRST_ITEM_ROW
         a_minute_apart_L = NOW_MS - 60_000 * np.arange(length, 0, -1)
         inputs = encoder_inputs(bundle.vectors_RD[rows_L][None], a_minute_apart_L[None], NOW_MS)
@@ -179,7 +183,7 @@ def test_retrieval_against_a_row_by_row_definition(
     query_D = np.random.default_rng(seed).standard_normal(64).astype(np.float32)
     seen_S = np.array(sorted(seen), dtype=np.int64)
     request = RecommendRequest(k=k, filters=tuple(conditions))
-    found = asyncio.run(Retrieval(bundle).run(request, Query(seen_S, seen_S, query_D, 0, 0.0)))
+    found = asyncio.run(Retrieval(bundle).run(request, Query(seen_S, seen_S, query_D, 0, 0.0), NOW))
     items = bundle.items.to_pylist()
     allowed = [
         row
@@ -193,7 +197,7 @@ def test_retrieval_against_a_row_by_row_definition(
     )
     np.testing.assert_allclose(found.scores_C, bundle.vectors_RD[found.rows_C] @ query_D, atol=1e-5)
 
-    popular = asyncio.run(Retrieval(bundle).run(request, Query(seen_S, seen_S, None, 0, 0.0)))
+    popular = asyncio.run(Retrieval(bundle).run(request, Query(seen_S, seen_S, None, 0, 0.0), NOW))
     assert (
         popular.rows_C.tolist()
         == sorted(allowed, key=lambda row: -bundle.counts_R[row])[: max(k, bundle.manifest.num_candidates)]
@@ -209,7 +213,7 @@ def test_similar_items_by_cosine(bundle: Bundle) -> None:
         others_1R = np.ones((1, 302), dtype=bool)
         others_1R[0, row] = False
         rows_1K, cosines_1K = exact_topk(unit_RD[row][None], unit_RD, 5, others_1R)
-        found = asyncio.run(retrieval.similar(SimilarRequest(item_id=0), [row], 5))
+        found = asyncio.run(retrieval.similar(SimilarRequest(item_id=0), [row], 5, NOW))
         assert found.rows_C.tolist() == rows_1K[0].tolist()
         np.testing.assert_allclose(found.scores_C, cosines_1K[0], atol=1e-5)
 
@@ -219,7 +223,7 @@ def test_ranking_in_parts_no_larger_than_the_model_takes(bundle: Bundle) -> None
     rows_C, history_L = np.arange(2, 202), np.array([5, 9])
     candidates = personal(rows_C, np.linspace(1, 0, 200, dtype=np.float32))
     scores_C = asyncio.run(
-        Ranking(bundle, inference, 1).run(Query(history_L, NOTHING, None, 0, 0.0), candidates, 0)
+        Ranking(bundle, inference, 1).run(Query(history_L, NOTHING, None, 0, 0.0), candidates, NOW)
     )
     assert [shape[0] for shape in inference.shapes] == [MAX_BATCH_SIZE] * 3 + [200 - 3 * MAX_BATCH_SIZE]
     assert scores_C.shape == (200,) and len(np.unique(scores_C)) > 100
@@ -228,7 +232,7 @@ def test_ranking_in_parts_no_larger_than_the_model_takes(bundle: Bundle) -> None
 def test_ranking_of_nothing(bundle: Bundle) -> None:
     candidates = personal(NOTHING, np.empty(0, dtype=np.float32))
     query = Query(np.array([5]), NOTHING, None, 0, 0.0)
-    assert asyncio.run(Ranking(bundle, OnnxInference(bundle), 1).run(query, candidates, 0)).shape == (0,)
+    assert asyncio.run(Ranking(bundle, OnnxInference(bundle), 1).run(query, candidates, NOW)).shape == (0,)
 
 
 def test_ranking_refuses_other_features(bundle: Bundle) -> None:
@@ -242,7 +246,9 @@ def test_ranking_refuses_other_features(bundle: Bundle) -> None:
 
 def test_ordering_breaks_ties_by_retrieval(bundle: Bundle) -> None:
     candidates = personal(np.array([10, 11, 12, 13]), np.array([4, 3, 2, 1], dtype=np.float32))
-    items = asyncio.run(Ordering(bundle).run(candidates, np.array([0.5, 0.9, 0.5, 0.9], dtype=np.float32), 3))
+    items = asyncio.run(
+        Ordering(bundle).run(candidates, np.array([0.5, 0.9, 0.5, 0.9], dtype=np.float32), 3, NOW)
+    )
     assert [item.item_id for item in items] == [97, 117, 87] and [item.rank for item in items] == [1, 2, 3]
     assert [(source.name, source.rank, source.score) for item in items for source in item.sources] == [
         (PERSONAL, 2, 3.0),

@@ -22,6 +22,7 @@ from serving.events.sqlite_store import SqliteEventStore
 from serving.schemas.recommend import RecommendRequest
 from serving.stages.retrieval import EMPTY_QUERY, Retrieval
 from serving.stages.trends import LOOKS_BACK_HOURS, Trend, Trends
+from serving.stages.types import RequestTime
 from tests.support.playlists import ask, ids, recommender_with
 
 DAYS = 0.5
@@ -158,7 +159,13 @@ def test_recommendations_follow_what_happens(bundle: Bundle, tmp_path: Path) -> 
     async def asked() -> list[int]:
         firsts = []
         while len(firsts) < 200 and bundle.item_ids.row(unpopular) not in firsts:
-            firsts.append(int((await retrieval.run(RecommendRequest(k=1), EMPTY_QUERY)).rows_C[0]))
+            firsts.append(
+                int(
+                    (await retrieval.run(RecommendRequest(k=1), EMPTY_QUERY, RequestTime.read(None))).rows_C[
+                        0
+                    ]
+                )
+            )
             await asyncio.sleep(0.02)  # nobody waits for the reading
         return firsts
 

@@ -18,8 +18,8 @@ from serving.api.app import build_app
 from serving.observability.served_log import ServedLog
 from serving.observability.tracing import Tracer
 from serving.recommender import Recommender
-from serving.stages.types import InferenceError
 from serving.triton.client import TritonError
+from serving.triton.inference import InferenceError
 from serving.triton.resilience import ATTEMPTS, OPEN, CircuitBreaker, ResilientInference
 from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
