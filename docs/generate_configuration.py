@@ -38,19 +38,20 @@ INTRODUCTION = """\
 # Configuration
 
 Written by `make docs` from the docstrings of the settings: edit those, not this file.
-They stand in `training/config.py`, `training/model_config.py`, `passerelle/splits.py`, `passerelle/prepare/config.py`,
-`passerelle/prepare/feature_config.py`, `serving/config.py` and `serving/ordering_config.py`.
+They stand in `training/config.py`, `training/model_config.py`, `passerelle/splits.py`,
+`passerelle/prepare/config.py`, `passerelle/prepare/feature_config.py`, `serving/config.py` and
+`serving/ordering_config.py`.
 
 Settings are read from TOML files.
 Those of a section can be overridden with `--set section.key=value`, as often as needed.
-The value is TOML (`--set model.dim=128`, `--set "model.distance_slopes=[0.5, 0.03]"`), and a bare word is a text
-(`--set loss.kind=sampled`).
+The value is TOML (`--set model.dim=128`, `--set "model.distance_slopes=[0.5, 0.03]"`), and a bare word is
+a text (`--set loss.kind=sampled`).
 An unknown key and a value out of range are errors.
 So is an option of `[items]`, `[objective]`, `[loss]` or `[split]` that has no effect with the other options.
 How to use them is in [training.md](training.md) and [serving.md](serving.md).
 
-A setting is listed with what may be written, its default, and what the recipes `bert4rec`, `sasrec` and `two_tower` set
-where that differs.
+A setting is listed with what may be written, its default, and what the recipes `bert4rec`, `sasrec` and
+`two_tower` set where that differs.
 
 ## A recipe
 
@@ -131,7 +132,7 @@ def value(of: Any) -> str:
 
 
 def settings(model: type[Config], recipes: dict[str, dict[str, Any]] | None = None) -> Iterator[str]:
-    """The lines of a list: each setting with its type, its default, what recipes set it to, and its meaning."""
+    """The lines of a list: each setting with its type, its default, what recipes set, and its meaning."""
     schema = model.model_json_schema()
     for key, field in schema["properties"].items():
         if key in PRESETS_ALONE:
