@@ -44,6 +44,11 @@ class Manifest(Config):
 M = TypeVar("M", bound=Manifest)
 
 
+def library_versions(names: Sequence[str]) -> dict[str, str]:
+    """Returns the installed version of each library, by name."""
+    return {name: metadata.version(name) for name in names}
+
+
 def provenance(
     model: type[Manifest], directory: Path, files: Sequence[str], libraries: Sequence[str]
 ) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def provenance(
         "format_version": model.FORMAT_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
-        "libraries": {name: metadata.version(name) for name in libraries},
+        "libraries": library_versions(libraries),
         "files": {
             name: {"sha256": sha256_of(directory / name), "size_bytes": (directory / name).stat().st_size}
             for name in files

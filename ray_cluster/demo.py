@@ -72,7 +72,7 @@ def ask() -> None:
 
     bundle = open_bundle(Path(BUNDLE))
     manifest = bundle.manifest
-    user_id = bundle.reference().column("user_id")[0].as_py()
+    user_id = bundle.reference().user_ids()[0]
     started_s = time.monotonic()
     with (
         Service(Path(BUNDLE), REPOSITORY, published_version(bundle, REPOSITORY)) as service,

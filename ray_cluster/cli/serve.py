@@ -74,7 +74,7 @@ def command(
     opened = open_bundle(bundle)
     version = published_version(opened, repository)
     example = json.dumps(
-        {"user_id": opened.reference().column("user_id")[0].as_py(), "k": 10}, ensure_ascii=False
+        {"user_id": opened.reference().user_ids()[0], "k": 10}, ensure_ascii=False
     )
     address = None if triton == "embedded" else triton
     options: Any = {

@@ -91,7 +91,7 @@ def _info(recommender: Recommender, bundle: Bundle) -> ExplorerInfo:
         model_version=recommender.version,
         num_items=manifest.num_items,
         num_users=manifest.num_users,
-        users=tuple(bundle.reference().column("user_id").to_pylist()[:30]),
+        users=tuple(bundle.reference().user_ids()[:30]),
         categories=categories,
         several=tuple(name for name, kind in kinds.items() if kind == "multi_categorical"),
         playlists=tuple(dict.fromkeys([DEFAULT, *config.playlists])),

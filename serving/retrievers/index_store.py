@@ -105,7 +105,7 @@ def build_index(
         UserError: there is an index, or its recall stays below the target; then nothing is written.
     """
     vectors_ND = np.asarray(bundle.vectors_RD)[FIRST_ITEM_ROW:]
-    queries_QD = reference_queries(bundle)[:MAX_QUERIES]
+    queries_QD = bundle.reference().queries()[:MAX_QUERIES]
     with new_directory(bundle.path / INDEX, overwrite=overwrite) as scratch:
         started_s = time.perf_counter()
         say(f"{kind}: building over {len(vectors_ND):,} vectors")
@@ -212,14 +212,6 @@ def open_retriever(bundle: Bundle, *, scan_limit: int = SCAN_LIMIT) -> tuple[Ret
         )
     index = open_index(manifest.retriever, directory, vectors_ND, **manifest.parameters)
     return Retriever(vectors_ND, index, scan_limit=scan_limit), manifest
-
-
-def reference_queries(bundle: Bundle) -> Float32Array:
-    """Query vectors of the bundle's reference users, [Q, D]."""
-    queries = bundle.reference().column("query").combine_chunks()
-    return np.asarray(queries.flatten().to_numpy(), dtype=np.float32).reshape(
-        len(queries), bundle.manifest.dim
-    )
 
 
 def _digest(vectors_ND: Float32Array) -> str:

@@ -49,7 +49,7 @@ class Load:
         context = {"timestamp_ms": NOW_MS}
         self._bodies = [
             {"user_id": user_id, "context": context}
-            for user_id in bundle.reference().column("user_id").to_pylist()[:8]
+            for user_id in bundle.reference().user_ids()[:8]
         ]
         with httpx.Client(base_url=url) as client:
             self._expected = [

@@ -8,11 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
-from passerelle.arrow import write_table
-from passerelle.bundle import Bundle, BundleManifest, open_bundle
+from passerelle.bundle import REFERENCE, Bundle, BundleManifest, open_bundle, write_reference
 from passerelle.errors import UserError
 from passerelle.files import sha256_of
 from passerelle.manifest import FileEntry, open_manifest, write_manifest
@@ -25,22 +24,15 @@ from tests.support.bundles import Shape, build_bundle
 from tests.support.files import flip_byte
 
 
-def with_reference(bundle: Bundle, path: Path, column: str, change: Any) -> Bundle:
+def with_reference(bundle: Bundle, path: Path, field: str, change: Any) -> Bundle:
     """An intact copy of a bundle under another id, in which training's answers are others."""
     shutil.copytree(bundle.path, path)
-    reference = bundle.reference()
-    place = reference.schema.get_field_index(column)
-    values = pa.array(
-        [change(value) for value in reference.column(column).to_pylist()], reference.schema.field(column).type
-    )
-    write_table(path / "reference.arrow", reference.set_column(place, column, values))
+    users = [user._replace(**{field: change(getattr(user, field))}) for user in bundle.reference().users()]
+    write_reference(path, users, bundle.user_ids.type)
     manifest = bundle.manifest
-    entry = FileEntry(
-        sha256=sha256_of(path / "reference.arrow"), size_bytes=(path / "reference.arrow").stat().st_size
-    )
+    entry = FileEntry(sha256=sha256_of(path / REFERENCE), size_bytes=(path / REFERENCE).stat().st_size)
     write_manifest(
-        path,
-        manifest.updated(bundle_id=f"other {column}", files={**manifest.files, "reference.arrow": entry}),
+        path, manifest.updated(bundle_id=f"other {field}", files={**manifest.files, REFERENCE: entry})
     )
     return open_bundle(path)
 
@@ -76,9 +68,7 @@ def test_the_same_bundle_keeps_its_version(
 
 
 def test_a_failing_gate_leaves_everything_as_it_was(repository: Path, bundle: Bundle, tmp_path: Path) -> None:
-    other = with_reference(
-        bundle, tmp_path / "other", "query", lambda query: [value + 0.01 for value in query]
-    )
+    other = with_reference(bundle, tmp_path / "other", "query_D", lambda query_D: query_D + np.float32(0.01))
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
     with pytest.raises(UserError) as error:
         publish(other.path, repository)
@@ -95,10 +85,10 @@ def test_the_triton_gate_notices_other_scores_and_another_order(
     repository: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
     lower = with_reference(
-        bundle, tmp_path / "lower", "top_scores", lambda scores: [score - 0.002 for score in scores]
+        bundle, tmp_path / "lower", "top_scores_K", lambda scores_K: scores_K - np.float32(0.002)
     )
     swapped = with_reference(
-        bundle, tmp_path / "swapped", "top_rows", lambda rows: [rows[1], rows[0], *rows[2:]]
+        bundle, tmp_path / "swapped", "top_rows_K", lambda rows_K: rows_K[[1, 0, *range(2, len(rows_K))]]
     )
     with Networks(repository, 1) as networks:
         networks.ensure()
@@ -113,7 +103,7 @@ def test_the_triton_gate_notices_other_scores_and_another_order(
 def test_the_http_gate_notices_another_answer(service_url: str, bundle: Bundle, tmp_path: Path) -> None:
     assert asyncio.run(http_parity(bundle, service_url, silent)).holds
     shifted = with_reference(
-        bundle, tmp_path / "shifted", "top_scores", lambda scores: [score + 0.5 for score in scores]
+        bundle, tmp_path / "shifted", "top_scores_K", lambda scores_K: scores_K + np.float32(0.5)
     )
     figures = asyncio.run(http_parity(shifted, service_url, silent))
     assert (
@@ -121,7 +111,7 @@ def test_the_http_gate_notices_another_answer(service_url: str, bundle: Bundle, 
         and figures.max_score_difference == pytest.approx(0.5, abs=1e-4)
         and figures.identical_top_10 == 20
     )
-    swapped = with_reference(bundle, tmp_path / "swapped", "top_rows", lambda rows: rows[::-1])
+    swapped = with_reference(bundle, tmp_path / "swapped", "top_rows_K", lambda rows_K: rows_K[::-1])
     assert asyncio.run(http_parity(swapped, service_url, silent)).identical_top_10 == 0
 
 

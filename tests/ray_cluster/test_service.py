@@ -28,8 +28,8 @@ def test_both_topologies_give_the_same_answers(service_url: str, staged: Service
     def answers(url: str) -> list[Any]:
         with httpx.Client(base_url=url) as client:
             requests = [
-                {"user_id": user["user_id"], "context": {"timestamp_ms": user["timestamp_ms"]}}
-                for user in bundle.reference().to_pylist()
+                {"user_id": user.user_id, "context": {"timestamp_ms": user.timestamp_ms}}
+                for user in bundle.reference().users()
             ]
             requests += [
                 {},

@@ -111,7 +111,7 @@ def test_unknown_users_with_a_place_get_what_is_popular_there(bundle: Bundle, of
 def test_the_rule_for_cold_users(bundle: Bundle) -> None:
     rule = {"cold_start": {"min_events_of": {"view": 6}, "min_request_items": 3}}
     recommender = recommender_with(bundle, validate(ServingConfig, rule, "test"))
-    for user_row, user_id in enumerate(bundle.reference().column("user_id").to_pylist()[:10]):
+    for user_row, user_id in enumerate(bundle.reference().user_ids()[:10]):
         count = len(bundle.history(bundle.user_ids.row(user_id)).item_rows_L)
         assert (ask(recommender, user_id=user_id).fallback is None) == (count >= 6), user_row
     assert (

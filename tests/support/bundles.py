@@ -3,8 +3,8 @@
 Shape legend: I items, R = I + FIRST_ITEM_ROW, D vector width, U users, L history length, C candidates, F features.
 """
 
-import hashlib
-import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,24 @@ import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 
 from passerelle.arrays import AnyArray, Float32Array, Int64Array
-from passerelle.arrow import write_table
-from passerelle.bundle import BUNDLE_FILES, BundleManifest, NetworkSpec, TensorSpec, open_bundle
+from passerelle.bundle import (
+    QUERY_ENCODER,
+    RANKER,
+    TOP_K,
+    BundleContents,
+    Network,
+    NetworkSpec,
+    ReferenceUser,
+    TensorSpec,
+    write_bundle,
+)
 from passerelle.dataset import FeatureColumn
 from passerelle.features import RankingFeatures
-from passerelle.files import new_directory
-from passerelle.ids import FIRST_ITEM_ROW
-from passerelle.manifest import provenance, write_manifest
+from passerelle.ids import FIRST_ITEM_ROW, USER_ID
+from passerelle.manifest import library_versions
 from passerelle.topk import exact_topk
 from tests.support.inference import session
 from tests.support.items import item_table
-
-Ids = list[str] | list[int]
 
 ITEM_FEATURES = (
     FeatureColumn(name="title", kind="text"),
@@ -160,19 +166,18 @@ def _items(num_items: int, string_ids: bool, rng: np.random.Generator) -> pa.Tab
 
 
 def _reference(
-    directory: Path,
     shape: Shape,
+    networks: Mapping[str, Network],
     features: RankingFeatures,
     vectors_RD: Float32Array,
-    histories: Any,
-    times: Any,
-) -> pa.Table:
-    encoder, ranker = session(directory / "query_encoder.onnx"), session(directory / "ranker.onnx")
-    rows: list[dict[str, Any]] = []
-    for user_row in range(shape.num_reference_users):
-        history_L = np.array(histories[user_row], dtype=np.int64)
+    histories: pa.Table,
+) -> list[ReferenceUser]:
+    encoder, ranker = (session(networks[name].path) for name in (QUERY_ENCODER, RANKER))
+    users = []
+    for user_row, user in enumerate(histories.slice(0, shape.num_reference_users).to_pylist()):
+        history_L = np.array(user["item_rows"], dtype=np.int64)
         timestamp_ms = 1_700_000_000_000 + user_row * 7_654_321
-        inputs = encoder_inputs(vectors_RD[history_L][None], np.array([times[user_row]]), timestamp_ms)
+        inputs = encoder_inputs(vectors_RD[history_L][None], np.array([user["timestamps_ms"]]), timestamp_ms)
         query_1D = encoder.run(["query"], inputs)[0]
         allowed_1R = np.ones((1, len(vectors_RD)), dtype=bool)
         allowed_1R[0, history_L] = False
@@ -180,25 +185,68 @@ def _reference(
         score_C = ranker.run(
             ["score"], {"features": features.compute(rows_1C[0], scores_1C[0], history_L, timestamp_ms)}
         )[0][:, 0]
-        best = np.argsort(-score_C, kind="stable")[:10]
-        rows.append(
-            {
-                "timestamp_ms": timestamp_ms,
-                "query": query_1D[0].tolist(),
-                "candidate_rows": rows_1C[0].tolist(),
-                "candidate_scores": scores_1C[0].tolist(),
-                "top_rows": rows_1C[0][best].tolist(),
-                "top_scores": score_C[best].tolist(),
-            }
+        best_K = np.argsort(-score_C, kind="stable")[:TOP_K]
+        users.append(
+            ReferenceUser(
+                user_id=user[USER_ID],
+                timestamp_ms=timestamp_ms,
+                query_D=query_1D[0],
+                candidate_rows_C=rows_1C[0].astype(np.int32),
+                candidate_scores_C=scores_1C[0],
+                top_rows_K=rows_1C[0][best_K].astype(np.int32),
+                top_scores_K=score_C[best_K],
+            )
         )
-    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-    types = {name: pa.list_(pa.int32() if name.endswith("rows") else pa.float32()) for name in columns}
-    types["timestamp_ms"] = pa.int64()
-    return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+    return users
+
+
+def _networks(
+    directory: Path, shape: Shape, num_features: int, rng: np.random.Generator
+) -> dict[str, Network]:
+    encoder, ranker = (directory / f"{name}.onnx" for name in (QUERY_ENCODER, RANKER))
+    write_query_encoder(encoder, shape.dim, shape.max_history, rng)
+    write_ranker(ranker, num_features, rng)
+    events = (("mask", "bool"), ("event_types", "int64"), ("timestamps_ms", "int64"))
+    encoder_spec = NetworkSpec(
+        inputs=(
+            TensorSpec(name="item_vectors", dtype="float32", shape=("batch", "length", shape.dim)),
+            *(TensorSpec(name=name, dtype=dtype, shape=("batch", "length")) for name, dtype in events),
+            TensorSpec(name="query_timestamp_ms", dtype="int64", shape=("batch", 1)),
+            *FEATURE_INPUTS,
+        ),
+        outputs=(TensorSpec(name="query", dtype="float32", shape=("batch", shape.dim)),),
+    )
+    ranker_spec = NetworkSpec(
+        inputs=(TensorSpec(name="features", dtype="float32", shape=("batch", num_features)),),
+        outputs=(TensorSpec(name="score", dtype="float32", shape=("batch", 1)),),
+    )
+    return {QUERY_ENCODER: Network(encoder, encoder_spec), RANKER: Network(ranker, ranker_spec)}
+
+
+def _histories(shape: Shape, rng: np.random.Generator) -> pa.Table:
+    lengths_U = rng.integers(1, shape.max_history + 1, size=shape.num_users)
+    item_rows = [
+        (FIRST_ITEM_ROW + rng.choice(shape.num_items, size=length, replace=False)).tolist()
+        for length in lengths_U
+    ]
+    timestamps_ms = [
+        (1_690_000_000_000 + 3_600_000 * np.cumsum(rng.integers(0, 99, size=length))).tolist()
+        for length in lengths_U
+    ]
+    event_types = [[0] * length for length in lengths_U]
+    user_ids = [f"usér {row}" if shape.string_ids else 1000 + row for row in range(shape.num_users)]
+    return pa.table(
+        {
+            USER_ID: pa.array(user_ids, pa.string() if shape.string_ids else pa.int64()),
+            "item_rows": pa.array(item_rows, pa.list_(pa.int32())),
+            "timestamps_ms": pa.array(timestamps_ms, pa.list_(pa.int64())),
+            "event_types": pa.array(event_types, pa.list_(pa.uint8())),
+        }
+    )
 
 
 def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
-    """Write a bundle that obeys the contract in `passerelle/bundle.py`; the same seed makes the same bundle."""
+    """Write a bundle that obeys the contract of `passerelle.bundle`; the same seed makes the same bundle."""
     rng = np.random.default_rng(seed)
     vectors_RD = rng.standard_normal((shape.num_items + FIRST_ITEM_ROW, shape.dim)).astype(
         np.float32
@@ -206,81 +254,34 @@ def build_bundle(path: Path, shape: Shape = Shape(), seed: int = 0) -> Path:
     vectors_RD[:FIRST_ITEM_ROW] = 0
     items = _items(shape.num_items, shape.string_ids, rng)
     counts_R = np.concatenate([np.zeros(FIRST_ITEM_ROW), rng.permutation(shape.num_items) + 1.0])
-    popularity = pa.table({"count": counts_R, "recent_count": np.floor(counts_R / 3)})
-    lengths_U = rng.integers(1, shape.max_history + 1, size=shape.num_users)
-    histories = [
-        (FIRST_ITEM_ROW + rng.choice(shape.num_items, size=length, replace=False)).tolist()
-        for length in lengths_U
-    ]
-    times = [
-        (1_690_000_000_000 + 3_600_000 * np.cumsum(rng.integers(0, 99, size=length))).tolist()
-        for length in lengths_U
-    ]
-    users = (
-        [f"usér {u}" for u in range(shape.num_users)]
-        if shape.string_ids
-        else [1000 + u for u in range(shape.num_users)]
-    )
-    user_ids = pa.array(users, pa.string() if shape.string_ids else pa.int64())
-    features = RankingFeatures(vectors_RD, counts_R, np.floor(counts_R / 3), items, ITEM_FEATURES)
-    num_features = len(features.names)
-    with new_directory(path) as scratch:
-        write_query_encoder(scratch / "query_encoder.onnx", shape.dim, shape.max_history, rng)
-        write_ranker(scratch / "ranker.onnx", num_features, rng)
-        np.save(scratch / "item_vectors.npy", vectors_RD)
-        write_table(scratch / "items.arrow", items)
-        write_table(scratch / "popularity.arrow", popularity)
-        stored = {
-            "item_rows": pa.array(histories, pa.list_(pa.int32())),
-            "timestamps_ms": pa.array(times, pa.list_(pa.int64())),
-        }
-        stored["event_types"] = pa.array([[0] * len(history) for history in histories], pa.list_(pa.uint8()))
-        write_table(scratch / "histories.arrow", pa.table({"user_id": user_ids, **stored}))
-        reference = _reference(scratch, shape, features, vectors_RD, histories, times)
-        write_table(
-            scratch / "reference.arrow", reference.add_column(0, "user_id", user_ids[: reference.num_rows])
-        )
-        common = provenance(BundleManifest, scratch, BUNDLE_FILES, libraries=("numpy", "pyarrow", "onnx"))
-        manifest = {
-            **common,
-            "bundle_id": hashlib.sha256(json.dumps(common["files"], sort_keys=True).encode()).hexdigest()[
-                :16
-            ],
-            "model": "test",
-            "dim": shape.dim,
-            "max_history": shape.max_history,
-            "num_items": shape.num_items,
-            "num_users": shape.num_users,
-            "event_types": ("view",),
-            "target_event_types": ("view",),
-            "networks": {
-                "query_encoder": NetworkSpec(
-                    inputs=(
-                        TensorSpec(
-                            name="item_vectors", dtype="float32", shape=("batch", "length", shape.dim)
-                        ),
-                        TensorSpec(name="mask", dtype="bool", shape=("batch", "length")),
-                        TensorSpec(name="event_types", dtype="int64", shape=("batch", "length")),
-                        TensorSpec(name="timestamps_ms", dtype="int64", shape=("batch", "length")),
-                        TensorSpec(name="query_timestamp_ms", dtype="int64", shape=("batch", 1)),
-                        *FEATURE_INPUTS,
-                    ),
-                    outputs=(TensorSpec(name="query", dtype="float32", shape=("batch", shape.dim)),),
-                ).model_dump(),
-                "ranker": NetworkSpec(
-                    inputs=(TensorSpec(name="features", dtype="float32", shape=("batch", num_features)),),
-                    outputs=(TensorSpec(name="score", dtype="float32", shape=("batch", 1)),),
-                ).model_dump(),
+    recent_counts_R = np.floor(counts_R / 3)
+    histories = _histories(shape, rng)
+    features = RankingFeatures(vectors_RD, counts_R, recent_counts_R, items, ITEM_FEATURES)
+    with tempfile.TemporaryDirectory() as scratch:
+        networks = _networks(Path(scratch), shape, len(features.names), rng)
+        contents = BundleContents(
+            networks=networks,
+            vectors_RD=vectors_RD,
+            items=items,
+            counts_R=counts_R,
+            recent_counts_R=recent_counts_R,
+            histories=histories,
+            reference=_reference(shape, networks, features, vectors_RD, histories),
+            description={
+                "model": "test",
+                "max_history": shape.max_history,
+                "event_types": ("view",),
+                "target_event_types": ("view",),
+                "features": features.names,
+                "item_features": ITEM_FEATURES,
+                "title": "title",
+                "num_candidates": shape.num_candidates,
+                "config": {},
+                "trained_on": "train",
+                "offline_metrics": {},
+                "parity": {},
             },
-            "features": features.names,
-            "item_features": [feature.model_dump() for feature in ITEM_FEATURES],
-            "title": "title",
-            "num_candidates": shape.num_candidates,
-            "config": {},
-            "trained_on": "train",
-            "offline_metrics": {},
-            "parity": {},
-        }
-        write_manifest(scratch, BundleManifest.model_validate(manifest))
-    open_bundle(path)
+            libraries=library_versions(("numpy", "pyarrow", "onnx")),
+        )
+        write_bundle(path, contents)
     return path

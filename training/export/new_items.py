@@ -1,61 +1,54 @@
-"""New items in a bundle, without training: its candidate tower gives them vectors of what their features say.
+"""Add items to a bundle without training: the candidate tower computes their vectors from their features.
 
-A bundle is never changed, so a new one is written beside it, with the same networks. Whatever depends on the catalogue is made anew,
-the answers to the reference users too, which `publish` compares every layer with: a new item may be among their best.
+A bundle is never changed: a new one is written, with the same networks.
+The reference is computed again, because a new item may be among the best of a reference user.
 
-Shape legend: N new items, R item rows, D vector width, K candidates.
+Shape legend: N new items, R item rows, D vector width, C candidates, F features.
 """
 
-import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet
 
 from passerelle.arrays import Float32Array
-from passerelle.arrow import write_table
 from passerelle.bundle import (
     CANDIDATE_ENCODER,
-    INDEX,
-    ITEM_ENCODING,
     RANKER,
+    TOP_K,
     Bundle,
-    BundleManifest,
     ItemEncoding,
-    bundle_id,
+    ReferenceUser,
+    contents_of,
     open_bundle,
+    write_bundle,
 )
-from passerelle.config import validate
 from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
-from passerelle.files import new_directory, refuse_existing
+from passerelle.files import refuse_existing
 from passerelle.id_map import UNKNOWN_ROW, check_ids
-from passerelle.ids import ITEM_ID, PADDING_ROW, USER_ID
-from passerelle.manifest import provenance, write_manifest
+from passerelle.ids import ITEM_ID, PADDING_ROW
+from passerelle.manifest import library_versions
 from passerelle.progress import Progress, silent
 from passerelle.topk import exact_topk
+from training.export.onnx_session import open_session
 from training.text import TextEncoder, with_text_vectors
 
 BATCH = 4096
-TOP = 10
 LIBRARIES = ("onnxruntime", "numpy", "pyarrow")
-CHANGED = ("item_vectors.npy", "items.arrow", "popularity.arrow", "reference.arrow")
 
 
 @dataclass(frozen=True)
 class AddedItems:
-    """What was made of a table of new items."""
+    """A bundle with new items, and what was found in their table."""
 
     bundle: Bundle
     num_added: int
     unknown_values: dict[str, int]
-    """Categorical values that training never saw, by column: they count as its unknown one."""
+    """Number of categorical values that training never saw, by column; they are encoded as unknown."""
 
 
 def add_items(
@@ -67,62 +60,63 @@ def add_items(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> AddedItems:
-    """Write a bundle that has these items, too.
+    """Write a bundle that has these items too.
 
     Args:
         path: bundle of a model with a candidate tower.
         items: `item_id` and the item features, as `items.arrow` of the bundle has them.
         out: the new bundle.
-        where: what the table is called in what is said of it.
+        where: name of the table in messages.
 
     Raises:
-        UserError: the bundle has no candidate tower, an id is there already, missing or twice, a column that the tower reads is missing or
-            has another type, the text encoder is not the one of the bundle, or `out` exists.
+        UserError: the bundle has no candidate tower; an id is in the bundle already, missing or repeated;
+            a column that the tower reads is missing or has another type;
+            the text encoder is not the one of the bundle; or `out` exists.
     """
     refuse_existing(out, overwrite=overwrite)
     bundle = open_bundle(path)
-    if CANDIDATE_ENCODER not in bundle.manifest.networks:
+    contents = contents_of(bundle)
+    encoding = contents.item_encoding
+    if encoding is None:
         raise UserError(
-            f"{path}: its model has vectors of the items it was trained on alone: new ones need a candidate tower (two_tower)"
+            f"{path}: its model has vectors of the items it was trained on alone: "
+            "new ones need a candidate tower (two_tower)"
         )
-    encoding = validate(
-        ItemEncoding,
-        json.loads((path / ITEM_ENCODING).read_text(encoding="utf-8")),
-        str(path / ITEM_ENCODING),
-    )
     table = _like_the_bundle(bundle, items, encoding, where)
-    vectors_ND, unknown = _encode(path, bundle.manifest.dim, table, encoding, progress)
-    nobody_N = np.zeros(table.num_rows)
+    vectors_ND, unknown = _encode(bundle, table, encoding, progress)
+    zeros_N = np.zeros(table.num_rows)
     grown = replace(
         bundle,
         vectors_RD=np.concatenate([bundle.vectors_RD, vectors_ND]),
         items=pa.concat_tables([bundle.items, table]),
-        counts_R=np.concatenate([bundle.counts_R, nobody_N]),
-        recent_counts_R=np.concatenate([bundle.recent_counts_R, nobody_N]),
+        counts_R=np.concatenate([bundle.counts_R, zeros_N]),
+        recent_counts_R=np.concatenate([bundle.recent_counts_R, zeros_N]),
     )
-    reference = _reference(grown, progress)
-    with new_directory(out, overwrite=overwrite) as scratch:
-        for name in bundle.manifest.files:
-            if name not in CHANGED:
-                shutil.copyfile(path / name, scratch / name)
-        if (path / INDEX).is_dir():  # of the vectors that were there: retrievers scan those that come after
-            shutil.copytree(path / INDEX, scratch / INDEX)
-        np.save(scratch / "item_vectors.npy", grown.vectors_RD, allow_pickle=False)
-        write_table(scratch / "items.arrow", grown.items)
-        write_table(
-            scratch / "popularity.arrow",
-            pa.table({"count": grown.counts_R, "recent_count": grown.recent_counts_R}),
-        )
-        write_table(scratch / "reference.arrow", reference)
-        write_manifest(scratch, _manifest(grown, scratch))
-    return AddedItems(open_bundle(out, verify=False), table.num_rows, unknown)
+    # `publish` measures the parity of the other layers again.
+    parity = {"onnxruntime": bundle.manifest.parity["onnxruntime"]}
+    # The index stays that of the old vectors: retrievers scan those that come after.
+    written = write_bundle(
+        out,
+        replace(
+            contents,
+            vectors_RD=grown.vectors_RD,
+            items=grown.items,
+            counts_R=grown.counts_R,
+            recent_counts_R=grown.recent_counts_R,
+            reference=_reference(grown, progress),
+            description={**contents.description, "parity": parity},
+            libraries={**contents.libraries, **library_versions(LIBRARIES)},
+        ),
+        overwrite=overwrite,
+    )
+    return AddedItems(written, table.num_rows, unknown)
 
 
 def read_items(path: Path) -> pa.Table:
-    """The table of a Parquet file.
+    """Returns the table of a Parquet file.
 
     Raises:
-        UserError: there is none.
+        UserError: the file is missing or is not Parquet.
     """
     try:
         return pyarrow.parquet.read_table(path)
@@ -131,7 +125,7 @@ def read_items(path: Path) -> pa.Table:
 
 
 def _like_the_bundle(bundle: Bundle, items: pa.Table, encoding: ItemEncoding, where: str) -> pa.Table:
-    """The items with the bundle's columns and types; what the tower does not read may be missing."""
+    """Returns the items with the bundle's columns and types; only columns that the tower reads must be there."""
     wanted = [ITEM_ID, *(column.name for column in encoding.encoding.columns)]
     if missing := [name for name in wanted if name not in items.column_names]:
         raise UserError(
@@ -146,27 +140,31 @@ def _like_the_bundle(bundle: Bundle, items: pa.Table, encoding: ItemEncoding, wh
             columns[field.name] = items.column(field.name).cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UserError(
-                f"{where}: column {field.name!r} holds {items.column(field.name).type}, not {field.type} ({error})"
+                f"{where}: column {field.name!r} holds {items.column(field.name).type}, "
+                f"not {field.type} ({error})"
             ) from None
     ids = columns[ITEM_ID].combine_chunks()
     check_ids(ids, ITEM_ID, where)
-    there = np.flatnonzero(bundle.item_ids.rows(ids) != UNKNOWN_ROW)
-    if len(there):
+    known = np.flatnonzero(bundle.item_ids.rows(ids) != UNKNOWN_ROW)
+    if len(known):
         raise UserError(
-            f"{where}: {len(there)} of the items are in {bundle.path} already, the first is {ids[there[0]].as_py()!r}"
+            f"{where}: {len(known)} of the items are in {bundle.path} already, "
+            f"the first is {ids[known[0]].as_py()!r}"
         )
     return pa.table(columns)
 
 
 def _encode(
-    path: Path, dim: int, table: pa.Table, encoding: ItemEncoding, progress: Progress
+    bundle: Bundle, table: pa.Table, encoding: ItemEncoding, progress: Progress
 ) -> tuple[Float32Array, dict[str, int]]:
-    """Vectors [N, D] of what the features say, and how many values are unknown, by column."""
+    """Returns the vectors [N, D] of the items' features, and the number of unknown values by column."""
+    dim = bundle.manifest.dim
     if encoding.text_encoder is not None:
         encoder = TextEncoder(encoding.text_encoder)
         if encoder.digest != encoding.text_digest:
             raise UserError(
-                f"{path}: text encoder {encoding.text_encoder!r} is not the one that its items were encoded with"
+                f"{bundle.path}: text encoder {encoding.text_encoder!r} "
+                "is not the one that its items were encoded with"
             )
         vectors = [column.name for column in encoding.encoding.columns if column.kind == "vector"]
         texts = [
@@ -176,7 +174,7 @@ def _encode(
         ]
         table, _ = with_text_vectors(table, texts, encoder, progress)
     encoded = encoding.encoding.encode(table)
-    session = _session(path, CANDIDATE_ENCODER)
+    session = open_session(bundle.path / f"{CANDIDATE_ENCODER}.onnx")
     vectors_ND = np.empty((table.num_rows, dim), dtype=np.float32)
     for start in range(0, table.num_rows, BATCH):
         rows = slice(start, start + BATCH)
@@ -191,51 +189,36 @@ def _encode(
     return vectors_ND, encoded.unknown
 
 
-def _reference(bundle: Bundle, progress: Progress) -> pa.Table:
-    """What `reference.arrow` holds, for the grown catalogue: queries are as they were, what they find is not."""
-    manifest, before = bundle.manifest, bundle.reference()
+def _reference(bundle: Bundle, progress: Progress) -> list[ReferenceUser]:
+    """Returns the reference for the grown catalogue: the same queries, with the new answers."""
+    manifest = bundle.manifest
     features = RankingFeatures(
         bundle.vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, manifest.item_features
     )
-    ranker = _session(bundle.path, RANKER)
-    found: dict[str, list[Any]] = {
-        name: [] for name in ("candidate_rows", "candidate_scores", "top_rows", "top_scores")
-    }
-    for done, user in enumerate(before.select([USER_ID, "timestamp_ms", "query"]).to_pylist(), start=1):
-        history = bundle.history(bundle.user_ids.row(user[USER_ID]))
+    ranker = open_session(bundle.path / f"{RANKER}.onnx")
+    users = bundle.reference().users()
+    answered = []
+    for done, user in enumerate(users, start=1):
+        history = bundle.history(bundle.user_ids.row(user.user_id))
         allowed_1R = np.ones((1, len(bundle.vectors_RD)), dtype=bool)
         allowed_1R[0, bundle.seen(history)] = False
-        query_1D = np.array([user["query"]], dtype=np.float32)
-        rows_1K, scores_1K = exact_topk(query_1D, bundle.vectors_RD, manifest.num_candidates, allowed_1R)
-        there_K = rows_1K[0] != PADDING_ROW
-        rows_K, scores_K = rows_1K[0][there_K], scores_1K[0][there_K]
-        features_KF = features.compute(
-            rows_K, scores_K, history.item_rows_L[-manifest.max_history :], user["timestamp_ms"]
+        rows_1C, scores_1C = exact_topk(
+            user.query_D[None], bundle.vectors_RD, manifest.num_candidates, allowed_1R
         )
-        ranked_K = ranker.run(["score"], {"features": features_KF})[0][:, 0]
-        best = np.argsort(-ranked_K, kind="stable")[:TOP]
-        values = (rows_K.astype(np.int32), scores_K, rows_K[best].astype(np.int32), ranked_K[best])
-        for name, value in zip(found, values, strict=True):
-            found[name].append(value)
-        progress("reference", done, before.num_rows)
-    table = before
-    for name, lists in found.items():
-        place = before.column_names.index(name)
-        table = table.set_column(place, name, pa.array(lists, before.schema.field(name).type))
-    return table
-
-
-def _manifest(bundle: Bundle, scratch: Path) -> BundleManifest:
-    """That of the bundle it was made from, with another catalogue."""
-    common = provenance(BundleManifest, scratch, list(bundle.manifest.files), LIBRARIES)
-    changed = {"bundle_id": bundle_id(common["files"]), "num_items": bundle.items.num_rows}
-    parity = {"onnxruntime": bundle.manifest.parity["onnxruntime"]}  # of other layers, `publish` finds out
-    return bundle.manifest.updated(
-        **{**common, "libraries": {**bundle.manifest.libraries, **common["libraries"]}},
-        **changed,
-        parity=parity,
-    )
-
-
-def _session(path: Path, network: str) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(path / f"{network}.onnx", providers=["CPUExecutionProvider"])
+        found_C = rows_1C[0] != PADDING_ROW
+        rows_C, scores_C = rows_1C[0][found_C], scores_1C[0][found_C]
+        features_CF = features.compute(
+            rows_C, scores_C, history.item_rows_L[-manifest.max_history :], user.timestamp_ms
+        )
+        ranked_C = ranker.run(["score"], {"features": features_CF})[0][:, 0]
+        best_K = np.argsort(-ranked_C, kind="stable")[:TOP_K]
+        answered.append(
+            user._replace(
+                candidate_rows_C=rows_C.astype(np.int32),
+                candidate_scores_C=scores_C,
+                top_rows_K=rows_C[best_K].astype(np.int32),
+                top_scores_K=ranked_C[best_K],
+            )
+        )
+        progress("reference", done, len(users))
+    return answered

@@ -31,14 +31,17 @@ IR_VERSION = 8
 MAX_COLUMNS = 2**16
 _ML = "ai.onnx.ml"
 LIGHTGBM_ZERO = 1.0000000180025095e-35
-"""LightGBM's smallest number, 1e-35 in float32: it never splits between it and its negative, and reads what is not above as zero."""
+"""LightGBM's smallest number, 1e-35 in float32.
+
+It never splits between this number and its negative, and reads smaller ones as zero.
+"""
 
 
 def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
-    """The inputs of `QueryEncoder.forward` -> `query` float32 [batch, D].
+    """Write a network from the inputs of `QueryEncoder.forward` to `query` float32 [batch, D].
 
-    A network that does not look at times, or features, has them among its inputs all the same, and features may have columns to spare:
-    versions with and without take each other's place.
+    Every network has inputs for times and features, whether it reads them or not, and features may have more
+    columns than it reads: so that versions with and without them can replace each other.
     """
     max_history = network.encoder.max_length - (0 if network.encoder.causal else 1)
     example = {
@@ -64,18 +67,18 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
 def query_inputs(
     model: SequenceModel, histories: Histories, vectors_RD: Float32Array
 ) -> dict[str, torch.Tensor]:
-    """What the exported query encoder is to be given for some histories, by the names of its inputs.
+    """Returns the inputs of the exported query encoder for some histories, by name.
 
     Args:
-        vectors_RD: of items in histories.
+        vectors_RD: vectors of items in histories.
     """
     items_BL = histories.items_BL
     if model.query_features is None:
-        facts = QueryFeatureBatch(
+        features = QueryFeatureBatch(
             *(torch.zeros(len(items_BL), 1, dtype=dtype) for dtype in (torch.int64, torch.float32) * 2)
         )
     else:
-        facts = model.query_features(histories.user_rows_B, histories.request_events_B)
+        features = model.query_features(histories.user_rows_B, histories.request_events_B)
     return {
         "item_vectors": torch.from_numpy(vectors_RD[items_BL.numpy()]),
         "mask": items_BL != PADDING_ROW,
@@ -84,13 +87,17 @@ def query_inputs(
         "query_timestamp_ms": histories.request_timestamp_ms_B1,
         **{
             name: values.long() if name.endswith("codes") else values
-            for name, values in facts._asdict().items()
+            for name, values in features._asdict().items()
         },
     }
 
 
 def export_candidate_encoder(tower: CandidateTower, path: Path, dim: int, encoding: FeatureEncoding) -> None:
-    """`id_vector` float32 [batch, D], `codes` int64 [batch, S] and `numbers` float32 [batch, F] -> `vector` float32 [batch, D]."""
+    """Write a candidate tower.
+
+    Its inputs are `id_vector` float32 [batch, D], `codes` int64 [batch, S] and `numbers` float32 [batch, F].
+    Its output is `vector` float32 [batch, D].
+    """
     example = {
         "id_vector": torch.zeros(2, dim),
         "codes": torch.zeros(2, encoding.num_slots, dtype=torch.int64),
@@ -108,7 +115,8 @@ def _export(
 ) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        # The exporter warns about its own internals.
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network,
             tuple(example.values()),
@@ -125,13 +133,15 @@ def _export(
 
 
 def export_ranker(ranker: "Ranker", path: Path, num_features: int) -> None:
-    """`features` float32 [batch, F] -> `score` float32 [batch, 1], the scaled score of retrieval and the raw score of the trees.
+    """Write a ranker from `features` float32 [batch, F] to `score` float32 [batch, 1].
 
-    Thresholds and leaves stay float64 and the sum over trees is rounded once, so the file gives exactly what `Ranker.predict` gives.
-    (With float32 thresholds, as converters write them, a feature that lies on one may go the other way.)
+    The score is the scaled score of retrieval plus the raw score of the trees.
+    Thresholds and leaves stay float64 and the sum over trees is rounded once, so the file gives exactly what
+    `Ranker.predict` gives.
+    With float32 thresholds, as converters write them, a feature equal to one may take the other branch.
     """
     constants: dict[str, AnyArray] = {
-        "retrieval_score_place": np.array([RETRIEVAL_SCORE], dtype=np.int64),
+        "retrieval_score_position": np.array([RETRIEVAL_SCORE], dtype=np.int64),
         "score_scale": np.array(ranker.score_scale, dtype=np.float32),
     }
     make_node = onnx.helper.make_node
@@ -144,7 +154,7 @@ def export_ranker(ranker: "Ranker", path: Path, num_features: int) -> None:
             domain=_ML,
             **_tree_attributes(ranker.booster),
         ),
-        make_node("Gather", ["features", "retrieval_score_place"], ["retrieval_score"], axis=1),
+        make_node("Gather", ["features", "retrieval_score_position"], ["retrieval_score"], axis=1),
         make_node("Mul", ["retrieval_score", "score_scale"], ["start"]),
         make_node("Add", ["trees", "start"], ["score"]),
     ]
@@ -162,7 +172,7 @@ def export_ranker(ranker: "Ranker", path: Path, num_features: int) -> None:
 
 
 def _tree_attributes(booster: "lightgbm.Booster") -> dict[str, Any]:
-    """The trees as ONNX wants them: the nodes of all trees one after the other, a column each for what a node has."""
+    """Returns the attributes of `TreeEnsembleRegressor`: a list for each property of the nodes of all trees."""
     nodes: list[tuple[int, int, str, int, float, int, int]] = []
     leaves: list[tuple[int, int, float]] = []
     for tree, description in enumerate(booster.dump_model()["tree_info"]):
@@ -204,12 +214,15 @@ def _tree_attributes(booster: "lightgbm.Booster") -> dict[str, Any]:
 
 
 def _threshold(value: float) -> float:
-    """LightGBM reads features as small as its bounds around zero as zero, which is above the lower one: so must these be here."""
+    """Returns the ONNX threshold of a LightGBM threshold.
+
+    LightGBM reads features at its bounds around zero as zero, which is above the lower bound: so must ONNX.
+    """
     return math.nextafter(value, -math.inf) if value == -LIGHTGBM_ZERO else value
 
 
 def describe(path: Path) -> NetworkSpec:
-    """Names, dtypes and shapes of a file's inputs and outputs."""
+    """Returns names, dtypes and shapes of a file's inputs and outputs."""
     graph = onnx.load(path).graph
     return NetworkSpec(
         inputs=tuple(_spec(value) for value in graph.input),

@@ -18,7 +18,7 @@ from serving import dependencies
 from serving.config import LiveEventsConfig, ServingConfig
 from serving.dependencies import Dependencies, GraphSettings, build_retrieval
 from serving.retrievers.faiss_index import FaissIndex
-from serving.retrievers.index_store import KINDS, PASSING, build_index, open_retriever, reference_queries
+from serving.retrievers.index_store import KINDS, PASSING, build_index, open_retriever
 from serving.schemas.recommend import RecommendRequest
 from serving.stages.types import Query, RequestTime
 
@@ -36,7 +36,7 @@ def test_an_index_is_built_measured_and_opened(copy: Bundle, kind: str) -> None:
     assert set(built.recall) == set(PASSING) and min(built.recall.values()) >= 0.99 and built.queries == 20
     retriever, manifest = open_retriever(copy, scan_limit=0)
     assert manifest == built
-    queries_QD = reference_queries(copy)
+    queries_QD = copy.reference().queries()
     rows_QK, _ = exact_topk(queries_QD, copy.vectors_RD, 10)
     found = np.stack([hits.positions_K + FIRST_ITEM_ROW for hits in retriever.search(queries_QD, 10)])
     assert np.mean(found == rows_QK) > 0.95

@@ -44,21 +44,21 @@ def look_up(bundle: Bundle, **request: Any) -> Query:
 
 
 def test_lookup_agrees_with_the_reference(bundle: Bundle) -> None:
-    for user in bundle.reference().to_pylist():
-        request = RecommendRequest(user_id=user["user_id"])
+    for user in bundle.reference().users():
+        request = RecommendRequest(user_id=user.user_id)
         query = asyncio.run(
             EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(
-                request, RequestTime.read(user["timestamp_ms"])
+                request, RequestTime.read(user.timestamp_ms)
             )
         )
-        history = bundle.history(bundle.user_ids.row(user["user_id"])).item_rows_L.tolist()
+        history = bundle.history(bundle.user_ids.row(user.user_id)).item_rows_L.tolist()
         assert (
             query.history_L.tolist() == history
             and query.seen_S.tolist() == sorted(set(history))
             and query.encode_ms > 0
         )
         assert query.query_D is not None
-        np.testing.assert_allclose(query.query_D, user["query"], atol=1e-5)
+        np.testing.assert_allclose(query.query_D, user.query_D, atol=1e-5)
 
 
 def test_history_in_the_request_wins_and_unknown_items_are_counted(bundle: Bundle) -> None:
@@ -258,13 +258,11 @@ def test_ordering_breaks_ties_by_retrieval(bundle: Bundle) -> None:
 
 
 def test_the_chain_agrees_with_the_reference(bundle: Bundle, recommender: Recommender) -> None:
-    for user in bundle.reference().to_pylist():
-        request = RecommendRequest(
-            user_id=user["user_id"], context=Context(timestamp_ms=user["timestamp_ms"])
-        )
+    for user in bundle.reference().users():
+        request = RecommendRequest(user_id=user.user_id, context=Context(timestamp_ms=user.timestamp_ms))
         answer = asyncio.run(recommender.recommend(request))
-        assert [item.item_id for item in answer.items] == bundle.item_ids.ids(np.array(user["top_rows"]))
-        np.testing.assert_allclose([item.score for item in answer.items], user["top_scores"], atol=1e-6)
+        assert [item.item_id for item in answer.items] == bundle.item_ids.ids(user.top_rows_K)
+        np.testing.assert_allclose([item.score for item in answer.items], user.top_scores_K, atol=1e-6)
         assert answer.fallback is None and answer.model_version == 7
         parts = answer.timings_ms
         assert 0 < parts.lookup + parts.encode + parts.retrieval + parts.ranking <= parts.total

@@ -26,19 +26,17 @@ from tests.support.encoders import VARIANTS, histories_of, inputs_of, random_ite
 from tests.support.histories import untimed
 from training.data.statistics import item_statistics
 from training.evaluation.evaluate import read_evaluation
-from training.export.bundle import REFERENCE_USERS, _reference, check_onnx, export
+from training.export.bundle import export
 from training.export.onnx_files import export_query_encoder
+from training.export.onnx_session import open_session
+from training.export.parity import REFERENCE_USERS, check_onnx, expected_answers
 from training.ranker import load_ranker, train_ranker
 from training.runs.fit import train_in_process
 from training.runs.open_run import OpenRun, load_run
 
 
 def session(bundle: Bundle, name: str) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        bundle.path / f"{name}.onnx", options, providers=["CPUExecutionProvider"]
-    )
+    return open_session(bundle.path / f"{name}.onnx")
 
 
 def test_parity_is_measured_and_small(bundle: Bundle) -> None:
@@ -63,8 +61,8 @@ def test_query_encoder_takes_any_batch_and_length(
     assert bundle.manifest.max_history == 12
     rng = np.random.default_rng(0)
     rows_BL = rng.integers(FIRST_ITEM_ROW, ranked_run.dataset.num_rows, size=(batch, length))
-    for place in range(1, batch):
-        rows_BL[place, : rng.integers(length)] = 0
+    for row in range(1, batch):
+        rows_BL[row, : rng.integers(length)] = 0
     inputs = {**encoder_inputs(np.asarray(bundle.vectors_RD)[rows_BL]), "mask": rows_BL > 0}
     (query_BD,) = session(bundle, QUERY_ENCODER).run(["query"], inputs)
     with torch.inference_mode():
@@ -84,7 +82,7 @@ def test_every_part_of_an_encoder_can_be_exported(variant: str, tmp_path: Path) 
     """And answers as torch does, for histories of any length and any times."""
     model = random_model(*VARIANTS[variant])
     export_query_encoder(model.query_encoder(), tmp_path / "encoder.onnx", model.config.model.dim)
-    encoder = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
+    encoder = open_session(tmp_path / "encoder.onnx")
     for lengths in ([1], [9, 2, 1], [5, 5], [8, 1, 1, 1]):
         histories, _ = histories_of(random_items(lengths, seed=lengths[0]))
         inputs = {name: values.numpy() for name, values in inputs_of(model, histories).items()}
@@ -191,10 +189,10 @@ def test_manifest(bundle: Bundle, ranked_run: OpenRun) -> None:
 def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
     """From the bundle's own files: ONNX Runtime, exact search, the feature definitions, and the ranker's ten best."""
     reference = bundle.reference()
-    assert reference.num_rows == REFERENCE_USERS
+    assert len(reference) == REFERENCE_USERS
     kinds = {
         field.name: field.type.value_type if pa.types.is_list(field.type) else field.type
-        for field in reference.schema
+        for field in reference.table.schema
     }
     assert kinds == {
         "user_id": pa.int64(),
@@ -214,35 +212,34 @@ def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
         bundle.manifest.item_features,
     )
     assert features.names == bundle.manifest.features
-    users = reference.to_pylist()
-    assert [bundle.user_ids.row(user["user_id"]) for user in (users[0], users[-1])] == [0, 239]
+    users = reference.users()
+    assert [bundle.user_ids.row(user.user_id) for user in (users[0], users[-1])] == [0, 239]
     for user in users:
-        seen = bundle.history(bundle.user_ids.row(user["user_id"])).item_rows_L
+        seen = bundle.history(bundle.user_ids.row(user.user_id)).item_rows_L
         history_L = seen[-bundle.manifest.max_history :]
         inputs = encoder_inputs(bundle.vectors_RD[history_L][None])
         (query_1D,) = encoder.run(["query"], inputs)
-        assert np.abs(query_1D[0] - user["query"]).max() < 1e-5
+        assert np.abs(query_1D[0] - user.query_D).max() < 1e-5
         allowed_1R = np.ones((1, len(bundle.vectors_RD)), dtype=bool)
         allowed_1R[0, seen] = False
         rows_1K, scores_1K = exact_topk(
             query_1D, bundle.vectors_RD, bundle.manifest.num_candidates, allowed_1R
         )
-        assert rows_1K[0].tolist() == user["candidate_rows"]
-        assert np.abs(scores_1K[0] - user["candidate_scores"]).max() < 1e-4
-        features_KF = features.compute(rows_1K[0], scores_1K[0], history_L, user["timestamp_ms"])
+        assert rows_1K[0].tolist() == user.candidate_rows_C.tolist()
+        assert np.abs(scores_1K[0] - user.candidate_scores_C).max() < 1e-4
+        features_KF = features.compute(rows_1K[0], scores_1K[0], history_L, user.timestamp_ms)
         score_K = ranker.run(["score"], {"features": features_KF})[0][:, 0]
         best_K = np.argsort(-score_K, kind="stable")[:10]
-        assert rows_1K[0][best_K].tolist() == user["top_rows"]
-        assert np.abs(score_K[best_K] - user["top_scores"]).max() < 1e-4
+        assert rows_1K[0][best_K].tolist() == user.top_rows_K.tolist()
+        assert np.abs(score_K[best_K] - user.top_scores_K).max() < 1e-4
 
 
 def test_time_of_the_reference_is_that_of_the_last_event(bundle: Bundle, ranked_run: OpenRun) -> None:
-    user_rows = [bundle.user_ids.row(user_id) for user_id in bundle.reference().column("user_id").to_pylist()]
+    user_rows = [bundle.user_ids.row(user_id) for user_id in bundle.reference().user_ids()]
     last_E = ranked_run.dataset.offsets_U1[1:][user_rows] - 1
-    assert (
-        bundle.reference().column("timestamp_ms").to_pylist()
-        == ranked_run.dataset.timestamps_ms_E[last_E].tolist()
-    )
+    assert [user.timestamp_ms for user in bundle.reference().users()] == ranked_run.dataset.timestamps_ms_E[
+        last_E
+    ].tolist()
 
 
 def test_a_small_shop(tmp_path: Path) -> None:
@@ -254,15 +251,23 @@ def test_a_small_shop(tmp_path: Path) -> None:
     train_ranker(load_run(tmp_path / "run"))
     bundle = export(load_run(tmp_path / "run"), tmp_path / "bundle")
     assert bundle.manifest.parity["onnxruntime"]["identical_top_10"] == 60
-    users = bundle.reference().to_pylist()
-    assert [user["user_id"] for user in users] == [f"usér {place}" for place in range(60)]
+    users = bundle.reference().users()
+    assert [user.user_id for user in users] == [f"usér {row}" for row in range(60)]
     assert bundle.item_ids.ids(np.array([FIRST_ITEM_ROW + 21])) == ["商品 21"]
     lengths_U = np.diff(dataset.offsets_U1).tolist()
     assert max(lengths_U) == 20
     for user, length in zip(users, lengths_U, strict=True):
-        sizes = [len(user[name]) for name in ("candidate_rows", "candidate_scores", "top_rows", "top_scores")]
+        sizes = [
+            len(values)
+            for values in (
+                user.candidate_rows_C,
+                user.candidate_scores_C,
+                user.top_rows_K,
+                user.top_scores_K,
+            )
+        ]
         assert sizes == [22 - length, 22 - length, min(10, 22 - length), min(10, 22 - length)]
-        assert np.isfinite([*user["candidate_scores"], *user["top_scores"]]).all()
+        assert np.isfinite([*user.candidate_scores_C, *user.top_scores_K]).all()
     assert {"ndcg@10", "ndcg@20"} <= set(bundle.manifest.offline_metrics["popularity"])
     assert "ndcg@50" not in bundle.manifest.offline_metrics["popularity"], "there are 22 items"
     for length in (1, 2):
@@ -323,6 +328,6 @@ def test_another_ranker_is_noticed(ranked_run: OpenRun, run: OpenRun, bundle: Bu
             other, manifest=other.manifest.updated(config=small_recipe("ranker.num_trees=2").model_dump())
         )
     )
-    check_onnx(ranked_run, _reference(ranked_run, load_ranker(ranked_run.path)), bundle.path)
+    check_onnx(ranked_run, expected_answers(ranked_run, load_ranker(ranked_run.path)), bundle.path)
     with pytest.raises(UserError, match="ONNX Runtime does not answer as torch and LightGBM do"):
-        check_onnx(other, _reference(other, load_ranker(other.path)), bundle.path)
+        check_onnx(other, expected_answers(other, load_ranker(other.path)), bundle.path)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -18,8 +17,10 @@ from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID
 from tests.support.datasets import small_recipe
-from training.export.bundle import REFERENCE_USERS, check_candidate_encoder, export
+from training.export.bundle import export
 from training.export.new_items import add_items, read_items
+from training.export.onnx_session import open_session
+from training.export.parity import REFERENCE_USERS, check_candidate_encoder
 from training.model.items import TowerItems
 from training.ranker import train_ranker
 from training.runs.fit import train_in_process
@@ -98,30 +99,25 @@ def test_new_items_have_the_vectors_of_their_features(towers: Bundle, tmp_path: 
 
 def test_a_new_item_is_found_where_an_old_one_like_it_is(towers: Bundle, tmp_path: Path) -> None:
     """A twin of what an item's features say is nearest to itself, and answers of the reference have it where it belongs."""
-    session = onnxruntime.InferenceSession(
-        towers.path / f"{CANDIDATE_ENCODER}.onnx", providers=["CPUExecutionProvider"]
-    )
+    session = open_session(towers.path / f"{CANDIDATE_ENCODER}.onnx")
     assert {spec.name for spec in session.get_inputs()} == {"id_vector", "codes", "numbers"}
     grown = add_items(
         towers.path, some_items(towers, list(range(10**6, 10**6 + 60))), tmp_path / "grown"
     ).bundle
-    reference = grown.reference()
-    top = np.array(reference.column("candidate_rows").to_pylist())
+    users = grown.reference().users()
+    top = np.array([user.candidate_rows_C for user in users])
     assert (top >= towers.manifest.num_items + FIRST_ITEM_ROW).any(), (
         "no new item is among anybody's candidates"
     )
-    found = reference.select(["query", "candidate_rows", "candidate_scores"]).to_pylist()
-    for user in found:
+    for user in users:
         np.testing.assert_allclose(
-            grown.vectors_RD[user["candidate_rows"]] @ np.float32(user["query"]),
-            user["candidate_scores"],
-            atol=1e-5,
+            grown.vectors_RD[user.candidate_rows_C] @ user.query_D, user.candidate_scores_C, atol=1e-5
         )
 
 
 def test_without_new_items_the_reference_is_what_training_computed(towers: Bundle, tmp_path: Path) -> None:
     same = add_items(towers.path, some_items(towers, []), tmp_path / "same").bundle
-    before, after = towers.reference(), same.reference()
+    before, after = towers.reference().table, same.reference().table
     assert before.schema == after.schema
     for name in ("user_id", "timestamp_ms", "query", "candidate_rows", "top_rows"):
         assert before.column(name).to_pylist() == after.column(name).to_pylist(), name
