@@ -23,14 +23,13 @@ from serving.config import (
     LimitsConfig,
     LiveEventsConfig,
     LogConfig,
-    Offers,
     Playlist,
-    Rules,
-    SourceConfig,
     TracingConfig,
     Variant,
 )
+from serving.eligibility_config import Offers, Rules
 from serving.ordering_config import Boost, Cap, Mixing, Mmr, OrderingConfig, Pin
+from serving.source_config import SOURCE_MODELS
 from training.config import Recipe, load_recipe, recipe_names
 
 TARGET = Path(__file__).parent / "configuration.md"
@@ -39,8 +38,8 @@ INTRODUCTION = """\
 
 Written by `make docs` from the docstrings of the settings: edit those, not this file.
 They stand in `training/config.py`, `training/model_config.py`, `passerelle/splits.py`,
-`passerelle/prepare/config.py`, `passerelle/prepare/feature_config.py`, `serving/config.py` and
-`serving/ordering_config.py`.
+`passerelle/prepare/config.py`, `passerelle/prepare/feature_config.py`, `serving/config.py`,
+`serving/source_config.py`, `serving/eligibility_config.py` and `serving/ordering_config.py`.
 
 Settings are read from TOML files.
 Those of a section can be overridden with `--set section.key=value`, as often as needed.
@@ -81,7 +80,10 @@ Conditions (`filters`, `when`) are written as in requests.
 """
 SERVING_TABLES: tuple[tuple[str, type[Config]], ...] = (
     ("`[playlists.NAME]`", Playlist),
-    ("`[[playlists.NAME.sources]]`, `[[cold_start.sources]]`", SourceConfig),
+    *(
+        (f'`[[playlists.NAME.sources]]`, `[[cold_start.sources]]` of `kind = "{kind}"`', model)
+        for kind, model in SOURCE_MODELS.items()
+    ),
     ("`[playlists.NAME.ordering]`", OrderingConfig),
     ("`[[playlists.NAME.ordering.boosts]]`", Boost),
     ("`[[playlists.NAME.ordering.caps]]`", Cap),
@@ -100,6 +102,8 @@ SERVING_TABLES: tuple[tuple[str, type[Config]], ...] = (
 )
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 PRESETS_ALONE = ("source",)
+UNIONS = {"op": "condition", "kind": "source"}
+"""What the models of a discriminated union describe, by the name of the discriminator."""
 
 
 def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
@@ -107,7 +111,7 @@ def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     if "oneOf" in schema:
-        return "condition"
+        return UNIONS[schema["discriminator"]["propertyName"]]
     if "anyOf" in schema:
         return " or ".join(kind(part, definitions) for part in schema["anyOf"] if part.get("type") != "null")
     if "enum" in schema:
@@ -128,14 +132,22 @@ def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 def value(of: Any) -> str:
     """A default, in TOML; empty for none."""
-    return "" if of is None or of in ([], {}) else f"`{json.dumps(of)}`"
+    return "" if of is None or of in ([], {}) else f"`{json.dumps(_without_nulls(of))}`"
+
+
+def _without_nulls(of: Any) -> Any:
+    if isinstance(of, list):
+        return [_without_nulls(part) for part in of]
+    if isinstance(of, dict):
+        return {key: _without_nulls(part) for key, part in of.items() if part is not None}
+    return of
 
 
 def settings(model: type[Config], recipes: dict[str, dict[str, Any]] | None = None) -> Iterator[str]:
     """The lines of a list: each setting with its type, its default, what recipes set, and its meaning."""
     schema = model.model_json_schema()
     for key, field in schema["properties"].items():
-        if key in PRESETS_ALONE:
+        if key in PRESETS_ALONE or "const" in field:
             continue
         assert "description" in field, f"{model.__name__}.{key} has no docstring"
         nested = "$ref" in field and "properties" in schema["$defs"][field["$ref"].rpartition("/")[2]]

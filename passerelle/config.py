@@ -2,9 +2,9 @@
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
 
@@ -131,21 +131,31 @@ def _one_line(model: type[Config], failure: ValidationError) -> str:
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Fields of the model at `path`, through lists, maps and optional sections."""
+    """Returns the fields of the model at `path`, through lists, maps, optional sections and discriminated unions."""
     annotation: Any = model
     for part in path:
-        nested = _model_in(annotation)
-        if nested is not None and str(part) in nested.model_fields:
-            annotation = nested.model_fields[str(part)].annotation
-        # else the part is a place in a list or a key of a map, whose elements the annotation already names
-    found = _model_in(annotation)
-    return [] if found is None else list(found.model_fields)
+        models = list(_models_in(annotation))
+        field = models[0].model_fields.get(str(part)) if len(models) == 1 else None
+        tagged = next((each for each in models if _has_tag(each, part)), None) if len(models) > 1 else None
+        # else the part is an index of a list or a key of a map, whose elements the annotation already names
+        annotation = field.annotation if field is not None else tagged or annotation
+    return list(dict.fromkeys(name for found in _models_in(annotation) for name in found.model_fields))
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
+        yield annotation
+    else:
+        for part in get_args(annotation):
+            yield from _models_in(part)
+
+
+def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
+    """Returns whether the model stands for `tag` in a discriminated union."""
+    return any(
+        get_origin(field.annotation) is Literal and tag in get_args(field.annotation)
+        for field in model.model_fields.values()
+    )
 
 
 def load_config(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:

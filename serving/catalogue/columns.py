@@ -100,15 +100,15 @@ class Columns:
         table: a row a thing.
         features: its columns and their kinds.
         offset: rows before those of the table, which meet no condition.
-        things: what the table is of, for messages.
+        row_name: what a row stands for, in messages.
     """
 
     def __init__(
-        self, table: pa.Table, features: Sequence[FeatureColumn], *, offset: int = 0, things: str = "item"
+        self, table: pa.Table, features: Sequence[FeatureColumn], *, offset: int = 0, row_name: str = "item"
     ) -> None:
         self.num_rows = table.num_rows + offset
         self.kinds = {feature.name: feature.kind for feature in features}
-        self._things = things
+        self._row_name = row_name
         self._postings = {
             feature.name: make_postings(table, feature, offset)
             for feature in features
@@ -120,19 +120,19 @@ class Columns:
         self._numbers = {
             feature.name: _numbers(table, feature, offset) for feature in features if feature.kind in _NUMBERS
         }
-        self._in_time: dict[tuple[str, bool], npt.NDArray[np.int32]] = {}
+        self._time_orders: dict[tuple[str, bool], npt.NDArray[np.int32]] = {}
 
     def numbers(self, name: str) -> Float64Array:
         """Values of a numeric column or timestamps by row, NaN where there is none."""
         return self._numbers[name]
 
-    def in_time(self, name: str, *, ahead: bool) -> npt.NDArray[np.int32]:
+    def time_order(self, name: str, *, ahead: bool) -> npt.NDArray[np.int32]:
         """Rows with a time, from the first to the last (`ahead`) or the other way round, equal ones by row; made when first asked."""
-        if (name, ahead) not in self._in_time:
+        if (name, ahead) not in self._time_orders:
             times_R = self._numbers[name]
             order = np.argsort(times_R if ahead else -times_R, kind="stable")
-            self._in_time[name, ahead] = order[: np.count_nonzero(~np.isnan(times_R))].astype(np.int32)
-        return self._in_time[name, ahead]
+            self._time_orders[name, ahead] = order[: np.count_nonzero(~np.isnan(times_R))].astype(np.int32)
+        return self._time_orders[name, ahead]
 
     def groups(self, name: str) -> Int64Array:
         """The value of a column of single categories by row, as a number; -1 where there is none."""
@@ -152,7 +152,7 @@ class Columns:
         if kind is None:
             known = ", ".join(sorted(self.kinds)) or "none"
             raise UserError(
-                f"{where} is not {'an' if self._things[0] in 'aio' else 'a'} {self._things} column; known are {known}"
+                f"{where} is not {'an' if self._row_name[0] in 'aio' else 'a'} {self._row_name} column; known are {known}"
             )
         if kind not in _OPERATIONS:
             raise UserError(f"{where} is a {kind}, which cannot be filtered by")

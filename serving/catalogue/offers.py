@@ -20,6 +20,11 @@ OFFER_ID = "offer_id"
 PREFIX = "offer."
 
 
+def is_offers(name: str) -> bool:
+    """Returns whether a column is one of offers."""
+    return name.startswith(PREFIX)
+
+
 @dataclass(frozen=True)
 class OfferTable:
     """Offers of known items, sorted by item row."""

@@ -179,7 +179,7 @@ class RecommendResponse(Config):
     """Version of the model repository that answered."""
     items: tuple[Item, ...]
     fallback: str | None
-    """The sources of an answer that is not personal (`popularity`, or `popularity_near+popularity`, ...); null of one that is."""
+    """The sources of an answer that is not personal (`popular`, or `near+popular`, ...); null of one that is."""
     degraded: tuple[str, ...]
     """What did not work and was left out: `query_encoder`, `ranker` (items stand in the order of retrieval), `events`."""
     playlist: str

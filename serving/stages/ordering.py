@@ -12,9 +12,9 @@ import numpy as np
 from passerelle.arrays import Float32Array, Float64Array, Int64Array
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
-from serving.catalogue.catalogue import Catalogue, is_offers, item_columns
+from serving.catalogue.catalogue import Catalogue, item_columns
 from serving.catalogue.columns import Columns, Mask
-from serving.catalogue.offers import PREFIX
+from serving.catalogue.offers import PREFIX, is_offers
 from serving.config import DEFAULT, ServingConfig
 from serving.ordering_config import GROUP_KINDS, NUMBER_KINDS, OrderingConfig
 from serving.schemas.recommend import Item, Offer, Source, Why

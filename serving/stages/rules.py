@@ -1,4 +1,4 @@
-"""Hard rules: what no source, playlist, fallback or pin can get around.
+"""Eligibility rules, which hold for every source, playlist, fallback and pin.
 
 Shape legend: B blocked items.
 """
@@ -13,7 +13,7 @@ from passerelle.errors import UserError
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.catalogue import Catalogue
-from serving.config import Rules
+from serving.eligibility_config import Rules
 from serving.schemas.filters import Filter, Not, Or, Present, Range
 from serving.schemas.recommend import Context
 from serving.stages.types import RequestTime
@@ -23,19 +23,17 @@ logger = logging.getLogger(__name__)
 
 
 class EligibilityRules:
-    """The rules of a serving file as conditions, and the rows that are blocked.
+    """The rules as conditions on columns, and the rows that are blocked.
 
     Args:
-        rules: which there are.
-        item_ids: what the block list names.
-        catalogue: its columns.
+        rules: the configured rules; their columns exist (`check`).
+        item_ids: ids of the items, for the block list.
 
     Raises:
-        UserError: a rule names a column that is not there, or not of its kind.
+        UserError: the block list cannot be read.
     """
 
-    def __init__(self, rules: Rules, item_ids: IdMap, catalogue: Catalogue) -> None:
-        self.check(rules, catalogue)
+    def __init__(self, rules: Rules, item_ids: IdMap) -> None:
         self._rules = rules
         self._blocked = (
             None
@@ -45,10 +43,10 @@ class EligibilityRules:
 
     @staticmethod
     def check(rules: Rules, catalogue: Catalogue) -> None:
-        """Check that the columns of the rules are there, and of their kinds.
+        """Checks that the columns of the rules exist, and have the kinds that the rules need.
 
         Raises:
-            UserError: one is not.
+            UserError: a column does not.
         """
         for name in ("min_age_column", "price_column", "stock_column"):
             if (column := getattr(rules, name)) is not None:
@@ -57,25 +55,28 @@ class EligibilityRules:
             catalogue.require(rules.ends_column, ("timestamp",), "rules.ends_column")
 
     def conditions(self, context: Context, request_time: RequestTime) -> tuple[Filter, ...]:
-        """What must hold beside the filters of a request. What an item says nothing of does not hinder it."""
+        """Returns the conditions that hold in addition to those of a request.
+
+        An item without a value meets the condition on that column.
+        """
         rules = self._rules
-        found: list[Filter] = []
+        conditions: list[Filter] = []
         if rules.min_age_column is not None:
-            found.append(_unless_above(rules.min_age_column, 0 if context.age is None else context.age))
+            conditions.append(_unless_above(rules.min_age_column, 0 if context.age is None else context.age))
         if rules.price_column is not None and context.credit is not None:
-            found.append(_unless_above(rules.price_column, context.credit))
+            conditions.append(_unless_above(rules.price_column, context.credit))
         if rules.stock_column is not None:
-            nothing_left = Range(op="range", column=rules.stock_column, max=0)
-            found.append(Not(op="not", condition=nothing_left))
+            sold_out = Range(op="range", column=rules.stock_column, max=0)
+            conditions.append(Not(op="not", condition=sold_out))
         if rules.ends_column is not None:
-            # A request that names an earlier time must not bring back what is over.
+            # a request that is dated in the past must not bring back items that have ended
             now_ms = max(request_time.timestamp_ms, request_time.now_ms)
-            over = Range(op="range", column=rules.ends_column, max=now_ms - 1)
-            found.append(Not(op="not", condition=over))
-        return tuple(found)
+            ended = Range(op="range", column=rules.ends_column, max=now_ms - 1)
+            conditions.append(Not(op="not", condition=ended))
+        return tuple(conditions)
 
     def blocked_B(self) -> Int64Array:
-        """Item rows of the block list as it is now."""
+        """Returns the item rows of the block list as it is now."""
         return np.empty(0, dtype=np.int64) if self._blocked is None else self._blocked.value
 
 
@@ -85,10 +86,12 @@ def _unless_above(column: str, limit: float) -> Filter:
 
 
 def read_block_list(path: Path, item_ids: IdMap) -> Int64Array:
-    """Rows of the items that a file names, an id a line. Lines that name no item are logged.
+    """Returns the rows of the items that a file names, an id a line.
+
+    The number of lines that name no item is logged.
 
     Raises:
-        UserError: it is missing, cannot be read, or is not text.
+        UserError: the file is missing, cannot be read, or is not text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -98,15 +101,14 @@ def read_block_list(path: Path, item_ids: IdMap) -> Int64Array:
         raise UserError(f"{path}: the block list cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error})") from None
-    parsed, strangers = [], 0
+    parsed, num_unknown = [], 0
     for line in filter(None, map(str.strip, lines)):
         try:
             parsed.append(item_ids.parse(line))
         except UserError:
-            strangers += 1
+            num_unknown += 1
     rows = item_ids.rows(parsed) if parsed else np.empty(0, dtype=np.int64)
     known = rows[rows >= FIRST_ITEM_ROW]
-    logger.info(
-        "%s: %d items blocked, %d lines name none", path, len(known), strangers + len(rows) - len(known)
-    )
+    num_unknown += len(rows) - len(known)
+    logger.info("%s: %d items blocked, %d lines name none", path, len(known), num_unknown)
     return known

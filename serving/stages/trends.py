@@ -1,6 +1,7 @@
-"""What trends: how many events each item had, in the bundle and since, where an event counts half as much after every half-life.
+"""Trending items: event counts in the bundle and since, with weights that halve after every half-life.
 
-Shape legend: R item rows (special rows included), N = R - FIRST_ITEM_ROW items, E events, H (hour, item) pairs with events.
+Shape legend: R item rows (special rows included), N = R - FIRST_ITEM_ROW items, E events,
+H (hour, item) pairs with events.
 """
 
 import asyncio
@@ -20,27 +21,28 @@ from passerelle.ids import FIRST_ITEM_ROW
 from serving.events.base import HOUR_MS, EventStore, EventStoreError, HourlyCount
 
 REFRESH_INTERVAL_S = 30.0
-"""So often is read what happened since."""
-LOOKS_BACK_HOURS = 60 * 24
+"""Seconds between two readings of live events."""
+LOOK_BACK_HOURS = 60 * 24
+"""Maximum age of the live events that are read."""
 _OPEN_HOURS = 2
-"""Events of the last hours may still come in: they are read again each time."""
+"""Events of the latest hours may still come in: they are read again each time."""
 _CHUNK = 4_000_000
 
 logger = logging.getLogger(__name__)
 
 
 class Trend(NamedTuple):
-    """One half-life's."""
+    """The trend of one half-life."""
 
     ranked_N: Int64Array
-    """Rows, the most trending first; of those without any recent event, in the order of the bundle."""
+    """Rows by weight, largest first; rows of equal weight are in the order of the bundle."""
     weights_R: Float32Array
-    """Events, each halved with every half-life before the newest."""
+    """Sum over the events of an item, each halved with every half-life between it and the newest event."""
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """Events of known items since the bundle."""
+    """Hourly event counts of known items, since the bundle."""
 
     hours_H: Int64Array
     rows_H: Int64Array
@@ -51,13 +53,13 @@ class _Counts:
 
 
 class Trends:
-    """The trends of some half-lives, kept up with live events.
+    """The trends of some half-lives, refreshed with live events.
 
     Args:
         bundle: histories up to its training.
-        half_lives_days: those that may be asked for.
-        events: what happened since; None where that is not kept.
-        clock: seconds since the epoch.
+        half_lives_days: the half-lives that `trend` takes.
+        events: store of live events; None where there is none.
+        clock: returns seconds since the epoch.
     """
 
     def __init__(
@@ -72,53 +74,57 @@ class Trends:
         self._clock = clock
         self._half_lives_hours = {days: 24 * days for days in half_lives_days}
         now_ms = int(1e3 * clock())
-        newest_ms = _newest(bundle.histories[1].values, now_ms) if half_lives_days else 0
+        newest_ms = _newest_ms(bundle.histories[1].values, now_ms) if half_lives_days else 0
         self._reference_hour = newest_ms // HOUR_MS
-        """Weights of closed hours are as of then."""
+        """Hour that the weights of closed hours refer to."""
         self._next_hour = self._reference_hour + 1
         self._closed_R = {
-            days: _in_bundle(bundle, now_ms, newest_ms, days * 24 * HOUR_MS) for days in half_lives_days
+            days: _bundle_weights(bundle, now_ms, newest_ms, days * 24 * HOUR_MS) for days in half_lives_days
         }
-        self._of_bundle = {days: _ranked(weights_R) for days, weights_R in self._closed_R.items()}
+        self._bundle_order_N = {days: _ranked(weights_R) for days, weights_R in self._closed_R.items()}
         self._trends = {
             days: Trend(ranked_N, self._closed_R[days].astype(np.float32))
-            for days, ranked_N in self._of_bundle.items()
+            for days, ranked_N in self._bundle_order_N.items()
         }
-        self._reading: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
 
     def trend(self, half_life_days: float) -> Trend:
-        """As far as it was read."""
+        """Returns the trend of a half-life, as of the latest reading."""
         return self._trends[half_life_days]
 
-    def keep_up(self) -> None:
-        """From now on read in the background what happens."""
-        if self._events is not None and self._trends and (self._reading is None or self._reading.done()):
-            self._reading = asyncio.create_task(self._keep_reading())
+    def start_refreshing(self) -> None:
+        """Starts to read live events in the background, unless that goes on already."""
+        if (
+            self._events is not None
+            and self._trends
+            and (self._refreshing is None or self._refreshing.done())
+        ):
+            self._refreshing = asyncio.create_task(self._refresh())
 
     async def read(self) -> None:
-        """Take in what happened since.
+        """Reads the live events since the last reading.
 
         Raises:
-            EventStoreError: the store does not tell.
+            EventStoreError: the store does not answer.
         """
         if self._events is None:
             return
         now_hour = int(1e3 * self._clock()) // HOUR_MS
-        told = await self._events.hourly(max(self._next_hour, now_hour - LOOKS_BACK_HOURS), now_hour)
-        await asyncio.to_thread(self._take_in, told, now_hour)
+        hourly = await self._events.hourly(max(self._next_hour, now_hour - LOOK_BACK_HOURS), now_hour)
+        await asyncio.to_thread(self._add, hourly, now_hour)
 
-    async def _keep_reading(self) -> None:
+    async def _refresh(self) -> None:
         while True:
             try:
                 await self.read()
             except EventStoreError as error:
                 logger.warning("trends without the latest events: %s", error)
-            except Exception as error:  # nobody waits for it, so that nobody else would tell
+            except Exception as error:  # no caller awaits this task, so that no other code would report it
                 logger.error("trends without the latest events: %s", type(error).__name__)
             await asyncio.sleep(REFRESH_INTERVAL_S)
 
-    def _take_in(self, told: Sequence[HourlyCount], now_hour: int) -> None:
-        counts = _known(self._item_ids, told)
+    def _add(self, hourly: Sequence[HourlyCount], now_hour: int) -> None:
+        counts = _known_items(self._item_ids, hourly)
         open_from = now_hour - _OPEN_HOURS + 1
         closed_H = counts.hours_H < open_from
         closed, still_open = counts[closed_H], counts[~closed_H]
@@ -126,11 +132,11 @@ class Trends:
         newest_hour = int(still_open.hours_H.max(initial=reference_hour))
         all_closed_R, trends = {}, {}
         for days, half_life_hours in self._half_lives_hours.items():
-            closed_R = _with(
+            closed_R = _updated(
                 self._closed_R[days], self._reference_hour, closed, reference_hour, half_life_hours
             )
-            weights_R = _with(closed_R, reference_hour, still_open, newest_hour, half_life_hours)
-            order_N = self._of_bundle[days]
+            weights_R = _updated(closed_R, reference_hour, still_open, newest_hour, half_life_hours)
+            order_N = self._bundle_order_N[days]
             all_closed_R[days] = closed_R
             trends[days] = Trend(
                 order_N[np.argsort(-weights_R[order_N], kind="stable")], weights_R.astype(np.float32)
@@ -139,14 +145,17 @@ class Trends:
         self._reference_hour, self._next_hour = reference_hour, max(self._next_hour, open_from)
 
 
-def _newest(times_ms: pa.Array, now_ms: int) -> int:
-    """The last that is not dated after now: one wrong date would halve everything else to nothing."""
+def _newest_ms(times_ms: pa.Array, now_ms: int) -> int:
+    """Returns the latest time that is not after now: one wrong date would halve all others to nothing."""
     pieces = (times_ms.slice(first, _CHUNK).to_numpy() for first in range(0, len(times_ms), _CHUNK))
     return max((int(piece.max(initial=0, where=piece <= now_ms)) for piece in pieces), default=0)
 
 
-def _in_bundle(bundle: Bundle, now_ms: int, newest_ms: int, half_life_ms: float) -> Float64Array:
-    """[R] as of the newest event, without what is dated after now; in pieces, as histories of millions of users are mapped from a file."""
+def _bundle_weights(bundle: Bundle, now_ms: int, newest_ms: int, half_life_ms: float) -> Float64Array:
+    """Returns the weights [R] as of the newest event, without events that are dated after now.
+
+    Histories are read in pieces, as those of millions of users are mapped from a file.
+    """
     rows_E, times_ms_E = (column.values for column in bundle.histories[:2])
     weights_R = np.zeros(len(bundle.counts_R))
     for first in range(0, len(rows_E), _CHUNK):
@@ -158,26 +167,26 @@ def _in_bundle(bundle: Bundle, now_ms: int, newest_ms: int, half_life_ms: float)
     return weights_R
 
 
-def _with(
+def _updated(
     weights_R: Float64Array, as_of_hour: int, counts: _Counts, newest_hour: int, half_life_hours: float
 ) -> Float64Array:
-    """Weights as of the newest hour, with what came since."""
+    """Returns the weights as of the newest hour, with further counts."""
     halved_H = np.exp2((counts.hours_H - newest_hour) / half_life_hours)
-    more_R = np.bincount(counts.rows_H, weights=counts.counts_H * halved_H, minlength=len(weights_R))
-    return np.asarray(weights_R * 2.0 ** ((as_of_hour - newest_hour) / half_life_hours) + more_R)
+    added_R = np.bincount(counts.rows_H, weights=counts.counts_H * halved_H, minlength=len(weights_R))
+    return np.asarray(weights_R * 2.0 ** ((as_of_hour - newest_hour) / half_life_hours) + added_R)
 
 
 def _ranked(weights_R: Float64Array) -> Int64Array:
     return np.asarray(FIRST_ITEM_ROW + np.argsort(-weights_R[FIRST_ITEM_ROW:], kind="stable"))
 
 
-def _known(item_ids: IdMap, told: Sequence[HourlyCount]) -> _Counts:
-    """Of items that this bundle has; a store may hold events of another one's."""
-    texts_H = pa.array([one.item_id for one in told], pa.string()).dictionary_encode()
+def _known_items(item_ids: IdMap, hourly: Sequence[HourlyCount]) -> _Counts:
+    """Returns the counts of items that this bundle has; a store may hold events of another bundle's items."""
+    texts_H = pa.array([one.item_id for one in hourly], pa.string()).dictionary_encode()
     ids = [parsed_or_none(item_ids, text) for text in texts_H.dictionary.to_pylist()]
     rows_H = item_ids.rows(pa.array(ids, item_ids.type))[texts_H.indices.to_numpy()]
     hours_H, counts_H = (
-        np.array([one.hour for one in told], np.int64),
-        np.array([one.events for one in told], np.float64),
+        np.array([one.hour for one in hourly], np.int64),
+        np.array([one.events for one in hourly], np.float64),
     )
     return _Counts(hours_H, rows_H, counts_H)[rows_H >= FIRST_ITEM_ROW]

@@ -13,8 +13,7 @@ from passerelle.bundle import History
 from serving.config import Playlist
 from serving.schemas.recommend import ExternalId, Item, RecommendRequest, SimilarRequest
 
-POPULARITY = "popularity"
-POPULARITY_NEAR = "popularity_near"
+POPULAR = "popular"
 PERSONAL = "personal"
 SIMILAR = "similar"
 PINNED = "pinned"

@@ -62,7 +62,7 @@ def test_cold_answers_have_as_much_to_choose_from_as_others(bundle: Bundle) -> N
     )
     answer = ask(capped, k=20)
     named = [kind_of[item_id] for item_id in ids(answer) if kind_of[item_id] is not None]
-    assert answer.fallback == "popularity" and sorted(named) == sorted(set(named)) and len(named) == kinds > 1
+    assert answer.fallback == "popular" and sorted(named) == sorted(set(named)) and len(named) == kinds > 1
 
 
 def test_what_sources_lack_is_filled_up(bundle: Bundle, offers: Path) -> None:
@@ -71,13 +71,13 @@ def test_what_sources_lack_is_filled_up(bundle: Bundle, offers: Path) -> None:
     after = {"timestamp_ms": NOW_MS + 1000 * HOUR_MS}
     soon = recommender_with(bundle, config_of(offers, playlists={"p": {"sources": [source("soon")]}}))
     nothing = ask(soon, user_id=KNOWN_USER, playlist="p", context=after)
-    assert len(nothing.items) == 10 and nothing.fallback == "popularity"
+    assert len(nothing.items) == 10 and nothing.fallback == "popular"
     three = recommender_with(
         bundle, config_of(offers, playlists={"p": {"sources": [source("soon", candidates=3)]}})
     )
     some = ask(three, user_id=KNOWN_USER, playlist="p")
     assert len(some.items) == 10 and some.fallback is None
-    assert {one.name for item in some.items for one in item.sources} == {"soon", "popularity"}
+    assert {one.name for item in some.items for one in item.sources} == {"soon", "popular"}
 
 
 @pytest.mark.parametrize("user_id", [None, KNOWN_USER])
@@ -89,7 +89,7 @@ def test_what_fills_up_comes_after_what_was_found(bundle: Bundle, user_id: int |
     items = ask(recommender, user_id=user_id, playlist="p", k=12).items
     assert [any(one.name == "trending" for one in item.sources) for item in items] == [True] * 9 + [False] * 3
     again = ask(recommender, user_id=user_id, playlist="q", k=10)
-    assert [[one.name for one in item.sources] for item in again.items] == [["popularity"]] * 10, (
+    assert [[one.name for one in item.sources] for item in again.items] == [["popular"]] * 10, (
         "each source once"
     )
     assert sorted(item.sources[0].rank for item in again.items) == list(range(1, 11))
@@ -145,7 +145,7 @@ def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(
 ) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
     apart = recommender_of(bundle, OnnxInference(bundle), 7)
-    apart.stages = replace(apart.stages, retrieval=Retrieval(bundle, apart_from=0))
+    apart.stages = replace(apart.stages, retrieval=Retrieval(bundle, max_inline_items=0))
     for request in ({"user_id": KNOWN_USER}, {}, {"history": [7, 17]}):
         assert ids(ask(apart, **request)) == ids(ask(recommender, **request))
 

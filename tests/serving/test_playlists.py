@@ -58,7 +58,7 @@ def test_candidates_of_all_sources_carry_every_source_that_found_them(every_sour
     assert answer.fallback is None and set().union(*names) == {
         "personal",
         "similar",
-        "popularity",
+        "popular",
         "trending",
         "new",
         "near",
@@ -101,11 +101,11 @@ def test_unknown_users_with_a_place_get_what_is_popular_there(bundle: Bundle, of
     near_by = [position for position in range(300) if position % 7 and abs(position / 1000 - 0.1) * 111.2 < 5]
     assert (
         positions == sorted(near_by, key=lambda position: -counts[position])[:3]
-        and answer.fallback == "popularity_near"
+        and answer.fallback == "popular"
     )
-    assert ask(recommender, k=3).fallback == "popularity"
+    assert ask(recommender, k=3).fallback == "popular"
     many = ask(recommender, k=150, context=around)
-    assert many.fallback == "popularity_near+popularity" and len(many.items) == 150
+    assert many.fallback == "popular" and len(many.items) == 150
 
 
 def test_the_rule_for_cold_users(bundle: Bundle) -> None:
@@ -115,7 +115,7 @@ def test_the_rule_for_cold_users(bundle: Bundle) -> None:
         count = len(bundle.history(bundle.user_ids.row(user_id)).item_rows_L)
         assert (ask(recommender, user_id=user_id).fallback is None) == (count >= 6), user_row
     assert (
-        ask(recommender, history=[7, 17]).fallback == "popularity"
+        ask(recommender, history=[7, 17]).fallback == "popular"
         and ask(recommender, history=[7, 17, 27]).fallback is None
     )
     with pytest.raises(
@@ -164,10 +164,26 @@ def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) 
     ("text", "message"),
     [
         ("[playlists.a]\nsizes = 3", "playlists.a.sizes: unknown key; did you mean size"),
-        ('[[playlists.a.sources]]\nkind = "near"', "a source 'near' needs a column"),
+        ('[[playlists.a.sources]]\nkind = "near"', "playlists.a.sources.0.near.column: Field required"),
         (
             '[[playlists.a.sources]]\nkind = "personal"\ncolumn = "x"',
-            "column has no effect on a source 'personal'",
+            "sources.0.personal.column: unknown key; known here: candidates, kind",
+        ),
+        (
+            '[[cold_start.sources]]\nkind = "trending"\nhalf_life_hours = 3',
+            "cold_start.sources.0.trending.half_life_hours: unknown key; did you mean half_life_days?",
+        ),
+        (
+            '[[cold_start.sources]]\nkind = "popular"\ncolumn = "x"',
+            "column has no effect on a source 'popular' without radius_km",
+        ),
+        (
+            '[[cold_start.sources]]\nkind = "popular"\nradius_km = 3',
+            "a source 'popular' with radius_km needs a column",
+        ),
+        (
+            '[[cold_start.sources]]\nkind = "best"',
+            "cold_start.sources.0: Input tag 'best' found using 'kind'",
         ),
         (
             '[experiments.e]\nplaylist = "b"\nvariants = [{name = "x", playlist = "default"}]',
@@ -239,10 +255,10 @@ def test_paths_are_as_seen_from_the_file(tmp_path: Path) -> None:
 def test_a_place_needs_no_query(bundle: Bundle, offers: Path) -> None:
     """A source without what it starts from finds nothing, and what is popular fills the answer up."""
     recommender = recommender_with(bundle, config_of(offers, cold_start={"sources": [source("near")]}))
-    assert ask(recommender, k=4).fallback == "popularity"
+    assert ask(recommender, k=4).fallback == "popular"
     nowhere = recommender_with(bundle, config_of(offers, playlists={"p": {"sources": [source("near")]}}))
     answer = ask(nowhere, user_id=1003, k=4, playlist="p")
-    assert answer.fallback == "popularity" and len(answer.items) == 4
+    assert answer.fallback == "popular" and len(answer.items) == 4
     somewhere = Context(place=Place(latitude=0, longitude=0), timestamp_ms=NOW_MS)
     found = asyncio.run(
         Retrieval(bundle, config_of(offers, cold_start={"sources": [source("near")]})).run(

@@ -58,12 +58,12 @@ def test_recommend(app: Any) -> None:
 
 def test_popularity_for_a_stranger(app: Any) -> None:
     values = call(app, "POST", "/v1/recommend", json={"user_id": 1, "k": 3}).json()
-    assert values["fallback"] == "popularity" and [item["score"] for item in values["items"]] == [
+    assert values["fallback"] == "popular" and [item["score"] for item in values["items"]] == [
         300,
         299,
         298,
     ]
-    assert [item["sources"][0]["name"] for item in values["items"]] == ["popularity"] * 3
+    assert [item["sources"][0]["name"] for item in values["items"]] == ["popular"] * 3
 
 
 def test_exclusion_and_filters(app: Any) -> None:
@@ -190,7 +190,7 @@ def test_metrics_count_outcomes(recommender: Recommender) -> None:
     for body in ({"user_id": 1000}, {"user_id": 1001}, {}, {"k": 0}):
         call(app, "POST", "/v1/recommend", json=body)
     lines = call(app, "GET", "/metrics").text.splitlines()
-    for outcome, count in (("ok", 2), ("popularity", 1), ("422", 1)):
+    for outcome, count in (("ok", 2), ("popular", 1), ("422", 1)):
         assert f'passerelle_requests_total{{endpoint="recommend",outcome="{outcome}"}} {count}.0' in lines
     assert 'passerelle_stage_seconds_count{stage="ranking"} 3.0' in lines
 

@@ -160,7 +160,7 @@ def test_a_stranger_gets_what_is_popular_and_is_told_so(page: webdriver.Chrome) 
     user.clear()
     user.send_keys("4")
     submit(page)
-    assert page.find_element(By.CSS_SELECTOR, ".badge").text == "fallback: popularity"
+    assert page.find_element(By.CSS_SELECTOR, ".badge").text == "fallback: popular"
     assert page.find_element(By.ID, "history").text == "Nothing is known of this user."
 
 

@@ -206,7 +206,7 @@ def test_offers_against_the_definition(catalogue: Catalogue, filters: list[Filte
         passing = [offer for offer in offers if all(meets(item, offer, condition) for condition in filters)]
         alone = not offers and not with_offer and all(meets(item, None, condition) for condition in filters)
         assert eligible.rows_R[FIRST_ITEM_ROW + row] == (bool(passing) or alone), item
-        if eligible.units_U is not None and eligible.rows_R[FIRST_ITEM_ROW + row]:
+        if eligible.listings_G is not None and eligible.rows_R[FIRST_ITEM_ROW + row]:
             chosen = None if best[row] < 0 else catalogue.offer_ids()[int(best[row])].as_py()
             assert chosen == (passing[0]["offer_id"] if passing else None)
 
@@ -232,7 +232,7 @@ def test_the_best_offer_is_the_cheapest_or_the_nearest_of_those_that_pass(catalo
 def test_nearest_items(catalogue: Catalogue) -> None:
     everything = catalogue.eligible([])
     rows, distances_km = catalogue.nearest(
-        "offer.place", (48.85, 2.35), 3, everything.rows_R, everything.units_U
+        "offer.place", (48.85, 2.35), 3, everything.rows_R, everything.listings_G
     )
     assert rows.tolist() == [3, 4]
     expected = [
@@ -241,7 +241,7 @@ def test_nearest_items(catalogue: Catalogue) -> None:
     ]
     np.testing.assert_allclose(distances_km, expected, rtol=1e-9)
     cheap = catalogue.eligible([Range(op="range", column="offer.price", max=20)])
-    rows, distances_km = catalogue.nearest("offer.place", (48.85, 2.35), 3, cheap.rows_R, cheap.units_U)
+    rows, distances_km = catalogue.nearest("offer.place", (48.85, 2.35), 3, cheap.rows_R, cheap.listings_G)
     assert rows.tolist() == [3] and math.isclose(
         distances_km[0], great_circle_km((48.85, 2.35), (45.764, 4.8357))
     )

@@ -12,6 +12,7 @@ from passerelle.dataset import FeatureColumn
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue import catalogue as catalogue_module
+from serving.catalogue import strides
 from serving.catalogue.catalogue import Catalogue
 from serving.catalogue.columns import Columns
 from serving.catalogue.offers import read_offers
@@ -92,8 +93,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(params=[0, 100_000], ids=["by radius", "all at once"])
 def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue_module, "_FEW", request.param)
-    monkeypatch.setattr(catalogue_module, "_STRIDE", 3)
+    monkeypatch.setattr(catalogue_module, "_MAX_FULL_DISTANCES", request.param)
+    monkeypatch.setattr(strides, "_FIRST_STRIDE", 3)
 
 
 def smallest(values: list[tuple[int, float]], allowed_R: BoolArray, k: int) -> list[tuple[int, float]]:
@@ -116,7 +117,7 @@ def test_nearest(world: World, name: str, only: str | None, k: int, share: float
     )
     allowed_R = eligible.rows_R & (np.random.default_rng(1).random(len(eligible.rows_R)) < share)
     for point in POINTS:
-        rows_K, distances_K = world.catalogue.nearest(name, point, k, allowed_R, eligible.units_U)
+        rows_K, distances_K = world.catalogue.nearest(name, point, k, allowed_R, eligible.listings_G)
         everything = [
             (row, great_circle_km(point, (place["latitude"], place["longitude"])))  # type: ignore[index]
             for row, place in world.values(name, only)
@@ -133,13 +134,15 @@ def test_nearest(world: World, name: str, only: str | None, k: int, share: float
 @pytest.mark.parametrize("k", [1, 7, 1000])
 @pytest.mark.parametrize("now", [-1, 0, 17, 39, 50])
 @pytest.mark.parametrize("ahead", [True, False])
-def test_first_in_time(world: World, name: str, only: str | None, k: int, now: int, ahead: bool) -> None:
+def test_nearest_in_time(world: World, name: str, only: str | None, k: int, now: int, ahead: bool) -> None:
     column = "offer.kind" if name.startswith("offer.") else "kind"
     eligible = world.catalogue.eligible(
         [] if only is None else [Equals(op="equals", column=column, value=only)]
     )
     allowed_R = eligible.rows_R & (np.random.default_rng(2).random(len(eligible.rows_R)) < 0.5)
-    rows_K, aways_K = world.catalogue.first_in_time(name, now, k, allowed_R, eligible.units_U, ahead=ahead)
+    rows_K, aways_K = world.catalogue.nearest_in_time(
+        name, now, k, allowed_R, eligible.listings_G, ahead=ahead
+    )
     aways = [
         (row, (at - now) if ahead else (now - at)) for row, at in world.values(name, only) if at is not None
     ]  # type: ignore[operator]

@@ -46,7 +46,7 @@ def test_events_count_in_the_next_recommendation(bundle: Bundle, store: SqliteEv
     cold, kept, warm, again = call(
         app, ask, ("POST", "/v1/events", clicks), ask, ("POST", "/v1/events", clicks)
     )
-    assert cold.json()["fallback"] == "popularity" and warm.json()["fallback"] is None
+    assert cold.json()["fallback"] == "popular" and warm.json()["fallback"] is None
     assert (
         kept.status_code == 202
         and kept.json() == {"accepted": 3, "duplicates": 0}
@@ -72,7 +72,7 @@ def test_an_erased_user_is_a_stranger(bundle: Bundle, store: SqliteEventStore) -
     assert (
         known.json()["fallback"] is None
         and gone.json() == {"events": 1}
-        and stranger.json()["fallback"] == "popularity"
+        and stranger.json()["fallback"] == "popular"
     )
 
 
@@ -166,7 +166,7 @@ def test_a_store_that_is_down_is_done_without(bundle: Bundle, hang_s: float) -> 
         and answer.json()["degraded"] == ["events"]
         and answer.json()["fallback"] is None
     )
-    assert erased.json()["degraded"] == ["events"] and erased.json()["fallback"] == "popularity", (
+    assert erased.json()["degraded"] == ["events"] and erased.json()["fallback"] == "popular", (
         "forgotten, also now"
     )
     if others:
@@ -182,7 +182,7 @@ def test_of_whom_it_is_not_known_whether_they_are_erased_nothing_is_known(bundle
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)
     )
     (answer,) = call(app, ("POST", "/v1/recommend", {"user_id": 1000}))
-    assert answer.json()["degraded"] == ["events"] and answer.json()["fallback"] == "popularity"
+    assert answer.json()["degraded"] == ["events"] and answer.json()["fallback"] == "popular"
 
 
 @pytest.mark.parametrize("here", [True, False])
@@ -214,9 +214,7 @@ def test_who_was_erased_a_moment_ago_is_a_stranger_also_without_the_store(
             return before.json(), (await client.post("/v1/recommend", json=ask)).json()
 
     before, after = asyncio.run(main())
-    assert (
-        before["fallback"] is None and after["degraded"] == ["events"] and after["fallback"] == "popularity"
-    )
+    assert before["fallback"] is None and after["degraded"] == ["events"] and after["fallback"] == "popular"
 
 
 def test_an_event_that_the_bundle_has_counts_once(bundle: Bundle, store: SqliteEventStore) -> None:
@@ -302,6 +300,6 @@ def test_who_was_served_is_not_in_the_log(bundle: Bundle, store: SqliteEventStor
     )
     assert (
         all(line["near"] == [48.9, 2.4] and len(line["items"]) == 3 for line in lines)
-        and lines[3]["fallback"] == "popularity"
+        and lines[3]["fallback"] == "popular"
     )
     assert "48.85" not in path.read_text(encoding="utf-8") and '"user' not in path.read_text(encoding="utf-8")

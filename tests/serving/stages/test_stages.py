@@ -202,7 +202,7 @@ def test_retrieval_against_a_row_by_row_definition(
         popular.rows_C.tolist()
         == sorted(allowed, key=lambda row: -bundle.counts_R[row])[: max(k, bundle.manifest.num_candidates)]
     )
-    assert popular.fallback == "popularity"
+    assert popular.fallback == "popular"
     assert popular.scores_C.tolist() == bundle.counts_R[popular.rows_C].tolist()
 
 

@@ -21,7 +21,7 @@ from serving.events.base import HOUR_MS, Event, EventStoreError
 from serving.events.sqlite_store import SqliteEventStore
 from serving.schemas.recommend import RecommendRequest
 from serving.stages.retrieval import EMPTY_QUERY, Retrieval
-from serving.stages.trends import LOOKS_BACK_HOURS, Trend, Trends
+from serving.stages.trends import LOOK_BACK_HOURS, Trend, Trends
 from serving.stages.types import RequestTime
 from tests.support.playlists import ask, ids, recommender_with
 
@@ -137,7 +137,7 @@ def test_what_happened_long_after_the_bundle_comes_first_and_the_rest_keeps_its_
         event(3, item_ids[9], long_after),
     ]
     forgotten = [
-        event(4, item_ids[11], long_after - LOOKS_BACK_HOURS - 1),
+        event(4, item_ids[11], long_after - LOOK_BACK_HOURS - 1),
         event(5, item_ids[11], long_after + 1),
     ]
     store = kept(tmp_path / "events.sqlite", [*events, *forgotten])
@@ -159,13 +159,8 @@ def test_recommendations_follow_what_happens(bundle: Bundle, tmp_path: Path) -> 
     async def asked() -> list[int]:
         firsts = []
         while len(firsts) < 200 and bundle.item_ids.row(unpopular) not in firsts:
-            firsts.append(
-                int(
-                    (await retrieval.run(RecommendRequest(k=1), EMPTY_QUERY, RequestTime.read(None))).rows_C[
-                        0
-                    ]
-                )
-            )
+            found = await retrieval.run(RecommendRequest(k=1), EMPTY_QUERY, RequestTime.read(None))
+            firsts.append(int(found.rows_C[0]))
             await asyncio.sleep(0.02)  # nobody waits for the reading
         return firsts
 
@@ -185,8 +180,8 @@ def test_a_store_that_does_not_tell_leaves_trends_as_they_were(
 
     async def work() -> None:
         monkeypatch.setattr(store, "hourly", refuse)
-        trends.keep_up()
-        trends.keep_up()  # it does already
+        trends.start_refreshing()
+        trends.start_refreshing()  # it does already
         await asyncio.sleep(0.05)
 
     with caplog.at_level(logging.WARNING):
