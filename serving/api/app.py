@@ -42,14 +42,14 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problems, "description": "The request does not fit; `loc` names the field."},
     429: {
         "model": Problems,
-        "description": "Too many requests at a time, or of one caller: ask again after `Retry-After` seconds.",
+        "description": "Too many requests, in flight or of one caller: ask again after `Retry-After` s.",
     },
     503: {
         "model": Problems,
         "description": "The time of the request is over, or what it needs does not answer.",
     },
 }
-_MOST_PROBLEMS = 50
+_MAX_PROBLEMS = 50
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problems, "description": "No such item."}}
 _ENDPOINTS = {"/v1/recommend": "recommend", "/v1/similar": "similar", "/v1/events": "events"}
 
@@ -59,7 +59,13 @@ logger = logging.getLogger(__name__)
 def build_app(
     recommender: Recommender, intake: EventIntake | None = None, telemetry: Telemetry | None = None
 ) -> FastAPI:
-    """Bind the endpoints to a recommender and, where events are kept, to their store."""
+    """Returns the HTTP application.
+
+    Args:
+        recommender: answers the requests.
+        intake: takes events; without it there is no `/v1/events`.
+        telemetry: counts requests.
+    """
     app = FastAPI(
         title="Passerelle",
         version=__version__,
@@ -72,9 +78,10 @@ def build_app(
         AdmissionMiddleware,
         limits=limits,
         keys=keys,
-        refused=lambda status: telemetry.count("gate", str(status)),
+        refused=lambda status: telemetry.count("admission", str(status)),
     )
-    if limits.allowed_origins:  # outside of the gate: a browser asks without a key whether it may ask
+    # Outside of the admission: a browser's preflight request carries no key.
+    if limits.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(limits.allowed_origins),
@@ -86,7 +93,10 @@ def build_app(
 
     @app.post("/v1/recommend", response_model=RecommendResponse, responses=_REFUSALS)
     async def recommend(request: RecommendRequest, http: Request) -> Response:
-        """The best items for a user or a history; where too little is known, what the rule for cold users says (`fallback`)."""
+        """Returns the best items for a user or a history.
+
+        Where too little is known, the sources of the rule for cold users give the items (`fallback`).
+        """
         with recommender.tracer.request("recommend", http.headers):
             answer = await recommender.recommend(request)
         telemetry.recommended(answer)
@@ -94,7 +104,7 @@ def build_app(
 
     @app.post("/v1/similar", response_model=SimilarResponse, responses={**_REFUSALS, **_NOT_FOUND})
     async def similar(request: SimilarRequest, http: Request) -> Response:
-        """The items most like one item, or like several together."""
+        """Returns the items most like one item, or like several together."""
         with recommender.tracer.request("similar", http.headers):
             answer = await recommender.similar(request)
         telemetry.count("similar", "ok")
@@ -102,7 +112,7 @@ def build_app(
 
     @app.get("/v1/items/{item_id:path}", response_model=ItemResponse, responses={**_REFUSALS, **_NOT_FOUND})
     async def item(item_id: str) -> Response:
-        """What the catalogue says of one item."""
+        """Returns the catalogue's description of one item."""
         answer = recommender.item(item_id)
         telemetry.count("items", "ok")
         return _json(answer)
@@ -114,7 +124,7 @@ def build_app(
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """The process is alive."""
+        """Returns 200 while the process is alive."""
         return {"status": "ok"}
 
     @app.get(
@@ -122,17 +132,20 @@ def build_app(
         responses={503: {"description": "Triton does not serve this version: answers are fallbacks."}},
     )
     async def readyz() -> Response:
-        """Requests will be answered in full: Triton serves both networks of the active version. `events` tells of their store."""
+        """Returns 200 where answers are complete: Triton serves both networks of the active version.
+
+        `events` says whether the event store answers.
+        """
         checks = {"networks": await recommender.ready()}
         if intake is not None:
-            checks["events"] = await _works(intake)
+            checks["events"] = await _answers(intake)
         ready = checks["networks"]
         content = {"ready": ready, "model_version": recommender.version, "checks": checks}
         return Response(json.dumps(content), status_code=200 if ready else 503, media_type="application/json")
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """Counters and histograms of this replica for Prometheus."""
+        """Returns counters and histograms of this replica for Prometheus."""
         return Response(telemetry.exposition(), media_type=CONTENT_TYPE)
 
     _add_refusals(app, telemetry)
@@ -142,7 +155,10 @@ def build_app(
 def _add_events(app: FastAPI, intake: EventIntake, telemetry: Telemetry) -> None:
     @app.post("/v1/events", status_code=202, response_model=EventsResponse, responses=_REFUSALS)
     async def events(request: EventsRequest) -> Response:
-        """Keep what users did: durable when answered, and part of their next recommendation. An event id that is sent again counts once."""
+        """Keeps events of users: durable when answered, and part of their next recommendation.
+
+        An event id that is sent again counts once.
+        """
         answer = await intake.accept(request, time.time_ns() // 1_000_000)
         telemetry.count("events", "ok")
         telemetry.events(answer.accepted, answer.duplicates)
@@ -150,13 +166,13 @@ def _add_events(app: FastAPI, intake: EventIntake, telemetry: Telemetry) -> None
 
     @app.delete("/v1/users/{user_id:path}", response_model=ForgottenResponse, responses=_REFUSALS)
     async def forget(user_id: str) -> Response:
-        """Erase a user's events and what stands for the user in logs; the history in the bundle is no longer used."""
+        """Erases a user's events and pseudonym; the history in the bundle is no longer used."""
         answer = await intake.forget(user_id)
         telemetry.count("users", "ok")
         return _json(answer)
 
 
-async def _works(intake: EventIntake) -> bool:
+async def _answers(intake: EventIntake) -> bool:
     try:
         await intake.store.ping()
     except EventStoreError:
@@ -168,7 +184,7 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
     def refuse(request: Request, status: int, problems: list[dict[str, Any]]) -> Response:
         telemetry.count(_endpoint(request.url.path), str(status))
         headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else None
-        # Plain ASCII, and nothing of the request but field names: whatever came in, this can be sent back.
+        # Plain ASCII, and no values of the request: whatever came in, this can be sent back.
         return Response(
             json.dumps({"detail": problems}),
             status_code=status,
@@ -183,22 +199,24 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
             422,
             [
                 {"loc": list(problem["loc"]), "msg": problem["msg"]}
-                for problem in error.errors()[:_MOST_PROBLEMS]
+                for problem in error.errors()[:_MAX_PROBLEMS]
             ],
         )
 
     @app.exception_handler(UserError)
-    async def mistaken(request: Request, error: UserError) -> Response:
-        return refuse(
-            request, 404 if isinstance(error, UnknownItemError) else 422, [{"loc": [], "msg": str(error)}]
-        )
+    async def user_error(request: Request, error: UserError) -> Response:
+        return refuse(request, 422, [{"loc": [], "msg": str(error)}])
+
+    @app.exception_handler(UnknownItemError)
+    async def unknown_item(request: Request, error: UnknownItemError) -> Response:
+        return refuse(request, 404, [{"loc": [], "msg": str(error)}])
 
     async def unavailable(request: Request, error: Exception) -> Response:
         logger.warning("503: %s", error)
         return refuse(request, 503, [{"loc": [], "msg": str(error)}])
 
-    for kind in (InferenceError, DeadlineError, EventStoreError):
-        app.add_exception_handler(kind, unavailable)
+    for error_type in (InferenceError, DeadlineError, EventStoreError):
+        app.add_exception_handler(error_type, unavailable)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
@@ -210,7 +228,7 @@ def _json(answer: BaseModel, status: int = 200) -> Response:
 
 
 def _endpoint(path: str) -> str:
-    """A bounded set of names, whatever paths clients invent."""
+    """Returns a label of a bounded set, whatever paths clients invent."""
     return _ENDPOINTS.get(
         path,
         "items" if path.startswith("/v1/items/") else "users" if path.startswith("/v1/users/") else "other",

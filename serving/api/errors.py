@@ -1,4 +1,4 @@
-"""The last line: what nobody foresaw is counted, said and logged without the values that it may carry."""
+"""Unexpected errors: counted, answered and logged without the values that their messages may hold."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def location_of(error: BaseException) -> str:
-    """What kind of error it is, and where it came from; not what it says."""
+    """Returns the type of an error and the line of code that raised it, without its message."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     return f"{type(error).__name__}{where}"
@@ -21,7 +21,7 @@ def location_of(error: BaseException) -> str:
 async def send_problem(
     send: Send, status: int, message: str, headers: dict[bytes, bytes] | None = None
 ) -> None:
-    """An answer of one problem, in plain ASGI."""
+    """Sends an answer of one problem, in plain ASGI."""
     body = json.dumps({"detail": [{"loc": [], "msg": message}]}).encode()
     all_headers = {
         b"content-type": b"application/json",
@@ -33,15 +33,17 @@ async def send_problem(
 
 
 class StageError(Exception):
-    """A mistake of ours in a stage that lives elsewhere: its kind and place, which can be told."""
+    """An unexpected error in a stage of another process; its message holds only the type and the location."""
 
 
 class ErrorMiddleware:
-    """Wraps an application: an exception that comes out of it is answered 500. The server would log it with all that it says.
+    """Wraps an application and answers 500 to an exception that the application raises.
+
+    The server would log the exception with its message.
 
     Args:
-        app: what is behind.
-        failed: told of each, with the path that was asked.
+        app: the application.
+        failed: called with the path of each failed request.
     """
 
     def __init__(self, app: ASGIApp, failed: Callable[[str], None]) -> None:
@@ -49,19 +51,19 @@ class ErrorMiddleware:
         self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        answer_started = False
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def tracked_send(message: Message) -> None:
+            nonlocal answer_started
+            answer_started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, tracked_send)
         except Exception as error:
             if scope["type"] != "http":
                 raise
             logger.error("500: %s", str(error) if isinstance(error, StageError) else location_of(error))
             self._failed(scope["path"])
-            if not begun:
+            if not answer_started:
                 await send_problem(send, 500, "this should not happen: it is in the log of the service")

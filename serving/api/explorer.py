@@ -1,4 +1,4 @@
-"""The explorer: a page to look at what is recommended to whom, and what it asks the service about itself."""
+"""The explorer: a page that shows recommendations, and the endpoints that it calls."""
 
 from importlib import resources
 from typing import Any
@@ -14,8 +14,17 @@ from serving.recommender import Recommender
 from serving.schemas.recommend import ExternalId, HistoryResponse, Problems
 
 PAGE = "explorer.html"
-_MOST_VALUES = 40
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
+_MAX_VALUES = 40
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "script-src 'unsafe-inline'",
+        "connect-src 'self'",
+        "img-src data:",
+        "base-uri 'none'",
+    )
+)
 
 
 class ExperimentInfo(Config):
@@ -27,37 +36,37 @@ class ExperimentInfo(Config):
 
 
 class ExplorerInfo(Config):
-    """What the page may offer to choose from."""
+    """The choices that the page offers."""
 
     model: str
     model_version: int
     num_items: int
     num_users: int
     users: tuple[ExternalId, ...]
-    """Some known ones."""
+    """Some known users."""
     categories: dict[str, tuple[str, ...]]
-    """By column of items: the most frequent values."""
+    """The most frequent values by column of items."""
     several: tuple[str, ...]
-    """Those of the columns of which an item may have several values."""
+    """The columns of which an item may have several values."""
     playlists: tuple[str, ...]
     experiments: tuple[ExperimentInfo, ...]
 
 
 def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None:
-    """The page at `/`, and what it asks."""
+    """Adds the page at `/` and its endpoints."""
     page = resources.files("serving.api").joinpath(PAGE).read_bytes()
     info = _info(recommender, bundle)
 
     @app.get("/", include_in_schema=False)
     async def explorer() -> Response:
-        """A page without anything from elsewhere."""
+        """Returns the page, which loads nothing from other sites."""
         return Response(
             page, media_type="text/html; charset=utf-8", headers={"content-security-policy": _POLICY}
         )
 
     @app.get("/v1/explorer", response_model=ExplorerInfo)
     async def choices() -> Response:
-        """Users, categories, playlists and experiments to choose from."""
+        """Returns the users, categories, playlists and experiments to choose from."""
         return Response(info.model_dump_json(), media_type="application/json")
 
     refusals: dict[int | str, dict[str, Any]] = {
@@ -66,7 +75,7 @@ def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None
 
     @app.get("/v1/users/{user_id:path}/history", response_model=HistoryResponse, responses=refusals)
     async def history(user_id: str) -> Response:
-        """The newest events that are known of a user."""
+        """Returns the newest known events of a user."""
         answer = await recommender.history(user_id)
         return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -84,7 +93,7 @@ def _info(recommender: Recommender, bundle: Bundle) -> ExplorerInfo:
         counted = pc.value_counts(
             values.flatten() if kind == "multi_categorical" else values.drop_null()
         ).to_pylist()
-        frequent = sorted(counted, key=lambda one: (-one["counts"], str(one["values"])))[:_MOST_VALUES]
+        frequent = sorted(counted, key=lambda one: (-one["counts"], str(one["values"])))[:_MAX_VALUES]
         categories[name] = tuple(str(one["values"]) for one in frequent)
     return ExplorerInfo(
         model=manifest.model,

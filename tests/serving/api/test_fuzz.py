@@ -73,7 +73,7 @@ def fuzz(app: Any, count: int, seed: int) -> tuple[Counter[int], list[float]]:
 
 def test_two_thousand_requests(app: Any) -> None:
     statuses, _ = fuzz(app, 2000, seed=1)
-    assert statuses[200] > 300 and statuses[422] > 200 and statuses[202] > 20
+    assert statuses[200] > 300 and statuses[422] > 200 and statuses[202] > 10
 
 
 @pytest.mark.slow

@@ -1,0 +1,77 @@
+"""Limits on how many requests run at a time, and on how many a caller may send."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+MIN_CONCURRENCY = 4
+"""Requests that are admitted whatever they cost: costs are learned from requests that ran."""
+SMOOTHING = 0.05
+_MAX_CALLERS = 100_000
+
+
+class ConcurrencyLimiter:
+    """Counts the requests in flight and says whether one more would be answered in time.
+
+    Requests slow each other down.
+    The cost of a request is therefore its duration divided by the number in flight when it was admitted.
+
+    Args:
+        max_in_flight: requests at a time, whatever they cost.
+        max_expected_ms: expected duration up to which one more is admitted.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, max_in_flight: int, max_expected_ms: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._max_in_flight = max_in_flight
+        self._max_expected_s = max_expected_ms / 1e3
+        self._clock = clock
+        self._cost_s = 0.0
+        self.in_flight = 0
+
+    def has_capacity(self) -> bool:
+        """Returns whether one more request may be admitted."""
+        if self.in_flight >= self._max_in_flight:
+            return False
+        return self.in_flight < MIN_CONCURRENCY or (self.in_flight + 1) * self._cost_s <= self._max_expected_s
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Counts a request as in flight for as long as the block lasts."""
+        self.in_flight += 1
+        concurrency, started = self.in_flight, self._clock()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            cost_s = (self._clock() - started) / concurrency
+            self._cost_s += SMOOTHING * (cost_s - self._cost_s)
+
+
+class RateLimiter:
+    """A token bucket for each caller, which holds the requests of one second; idle callers are forgotten.
+
+    Args:
+        requests_per_s: of one caller.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, requests_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = requests_per_s
+        self._max_tokens = max(1.0, requests_per_s)
+        self._clock = clock
+        self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
+
+    def admit(self, caller: bytes) -> bool:
+        """Takes a token, and returns whether there was one."""
+        now = self._clock()
+        tokens, since = self._buckets.pop(caller, (self._max_tokens, now))
+        tokens = min(self._max_tokens, tokens + (now - since) * self._rate)
+        admitted = tokens >= 1.0
+        self._buckets[caller] = (tokens - 1.0 if admitted else tokens, now)
+        if len(self._buckets) > _MAX_CALLERS:
+            self._buckets.popitem(last=False)
+        return admitted
