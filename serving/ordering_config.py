@@ -1,4 +1,4 @@
-"""What a playlist may say of the order of its items. All of it is off unless it is said."""
+"""The ordering section of a playlist. Every option is off by default."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -14,91 +14,99 @@ NUMBER_KINDS: tuple[FeatureKind, ...] = ("numeric",)
 
 
 class Mixing(Config):
-    """Categories in turns, the ranker's order kept within each."""
+    """Interleaves categories; the ranker's order is kept within each."""
 
     column: str
     """A category of items, or of the offers that are shown (`offer.NAME`)."""
     window: int = Field(default=5, ge=2, le=1000)
-    """Among so many items in a row ..."""
-    most: int = Field(default=2, ge=1, le=1000)
-    """... at most so many of one category, as long as others are left."""
+    """Number of consecutive items that `max_items` applies to."""
+    max_items: int = Field(default=2, ge=1, le=1000)
+    """Maximum number of items of one category in a window, as long as others are left."""
 
 
 class Mmr(Config):
-    """Maximal marginal relevance (Carbonell and Goldstein 1998): each place goes to the item that is best and least like those above it."""
+    """Maximal marginal relevance (Carbonell and Goldstein 1998).
+
+    Each position gets the item with the best balance of its score and its dissimilarity to those above.
+    """
 
     relevance: float = Field(default=0.7, ge=0, le=1)
-    """1 keeps the ranker's order; 0 looks at unlikeness alone (cosine of item vectors)."""
+    """1 keeps the ranker's order; 0 looks at dissimilarity alone (cosine of item vectors)."""
 
 
 class Boost(Config):
-    """A factor on the score of the items that meet a condition. Scores are first brought to 0..1 over the candidates."""
+    """A factor on the score of the items that meet a condition.
+
+    Scores are first scaled to 0..1 over the candidates.
+    """
 
     name: str = Field(min_length=1, max_length=64)
-    """What a debug answer calls it."""
+    """Name of the boost in debug answers."""
     when: Filter
     """A condition on columns of items."""
     factor: float = Field(gt=0, le=100)
-    """Above 1 lifts, below 1 lowers."""
+    """Above 1 raises the score, below 1 lowers it."""
 
 
 class Cap(Config):
-    """At most so many items of one value, a seller for instance."""
+    """A limit on the items of one value, a seller for instance."""
 
     column: str
     """A category of items, or of the offers that are shown (`offer.seller`)."""
-    most: int = Field(ge=1)
-    """Of one value in an answer; what comes after them is left out."""
+    max_items: int = Field(ge=1)
+    """Maximum number of items of one value in an answer; further ones are left out."""
 
 
 class Pin(Config):
-    """An item that stands in a place, where hard rules and filters allow it."""
+    """An item with a fixed position, where eligibility rules and filters allow it."""
 
     item_id: StrictInt | StrictStr
-    """Of the catalogue."""
-    place: Annotated[int, Field(ge=1, le=1000)]
-    """From 1."""
+    """An item of the catalogue."""
+    position: Annotated[int, Field(ge=1, le=1000)]
+    """Position in the answer, from 1."""
 
 
 class OrderingConfig(Config):
-    """How candidates become the items of an answer, in this order: boosts and margin, then caps, then mixing or MMR, then pins."""
+    """How candidates become the items of an answer.
+
+    In this order: boosts and margin, then caps, then mixing or MMR, then pins.
+    """
 
     boosts: tuple[Boost, ...] = Field(default=(), max_length=50)
     """Factors on scores."""
     margin_column: str | None = None
-    """A number of items, or of the offers that are shown (`offer.NAME`), that the score (brought to 0..1) is multiplied by; one without it
-    has a margin of 0."""
+    """A number of items, or of the offers that are shown (`offer.NAME`), that multiplies the score (scaled to 0..1).
+    An item without it has a margin of 0."""
     margin_power: StrictFloat | StrictInt = Field(default=1.0, ge=0, le=10)
-    """Of the margin: 0 ignores it, 1 is the expected margin."""
+    """Exponent of the margin: 0 ignores it, 1 is the expected margin."""
     caps: tuple[Cap, ...] = Field(default=(), max_length=10)
-    """Of sellers, for instance."""
+    """Limits on the items of one value."""
     diversify: Literal["mixing", "mmr"] | None = None
-    """Categories in turns, or marginal relevance; the order as it is, if absent."""
+    """Interleaved categories, or marginal relevance; the order as it is, if absent."""
     mixing: Mixing | None = None
-    """Goes with `diversify = "mixing"`."""
+    """Options of `diversify = "mixing"`."""
     mmr: Mmr = Mmr()
-    """Goes with `diversify = "mmr"`."""
+    """Options of `diversify = "mmr"`."""
     pins: tuple[Pin, ...] = Field(default=(), max_length=100)
-    """Items that stand in places of their own."""
+    """Items with fixed positions."""
     keep_seen_pins: StrictBool = False
-    """Pinned items stand there even for those who have seen them."""
+    """Pinned items stand there even for users who have seen them."""
 
     @model_validator(mode="after")
-    def _has_what_it_diversifies_by(self) -> "OrderingConfig":
+    def _options_fit_together(self) -> "OrderingConfig":
         if (self.diversify == "mixing") != (self.mixing is not None):
             raise ValueError("diversify = 'mixing' and [mixing] go together")
         if self.diversify != "mmr" and self.mmr != Mmr():
             raise ValueError("[mmr] has no effect without diversify = 'mmr'")
         if self.margin_column is None and self.margin_power != 1:
             raise ValueError("margin_power has no effect without a margin_column")
-        if len({pin.place for pin in self.pins}) < len(self.pins) or len(
-            {pin.item_id for pin in self.pins}
-        ) < len(self.pins):
-            raise ValueError("two pins share an item or a place")
+        positions, item_ids = {pin.position for pin in self.pins}, {pin.item_id for pin in self.pins}
+        if len(positions) < len(self.pins) or len(item_ids) < len(self.pins):
+            raise ValueError("two pins share an item or a position")
         return self
 
     def columns(self) -> Iterator[tuple[str, tuple[FeatureKind, ...], str]]:
-        """Every column that is named but in conditions, what kinds it may be of, and where it is named."""
+        """Yields the columns that are named outside of conditions, their possible kinds, and where they are named."""
         yield from ((cap.column, GROUP_KINDS, "caps") for cap in self.caps)
         if self.mixing is not None:
             yield self.mixing.column, GROUP_KINDS, "mixing"

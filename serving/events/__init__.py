@@ -1,1 +1,1 @@
-"""Live events: what users do while a version is served, until the next training."""
+"""Live events: events of users while a version is served, until the next training."""

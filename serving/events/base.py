@@ -1,4 +1,7 @@
-"""What a store of live events is: durable before it answers, idempotent by event id, and able to forget."""
+"""The interface of a store of live events.
+
+A store is durable before it answers, idempotent by event id, and able to erase users.
+"""
 
 import hashlib
 import secrets
@@ -17,7 +20,7 @@ class EventStoreError(Exception):
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that a user did. Ids are the caller's, as text."""
+    """One event of a user. Ids are the caller's, as text."""
 
     event_id: str
     user_id: str
@@ -28,18 +31,18 @@ class Event:
 
 @dataclass(frozen=True)
 class UserState:
-    """What a store knows of a user."""
+    """A user's state in a store."""
 
     events: tuple[Event, ...] = ()
-    """The newest, oldest first."""
+    """The newest events, oldest first."""
     erasures: int = 0
-    """How often the user asked to be forgotten."""
+    """How often the user was erased."""
     pseudonym: str | None = None
-    """What stands for the user in logs; once it is erased, nothing leads from it to the user."""
+    """Stands for the user in logs; once it is erased, nothing leads from it to the user."""
 
     @property
     def erased(self) -> bool:
-        """What a bundle holds of the user is not to be used."""
+        """Whether the bundle's history and features of the user must not be used."""
         return self.erasures > 0
 
 
@@ -47,7 +50,7 @@ EMPTY_USER = UserState()
 
 
 class HourlyCount(NamedTuple):
-    """Events of all users with one item."""
+    """Number of events of all users with one item in one hour."""
 
     hour: int
     """Hours since the epoch."""
@@ -59,50 +62,55 @@ class EventStore(Protocol):
     """Keeps events by user. Every method raises `EventStoreError` where the store cannot do it."""
 
     erased_here: set[str]
-    """`user_digest` of everybody whom this process was asked to erase: known at once, and also while the store is away."""
+    """`user_digest` of every user whom this process was asked to erase, also while the store is away."""
 
     async def append(self, events: Sequence[Event]) -> int:
-        """Keep events; those whose id this user has already are left out. When it returns they survive a crash.
+        """Keeps events; those whose id this user has already are left out.
+
+        When it returns they survive a crash.
 
         Returns:
-            how many are new.
+            the number of new events.
         """
 
     async def user(self, user_id: str, limit: int) -> UserState:
-        """What is known of a user, with at most `limit` of the newest events."""
+        """Returns a user's state, with at most `limit` of the newest events."""
 
     async def assign_pseudonym(self, user_id: str, pseudonym: str, erasures: int) -> None:
-        """Have `pseudonym` stand for a user who has none yet, and was not erased since it was thought of.
+        """Assigns a pseudonym to a user who has none yet, and was not erased since it was chosen.
 
         Args:
-            erasures: the `UserState.erasures` of then.
+            erasures: `UserState.erasures` when the pseudonym was chosen.
         """
 
     async def erase(self, user_id: str) -> int:
-        """Forget a user's events and pseudonym, and remember that what others hold of them is not to be used.
+        """Deletes a user's events and pseudonym, and remembers that the user was erased.
 
         Returns:
-            how many events there were.
+            the number of deleted events.
         """
 
     async def erased(self) -> frozenset[str]:
-        """`user_digest` of everybody who was erased."""
+        """Returns the `user_digest` of every erased user."""
 
     async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
-        """How many events each item had in each of these hours, by their own times; without the events of those who were erased."""
+        """Returns the number of events by hour and item, by the events' own times.
+
+        Events of erased users do not count.
+        """
 
     async def ping(self) -> None:
-        """Do nothing, if the store works."""
+        """Returns if the store works."""
 
     async def close(self) -> None:
-        """Give back what is held."""
+        """Releases connections and threads."""
 
 
 def user_digest(user_id: str) -> str:
-    """What is remembered of a user who was erased."""
+    """Returns the digest by which an erased user is remembered."""
     return hashlib.sha256(user_id.encode()).hexdigest()
 
 
 def new_pseudonym() -> str:
-    """A name that says nothing."""
+    """Returns a random name."""
     return secrets.token_hex(PSEUDONYM_BYTES)

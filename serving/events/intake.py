@@ -1,4 +1,4 @@
-"""Events as they come in over HTTP, and the stores they may go to."""
+"""Intake of events over HTTP, and the choice of their store."""
 
 import asyncio
 
@@ -14,10 +14,10 @@ WRITE_TIMEOUT_S = 1.0
 
 
 def open_store(config: LiveEventsConfig) -> EventStore | None:
-    """The store that a serving file names; None where events are not kept.
+    """Returns the store that a serving file names; None where events are not kept.
 
     Raises:
-        UserError: it cannot be opened, or is of no known kind.
+        UserError: the store cannot be opened, or its type is unknown.
     """
     if config.store == "none":
         return None
@@ -26,7 +26,8 @@ def open_store(config: LiveEventsConfig) -> EventStore | None:
             raise UserError("events.file: say where, or store = 'none'")
         return SqliteEventStore(config.file, keep_days=config.keep_days)
     if config.store.startswith(("redis://", "rediss://", "unix://")):
-        from serving.events.redis_store import RedisEventStore  # an extra
+        # The client of Redis is an extra.
+        from serving.events.redis_store import RedisEventStore
 
         return RedisEventStore(config.store, keep_days=config.keep_days)
     raise UserError(f"events.store: {config.store!r} is none of sqlite, none, redis://HOST:PORT/DB")
@@ -36,8 +37,8 @@ class EventIntake:
     """Checks events against a bundle and keeps them.
 
     Args:
-        bundle: the types of ids and the kinds of events.
-        store: where they go.
+        bundle: the types of ids, and the event types.
+        store: keeps the events.
     """
 
     def __init__(self, bundle: Bundle, store: EventStore) -> None:
@@ -45,25 +46,27 @@ class EventIntake:
         self.store = store
 
     async def accept(self, request: EventsRequest, now_ms: int) -> EventsResponse:
-        """Keep events; when this returns they survive a crash. An event that was there already is not counted twice, so what is not
-        acknowledged may be sent again.
+        """Keeps events; when this returns they survive a crash.
+
+        An event that is kept already does not count again, so that unacknowledged events may be sent again.
 
         Raises:
-            UserError: an id is of the wrong type, or there is no such kind of event.
-            EventStoreError: they could not be kept.
+            UserError: an id is of the wrong type, or there is no such event type.
+            EventStoreError: the events could not be kept.
         """
         names = self._bundle.manifest.event_types
         events = []
-        for place, event in enumerate(request.all_events()):
-            kind = names[0] if event.event_type is None else event.event_type
-            if kind not in names:
+        for i, event in enumerate(request.all_events()):
+            event_type = names[0] if event.event_type is None else event.event_type
+            if event_type not in names:
+                known = ", ".join(names)
                 raise UserError(
-                    f"events.{place}.event_type: no {kind!r} among the events of this model: {', '.join(names)}"
+                    f"events.{i}.event_type: no {event_type!r} among the events of this model: {known}"
                 )
-            user_id = str(parsed(self._bundle.user_ids, event.user_id, f"events.{place}.user_id"))
-            item_id = str(parsed(self._bundle.item_ids, event.item_id, f"events.{place}.item_id"))
-            at_ms = now_ms if event.timestamp_ms is None else event.timestamp_ms
-            events.append(Event(event.event_id, user_id, item_id, kind, at_ms))
+            user_id = str(parsed(self._bundle.user_ids, event.user_id, f"events.{i}.user_id"))
+            item_id = str(parsed(self._bundle.item_ids, event.item_id, f"events.{i}.item_id"))
+            timestamp_ms = now_ms if event.timestamp_ms is None else event.timestamp_ms
+            events.append(Event(event.event_id, user_id, item_id, event_type, timestamp_ms))
         try:
             new = await asyncio.wait_for(self.store.append(events), WRITE_TIMEOUT_S)
         except TimeoutError:
@@ -71,11 +74,11 @@ class EventIntake:
         return EventsResponse(accepted=new, duplicates=len(events) - new)
 
     async def forget(self, user_id: Id) -> ForgottenResponse:
-        """Erase what is kept of a user, and have the history in the bundle ignored.
+        """Erases a user: live events and pseudonym are deleted, and the history in the bundle is ignored.
 
         Raises:
             UserError: the id is of the wrong type.
-            EventStoreError: it could not be done.
+            EventStoreError: the store could not erase the user.
         """
         return ForgottenResponse(
             events=await self.store.erase(str(parsed(self._bundle.user_ids, user_id, "user_id")))

@@ -1,7 +1,9 @@
-"""Events in Redis or Valkey: for several machines. The only file that knows the `redis` client.
+"""Events in Redis or Valkey, for several machines. The only file that imports the `redis` client.
 
-By user, all in one slot of a cluster: a hash of events by id, a sorted set of ids by time, an identity, and a count of erasures.
-By hour: a hash of counts by item. It is written after the events, so that what trends may lack some where a process is killed.
+Keys of a user, all in one slot of a cluster: a hash of events by id, a sorted set of event ids by time,
+the pseudonym (`identity`), and the number of erasures (`erased`).
+Keys of an hour: a hash of counts by item.
+Counts are written after the events: where a process is killed between the two, trends lack some events.
 """
 
 import asyncio
@@ -19,7 +21,7 @@ from serving.events.base import DAY_S, HOUR_MS, Event, EventStoreError, HourlyCo
 try:
     import redis.asyncio as redis
     from redis.exceptions import RedisError, ResponseError
-except ImportError as error:  # an extra
+except ImportError as error:
     raise UserError(
         "events.store is Redis, whose client is not here: pip install 'passerelle[redis]'"
     ) from error
@@ -27,11 +29,11 @@ except ImportError as error:  # an extra
 _APPEND = """
 local new = {}
 local keeps_all = ARGV[2] == '0'
-for place = 3, #ARGV, 3 do
-    local is_kept = keeps_all or tonumber(ARGV[place + 2]) >= tonumber(ARGV[1])
-    if is_kept and redis.call('HSETNX', KEYS[1], ARGV[place], ARGV[place + 1]) == 1 then
-        redis.call('ZADD', KEYS[2], ARGV[place + 2], ARGV[place])
-        table.insert(new, ARGV[place + 1])
+for i = 3, #ARGV, 3 do
+    local is_kept = keeps_all or tonumber(ARGV[i + 2]) >= tonumber(ARGV[1])
+    if is_kept and redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1]) == 1 then
+        redis.call('ZADD', KEYS[2], ARGV[i + 2], ARGV[i])
+        table.insert(new, ARGV[i + 1])
     end
 end
 local gone = {}
@@ -49,7 +51,7 @@ else
 end
 return {new, gone}
 """
-# Lua has room for some 8,000 values on its stack: `keep_per_user` is below that.
+# Lua's stack holds some 8,000 values: `keep_per_user` is below that.
 _USER = """
 local ids = redis.call('ZREVRANGE', KEYS[2], 0, ARGV[1] - 1)
 local events = {}
@@ -65,7 +67,7 @@ redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 redis.call('INCR', KEYS[4])
 return events
 """
-# An item without events is not named: it may be of somebody who was erased.
+# An item whose count is 0 is deleted: its only events may have been those of an erased user.
 _COUNT = """
 if tonumber(ARGV[2]) < 0 and redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return end
 if redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2]) <= 0 then redis.call('HDEL', KEYS[1], ARGV[1]) end
@@ -79,13 +81,17 @@ logger = logging.getLogger(__name__)
 
 
 class RedisEventStore:
-    """A store on a server that writes every command to disk before it answers (`appendonly yes`, `appendfsync always`).
+    """A store on a server that writes every command to disk before it answers.
+
+    The server needs `appendonly yes` and `appendfsync always`.
 
     Args:
         url: `redis://HOST:PORT/DB`.
-        timeout_s: of a connection and of an answer.
-        keep_days: a user's older events are deleted when newer ones come, and all of them so long after the last came; none, if absent.
-        rewrite_after_s: so long after an erasure the server is asked to write its log anew, where the erased would still be.
+        timeout_s: for a connection and for an answer.
+        keep_days: a user's older events are deleted when newer ones arrive, and all of them this long after
+            the last one; if absent, events are kept.
+        rewrite_after_s: delay after an erasure until the server is asked to rewrite its append-only file,
+            which still holds the erased events.
     """
 
     def __init__(
@@ -99,7 +105,7 @@ class RedisEventStore:
         self.erased_here: set[str] = set()
         self._keep_s = 0 if keep_days is None else math.ceil(keep_days * DAY_S)
         self._rewrite_after_s = rewrite_after_s
-        self._log_holds_erased = False
+        self._file_holds_erased = False
         self._rewriting: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         pool = redis.BlockingConnectionPool.from_url(
@@ -128,17 +134,16 @@ class RedisEventStore:
                 (event.event_id, value, event.timestamp_ms)
             )
         try:
-            async with self._client.pipeline(
-                transaction=False
-            ) as pipeline:  # the server writes all of it to disk at once
+            # One pipeline: the server writes all of it to disk at once.
+            async with self._client.pipeline(transaction=False) as pipeline:
                 for user_id, arguments in by_user.items():
                     await self._append(keys=_keys(user_id), args=arguments, client=pipeline)
                 answers = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise _failed(error) from None
-        new, gone = ([value for answer in answers for value in answer[part]] for part in (0, 1))
+        new, deleted = ([value for answer in answers for value in answer[i]] for i in (0, 1))
         await self._count(new, 1)
-        await self._count(gone, -1)
+        await self._count(deleted, -1)
         return len(new)
 
     async def user(self, user_id: str, limit: int) -> UserState:
@@ -146,7 +151,7 @@ class RedisEventStore:
             found, pseudonym, erasures = await self._user(keys=_keys(user_id), args=[limit])
         except (RedisError, OSError) as error:
             raise _failed(error) from None
-        # The script gives values without their ids: nobody downstream needs them.
+        # The script returns values without event ids, which no caller needs.
         events = (Event("", user_id, *json.loads(value)) for value in reversed(found))
         return UserState(tuple(events), int(erasures or 0), pseudonym or None)
 
@@ -157,18 +162,19 @@ class RedisEventStore:
             raise _failed(error) from None
 
     async def erase(self, user_id: str) -> int:
-        self.erased_here.add(digest := user_digest(user_id))  # first: what fails may yet have been done
+        # Remembered first: a command that fails may have been carried out.
+        self.erased_here.add(digest := user_digest(user_id))
         try:
             await self._client.sadd(_ALL_ERASED, digest)
-            gone = await self._erase(keys=_keys(user_id))
+            deleted = await self._erase(keys=_keys(user_id))
         except (RedisError, OSError) as error:
             raise _failed(error) from None
         finally:
-            self._log_holds_erased = True
+            self._file_holds_erased = True
             if self._rewriting is None or self._rewriting.done():
-                self._rewriting = asyncio.create_task(self._rewrite_log())
-        await self._count(gone, -1)
-        return len(gone)
+                self._rewriting = asyncio.create_task(self._rewrite_file())
+        await self._count(deleted, -1)
+        return len(deleted)
 
     async def erased(self) -> frozenset[str]:
         try:
@@ -193,7 +199,7 @@ class RedisEventStore:
         return [HourlyCount(*one) for one in counts if one[2] > 0]
 
     async def _count(self, values: Sequence[str], by: int) -> None:
-        """Add to the counts of the hours; the events themselves are safe, whatever becomes of it."""
+        """Adds to the hourly counts; a failure does not affect the events themselves."""
         with contextlib.suppress(RedisError, OSError):
             async with self._client.pipeline(transaction=False) as pipeline:
                 for item_id, _, timestamp_ms in map(json.loads, values):
@@ -216,28 +222,30 @@ class RedisEventStore:
             await self._rewriting
         await self._client.aclose()
 
-    async def _rewrite_log(self) -> None:
-        """Have the server write its log anew, once for the erasures of a while; at once when closing."""
-        while self._log_holds_erased:
+    async def _rewrite_file(self) -> None:
+        """Has the server rewrite its append-only file, once for several erasures; at once when closing."""
+        while self._file_holds_erased:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), self._rewrite_after_s)
-            self._log_holds_erased = False  # until the next erasure, which this one may miss
+            # Cleared before: an erasure during the rewrite needs another one.
+            self._file_holds_erased = False
             try:
                 await self._client.bgrewriteaof()
             except (RedisError, OSError) as error:
-                # What is in progress may have begun before the erasure; only a server that refuses is not asked again.
+                # A rewrite in progress may have begun before the erasure: ask again.
+                # A server that refuses is not asked again.
                 again = not isinstance(error, ResponseError) or "in progress" in str(error)
-                self._log_holds_erased |= again and not self._closing.is_set()
+                self._file_holds_erased |= again and not self._closing.is_set()
                 logger.warning(
-                    "what was erased is still in the log of the event server, which is not written anew: %s",
+                    "erased events are still in the append-only file of the event server: not rewritten (%s)",
                     error,
                 )
 
     async def _require_durable(self) -> None:
-        """Check once that what is acknowledged is on disk.
+        """Checks that the server writes to disk before it answers.
 
         Raises:
-            EventStoreError: the server would lose it in a crash.
+            EventStoreError: the server could lose acknowledged events in a crash.
         """
         try:
             settings = {
@@ -248,14 +256,16 @@ class RedisEventStore:
             raise _failed(error) from None
         if (settings.get("appendonly"), settings.get("appendfsync")) != ("yes", "always"):
             raise EventStoreError(
-                "the event server may lose what it has acknowledged: set `appendonly yes` and `appendfsync always`"
+                "the event server may lose what it has acknowledged: "
+                "set `appendonly yes` and `appendfsync always`"
             )
         self._durable = True
 
 
 def _keys(user_id: str) -> list[str]:
     digest = user_digest(user_id)
-    slot = f"passerelle:{{{digest[:16]}}}"  # the part in braces decides about the node of a cluster
+    # The text in braces decides about the node of a cluster.
+    slot = f"passerelle:{{{digest[:16]}}}"
     return [f"{slot}:{digest}:{name}" for name in ("events", "times", "identity", "erased")]
 
 

@@ -1,6 +1,6 @@
-"""Events in a SQLite file: for one machine. Several processes may share it.
+"""Events in a SQLite file, for one machine. Several processes may share it.
 
-Writers take turns and share their commits: what waits while one is written to disk becomes the next one.
+Writes share their commits: what waits while one commit is written to disk becomes the next one.
 """
 
 import asyncio
@@ -18,41 +18,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from passerelle.errors import UserError
-from serving.events.base import DAY_S, HOUR_MS, Event, EventStoreError, HourlyCount, UserState, user_digest
+from serving.events.base import DAY_S, Event, EventStoreError, HourlyCount, UserState, user_digest
+from serving.events.sqlite_schema import (
+    ASSIGN_PSEUDONYM,
+    NEWEST_EVENTS,
+    PRUNE,
+    PSEUDONYM_AND_ERASURES,
+    SCHEMA,
+)
 
 T = TypeVar("T")
 Write = Callable[[sqlite3.Connection], Any]
 
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS events (
-    user_id TEXT NOT NULL, event_id TEXT NOT NULL, item_id TEXT NOT NULL, event_type TEXT NOT NULL, timestamp_ms INTEGER NOT NULL,
-    PRIMARY KEY (user_id, event_id)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS events_by_time ON events (user_id, timestamp_ms);
-CREATE INDEX IF NOT EXISTS events_by_age ON events (timestamp_ms);
-CREATE TABLE IF NOT EXISTS identities (user_id TEXT PRIMARY KEY, identity TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS erasures (user_digest TEXT PRIMARY KEY, times INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS hourly (hour INTEGER, item_id TEXT, count INTEGER, PRIMARY KEY (hour, item_id)) WITHOUT ROWID;
-CREATE TRIGGER IF NOT EXISTS events_counted AFTER INSERT ON events BEGIN
-    INSERT INTO hourly VALUES (new.timestamp_ms / {HOUR_MS}, new.item_id, 1) ON CONFLICT DO UPDATE SET count = count + 1;
-END;
-CREATE TRIGGER IF NOT EXISTS events_uncounted AFTER DELETE ON events BEGIN
-    UPDATE hourly SET count = count - 1 WHERE hour = old.timestamp_ms / {HOUR_MS} AND item_id = old.item_id;
-    DELETE FROM hourly WHERE hour = old.timestamp_ms / {HOUR_MS} AND item_id = old.item_id AND count <= 0;
-END;
-"""
-_ASSIGN_PSEUDONYM = """
-INSERT OR IGNORE INTO identities SELECT ?, ? WHERE coalesce((SELECT times FROM erasures WHERE user_digest = ?), 0) = ?
-"""
-# One statement: what it tells is of one moment, so that an erasure after it makes its count an old one.
-_WHO = """
-SELECT (SELECT identity FROM identities WHERE user_id = ?), coalesce((SELECT times FROM erasures WHERE user_digest = ?), 0)
-"""
-_PRUNE = "DELETE FROM events WHERE (user_id, event_id) IN (SELECT user_id, event_id FROM events WHERE timestamp_ms < ? LIMIT ?)"
-_READERS = 4
-PRUNE_EVERY_S = 3600.0
-EMPTYING_ATTEMPTS, EMPTYING_PAUSE_S = 20, 0.05
-_MOST_IN_ONE_COMMIT = 1000
+_NUM_READERS = 4
+PRUNE_INTERVAL_S = 3600.0
+TRUNCATE_ATTEMPTS, TRUNCATE_PAUSE_S = 20, 0.05
+_MAX_IN_ONE_COMMIT = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +42,12 @@ class SqliteEventStore:
     """A store in one file, in WAL mode: readers never wait for writers.
 
     Args:
-        path: the file; made when absent.
-        timeout_s: how long a writer waits for one of another process.
-        keep_days: older events are deleted, when the file is opened and every hour; none, if absent.
+        path: the file; created when absent.
+        timeout_s: how long a writer waits for a writer of another process.
+        keep_days: older events are deleted when the file is opened and every hour; if absent, they are kept.
 
     Raises:
-        UserError: the file cannot be opened, or is none of SQLite.
+        UserError: the file cannot be opened, or is not a SQLite file.
     """
 
     def __init__(self, path: Path, *, timeout_s: float = 2.0, keep_days: float | None = None) -> None:
@@ -80,16 +61,19 @@ class SqliteEventStore:
         self._writes: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_all, name="event writer", daemon=True)
         self._writer.start()
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="event reader")
+        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="event reader")
         self._local = threading.local()
 
     def _prepare(self) -> None:
-        """Make the tables; others may be doing so, and the change to WAL does not wait for them by itself."""
+        """Creates the tables.
+
+        Another process may be doing the same, and the change to WAL does not wait for it by itself.
+        """
         until = time.monotonic() + self._timeout_s
         while True:
             try:
                 with contextlib.closing(self._connect()) as connection:
-                    connection.executescript(_SCHEMA)
+                    connection.executescript(SCHEMA)
                 return
             except sqlite3.Error as error:
                 if "locked" not in str(error) or time.monotonic() > until:
@@ -100,7 +84,7 @@ class SqliteEventStore:
         rows = [(one.user_id, one.event_id, one.item_id, one.event_type, one.timestamp_ms) for one in events]
 
         def insert(connection: sqlite3.Connection) -> int:
-            # Not `INSERT OR IGNORE`: triggers would take over how it meets conflicts.
+            # Not `INSERT OR IGNORE`: triggers would inherit its conflict resolution.
             return connection.executemany(
                 "INSERT INTO events VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
             ).rowcount
@@ -112,10 +96,11 @@ class SqliteEventStore:
 
     async def assign_pseudonym(self, user_id: str, pseudonym: str, erasures: int) -> None:
         values = (user_id, pseudonym, user_digest(user_id), erasures)
-        await self._write(lambda connection: connection.execute(_ASSIGN_PSEUDONYM, values))
+        await self._write(lambda connection: connection.execute(ASSIGN_PSEUDONYM, values))
 
     async def erase(self, user_id: str) -> int:
-        self.erased_here.add(digest := user_digest(user_id))  # first: what fails may yet have been done
+        # Remembered first: a write that fails may have been carried out.
+        self.erased_here.add(digest := user_digest(user_id))
 
         def delete(connection: sqlite3.Connection) -> int:
             count = connection.execute("DELETE FROM events WHERE user_id = ?", (user_id,)).rowcount
@@ -126,13 +111,14 @@ class SqliteEventStore:
             return count
 
         count = int(await self._write(delete))
-        for _ in range(
-            EMPTYING_ATTEMPTS
-        ):  # else what was erased stays in the log beside the file for a while
-            if await self._write(_empty_log, alone=True):
+        # Until it is truncated, the write-ahead log still holds the erased events.
+        for _ in range(TRUNCATE_ATTEMPTS):
+            if await self._write(_truncate_log, alone=True):
                 return count
-            await asyncio.sleep(EMPTYING_PAUSE_S)
-        logger.warning("%s: what was erased is in the log beside it until nobody reads there", self._path)
+            await asyncio.sleep(TRUNCATE_PAUSE_S)
+        logger.warning(
+            "%s: erased events stay in its write-ahead log while other processes read it", self._path
+        )
         return count
 
     async def erased(self) -> frozenset[str]:
@@ -143,9 +129,11 @@ class SqliteEventStore:
         )
 
     async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
-        ask = "SELECT hour, item_id, count FROM hourly WHERE hour BETWEEN ? AND ?"
+        query = "SELECT hour, item_id, count FROM hourly WHERE hour BETWEEN ? AND ?"
         return await self._read(
-            lambda connection: [HourlyCount(*row) for row in connection.execute(ask, (first_hour, last_hour))]
+            lambda connection: [
+                HourlyCount(*row) for row in connection.execute(query, (first_hour, last_hour))
+            ]
         )
 
     async def ping(self) -> None:
@@ -161,16 +149,17 @@ class SqliteEventStore:
             self._path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False
         )
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # a commit that has returned is on disk
-        connection.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
+        # A commit that has returned is on disk, and deleted rows are overwritten.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")
         return connection
 
-    async def _read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         def work() -> T:
             try:
                 if not hasattr(self._local, "connection"):
                     self._local.connection = self._connect()
-                return ask(self._local.connection)
+                return read(self._local.connection)
             except sqlite3.Error as error:
                 raise EventStoreError(f"{self._path}: {error}") from None
 
@@ -182,12 +171,12 @@ class SqliteEventStore:
         return await asyncio.wrap_future(waiting.done)
 
     def _write_all(self) -> None:
-        """The writer's thread: everything that waits goes into one transaction."""
+        """Runs in the writer's thread: all waiting writes go into one transaction."""
         connection: sqlite3.Connection | None = None
         closing = False
         while not closing:
             waiting = [self._next()]
-            while len(waiting) < _MOST_IN_ONE_COMMIT:
+            while len(waiting) < _MAX_IN_ONE_COMMIT:
                 try:
                     waiting.append(self._writes.get_nowait())
                 except queue.Empty:
@@ -200,34 +189,34 @@ class SqliteEventStore:
             connection.close()
 
     def _next(self) -> "_Waiting | None":
-        """What is to be written next; when it is due, the deletion of what is too old."""
+        """Returns the next write; when it is due, the deletion of old events."""
         if self._keep_days is None:
             return self._writes.get()
         left_s = self._prune_at - time.monotonic()
         if left_s > 0:
             with contextlib.suppress(queue.Empty):
                 return self._writes.get(timeout=left_s)
-        self._prune_at = time.monotonic() + PRUNE_EVERY_S
+        self._prune_at = time.monotonic() + PRUNE_INTERVAL_S
         return _Waiting(self._prune, Future(), True)
 
     def _prune(self, connection: sqlite3.Connection) -> None:
-        """Delete some of what is too old; more of it only after what waits by now, which is not to wait long."""
+        """Deletes some of the old events, and puts the rest behind the writes that wait by now."""
         assert self._keep_days is not None, "everything is kept"
         oldest_ms = int(1e3 * (time.time() - self._keep_days * DAY_S))
         try:
-            gone = connection.execute(_PRUNE, (oldest_ms, _MOST_IN_ONE_COMMIT)).rowcount
-        except sqlite3.Error as error:  # nobody waits for an answer
+            gone = connection.execute(PRUNE, (oldest_ms, _MAX_IN_ONE_COMMIT)).rowcount
+        except sqlite3.Error as error:
             logger.warning(
-                "%s: what is older than %g days is not deleted yet (%s)", self._path, self._keep_days, error
+                "%s: events older than %g days are not deleted yet (%s)", self._path, self._keep_days, error
             )
         else:
-            if gone == _MOST_IN_ONE_COMMIT:
+            if gone == _MAX_IN_ONE_COMMIT:
                 self._writes.put(_Waiting(self._prune, Future(), True))
 
     def _commit(
         self, connection: sqlite3.Connection | None, batch: "Sequence[_Waiting]"
     ) -> sqlite3.Connection | None:
-        """One transaction; the connection to go on with."""
+        """Runs one transaction and returns the connection to go on with."""
         try:
             connection = connection or self._connect()
             if not batch[0].alone:
@@ -235,7 +224,8 @@ class SqliteEventStore:
             answers = [one.write(connection) for one in batch]
             if connection.in_transaction:
                 connection.execute("COMMIT")
-        except Exception as error:  # nobody may wait for an answer that does not come
+        # Whatever went wrong, every waiting caller gets an answer.
+        except Exception as error:
             for one in batch:
                 one.done.set_exception(EventStoreError(f"{self._path}: {error}"))
             return _rolled_back(connection)
@@ -246,16 +236,16 @@ class SqliteEventStore:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Something to be written, and who waits for it."""
+    """A write, and the future that its caller waits for."""
 
     write: Write
     done: Future[Any]
     alone: bool
-    """Outside of transactions."""
+    """Runs outside of transactions."""
 
 
-def _empty_log(connection: sqlite3.Connection) -> bool:
-    """Whether it could be done: not while somebody reads there, and nobody waits for that."""
+def _truncate_log(connection: sqlite3.Connection) -> bool:
+    """Truncates the write-ahead log without waiting for readers, and returns whether there were none."""
     (waiting_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
     connection.execute("PRAGMA busy_timeout = 0")
     try:
@@ -266,7 +256,7 @@ def _empty_log(connection: sqlite3.Connection) -> bool:
 
 
 def _rolled_back(connection: sqlite3.Connection | None) -> sqlite3.Connection | None:
-    """The connection without a transaction; None where it is of no more use."""
+    """Returns the connection without a transaction; None where it is unusable."""
     try:
         if connection is not None and connection.in_transaction:
             connection.execute("ROLLBACK")
@@ -276,10 +266,8 @@ def _rolled_back(connection: sqlite3.Connection | None) -> sqlite3.Connection | 
 
 
 def _user(connection: sqlite3.Connection, user_id: str, limit: int) -> UserState:
-    rows = connection.execute(
-        "SELECT event_id, user_id, item_id, event_type, timestamp_ms FROM events WHERE user_id = ? "
-        "ORDER BY timestamp_ms DESC, event_id DESC LIMIT ?",
-        (user_id, limit),
-    ).fetchall()
-    pseudonym, erasures = connection.execute(_WHO, (user_id, user_digest(user_id))).fetchone()
+    rows = connection.execute(NEWEST_EVENTS, (user_id, limit)).fetchall()
+    pseudonym, erasures = connection.execute(
+        PSEUDONYM_AND_ERASURES, (user_id, user_digest(user_id))
+    ).fetchone()
     return UserState(tuple(Event(*row) for row in reversed(rows)), erasures, pseudonym)

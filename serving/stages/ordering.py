@@ -27,7 +27,7 @@ Groups = Callable[[Candidates], Int64Array]
 
 @dataclass(frozen=True)
 class _Compiled:
-    """An ordering with its columns, those of items by row."""
+    """An ordering with the columns that it reads, those of items by row."""
 
     config: OrderingConfig
     boosts_R: tuple[Mask, ...]
@@ -39,19 +39,22 @@ class _Compiled:
 
 _PLAIN = _Compiled(OrderingConfig(), (), None, (), None, ())
 MAX_DIVERSIFIED = 500
-"""Candidates that mixing and marginal relevance choose from; the others come after them."""
+"""Candidates that mixing and marginal relevance choose from; the others come after them.
+
+Users look at fewer, and each position costs a pass over all candidates.
+"""
 
 
 class Ordering:
-    """Puts the candidates in their final order and names where each one came from.
+    """Puts the candidates in their final order and names the sources of each.
 
     Args:
         bundle: ids, item columns and vectors.
         config: the orderings of its playlists.
-        items: the columns of items, where others share them.
+        items: the columns of items, where other stages share them.
 
     Raises:
-        UserError: an ordering names a column that is not there, or not of its kind.
+        UserError: an ordering names a column that does not exist, or is of another kind.
     """
 
     def __init__(
@@ -85,70 +88,33 @@ class Ordering:
             playlist: None orders by score alone.
         """
         ordering = self._orderings[playlist] if playlist is not None else _PLAIN
-        config, rows_C = ordering.config, candidates.rows_C
-        by_score = np.argsort(-scores_C, kind="stable")
         margin_C = None if ordering.margin is None else ordering.margin(candidates)
-        adjusted_C = self._adjusted(ordering, rows_C, scores_C, margin_C)
-        fills_up_C = np.arange(len(rows_C)) >= (
-            len(rows_C) if candidates.num_found is None else candidates.num_found
-        )
-        order: list[int] = np.lexsort((-adjusted_C, fills_up_C)).tolist()
-        for cap, groups in zip(config.caps, ordering.cap_groups, strict=True):
-            order = capped(order, groups(candidates), cap.most)
-        # Nobody looks at more, and each place costs a look at all candidates.
-        first, rest = order[:MAX_DIVERSIFIED], order[MAX_DIVERSIFIED:]
-        if config.diversify == "mixing" and config.mixing is not None and ordering.mixing_groups is not None:
-            first = mixed(
-                first,
-                ordering.mixing_groups(candidates),
-                k,
-                window=config.mixing.window,
-                most=config.mixing.most,
-            )
-        elif config.diversify == "mmr":
-            first = maximal_marginal_relevance(
-                first, adjusted_C, self._vectors_RD[rows_C], k, config.mmr.relevance
-            )
-        order = [*first, *rest]
+        adjusted_C = self._adjusted(ordering, candidates.rows_C, scores_C, margin_C)
+        order = self._order(ordering, candidates, adjusted_C, k)
         pins = _pins(ordering, candidates, k)
-        order = pinned(order, pins, k) if config.pins else order[:k]
-        found = [{int(row): rank for rank, row in enumerate(one.rows_K, start=1)} for one in candidates.found]
-        places = np.empty(len(by_score), dtype=np.int64)
-        places[by_score] = np.arange(1, len(by_score) + 1)
+        order = pinned(order, pins, k) if ordering.config.pins else order[:k]
+        reasons: list[Why | None] = [None] * len(order)
+        if debug:
+            reasons = _reasons(ordering, candidates, order, _Scores(scores_C, adjusted_C, margin_C), pins)
+        ranks = [{int(row): rank for rank, row in enumerate(one.rows_K, start=1)} for one in candidates.found]
+        rows_K = candidates.rows_C[order]
         items = []
-        for rank, (item_id, position) in enumerate(
-            zip(self._item_ids.ids(rows_C[order]), order, strict=True), start=1
+        for rank, (index, row, item_id, why) in enumerate(
+            zip(order, rows_K.tolist(), self._item_ids.ids(rows_K), reasons, strict=True), start=1
         ):
-            row = int(rows_C[position])
             sources = tuple(
-                Source(name=one.source, rank=ranks[row], score=float(one.scores_K[ranks[row] - 1]))
-                for one, ranks in zip(candidates.found, found, strict=True)
-                if row in ranks
+                Source(name=one.source, rank=rank_of[row], score=float(one.scores_K[rank_of[row] - 1]))
+                for one, rank_of in zip(candidates.found, ranks, strict=True)
+                if row in rank_of
             )
-            why = None
-            if debug:
-                why = Why(
-                    place_by_score=int(places[position]),
-                    retrieval_score=float(candidates.scores_C[position]),
-                    adjusted_score=float(adjusted_C[position]),
-                    boosts=tuple(
-                        b.name
-                        for b, mask_R in zip(config.boosts, ordering.boosts_R, strict=True)
-                        if mask_R[row]
-                    ),
-                    margin=None if margin_C is None else float(margin_C[position]),
-                    diversified_by=config.diversify,
-                    pinned=any(position == pin for pin, _ in pins),
-                )
-            best = None if candidates.offers is None else candidates.offers[position]
-            offer = None if best is None else Offer(**best)
+            best = None if candidates.offers is None else candidates.offers[index]
             items.append(
                 Item(
                     item_id=item_id,
                     rank=rank,
-                    score=float(scores_C[position]),
+                    score=float(scores_C[index]),
                     sources=sources,
-                    offer=offer,
+                    offer=None if best is None else Offer(**best),
                     why=why,
                 )
             )
@@ -158,10 +124,31 @@ class Ordering:
         """Returns True: what it needs is loaded when it is made."""
         return True
 
+    def _order(
+        self, ordering: _Compiled, candidates: Candidates, adjusted_C: Float64Array, k: int
+    ) -> list[int]:
+        """Returns indices of candidates, best first, after caps and diversification."""
+        config, rows_C = ordering.config, candidates.rows_C
+        num_found = len(rows_C) if candidates.num_found is None else candidates.num_found
+        is_fill_C = np.arange(len(rows_C)) >= num_found
+        order: list[int] = np.lexsort((-adjusted_C, is_fill_C)).tolist()
+        for cap, groups in zip(config.caps, ordering.cap_groups, strict=True):
+            order = capped(order, groups(candidates), cap.max_items)
+        first, rest = order[:MAX_DIVERSIFIED], order[MAX_DIVERSIFIED:]
+        if config.diversify == "mixing" and config.mixing is not None and ordering.mixing_groups is not None:
+            groups_C = ordering.mixing_groups(candidates)
+            window, max_items = config.mixing.window, config.mixing.max_items
+            first = mixed(first, groups_C, k, window=window, max_items=max_items)
+        elif config.diversify == "mmr":
+            first = maximal_marginal_relevance(
+                first, adjusted_C, self._vectors_RD[rows_C], k, config.mmr.relevance
+            )
+        return [*first, *rest]
+
     def _adjusted(
         self, ordering: _Compiled, rows_C: Int64Array, scores_C: Float32Array, margin_C: Float64Array | None
     ) -> Float64Array:
-        """Scores after boosts and margin; as they are where there are none."""
+        """Returns scores after boosts and margin; unchanged where there are none."""
         adjusted_C = scores_C.astype(np.float64)
         if not ordering.boosts_R and margin_C is None:
             return adjusted_C
@@ -192,30 +179,69 @@ class Ordering:
         return _Compiled(config, boosts_R, margin, caps, mixing, tuple(pinned_rows))
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """Scores of the candidates before and after boosts and margin."""
+
+    scores_C: Float32Array
+    adjusted_C: Float64Array
+    margin_C: Float64Array | None
+
+
+def _reasons(
+    ordering: _Compiled,
+    candidates: Candidates,
+    order: Sequence[int],
+    scores: _Scores,
+    pins: Sequence[tuple[int, int]],
+) -> list[Why | None]:
+    """Returns the explanation of each item of an order."""
+    config = ordering.config
+    by_score = np.argsort(-scores.scores_C, kind="stable")
+    positions_C = np.empty(len(by_score), dtype=np.int64)
+    positions_C[by_score] = np.arange(1, len(by_score) + 1)
+    pinned_indices = {index for index, _ in pins}
+    return [
+        Why(
+            place_by_score=int(positions_C[index]),
+            retrieval_score=float(candidates.scores_C[index]),
+            adjusted_score=float(scores.adjusted_C[index]),
+            boosts=tuple(
+                boost.name
+                for boost, mask_R in zip(config.boosts, ordering.boosts_R, strict=True)
+                if mask_R[candidates.rows_C[index]]
+            ),
+            margin=None if scores.margin_C is None else float(scores.margin_C[index]),
+            diversified_by=config.diversify,
+            pinned=index in pinned_indices,
+        )
+        for index in order
+    ]
+
+
 def _pins(ordering: _Compiled, candidates: Candidates, k: int) -> list[tuple[int, int]]:
-    """Positions of the pinned candidates that retrieval let through, and those of the k places that they are pinned to."""
-    let_through = {int(row) for found in candidates.found if found.source == PINNED for row in found.rows_K}
-    position_of = {
-        int(row): position for position, row in enumerate(candidates.rows_C) if int(row) in let_through
-    }
+    """Returns the index and the position of each pinned candidate that retrieval allowed, up to position k."""
+    allowed = {int(row) for found in candidates.found if found.source == PINNED for row in found.rows_K}
+    index_of = {int(row): index for index, row in enumerate(candidates.rows_C) if int(row) in allowed}
     pins = zip(ordering.config.pins, ordering.pinned_rows, strict=True)
-    return [(position_of[row], pin.place) for pin, row in pins if row in let_through and pin.place <= k]
+    return [(index_of[row], pin.position) for pin, row in pins if row in allowed and pin.position <= k]
 
 
 def _groups(catalogue: Catalogue, column: str, where: str) -> Groups:
-    """The values of a column of single categories as numbers: of the items, or of the offers that were chosen for them."""
-    if is_offers(column):  # retrieval, which knows the offers, has checked that it is there
-        return lambda candidates: _numbered(_of_offers(candidates, column))
+    """Returns a reader of a column of single categories as codes: of the items, or of their offers."""
+    # Retrieval, which reads the offers, has checked that the column of offers exists.
+    if is_offers(column):
+        return lambda candidates: _codes(_offer_values(candidates, column))
     catalogue.require(column, GROUP_KINDS, where)
     groups_R = catalogue.items.groups(column)
     return lambda candidates: groups_R[candidates.rows_C]
 
 
 def _numbers(catalogue: Catalogue, column: str, where: str) -> Callable[[Candidates], Float64Array]:
-    """The values of a column of numbers, at least 0, which also stands where there is none."""
+    """Returns a reader of a column of numbers, at least 0, and 0 for missing ones."""
     if is_offers(column):
         return lambda candidates: _not_negative(
-            np.array([np.nan if value is None else value for value in _of_offers(candidates, column)])
+            np.array([np.nan if value is None else value for value in _offer_values(candidates, column)])
         )
     catalogue.require(column, NUMBER_KINDS, where)
     values_R = _not_negative(catalogue.items.numbers(column))
@@ -226,7 +252,7 @@ def _not_negative(values: Float64Array) -> Float64Array:
     return np.maximum(np.nan_to_num(values.astype(np.float64), nan=0.0), 0.0)
 
 
-def _of_offers(candidates: Candidates, column: str) -> list[Any]:
+def _offer_values(candidates: Candidates, column: str) -> list[Any]:
     assert candidates.offers is not None, "no offers"
     return [
         None if offer is None else offer["values"].get(column.removeprefix(PREFIX))
@@ -234,6 +260,6 @@ def _of_offers(candidates: Candidates, column: str) -> list[Any]:
     ]
 
 
-def _numbered(values: Sequence[Any]) -> Int64Array:
-    numbers: dict[Any, int] = {None: -1}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+def _codes(values: Sequence[Any]) -> Int64Array:
+    codes: dict[Any, int] = {None: -1}
+    return np.array([codes.setdefault(value, len(codes)) for value in values], dtype=np.int64)

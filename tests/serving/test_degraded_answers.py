@@ -58,7 +58,8 @@ def test_cold_answers_have_as_much_to_choose_from_as_others(bundle: Bundle) -> N
     )
     kinds = len({kind for kind in kind_of.values() if kind is not None})
     capped = recommender_with(
-        bundle, config_with(playlists={"default": {"ordering": {"caps": [{"column": "kind", "most": 1}]}}})
+        bundle,
+        config_with(playlists={"default": {"ordering": {"caps": [{"column": "kind", "max_items": 1}]}}}),
     )
     answer = ask(capped, k=20)
     named = [kind_of[item_id] for item_id in ids(answer) if kind_of[item_id] is not None]

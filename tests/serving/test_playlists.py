@@ -192,8 +192,8 @@ def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) 
         ('[playlists.a.ordering]\ndiversify = "mixing"', "diversify = 'mixing' and [mixing] go together"),
         ('[offers]\nfile = "o.parquet"\nbest_by = "nearest"', "best_by = 'nearest' needs a place_column"),
         (
-            "[playlists.a.ordering]\npins = [{item_id = 1, place = 1}, {item_id = 2, place = 1}]",
-            "two pins share an item or a place",
+            "[playlists.a.ordering]\npins = [{item_id = 1, position = 1}, {item_id = 2, position = 1}]",
+            "two pins share an item or a position",
         ),
     ],
 )
@@ -225,7 +225,7 @@ def test_serving_files_that_make_no_sense(tmp_path: Path, text: str, message: st
             r"p.ordering.margin_column: column 'kind' is categorical",
         ),
         (
-            {"playlists": {"p": {"ordering": {"pins": [{"item_id": 8, "place": 1}]}}}},
+            {"playlists": {"p": {"ordering": {"pins": [{"item_id": 8, "position": 1}]}}}},
             "pinned item 8 is not in the catalogue",
         ),
         (

@@ -217,7 +217,7 @@ def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(
 
     with_store(lambda: open_kept(None), lambda store: left(store, 2501))
     with_store(lambda: open_kept(2), work)
-    monkeypatch.setattr("serving.events.sqlite_store.PRUNE_EVERY_S", 0.05)
+    monkeypatch.setattr("serving.events.sqlite_store.PRUNE_INTERVAL_S", 0.05)
 
     async def again(store: EventStore) -> None:
         await left(store, 1)
@@ -248,7 +248,7 @@ def test_deleting_old_events_does_not_disturb_those_who_write(
     asyncio.run(work(SqliteEventStore(path)))
     with_store(lambda: SqliteEventStore(path, keep_days=1.5), look)
     assert [message.partition(": ")[2] for message in caplog.messages] == [
-        "what is older than 1.5 days is not deleted yet (not now)"
+        "events older than 1.5 days are not deleted yet (not now)"
     ]
 
 

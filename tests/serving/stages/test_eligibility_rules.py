@@ -30,7 +30,7 @@ def test_no_source_gets_around_a_hard_rule(
     block_list.write_text("\n".join(map(str, sorted(blocked))) + "\nno id\n", encoding="utf-8")
     kind = data.draw(st.sampled_from(EVERY_SOURCE))
     pinned = data.draw(st.sampled_from(all_ids))
-    pin = {"item_id": pinned, "place": 1}
+    pin = {"item_id": pinned, "position": 1}
     config = config_of(
         offers,
         rules={
@@ -106,7 +106,7 @@ def test_a_block_list_of_another_editor(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_an_item_that_is_pinned_twice_under_two_names(bundle: Bundle) -> None:
-    pins = [{"item_id": 57, "place": 1}, {"item_id": "57", "place": 3}]
+    pins = [{"item_id": 57, "position": 1}, {"item_id": "57", "position": 3}]
     with pytest.raises(UserError, match="an item is pinned twice"):
         recommender_with(
             bundle, validate(ServingConfig, {"playlists": {"p": {"ordering": {"pins": pins}}}}, "test")
@@ -116,7 +116,7 @@ def test_an_item_that_is_pinned_twice_under_two_names(bundle: Bundle) -> None:
 def test_similar_items_are_those_of_no_playlist(bundle: Bundle) -> None:
     capped = validate(
         ServingConfig,
-        {"playlists": {"default": {"ordering": {"caps": [{"column": "kind", "most": 1}]}}}},
+        {"playlists": {"default": {"ordering": {"caps": [{"column": "kind", "max_items": 1}]}}}},
         "test",
     )
     request = SimilarRequest(item_id=17, k=20)

@@ -1,4 +1,4 @@
-"""Orders against slow, obvious ones, and business rules through the stage."""
+"""Reranking functions against slow definitions, and business rules through the ordering stage."""
 
 import asyncio
 from typing import Any
@@ -20,18 +20,20 @@ GROUPS = st.lists(st.integers(-1, 4), min_size=1, max_size=40)
 
 
 @given(GROUPS, st.integers(1, 45), st.integers(2, 6), st.integers(1, 3))
-def test_mixing_against_its_definition(groups: list[int], k: int, window: int, most: int) -> None:
-    """Each place goes to the first that is left and whose group has room among the last window - 1, else to the first that is left."""
+def test_mixing_against_its_definition(groups: list[int], k: int, window: int, max_items: int) -> None:
+    """The next item is the first whose group is below its limit in the last window - 1, else the first that is left."""
     left, expected = list(range(len(groups))), []
     while left and len(expected) < k:
         recent = [groups[position] for position in expected[-(window - 1) :]]
-        room = [
-            position for position in left if groups[position] < 0 or recent.count(groups[position]) < most
+        below_limit = [
+            position
+            for position in left
+            if groups[position] < 0 or recent.count(groups[position]) < max_items
         ]
-        chosen = (room or left)[0]
+        chosen = (below_limit or left)[0]
         expected.append(chosen)
         left.remove(chosen)
-    found = mixed(range(len(groups)), np.array(groups), k, window=window, most=most)
+    found = mixed(range(len(groups)), np.array(groups), k, window=window, max_items=max_items)
     assert found == expected
     for group in set(groups):
         inside = [position for position in found if groups[position] == group]
@@ -39,12 +41,12 @@ def test_mixing_against_its_definition(groups: list[int], k: int, window: int, m
 
 
 @given(GROUPS, st.integers(1, 4))
-def test_caps(groups: list[int], most: int) -> None:
-    kept = capped(range(len(groups)), np.array(groups), most)
+def test_caps(groups: list[int], max_items: int) -> None:
+    kept = capped(range(len(groups)), np.array(groups), max_items)
     for group in set(groups):
         inside = [position for position, other in enumerate(groups) if other == group]
         assert [position for position in kept if groups[position] == group] == (
-            inside if group < 0 else inside[:most]
+            inside if group < 0 else inside[:max_items]
         )
     assert kept == sorted(kept)
 
@@ -80,14 +82,14 @@ def test_marginal_relevance_against_its_definition(seed: int, count: int, k: int
         unique_by=(lambda pin: pin[0], lambda pin: pin[1]),
     )
 )
-def test_pins_stand_in_their_places_as_far_as_there_are_items(pins: list[tuple[int, int]]) -> None:
+def test_pins_stand_at_their_positions_as_far_as_there_are_items(pins: list[tuple[int, int]]) -> None:
     found = pinned(range(10), pins, 10)
     assert sorted(found) == list(range(10))
-    others = [position for position in found if position not in dict(pins)]
+    others = [index for index in found if index not in dict(pins)]
     assert others == sorted(others)
-    for position, place in pins:
-        if place <= 10 - len(pins) + 1:
-            assert found[place - 1] == position
+    for index, position in pins:
+        if position <= 10 - len(pins) + 1:
+            assert found[position - 1] == index
 
 
 def order(
@@ -149,7 +151,7 @@ def test_mixing_caps_and_pins_through_the_stage(bundle: Bundle) -> None:
         row for row in range(2, 80) if kinds[row] == "book"
     ][:3]
     scores = [float(9 - place) for place in range(9)]
-    mixing = {"diversify": "mixing", "mixing": {"column": "kind", "window": 2, "most": 1}}
+    mixing = {"diversify": "mixing", "mixing": {"column": "kind", "window": 2, "max_items": 1}}
     found = [bundle.item_ids.row(item.item_id) for item in order(bundle, mixing, rows, scores, 4)]
     assert [kinds[row] for row in found] == ["film", "book", "film", "book"] and found == [
         rows[0],
@@ -159,10 +161,10 @@ def test_mixing_caps_and_pins_through_the_stage(bundle: Bundle) -> None:
     ]
     found = [
         bundle.item_ids.row(item.item_id)
-        for item in order(bundle, {"caps": [{"column": "kind", "most": 2}]}, rows, scores, 9)
+        for item in order(bundle, {"caps": [{"column": "kind", "max_items": 2}]}, rows, scores, 9)
     ]
     assert found == [rows[0], rows[1], rows[6], rows[7]]
-    pin = {"pins": [{"item_id": bundle.item_ids.ids(np.array([rows[8]]))[0], "place": 2}]}
+    pin = {"pins": [{"item_id": bundle.item_ids.ids(np.array([rows[8]]))[0], "position": 2}]}
     items = order(bundle, pin, rows, scores, 3, pins=[rows[8]])
     assert [bundle.item_ids.row(item.item_id) for item in items] == [rows[0], rows[8], rows[1]]
     assert (

@@ -28,10 +28,13 @@ def test_caps_mixing_and_margin_go_by_the_offers_that_are_shown(bundle: Bundle, 
     file = offers_of(bundle, tmp_path, seller=sellers, margin=[float(number) for number in range(35)])
     seller_of = dict(zip(bundle.items.column("item_id").to_pylist(), sellers, strict=False))
     playlists = {
-        "caps": {"ordering": {"caps": [{"column": "offer.seller", "most": 2}]}},
+        "caps": {"ordering": {"caps": [{"column": "offer.seller", "max_items": 2}]}},
         "margin": {"ordering": {"margin_column": "offer.margin"}},
         "mixing": {
-            "ordering": {"diversify": "mixing", "mixing": {"column": "offer.seller", "window": 2, "most": 1}}
+            "ordering": {
+                "diversify": "mixing",
+                "mixing": {"column": "offer.seller", "window": 2, "max_items": 1},
+            }
         },
     }
     config = config_with(offers={"file": str(file), "required": True}, playlists=playlists)
@@ -44,7 +47,7 @@ def test_caps_mixing_and_margin_go_by_the_offers_that_are_shown(bundle: Bundle, 
     assert adjusted == sorted(adjusted, reverse=True)
     mixed = [seller_of[item_id] for item_id in ids(ask(recommender, playlist="mixing", k=10))]
     assert all(one != other or one is None for one, other in itertools.pairwise(mixed))
-    wrong = {"p": {"ordering": {"caps": [{"column": "offer.shop", "most": 1}]}}}
+    wrong = {"p": {"ordering": {"caps": [{"column": "offer.shop", "max_items": 1}]}}}
     with pytest.raises(
         UserError,
         match=r"playlists.p.ordering.caps: column 'offer.shop' is not known; of categorical there are seller",
