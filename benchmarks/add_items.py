@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from benchmarks.harness import environment, write_result
 from passerelle.bundle import Bundle, open_bundle
-from passerelle.dataset import Dataset, FeatureColumn, write_dataset
+from passerelle.dataset import Dataset, DatasetContents, FeatureColumn, write_dataset
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, USER_ID
 from serving.schemas.recommend import SimilarRequest
 from serving.stages.retrieval import Retrieval
@@ -67,22 +67,24 @@ def made_up_dataset(path: Path, num_items: int, rng: np.random.Generator) -> Dat
     ranks_E = np.floor(np.exp(rng.random(count) * np.log(MET_ITEMS))).astype(np.int64)
     return write_dataset(
         path,
-        item_rows_E=ranks_E - 1 + FIRST_ITEM_ROW,
-        timestamps_ms_E=np.arange(count) * 60_000,
-        event_types_E=np.zeros(count, dtype=np.uint8),
-        weights_E=np.ones(count),
-        offsets_U1=np.arange(0, count + 1, LENGTH),
-        users=pa.table({USER_ID: np.arange(NUM_USERS)}),
-        items=made_up_items(0, num_items, rng),
-        description={
-            "name": f"made-up-{num_items}",
-            "event_types": ("event",),
-            "user_features": (),
-            "item_features": FEATURES,
-            "title": None,
-            "config": {},
-            "quality": {},
-        },
+        DatasetContents(
+            item_rows_E=ranks_E - 1 + FIRST_ITEM_ROW,
+            timestamps_ms_E=np.arange(count) * 60_000,
+            event_types_E=np.zeros(count, dtype=np.uint8),
+            weights_E=np.ones(count),
+            offsets_U1=np.arange(0, count + 1, LENGTH),
+            users=pa.table({USER_ID: np.arange(NUM_USERS)}),
+            items=made_up_items(0, num_items, rng),
+            description={
+                "name": f"made-up-{num_items}",
+                "event_types": ("event",),
+                "user_features": (),
+                "item_features": FEATURES,
+                "title": None,
+                "config": {},
+                "quality": {},
+            },
+        ),
     )
 
 

@@ -15,7 +15,7 @@ import click
 from benchmarks.harness import environment, write_result
 from passerelle.dataset import open_dataset
 from ray_cluster.demo import EPOCHS, MODEL
-from ray_cluster.training import train_on_ray
+from ray_cluster.training import RayOptions, train_on_ray
 from training.config import load_recipe
 from training.evaluation.evaluate import evaluate
 from training.model.sequence_model import MONITOR
@@ -44,7 +44,7 @@ def main(dataset: Path, epochs: int) -> None:
             if num_workers is None:
                 train_in_process("bert4rec", opened, config, run)
             else:
-                train_on_ray("bert4rec", opened, config, run, num_workers=num_workers)
+                train_on_ray("bert4rec", opened, config, run, RayOptions(num_workers=num_workers))
             seconds = round(time.perf_counter() - begun_s, 1)
             history = read_history(run)
             curves = {what: [line[what] for line in history] for what in ("train_loss_epoch", MONITOR)}

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from passerelle.arrays import Int64Array
-from passerelle.dataset import Dataset, open_dataset, write_dataset
+from passerelle.dataset import Dataset, DatasetContents, open_dataset, write_dataset
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.prepare.config import EventsConfig, PrepareConfig, SourceConfig, load_prepare_config
 from passerelle.prepare.pipeline import prepare
@@ -32,12 +32,14 @@ def with_events(dataset: Dataset, positions_E: Int64Array, offsets_U1: Int64Arra
     arrays = ("item_rows_E", "timestamps_ms_E", "event_types_E", "weights_E")
     return write_dataset(
         path,
-        **{name: getattr(dataset, name)[positions_E] for name in arrays},
-        offsets_U1=offsets_U1,
-        users=dataset.users,
-        items=dataset.items,
-        contexts=dataset.contexts.take(pa.array(positions_E)) if dataset.contexts.column_names else None,
-        description=dataset.manifest.model_dump(include={*_DESCRIPTION}),
+        DatasetContents(
+            **{name: getattr(dataset, name)[positions_E] for name in arrays},
+            offsets_U1=offsets_U1,
+            users=dataset.users,
+            items=dataset.items,
+            contexts=dataset.contexts.take(pa.array(positions_E)) if dataset.contexts.column_names else None,
+            description=dataset.manifest.model_dump(include={*_DESCRIPTION}),
+        ),
     )
 
 
@@ -96,22 +98,24 @@ def bare_dataset(
     """A dataset of events of one type and weight 1, sorted by user, then time; users and items have ids and nothing else."""
     return write_dataset(
         path,
-        item_rows_E=item_rows_E,
-        timestamps_ms_E=timestamps_ms_E,
-        event_types_E=np.zeros(len(item_rows_E), dtype=np.uint8),
-        weights_E=np.ones(len(item_rows_E), dtype=np.float32),
-        offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
-        users=pa.table({"user_id": user_ids}),
-        items=pa.table({"item_id": item_ids}),
-        description={
-            "name": name,
-            "event_types": (event_type,),
-            "user_features": (),
-            "item_features": (),
-            "title": None,
-            "config": {},
-            "quality": {},
-        },
+        DatasetContents(
+            item_rows_E=item_rows_E,
+            timestamps_ms_E=timestamps_ms_E,
+            event_types_E=np.zeros(len(item_rows_E), dtype=np.uint8),
+            weights_E=np.ones(len(item_rows_E), dtype=np.float32),
+            offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
+            users=pa.table({"user_id": user_ids}),
+            items=pa.table({"item_id": item_ids}),
+            description={
+                "name": name,
+                "event_types": (event_type,),
+                "user_features": (),
+                "item_features": (),
+                "title": None,
+                "config": {},
+                "quality": {},
+            },
+        ),
     )
 
 

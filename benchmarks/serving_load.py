@@ -28,7 +28,7 @@ from passerelle.bundle import Bundle, open_bundle
 from ray_cluster.demo import BUNDLE, REPOSITORY, RUN
 from ray_cluster.local_ray import local_ray
 from ray_cluster.publishing import published_version
-from ray_cluster.service import Service
+from ray_cluster.service import Service, ServiceOptions
 from serving.config import LiveEventsConfig, ServingConfig
 from serving.graph import Topology
 from serving.triton.ports import free_ports
@@ -152,7 +152,10 @@ def _graph(bundle: Bundle, topology: Topology) -> Iterator[str]:
         events=LiveEventsConfig(file=REPOSITORY.resolve() / "events-of-a-benchmark.sqlite")
     )
     with Service(
-        bundle.path, REPOSITORY, published_version(bundle, REPOSITORY), topology=topology, serving=serving
+        bundle.path,
+        REPOSITORY,
+        published_version(bundle, REPOSITORY),
+        ServiceOptions(topology=topology, serving=serving),
     ) as service:
         yield service.url
     for file in REPOSITORY.glob("events-of-a-benchmark.sqlite*"):

@@ -2,11 +2,11 @@
 
     dataset/
       manifest.json         what it holds, how it was made, checksums, the data-quality report
-      interactions.arrow    item_row, timestamp_ms, event_type, weight; sorted by user, then time, ties in file order
+      interactions.arrow    item_row, timestamp_ms, event_type, weight; by user, then time, ties in file order
       offsets.arrow         events of user_row u are offsets[u] : offsets[u + 1]
       users.arrow           user_id and user features; row i is user_row i
       items.arrow           item_id and item features; row i is item_row i + FIRST_ITEM_ROW
-      contexts.arrow        circumstances of each event, in the order of interactions.arrow; only there where some are declared
+      contexts.arrow        context features of each event, in the order of interactions.arrow; optional
 
 Shape legend: E events, U users, U1 = U + 1, I items.
 """
@@ -39,7 +39,7 @@ from passerelle.manifest import Manifest, open_manifest, provenance, write_manif
 FeatureKind = Literal["categorical", "multi_categorical", "numeric", "text", "vector", "timestamp", "place"]
 
 LATITUDE, LONGITUDE = "latitude", "longitude"
-"""Fields of a place."""
+"""Fields of the value of a feature of kind `place`."""
 
 Scaling = Literal["standard", "log"]
 
@@ -48,24 +48,26 @@ _CONTEXTS = "contexts.arrow"
 
 
 class FeatureColumn(Config):
-    """One feature of users, items or circumstances, as a column of `users.arrow`, `items.arrow` or `contexts.arrow`.
+    """One feature of users, items or contexts, as a column of `users.arrow`, `items.arrow` or `contexts.arrow`.
 
-    Categorical values and text are strings, several are a list of them; numbers are float64, vectors lists of float32 of one width,
-    timestamps int64 milliseconds, places structs of latitude and longitude in degrees. Whatever is missing is null.
+    Categorical values and text are strings, and several values a list of strings.
+    Numbers are float64, vectors lists of float32 of one width, timestamps int64 milliseconds, places structs of latitude
+    and longitude in degrees.
+    Missing values are null.
     """
 
     name: str
     kind: FeatureKind
     scaling: Scaling | None = None
-    """Numeric: how networks are given it; standardised if absent."""
+    """Numeric: how the input of networks is scaled; standardised if absent."""
     width: int | None = None
     """Vector: numbers in it."""
     from_events: Literal[True] | None = None
-    """It was made of events, those of validation and test among them."""
+    """The feature is aggregated from all events, those of validation and test included."""
 
 
 class DatasetManifest(Manifest):
-    """What a dataset holds."""
+    """`manifest.json` of a dataset."""
 
     KIND: ClassVar[str] = "dataset"
     MADE_BY: ClassVar[str] = "passerelle prepare"
@@ -101,7 +103,7 @@ class Dataset:
     users: pa.Table
     items: pa.Table
     contexts: pa.Table
-    """A row an event, or none at all where no circumstances are declared."""
+    """One row for each event; no column where no context features are declared."""
 
     @property
     def num_users(self) -> int:
@@ -123,24 +125,28 @@ class Dataset:
         return IdMap(self.items.column(ITEM_ID), first_row=FIRST_ITEM_ROW, name=ITEM_ID)
 
     def is_of_type(self, names: Sequence[str], where: str) -> BoolArray:
-        """Which events [E] are of some kinds.
+        """Returns which events [E] are of the named event types.
+
+        Args:
+            where: origin of the names, for the message.
 
         Raises:
-            UserError: there is no such kind; `where` says who asks.
+            UserError: the dataset has no such event type.
         """
         known = self.manifest.event_types
-        if strangers := [name for name in names if name not in known]:
+        if unknown := [name for name in names if name not in known]:
             raise UserError(
-                f"{where}: {', '.join(strangers)}: no such kind of event in {self.path}; there are: {', '.join(known)}"
+                f"{where}: {', '.join(unknown)}: no such event type in {self.path}; "
+                f"there are: {', '.join(known)}"
             )
         return np.isin(self.event_types_E, [known.index(name) for name in names])
 
     def user_rows_of(self, positions: Int64Array) -> Int64Array:
-        """Whose some events (positions) are."""
+        """Returns the user row of each event, given by position."""
         return np.searchsorted(self.offsets_U1, positions, side="right") - 1
 
     def fingerprint(self) -> str:
-        """Checksum of the events and ids: two datasets with the same one train alike."""
+        """Returns a checksum of the events, ids and features: training on equal ones gives equal models."""
         return "-".join(
             self.manifest.files[name].sha256[:12]
             for name in (*_FILES, _CONTEXTS)
@@ -170,55 +176,60 @@ def open_dataset(path: Path, *, verify: bool = True) -> Dataset:
     )
 
 
-def write_dataset(
-    path: Path,
-    *,
-    item_rows_E: IntArray,
-    timestamps_ms_E: Int64Array,
-    event_types_E: IntArray,
-    weights_E: FloatArray,
-    offsets_U1: Int64Array,
-    users: pa.Table,
-    items: pa.Table,
-    description: Mapping[str, Any],
-    contexts: pa.Table | None = None,
-    overwrite: bool = False,
-) -> Dataset:
-    """Write a dataset in one step and open it.
+@dataclass(frozen=True)
+class DatasetContents:
+    """Everything that a dataset is written from; events are sorted by user, then time."""
 
-    Args:
-        item_rows_E: item of each event, sorted by user, then time; values from `FIRST_ITEM_ROW` up.
-        users: `user_id` first, then the user features, in `user_row` order.
-        items: `item_id` first, then the item features, in `item_row` order.
-        description: the fields of `DatasetManifest` that are not counts or provenance: `name`, `event_types`,
-            `user_features`, `item_features`, `title`, `config`, `quality`; and, with contexts, `context_features`.
-        contexts: the circumstances of each event, in the order of the events, where some are declared.
+    item_rows_E: IntArray
+    """Item of each event; values from `FIRST_ITEM_ROW` up."""
+    timestamps_ms_E: Int64Array
+    event_types_E: IntArray
+    """Codes of the event types: positions in `event_types` of the description."""
+    weights_E: FloatArray
+    offsets_U1: Int64Array
+    """Events of `user_row` u are `offsets[u] : offsets[u + 1]`."""
+    users: pa.Table
+    """`user_id` first, then the user features, in `user_row` order."""
+    items: pa.Table
+    """`item_id` first, then the item features, in `item_row` order."""
+    description: Mapping[str, Any]
+    """The fields of `DatasetManifest` that are not counts or provenance: `name`, `event_types`, `user_features`,
+    `item_features`, `title`, `config`, `quality`; and, with contexts, `context_features`."""
+    contexts: pa.Table | None = None
+    """Context features of each event, in the order of the events, where some are declared."""
+
+
+def write_dataset(path: Path, contents: DatasetContents, *, overwrite: bool = False) -> Dataset:
+    """Write a dataset in one step and open it.
 
     Raises:
         UserError: `path` exists and `overwrite` is false.
     """
-    assert len(offsets_U1) == users.num_rows + 1 and offsets_U1[-1] == len(item_rows_E), (
+    users, items, contexts = contents.users, contents.items, contents.contexts
+    num_events = len(contents.item_rows_E)
+    assert len(contents.offsets_U1) == users.num_rows + 1 and contents.offsets_U1[-1] == num_events, (
         "offsets do not cover the events"
     )
     assert items.num_rows + FIRST_ITEM_ROW <= MAX_ITEM_ROW, f"{items.num_rows} items do not fit int32 rows"
     interactions = pa.table(
         {
-            "item_row": np.asarray(item_rows_E, dtype=np.int32),
-            TIMESTAMP_MS: np.asarray(timestamps_ms_E, dtype=np.int64),
-            "event_type": np.asarray(event_types_E, dtype=np.uint8),
-            "weight": np.asarray(weights_E, dtype=np.float32),
+            "item_row": np.asarray(contents.item_rows_E, dtype=np.int32),
+            TIMESTAMP_MS: np.asarray(contents.timestamps_ms_E, dtype=np.int64),
+            "event_type": np.asarray(contents.event_types_E, dtype=np.uint8),
+            "weight": np.asarray(contents.weights_E, dtype=np.float32),
         }
     )
+    offsets = pa.table({"offset": np.asarray(contents.offsets_U1, dtype=np.int64)})
     with new_directory(path, overwrite=overwrite) as scratch:
         write_table(scratch / "interactions.arrow", interactions)
-        write_table(scratch / "offsets.arrow", pa.table({"offset": np.asarray(offsets_U1, dtype=np.int64)}))
+        write_table(scratch / "offsets.arrow", offsets)
         write_table(scratch / "users.arrow", users)
         write_table(scratch / "items.arrow", items)
         if contexts is not None:
-            assert contexts.num_rows == len(item_rows_E), "a row of circumstances an event"
+            assert contexts.num_rows == num_events, "a row of context features for each event"
             write_table(scratch / _CONTEXTS, contexts)
         files = _FILES if contexts is None else (*_FILES, _CONTEXTS)
         common = provenance(DatasetManifest, scratch, files, libraries=("numpy", "pyarrow"))
-        counts = {"num_users": users.num_rows, "num_items": items.num_rows, "num_events": len(item_rows_E)}
-        write_manifest(scratch, DatasetManifest.model_validate({**common, **counts, **description}))
+        counts = {"num_users": users.num_rows, "num_items": items.num_rows, "num_events": num_events}
+        write_manifest(scratch, DatasetManifest.model_validate({**common, **counts, **contents.description}))
     return open_dataset(path, verify=False)

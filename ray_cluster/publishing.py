@@ -23,7 +23,15 @@ from typing import Any
 import httpx
 from pydantic import Field
 
-from passerelle.bundle import INDEX, QUERY_ENCODER, RANKER, Bundle, BundleManifest, open_bundle
+from passerelle.bundle import (
+    INDEX,
+    QUERY_ENCODER,
+    RANKER,
+    SCORE_TOLERANCE,
+    Bundle,
+    BundleManifest,
+    open_bundle,
+)
 from passerelle.config import Config, validate
 from passerelle.errors import UserError
 from passerelle.files import new_directory, sha256_of, write_text
@@ -40,7 +48,7 @@ from serving.triton.model_config import disagreements, fitted_config
 MODELS = (QUERY_ENCODER, RANKER)
 PUBLISHED_NAME = "published.json"
 # The gate asks many at once, on a machine that may be busy: it wants every answer, and in full.
-_OF_THE_GATE = ServingConfig(
+_GATE_CONFIG = ServingConfig(
     events=LiveEventsConfig(store="none"),
     limits=LimitsConfig(max_in_flight=10_000, max_expected_ms=60_000, deadline_ms=60_000),
 )
@@ -220,7 +228,8 @@ def _gate(
     Raises:
         UserError: it does not start, or differs; with the numbers.
     """
-    from ray_cluster.service import Service  # here, because reading what is published needs no Ray
+    # Imported here, because reading what is published needs no Ray.
+    from ray_cluster.service import Service, ServiceOptions
 
     progress("starting Triton", 0, 1)
     with Networks(repository, version) as networks:
@@ -232,9 +241,8 @@ def _gate(
             raise UserError(f"{bundle.path}: not published: Triton does not answer: {error}") from None
         _require(triton, "Triton", bundle, active)
         progress("starting Serve", 0, 1)
-        with Service(
-            bundle.path, repository, version, triton=networks.address, serving=_OF_THE_GATE, exact=True
-        ) as service:
+        options = ServiceOptions(triton=networks.address, serving=_GATE_CONFIG, exact=True)
+        with Service(bundle.path, repository, version, options) as service:
             progress("starting Serve", 1, 1)
             try:
                 http = asyncio.run(http_parity(bundle, service.url, progress))
@@ -257,4 +265,7 @@ def _require(figures: TritonParity | HttpParity, layer: str, bundle: Bundle, act
 def _in_words(figures: TritonParity | HttpParity) -> str:
     differences = {name: value for name, value in figures.model_dump().items() if name.startswith("max_")}
     numbers = ", ".join(f"{name.replace('_', ' ')} {value:.2e}" for name, value in differences.items())
-    return f"{numbers} (allowed 1e-4), the ten best are identical for {figures.identical_top_10} of {figures.users} users"
+    return (
+        f"{numbers} (allowed {SCORE_TOLERANCE:g}), "
+        f"the ten best are identical for {figures.identical_top_10} of {figures.users} users"
+    )

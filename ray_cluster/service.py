@@ -1,6 +1,6 @@
 """The running service as a context manager: Triton and the Ray Serve graph, from start to stop.
 
-with Service(Path("artifacts/bundle"), Path("model_repository"), version=3, port=8000) as service:
+with Service(Path("artifacts/bundle"), Path("model_repository"), 3, ServiceOptions(port=8000)) as service:
     httpx.post(f"{service.url}/v1/recommend", json={"user_id": 1})
 """
 
@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,59 +30,56 @@ from serving.triton.ports import free_ports, require_free
 APPLICATION = "passerelle"
 EVENTS_NAME = "events.sqlite"
 READY_TIMEOUT_S = 60.0
-WATCH_S, LOOK_INTERVAL_S, LONGEST_PAUSE_S = 1.0, 5.0, 10.0
+WATCH_S, CHECK_INTERVAL_S, MAX_PAUSE_S = 1.0, 5.0, 10.0
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ServiceOptions:
+    """How a published bundle is served."""
+
+    topology: Topology = "fused"
+    """Every stage in one replica (`fused`), or one deployment for each stage (`staged`)."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int | None = None
+    """HTTP port; a free one when absent."""
+    triton: str | None = None
+    """`HOST:PORT` of a running server over the same repository; one is started here when absent."""
+    replicas: int = 1
+    """Processes of each deployment; they share the address, and the memory of the bundle's files."""
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    """Playlists, rules, limits; events go into the repository's folder where it names no other file."""
+    exact: bool = False
+    """Search all vectors, whether there is an index or not."""
+
+
 class Service:
-    """One version of a bundle, served over HTTP from this machine until the block ends; also when starting fails half way.
+    """One version of a bundle, served over HTTP from this machine until the block ends or fails.
 
     Args:
         bundle: an intact bundle.
         repository: the model repository that holds its networks.
         version: their version there.
-        topology: every stage in one replica (`fused`), or a deployment a stage (`staged`).
-        host: address to listen on.
-        port: HTTP port; a free one when absent.
-        triton: `HOST:PORT` of a running server over the same repository; one is started here when absent.
-        replicas: processes that answer, of each deployment; they share the address, and the files of the bundle in memory.
-        exact: search everything, whatever index there is.
-        serving: playlists, rules, limits; events go into the repository's folder where it names no other file.
     """
 
     def __init__(
-        self,
-        bundle: Path,
-        repository: Path,
-        version: int,
-        *,
-        topology: Topology = "fused",
-        host: str = "127.0.0.1",
-        port: int | None = None,
-        triton: str | None = None,
-        replicas: int = 1,
-        serving: ServingConfig | None = None,
-        exact: bool = False,
+        self, bundle: Path, repository: Path, version: int, options: ServiceOptions = ServiceOptions()
     ) -> None:
-        self._replicas = replicas
-        self._topology: Topology = topology
-        self._host = host
-        self._given_port = port
-        self._port = port or free_ports(1)[0]
-        self._networks = Networks(repository, version, triton)
+        self._options = options
+        self._port = options.port or free_ports(1)[0]
+        self._networks = Networks(repository, version, options.triton)
         self.repository = repository.resolve()
-        serving = serving or ServingConfig()
-        events = serving.events.model_copy(
-            update={"file": serving.events.file or self.repository / EVENTS_NAME}
-        )
+        events = options.serving.events
+        events = events.model_copy(update={"file": events.file or self.repository / EVENTS_NAME})
         self._settings = GraphSettings(
             bundle=bundle.resolve(),
             version=version,
             triton=self._networks.address,
-            listen=f"{self._host}:{self._port}",
-            serving=serving.model_copy(update={"events": events}),
-            exact=exact,
+            listen=f"{options.host}:{self._port}",
+            serving=options.serving.model_copy(update={"events": events}),
+            exact=options.exact,
         )
         self._cleanup = contextlib.ExitStack()
         self._closed = threading.Event()
@@ -89,8 +87,9 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where the HTTP interface answers."""
-        return f"http://{'127.0.0.1' if self._host == '0.0.0.0' else self._host}:{self._port}"
+        """Address of the HTTP interface."""
+        host = self._options.host
+        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self._port}"
 
     @property
     def triton(self) -> str:
@@ -103,13 +102,15 @@ class Service:
         Raises:
             UserError: the port is busy, or Triton or a stage does not start; with the reason.
         """
-        if self._given_port is not None:
-            require_free(self._given_port, self._host, "stop it or choose another --port")
+        if self._options.port is not None:
+            require_free(self._options.port, self._options.host, "stop it or choose another --port")
         with contextlib.ExitStack() as cleanup:
             cleanup.enter_context(self._networks)
-            self._networks.ensure()  # before Ray starts: a network that cannot be loaded is told of at once
+            # Before Ray starts, so that a network that cannot be loaded is reported at once.
+            self._networks.ensure()
             if not cleanup.enter_context(local_ray()):
-                cleanup.callback(serve.shutdown)  # a Ray of our own takes Serve with it when it ends
+                # A Ray of our own ends Serve with it.
+                cleanup.callback(serve.shutdown)
             self._start_graph()
             self._wait_until_ready()
             self._cleanup = cleanup.pop_all()
@@ -119,21 +120,22 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
-        with self._ensuring:  # by a thread that watches
+        # A thread in `watch` may be loading networks.
+        with self._ensuring:
             self._cleanup.close()
 
     def watch(self) -> None:
         """Wait until an interrupt, or the end of the block.
 
-        Meanwhile start Triton again should it end, and have one that others started again load the networks; as long as that fails,
-        answers do without it.
+        Meanwhile a Triton that has ended is started again, and one that others have restarted loads the networks.
+        As long as that fails, answers are made without it.
         """
-        pause_s, looked_at = WATCH_S, time.monotonic()
+        pause_s, checked_at_s = WATCH_S, time.monotonic()
         while not self._closed.wait(pause_s):
             if (
                 pause_s == WATCH_S
                 and not self._networks.ended
-                and time.monotonic() - looked_at < LOOK_INTERVAL_S
+                and time.monotonic() - checked_at_s < CHECK_INTERVAL_S
             ):
                 continue
             try:
@@ -141,20 +143,18 @@ class Service:
                     if not self._closed.is_set():
                         self._networks.ensure()
                 pause_s = WATCH_S
-            except (
-                Exception
-            ) as error:  # a full disk, too little memory: whatever it is, answers go on without the networks
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            # A full disk, too little memory: whatever it is, answers are made without the networks.
+            except Exception as error:
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
                 logger.error("the networks are not served, and tried again in %.0f s: %s", pause_s, error)
-            looked_at = time.monotonic()
+            checked_at_s = time.monotonic()
 
     def _start_graph(self) -> None:
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         try:
-            serve.start(
-                proxy_location=ProxyLocation.Disabled, logging_config=quiet
-            )  # the ingress replica listens itself
-            graph = build_graph(self._settings, self._topology, self._replicas)
+            # The ingress replica listens itself.
+            serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
+            graph = build_graph(self._settings, self._options.topology, self._options.replicas)
             serve.run(graph, name=APPLICATION, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:
             deployments = [

@@ -1,14 +1,15 @@
 """Train a run on a Ray cluster: the function `training.runs.fit.fit` in every Ray Train worker.
 
 The run directory must be on storage that every worker sees (a local disk for local Ray, a shared file system for a cluster).
-Nothing is told to Ray Train with `ray.train.report`, for each call waits for the next look of its controller, two seconds apart:
-metrics and checkpoints are in the run.
+Nothing is reported with `ray.train.report`, because each call waits for the next poll of Ray Train's controller, two
+seconds apart: metrics and checkpoints are in the run.
 """
 
 import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,10 @@ MAX_WORKER_FAILURES = 2
 
 
 def _worker(job: dict[str, Any]) -> None:
-    """What each Ray Train worker runs; after a failure Ray starts it again and it continues from the last checkpoint."""
+    """Train in one Ray Train worker.
+
+    After a failure Ray calls it again, and it continues from the last checkpoint.
+    """
     run_path = Path(job["run_path"])
     context = ray.train.get_context()
     fit(
@@ -46,35 +50,47 @@ def _worker(job: dict[str, Any]) -> None:
     )
 
 
+@dataclass(frozen=True)
+class RayOptions:
+    """Where a run is trained."""
+
+    num_workers: int = 1
+    """Data-parallel workers; every step's batch is shared among them."""
+    address: str | None = None
+    """Address of a running cluster (`ray://...` or `auto`).
+
+    Without it, Ray is started on this machine and stopped at the end.
+    """
+
+
 def train_on_ray(
     recipe: str,
     dataset: Dataset,
     config: Recipe,
     run_path: Path,
+    options: RayOptions = RayOptions(),
     *,
-    num_workers: int = 1,
     resume: bool = False,
-    address: str | None = None,
     refit_of: Path | None = None,
 ) -> RunManifest:
-    """A whole run on Ray Train, one process a worker; each has a GPU where the cluster has any and torch is built for them.
+    """Train a whole run on Ray Train, one process for each worker.
+
+    Workers have a GPU each where the cluster has any and torch is built for them.
 
     Args:
-        num_workers: data-parallel workers; every step's batch is shared among them.
         refit_of: the run whose validation chose the number of epochs, for the manifest.
-        address: of a running cluster (`ray://...` or `auto`); without it, Ray is started on this machine and stopped at the end.
 
     Raises:
         UserError: the run may not be created or continued; the cluster has too few CPUs; or a worker failed for good.
     """
+    num_workers = options.num_workers
     manifest = plan_run(
         run_path, recipe, dataset, config, resume=resume, num_workers=num_workers, refit_of=refit_of
     )
-    with tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results, _cluster(address):
-        use_gpu = (
-            torch.backends.cuda.is_built() and "GPU" in ray.cluster_resources()
-        )  # this machine may be the one without
-        _check_room(num_workers, use_gpu=use_gpu)
+    with tempfile.TemporaryDirectory(prefix="passerelle-ray-") as results, _cluster(options.address):
+        # The machine of this process may be one without a GPU.
+        use_gpu = torch.backends.cuda.is_built() and "GPU" in ray.cluster_resources()
+        _check_capacity(num_workers, use_gpu=use_gpu)
         start_run(run_path, manifest)
         job = {
             "dataset_path": str(dataset.path.resolve()),
@@ -97,14 +113,18 @@ def train_on_ray(
                 trainer.fit()
         except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
             raise UserError(
-                f"{run_path}: a training worker failed {MAX_WORKER_FAILURES + 1} times: {users_mistake(str(error), type(error).__name__)}"
+                f"{run_path}: a training worker failed {MAX_WORKER_FAILURES + 1} times: "
+                f"{users_mistake(str(error), type(error).__name__)}"
             ) from error
     return finish_run(run_path, manifest)
 
 
 @contextlib.contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """A Ray on this machine for the length of the block, or a running cluster, to which this checkout's packages are shipped."""
+    """Connect to Ray for the length of the block: one on this machine, or a running cluster.
+
+    This checkout's packages are shipped to a running cluster.
+    """
     if address is None:
         with local_ray():
             yield
@@ -123,10 +143,10 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_room(num_workers: int, *, use_gpu: bool) -> None:
+def _check_capacity(num_workers: int, *, use_gpu: bool) -> None:
     kind = "GPU" if use_gpu else "CPU"
-    room = int(ray.cluster_resources().get(kind, 0))
-    if num_workers > room:
+    available = int(ray.cluster_resources().get(kind, 0))
+    if num_workers > available:
         raise UserError(
-            f"--workers {num_workers}: this Ray cluster has {room} {kind}s, and a worker needs one"
+            f"--workers {num_workers}: this Ray cluster has {available} {kind}s, and a worker needs one"
         )

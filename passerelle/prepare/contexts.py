@@ -21,7 +21,7 @@ def make_contexts(
     source: Path,
     columns: Mapping[str, Encoded],
     places_K: Int64Array,
-    tally: RowCounts,
+    row_counts: RowCounts,
 ) -> pa.Table | None:
     """A row an event that stays, categorical values as dictionaries; None where nothing is declared. A bad value is counted once.
 
@@ -39,12 +39,12 @@ def make_contexts(
         (column,) = feature.columns()
         encoded = columns[column]
         try:
-            values = make_feature(source, f"context.{name}", feature, [encoded.values], tally)
+            values = make_feature(source, f"context.{name}", feature, [encoded.values], row_counts)
         except UserError as error:
             raise UserError(f"{source}: feature {name}, column {column!r}: {error}") from None
         if feature.kind == "categorical":
             values = values.dictionary_encode()
         codes_K = encoded.codes_E[places_K]
         table[name] = values.take(pa.array(codes_K, mask=codes_K < 0))
-    tally.stop_if_bad()
+    row_counts.stop_if_bad()
     return pa.table(table)

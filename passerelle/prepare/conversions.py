@@ -20,7 +20,7 @@ from passerelle.prepare.values import as_text, is_text, parse_numbers, to_numpy_
 
 
 def make_feature(
-    where: Path, key: str, feature: FeatureConfig, columns: Sequence[pa.Array], tally: RowCounts
+    where: Path, key: str, feature: FeatureConfig, columns: Sequence[pa.Array], row_counts: RowCounts
 ) -> pa.Array:
     """One value a row, null where it is missing.
 
@@ -35,9 +35,9 @@ def make_feature(
 
     def bad(what: str, bad_N: BoolArray, values: pa.Array) -> None:
         if bad_N.any():
-            tally.bad_values[key] = tally.bad_values.get(key, 0) + int(bad_N.sum())
+            row_counts.bad_values[key] = row_counts.bad_values.get(key, 0) + int(bad_N.sum())
             example = repr(str(values[int(np.argmax(bad_N))])[:80])
-            tally.bad(
+            row_counts.bad(
                 where,
                 f"{what} in column {', '.join(map(repr, feature.columns()))} for {key}",
                 int(bad_N.sum()),

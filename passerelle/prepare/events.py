@@ -68,7 +68,7 @@ class _Chunks:
     columns: dict[str, list[pa.Array]] = field(default_factory=dict)
 
 
-def read_events(config: PrepareConfig, source: Path, tally: RowCounts, progress: Progress) -> EventLog:
+def read_events(config: PrepareConfig, source: Path, row_counts: RowCounts, progress: Progress) -> EventLog:
     """Read every event file of a configuration.
 
     Raises:
@@ -91,21 +91,21 @@ def read_events(config: PrepareConfig, source: Path, tally: RowCounts, progress:
             progress("read events (kB)", min(total_kb, before_kb + position // 1000), total_kb)
 
         def bad_line(example: str, path: Path = path) -> None:
-            tally.rows_read += 1
-            tally.drop("wrong_number_of_values", 1)
-            tally.bad(path, "a wrong number of values", 1, example)
+            row_counts.rows_read += 1
+            row_counts.drop("wrong_number_of_values", 1)
+            row_counts.bad(path, "a wrong number of values", 1, example)
 
         required = [block.user_id, block.item_id, block.timestamp, *(each.column for each in block.where)]
         required += [block.event_type_column] if block.event_type_column else []
         rows_before = 0
         for batch in read_batches(path, block, required, optional, on_bad_line=bad_line, on_bytes=show):
             seen.update(batch.schema.names)
-            rows = _Rows(path, batch, rows_before, tally)
+            rows = _Rows(path, batch, rows_before, row_counts)
             rows_before += batch.num_rows
-            tally.rows_read += batch.num_rows
+            row_counts.rows_read += batch.num_rows
             _convert(rows, block, config, optional, chunks)
         before_kb += path.stat().st_size // 1000
-    tally.stop_if_bad()
+    row_counts.stop_if_bad()
     absent = [name for name in optional if name not in seen]
     if absent and seen:
         raise UserError(
@@ -117,9 +117,9 @@ def read_events(config: PrepareConfig, source: Path, tally: RowCounts, progress:
 class _Rows:
     """What is left of a batch, with each row's number in its file."""
 
-    def __init__(self, path: Path, batch: pa.RecordBatch, rows_before: int, tally: RowCounts) -> None:
+    def __init__(self, path: Path, batch: pa.RecordBatch, rows_before: int, row_counts: RowCounts) -> None:
         self.path = path
-        self.tally = tally
+        self.row_counts = row_counts
         numbers = pa.array(np.arange(rows_before + 1, rows_before + batch.num_rows + 1))
         self.batch = pa.RecordBatch.from_arrays([*batch.columns, numbers], names=[*batch.schema.names, _ROW])
 
@@ -133,7 +133,7 @@ class _Rows:
 
     def keep(self, reason: str, keep_N: BoolArray) -> None:
         """Leave out the other rows and count them."""
-        self.tally.drop(reason, int(len(keep_N) - keep_N.sum()))
+        self.row_counts.drop(reason, int(len(keep_N) - keep_N.sum()))
         if not keep_N.all():
             self.batch = self.batch.filter(pa.array(keep_N))
 
@@ -141,7 +141,7 @@ class _Rows:
         """Leave out rows whose value cannot be understood, and note the first."""
         if bad_N.any():
             example = first_example(bad_N, self.column(_ROW).to_numpy(), values)
-            self.tally.bad(self.path, what, int(bad_N.sum()), example)
+            self.row_counts.bad(self.path, what, int(bad_N.sum()), example)
         self.keep(reason, ~bad_N)
 
 

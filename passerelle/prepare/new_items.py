@@ -9,7 +9,7 @@ from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID
 from passerelle.prepare.config import ID_TYPES, PrepareConfig
 from passerelle.prepare.row_counts import RowCounts
-from passerelle.prepare.tables import EntityEvents, build_table, table_ids
+from passerelle.prepare.tables import Entities, EntityEvents, build_table, table_ids
 from passerelle.progress import Progress, silent
 
 
@@ -26,15 +26,14 @@ def read_new_items(config: PrepareConfig, path: Path, progress: Progress = silen
         )
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    tally = RowCounts(config.on_bad_rows)
+    row_counts = RowCounts(config.on_bad_rows)
     features = {name: feature for name, feature in config.items.features.items() if not feature.from_events}
     entity = config.items.model_copy(update={"features": features})
-    ids = table_ids(ITEM_ID, entity, ID_TYPES[config.item_id_type], path, tally)
-    nothing = np.zeros(0, dtype=np.int64)
-    events = EntityEvents(nothing, len(ids), nothing, nothing, {})
-    table = build_table(
-        ITEM_ID, ids, entity, [path], path.parent, events=events, tally=tally, progress=progress
-    ).table
+    ids = table_ids(ITEM_ID, entity, ID_TYPES[config.item_id_type], path, row_counts)
+    empty = np.zeros(0, dtype=np.int64)
+    events = EntityEvents(empty, len(ids), empty, empty, {})
+    entities = Entities(ITEM_ID, ids, entity, [path], path.parent, events)
+    table = build_table(entities, row_counts, progress).table
     for name in config.items.features.keys() - features.keys():
         table = table.append_column(name, pa.nulls(len(ids)))
     return table

@@ -1,4 +1,4 @@
-"""From raw logs to a dataset: read, filter, sort, number, describe, write.
+"""From raw logs to a dataset: read, filter, sort, number, report, write.
 
 Shape legend: E events read, K events kept, U users, U1 = U + 1, I items.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from passerelle.arrays import Int32Array, Int64Array, UInt8Array
-from passerelle.dataset import Dataset, FeatureColumn, write_dataset
+from passerelle.dataset import Dataset, DatasetContents, FeatureColumn, write_dataset
 from passerelle.errors import UserError
 from passerelle.files import refuse_existing
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, MAX_ITEM_ROW, USER_ID
@@ -25,20 +25,20 @@ from passerelle.prepare.filters import select_events
 from passerelle.prepare.quality import QualityReport, distinct_pairs, iso
 from passerelle.prepare.row_counts import RowCounts
 from passerelle.prepare.sources import resolve_files
-from passerelle.prepare.tables import EntityEvents, EntityTable, build_table
+from passerelle.prepare.tables import Entities, EntityEvents, EntityTable, build_table
 from passerelle.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """The events that stay, by (user, time), numbered densely."""
+    """The events that are kept, in the order of user, then time, with users and items numbered densely."""
 
-    places_K: Int64Array
-    """Place of each event in the log."""
+    positions_K: Int64Array
+    """Position of each event in the log."""
     timestamps_ms_K: Int64Array
     event_types_K: UInt8Array
     user_rows_K: Int32Array
-    item_places_K: Int32Array
+    item_positions_K: Int32Array
     user_ids: pa.Array
     item_ids: pa.Array
     offsets_U1: Int64Array
@@ -47,7 +47,7 @@ class _Kept:
 def prepare(
     config: PrepareConfig, source: Path, out: Path, *, overwrite: bool = False, progress: Progress = silent
 ) -> Dataset:
-    """Make a dataset of the files in `source`.
+    """Make a dataset from the files in `source`.
 
     Users and items are numbered in ascending order of their ids; a user's events are sorted by time, ties in file order.
 
@@ -58,85 +58,95 @@ def prepare(
     refuse_existing(out, overwrite=overwrite)
     if out.exists() and not (out / MANIFEST_NAME).is_file():
         raise UserError(
-            f"{out}: --overwrite replaces only a directory made by passerelle, and this one has no {MANIFEST_NAME}"
+            f"{out}: --overwrite replaces only a directory made by passerelle, "
+            f"and this one has no {MANIFEST_NAME}"
         )
-    tally = RowCounts(config.on_bad_rows)
-    log = read_events(config, source, tally, progress)
+    row_counts = RowCounts(config.on_bad_rows)
+    log = read_events(config, source, row_counts, progress)
     progress("sort and filter", 0, 1)
-    kept = _kept(log, config, tally)
+    kept = _kept(log, config, row_counts)
     progress("sort and filter", 1, 1)
-    users = _table(USER_ID, config.users, kept.user_ids, kept.user_rows_K, log, kept, source, tally, progress)
-    items = _table(
-        ITEM_ID, config.items, kept.item_ids, kept.item_places_K, log, kept, source, tally, progress
+    users = build_table(
+        _entities(USER_ID, config.users, kept.user_ids, kept.user_rows_K, log, kept, source),
+        row_counts,
+        progress,
     )
-    contexts = make_contexts(config.context, source, log.columns, kept.places_K, tally)
-    report = _report(config, kept, users, items, tally, time.perf_counter() - started)
+    items = build_table(
+        _entities(ITEM_ID, config.items, kept.item_ids, kept.item_positions_K, log, kept, source),
+        row_counts,
+        progress,
+    )
+    contexts = make_contexts(config.context, source, log.columns, kept.positions_K, row_counts)
+    report = _report(config, kept, users, items, row_counts, time.perf_counter() - started)
     progress("write", 0, 1)
     dataset = write_dataset(
         out,
-        item_rows_E=kept.item_places_K.astype(np.int64) + FIRST_ITEM_ROW,
-        timestamps_ms_E=kept.timestamps_ms_K,
-        event_types_E=kept.event_types_K,
-        weights_E=log.weights_E[kept.places_K],
-        offsets_U1=kept.offsets_U1,
-        users=users.table,
-        items=items.table,
-        contexts=contexts,
-        description={
-            "name": config.name,
-            "event_types": config.event_types(),
-            "user_features": _feature_columns(config.users.features),
-            "item_features": _feature_columns(config.items.features),
-            "context_features": _feature_columns(config.context.features),
-            "title": config.title,
-            "config": config.model_dump(mode="json"),
-            "quality": report.model_dump(mode="json"),
-        },
+        DatasetContents(
+            item_rows_E=kept.item_positions_K.astype(np.int64) + FIRST_ITEM_ROW,
+            timestamps_ms_E=kept.timestamps_ms_K,
+            event_types_E=kept.event_types_K,
+            weights_E=log.weights_E[kept.positions_K],
+            offsets_U1=kept.offsets_U1,
+            users=users.table,
+            items=items.table,
+            contexts=contexts,
+            description={
+                "name": config.name,
+                "event_types": config.event_types(),
+                "user_features": _feature_columns(config.users.features),
+                "item_features": _feature_columns(config.items.features),
+                "context_features": _feature_columns(config.context.features),
+                "title": config.title,
+                "config": config.model_dump(mode="json"),
+                "quality": report.model_dump(mode="json"),
+            },
+        ),
         overwrite=overwrite,
     )
     progress("write", 1, 1)
     return dataset
 
 
-def _kept(log: EventLog, config: PrepareConfig, tally: RowCounts) -> _Kept:
-    places_K, dropped = select_events(
+def _kept(log: EventLog, config: PrepareConfig, row_counts: RowCounts) -> _Kept:
+    positions_K, dropped = select_events(
         log.users.codes_E, log.items.codes_E, log.timestamps_ms_E, log.event_types_E, config.filters
     )
     for reason, count in dropped.items():
-        tally.drop(reason, count)
-    if not len(places_K):
-        reasons = ", ".join(f"{reason} {count}" for reason, count in tally.dropped.items() if count)
+        row_counts.drop(reason, count)
+    if not len(positions_K):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in row_counts.dropped.items() if count)
         raise UserError(
-            f"{config.name}: no event is left of {tally.rows_read} rows read; dropped: {reasons or 'nothing'}"
+            f"{config.name}: no event is left of {row_counts.rows_read} rows read; "
+            f"dropped: {reasons or 'nothing'}"
         )
-    user_rows_K, user_ids = _dense(log.users, places_K)
-    item_places_K, item_ids = _dense(log.items, places_K)
+    user_rows_K, user_ids = _dense(log.users, positions_K)
+    item_positions_K, item_ids = _dense(log.items, positions_K)
     if len(item_ids) + FIRST_ITEM_ROW > MAX_ITEM_ROW:
         raise UserError(
             f"{config.name}: {len(item_ids)} items, at most {MAX_ITEM_ROW - FIRST_ITEM_ROW} are possible"
         )
     return _Kept(
-        places_K=places_K,
-        timestamps_ms_K=log.timestamps_ms_E[places_K],
-        event_types_K=log.event_types_E[places_K],
+        positions_K=positions_K,
+        timestamps_ms_K=log.timestamps_ms_E[positions_K],
+        event_types_K=log.event_types_E[positions_K],
         user_rows_K=user_rows_K,
-        item_places_K=item_places_K,
+        item_positions_K=item_positions_K,
         user_ids=user_ids,
         item_ids=item_ids,
         offsets_U1=np.concatenate([[0], np.cumsum(np.bincount(user_rows_K))]).astype(np.int64),
     )
 
 
-def _dense(encoded: Encoded, places_K: Int64Array) -> tuple[Int32Array, pa.Array]:
-    """Codes of the events that stay, without gaps, and the ids that are left."""
-    codes_K = encoded.codes_E[places_K]
+def _dense(encoded: Encoded, positions_K: Int64Array) -> tuple[Int32Array, pa.Array]:
+    """Returns the codes of the kept events, without gaps, and the ids that are left."""
+    codes_K = encoded.codes_E[positions_K]
     used = np.flatnonzero(np.bincount(codes_K, minlength=len(encoded.values)))
     renumbered = np.empty(len(encoded.values), dtype=np.int32)
     renumbered[used] = np.arange(len(used), dtype=np.int32)
     return renumbered[codes_K], encoded.values.take(pa.array(used))
 
 
-def _table(
+def _entities(
     name: str,
     config: EntityConfig,
     ids: pa.Array,
@@ -144,12 +154,9 @@ def _table(
     log: EventLog,
     kept: _Kept,
     source: Path,
-    tally: RowCounts,
-    progress: Progress,
-) -> EntityTable:
-    events = EntityEvents(rows_K, len(ids), kept.timestamps_ms_K, kept.places_K, log.columns)
-    files = resolve_files(source, config.files)
-    return build_table(name, ids, config, files, source, events=events, tally=tally, progress=progress)
+) -> Entities:
+    events = EntityEvents(rows_K, len(ids), kept.timestamps_ms_K, kept.positions_K, log.columns)
+    return Entities(name, ids, config, resolve_files(source, config.files), source, events)
 
 
 def _report(
@@ -157,7 +164,7 @@ def _report(
     kept: _Kept,
     users: EntityTable,
     items: EntityTable,
-    tally: RowCounts,
+    row_counts: RowCounts,
     seconds: float,
 ) -> QualityReport:
     num_users, num_items = users.table.num_rows, items.table.num_rows
@@ -165,20 +172,20 @@ def _report(
     tied_K = (np.diff(kept.user_rows_K) == 0) & (np.diff(kept.timestamps_ms_K) == 0)
     by_type = np.bincount(kept.event_types_K, minlength=len(config.event_types())).tolist()
     return QualityReport(
-        rows_read=tally.rows_read,
-        dropped=tally.dropped,
-        events=len(kept.places_K),
+        rows_read=row_counts.rows_read,
+        dropped=row_counts.dropped,
+        events=len(kept.positions_K),
         users=num_users,
         items=num_items,
         events_by_type=dict(zip(config.event_types(), by_type, strict=True)),
-        density=distinct_pairs(kept.user_rows_K, kept.item_places_K, num_items) / (num_users * num_items),
+        density=distinct_pairs(kept.user_rows_K, kept.item_positions_K, num_items) / (num_users * num_items),
         first_event=iso(int(kept.timestamps_ms_K.min())),
         last_event=iso(int(kept.timestamps_ms_K.max())),
         median_history=float(np.median(lengths_U)),
         longest_history=int(lengths_U.max()),
         tied_events=int(tied_K.sum()),
         missing_values={**users.missing, **items.missing},
-        bad_values=tally.bad_values,
+        bad_values=row_counts.bad_values,
         items_without_row=items.without_row,
         users_without_row=users.without_row,
         repeated_item_rows=items.repeated_rows,

@@ -1,4 +1,4 @@
-"""The tables of users and items: one row an id that has events, with the features of a file or of the events themselves.
+"""The tables of users and items: one row for each id with events, with features of a file or of the events.
 
 Shape legend: T rows of a table file, N entities (users or items), K kept events, C columns of flags.
 """
@@ -29,99 +29,105 @@ class EntityTable:
     """Users or items with their features."""
 
     table: pa.Table
-    """The id first, then the features, in the ids' order."""
+    """The id first, then the features, in the order of the ids."""
     missing: dict[str, int]
     """Ids without a value, by feature."""
     without_row: int
     """Ids that have events but no row in the files; 0 without files."""
     repeated_rows: int
-    """Rows of the files whose id was there before; the first one counts."""
+    """Rows of the files that repeat an id; the first one counts."""
 
 
 @dataclass(frozen=True)
 class EntityEvents:
-    """The events kept, seen from the entities: which one each event belongs to, in (user, time) order, with feature columns."""
+    """The kept events by entity, in the order of user, then time, with the columns of features."""
 
     rows_K: IntArray
-    """Place of each event's entity."""
+    """Row of each event's entity."""
     num_entities: int
     timestamps_ms_K: Int64Array
-    places_K: Int64Array
-    """Place of each event in the log, in file order."""
+    positions_K: Int64Array
+    """Position of each event in the log, in file order."""
     columns: dict[str, Encoded]
 
     def pick(self, feature: FeatureConfig) -> pa.Array:
-        """One value an entity, as text; null where no event has one."""
+        """Returns one value for each entity, as text; null where no event has one."""
         assert feature.column is not None
         encoded = self.columns[feature.column]
-        codes_K = encoded.codes_E[self.places_K].astype(np.int64)
+        codes_K = encoded.codes_E[self.positions_K].astype(np.int64)
         known = np.flatnonzero(codes_K >= 0)
         rows, codes = self.rows_K[known], codes_K[known]
         if feature.from_events == "last":
-            order = np.lexsort((self.places_K[known], self.timestamps_ms_K[known]))
+            order = np.lexsort((self.positions_K[known], self.timestamps_ms_K[known]))
         else:
-            # of equally frequent values the one met first has the smallest code, so it is put last
+            # Of equally frequent values the one met first has the smallest code, so it is put last.
             pairs, counts = np.unique(rows * np.int64(len(encoded.values) + 1) + codes, return_counts=True)
             rows, codes = np.divmod(pairs, len(encoded.values) + 1)
             order = np.lexsort((-codes, counts))
         chosen_N = np.full(self.num_entities, -1, dtype=np.int64)
-        chosen_N[rows[order]] = codes[order]  # numpy keeps the last of several values for one place
+        # numpy keeps the last of several values for one index.
+        chosen_N[rows[order]] = codes[order]
         return encoded.values.take(pa.array(chosen_N, mask=chosen_N < 0))
 
 
-def build_table(
-    name: str,
-    ids: pa.Array,
-    config: EntityConfig,
-    files: Sequence[Path],
-    source: Path,
-    *,
-    events: EntityEvents,
-    tally: RowCounts,
-    progress: Progress,
-) -> EntityTable:
-    """Features of entities from their files and events.
+@dataclass(frozen=True)
+class Entities:
+    """Users or items, and what their features are made from."""
 
-    Args:
-        name: name of the id column, `item_id` or `user_id`.
-        ids: distinct ids of the entities, in row order.
-        files: of the entities; without them, every feature comes from the events.
-        source: folder of the events' files, for what is said of them.
+    name: str
+    """Name of the id column, `item_id` or `user_id`."""
+    ids: pa.Array
+    """Distinct ids, in row order."""
+    config: EntityConfig
+    files: Sequence[Path]
+    """Tables of the entities; without them, every feature comes from the events."""
+    source: Path
+    """Folder of the event files, for messages."""
+    events: EntityEvents
+
+    @property
+    def plural(self) -> str:
+        """`items` or `users`, for messages."""
+        return f"{self.name.removesuffix('_id')}s"
+
+
+def build_table(entities: Entities, row_counts: RowCounts, progress: Progress) -> EntityTable:
+    """Make the features of entities from their files and events.
 
     Raises:
         UserError: a file is damaged or lacks a column; a value cannot be understood and bad rows stop the work.
     """
     columns: dict[str, pa.Array] = {}
     without_row = repeated_rows = 0
-    if files:
-        raw, without_row, repeated_rows = _read_rows(name, ids, config, files, tally, progress)
+    if entities.files:
+        raw, without_row, repeated_rows = _read_rows(entities, row_counts, progress)
         columns |= {key: raw.column(key).combine_chunks() for key in raw.column_names}
     features = {}
-    for key, feature in config.features.items():
-        where = files[0] if files and not feature.from_events else source
+    for key, feature in entities.config.features.items():
+        where = entities.files[0] if entities.files and not feature.from_events else entities.source
         given = (
-            [events.pick(feature)]
+            [entities.events.pick(feature)]
             if feature.from_events
             else [columns[column] for column in feature.columns()]
         )
         try:
-            features[key] = make_feature(where, f"{name.removesuffix('_id')}s.{key}", feature, given, tally)
+            features[key] = make_feature(where, f"{entities.plural}.{key}", feature, given, row_counts)
         except UserError as error:
             of_column = f", column {feature.column!r}" if feature.column else ""
             raise UserError(f"{where}: feature {key}{of_column}: {error}") from None
-    tally.stop_if_bad()
+    row_counts.stop_if_bad()
     return EntityTable(
-        table=pa.table({name: ids, **features}),
-        missing={f"{name.removesuffix('_id')}s.{key}": values.null_count for key, values in features.items()},
+        table=pa.table({entities.name: entities.ids, **features}),
+        missing={f"{entities.plural}.{key}": values.null_count for key, values in features.items()},
         without_row=without_row,
         repeated_rows=repeated_rows,
     )
 
 
 def table_ids(
-    name: str, config: EntityConfig, id_type: pa.DataType, path: Path, tally: RowCounts
+    name: str, config: EntityConfig, id_type: pa.DataType, path: Path, row_counts: RowCounts
 ) -> pa.Array:
-    """The ids of one file of entities.
+    """Returns the ids of one file of entities.
 
     Raises:
         UserError: as for `build_table`; or there is no row, a row has no id, or two have the same.
@@ -129,10 +135,10 @@ def table_ids(
     assert config.id is not None
     found: list[pa.Array] = []
     rows_before = 0
-    for batch in read_batches(path, config, [config.id], on_bad_line=_bad_lines(tally, path)):
-        found.append(_ids(path, config.id, batch.column(config.id), id_type, rows_before, tally))
+    for batch in read_batches(path, config, [config.id], on_bad_line=_bad_lines(row_counts, path)):
+        found.append(_ids(path, config.id, batch.column(config.id), id_type, rows_before, row_counts))
         rows_before += batch.num_rows
-    tally.stop_if_bad()
+    row_counts.stop_if_bad()
     ids = pa.chunked_array(found, id_type).combine_chunks()
     if not len(ids):
         raise UserError(f"{path}: there is no row in it")
@@ -140,19 +146,18 @@ def table_ids(
     return ids
 
 
-def _bad_lines(tally: RowCounts, path: Path) -> OnBadLine:
-    return lambda example: tally.bad(path, "a wrong number of values", 1, example)
+def _bad_lines(row_counts: RowCounts, path: Path) -> OnBadLine:
+    return lambda example: row_counts.bad(path, "a wrong number of values", 1, example)
 
 
-def _read_rows(
-    name: str,
-    ids: pa.Array,
-    config: EntityConfig,
-    files: Sequence[Path],
-    tally: RowCounts,
-    progress: Progress,
-) -> tuple[pa.Table, int, int]:
-    """(needed columns of the files, one row an id with nulls where there is none; ids without a row; repeated rows)."""
+def _read_rows(entities: Entities, row_counts: RowCounts, progress: Progress) -> tuple[pa.Table, int, int]:
+    """Read the columns that features need.
+
+    Returns:
+        One row for each id, with nulls where the files have none; the number of ids without a row; the number of
+        repeated rows.
+    """
+    config, files, ids = entities.config, entities.files, entities.ids
     assert config.id is not None
     required = [
         config.id,
@@ -166,24 +171,25 @@ def _read_rows(
     batches: list[pa.RecordBatch] = []
     keys: list[pa.Array] = []
     for done, path in enumerate(files):
-        progress(f"read {name.removesuffix('_id')}s (files)", done, len(files))
+        progress(f"read {entities.plural} (files)", done, len(files))
         rows_before = 0
-        for batch in read_batches(path, config, required, on_bad_line=_bad_lines(tally, path)):
+        for batch in read_batches(path, config, required, on_bad_line=_bad_lines(row_counts, path)):
             batches.append(batch)
-            keys.append(_ids(path, config.id, batch.column(config.id), ids.type, rows_before, tally))
+            keys.append(_ids(path, config.id, batch.column(config.id), ids.type, rows_before, row_counts))
             rows_before += batch.num_rows
-    progress(f"read {name.removesuffix('_id')}s (files)", len(files), len(files))
-    tally.stop_if_bad()
+    progress(f"read {entities.plural} (files)", len(files), len(files))
+    row_counts.stop_if_bad()
     table_ids_T = pa.chunked_array(keys, ids.type).combine_chunks()
-    places = pc.index_in(ids, value_set=table_ids_T)
+    positions = pc.index_in(ids, value_set=table_ids_T)
     known = table_ids_T.drop_null()
-    return pa.Table.from_batches(batches).take(places), places.null_count, len(known) - len(known.unique())
+    num_repeated = len(known) - len(known.unique())
+    return pa.Table.from_batches(batches).take(positions), positions.null_count, num_repeated
 
 
 def _ids(
-    path: Path, column: str, values: pa.Array, id_type: pa.DataType, rows_before: int, tally: RowCounts
+    path: Path, column: str, values: pa.Array, id_type: pa.DataType, rows_before: int, row_counts: RowCounts
 ) -> pa.Array:
-    """Ids of a table file in the events' type; a row without one is null and joins nothing."""
+    """Returns the ids of a table file in the events' type; a row without one is null and joins nothing."""
     try:
         if pa.types.is_string(id_type):
             return as_text(values, trim=False)
@@ -194,7 +200,7 @@ def _ids(
     if (bad_T & ~missing_T).any():
         rows_T = np.arange(rows_before + 1, rows_before + len(values) + 1)
         example = first_example(bad_T & ~missing_T, rows_T, values)
-        tally.bad(
+        row_counts.bad(
             path,
             f"ids that are no integers of 64 bits (column {column!r})",
             int((bad_T & ~missing_T).sum()),

@@ -3,7 +3,7 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import click
 
@@ -67,25 +67,24 @@ def command(
     """
     from passerelle.bundle import open_bundle
     from ray_cluster.publishing import published_version
-    from ray_cluster.service import Service
+    from ray_cluster.service import Service, ServiceOptions
     from serving.config import load_serving_config
+    from serving.graph import Topology
 
     serving = load_serving_config(config)
     opened = open_bundle(bundle)
     version = published_version(opened, repository)
-    example = json.dumps(
-        {"user_id": opened.reference().user_ids()[0], "k": 10}, ensure_ascii=False
-    )
+    example = json.dumps({"user_id": opened.reference().user_ids()[0], "k": 10}, ensure_ascii=False)
     address = None if triton == "embedded" else triton
-    options: Any = {
-        "topology": topology,
-        "host": host,
-        "port": port,
-        "triton": address,
-        "replicas": replicas,
-        "serving": serving,
-    }
-    with Service(bundle, repository, version, **options) as service:
+    options = ServiceOptions(
+        topology=cast(Topology, topology),
+        host=host,
+        port=port,
+        triton=address,
+        replicas=replicas,
+        serving=serving,
+    )
+    with Service(bundle, repository, version, options) as service:
         stderr.print(
             f"{opened.manifest.model} version {version} answers at {service.url} (API: {service.url}/docs). Ctrl-C stops it."
         )

@@ -104,16 +104,15 @@ def command(
 
             manifest = train_in_process(name, opened, config, out, resume=resume, refit_of=refit)
         else:
-            from ray_cluster.training import train_on_ray
+            from ray_cluster.training import RayOptions, train_on_ray
 
             manifest = train_on_ray(
                 name,
                 opened,
                 config,
                 out,
-                num_workers=workers,
+                RayOptions(num_workers=workers, address=ray_address),
                 resume=resume,
-                address=ray_address,
                 refit_of=refit,
             )
     if as_json:

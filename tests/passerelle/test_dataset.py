@@ -177,7 +177,7 @@ def test_bookings_of_a_period(make_dataset: MakeDataset) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("booked",), r"split.event_types: booked: no such kind of event in .*; there are: click, booking"),
+        (("booked",), r"split.event_types: booked: no such event type in .*; there are: click, booking"),
         (("booking",), r"no user of the 1 has both history and a validation event \(booking\)"),
     ],
 )

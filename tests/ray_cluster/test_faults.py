@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from passerelle.bundle import RANKER, Bundle
-from ray_cluster.service import APPLICATION, EVENTS_NAME, Service
+from ray_cluster.service import APPLICATION, EVENTS_NAME, Service, ServiceOptions
 from serving.triton.client import TritonClient, TritonError
 
 NOW_MS = 1_700_000_000_000
@@ -29,7 +29,7 @@ def service(bundle: Bundle, repository: Path, tmp_path_factory: pytest.TempPathF
     """Two replicas over a repository of their own, watched as `passerelle serve` does."""
     own = tmp_path_factory.mktemp("faults") / "repository"
     shutil.copytree(repository, own, ignore=shutil.ignore_patterns(f"{EVENTS_NAME}*"))
-    with Service(bundle.path, own, 1, replicas=2) as running:
+    with Service(bundle.path, own, 1, ServiceOptions(replicas=2)) as running:
         threading.Thread(target=running.watch, daemon=True).start()
         yield running
 
@@ -37,7 +37,7 @@ def service(bundle: Bundle, repository: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def staged(bundle: Bundle, repository: Path) -> Iterator[Service]:
     """A deployment a stage, each of two replicas."""
-    with Service(bundle.path, repository, 1, topology="staged", replicas=2) as running:
+    with Service(bundle.path, repository, 1, ServiceOptions(topology="staged", replicas=2)) as running:
         yield running
 
 
@@ -48,8 +48,7 @@ class Load:
         self._url = url
         context = {"timestamp_ms": NOW_MS}
         self._bodies = [
-            {"user_id": user_id, "context": context}
-            for user_id in bundle.reference().user_ids()[:8]
+            {"user_id": user_id, "context": context} for user_id in bundle.reference().user_ids()[:8]
         ]
         with httpx.Client(base_url=url) as client:
             self._expected = [

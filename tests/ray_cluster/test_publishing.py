@@ -76,7 +76,7 @@ def test_a_failing_gate_leaves_everything_as_it_was(repository: Path, bundle: Bu
         "other: not published, version 1 stays active: Triton differs from training: max query difference 1.00e-02"
         in str(error.value)
     )
-    assert "(allowed 1e-4), the ten best are identical for 20 of 20 users" in str(error.value)
+    assert "(allowed 0.0001), the ten best are identical for 20 of 20 users" in str(error.value)
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
     assert open_manifest(other.path, BundleManifest).parity == bundle.manifest.parity
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from passerelle.bundle import Bundle
-from ray_cluster.service import Service
+from ray_cluster.service import Service, ServiceOptions
 from serving.triton.ports import free_ports
 from tests.support.processes import run, running
 from tests.support.request_fuzzer import requests
@@ -20,7 +20,7 @@ from tests.support.request_fuzzer import requests
 @pytest.fixture(scope="module")
 def staged(bundle: Bundle, repository: Path) -> Iterator[Service]:
     """A deployment a stage, in this process."""
-    with Service(bundle.path, repository, 1, topology="staged") as service:
+    with Service(bundle.path, repository, 1, ServiceOptions(topology="staged")) as service:
         yield service
 
 

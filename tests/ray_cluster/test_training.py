@@ -19,7 +19,7 @@ from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.splits import evaluation_users, make_split
 from ray_cluster.local_ray import local_ray
-from ray_cluster.training import train_on_ray
+from ray_cluster.training import RayOptions, train_on_ray
 from tests.support.datasets import SMALL_RECIPE, planted_dataset, small_recipe
 from tests.support.processes import run, running
 from tests.support.runs import with_split_file
@@ -53,9 +53,8 @@ def curve(path: Path, name: str = "train_loss_epoch") -> list[float]:
 def on_ray(
     dataset: Dataset, path: Path, *overrides: str, num_workers: int = 1, resume: bool = False
 ) -> RunManifest:
-    return train_on_ray(
-        "bert4rec", dataset, small_recipe(*overrides), path, num_workers=num_workers, resume=resume
-    )
+    options = RayOptions(num_workers=num_workers)
+    return train_on_ray("bert4rec", dataset, small_recipe(*overrides), path, options, resume=resume)
 
 
 def test_one_worker_is_the_same_as_no_ray(dataset: Dataset, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from passerelle.arrays import FloatArray, Int64Array
 from passerelle.config import apply_overrides, validate
-from passerelle.dataset import Dataset, FeatureColumn, write_dataset
+from passerelle.dataset import Dataset, DatasetContents, FeatureColumn, write_dataset
 from passerelle.features import DAY_MS, HOUR_MS
 from passerelle.ids import FIRST_ITEM_ROW
 from tests.support.items import item_table
@@ -98,40 +98,42 @@ def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> 
     types_E = rng.integers(len(EVENT_WEIGHTS), size=len(items_E))
     return write_dataset(
         path,
-        item_rows_E=items_E + FIRST_ITEM_ROW,
-        timestamps_ms_E=times_E,
-        event_types_E=types_E,
-        weights_E=np.array(EVENT_WEIGHTS, dtype=np.float32)[types_E],
-        offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
-        users=pa.table(
-            {
-                "user_id": _ids(planted.num_users, "usér ", planted.string_ids),
-                "country": pa.array(
-                    [(None, "FR", "DE", "IT")[user % 4] for user in range(planted.num_users)]
-                ),
-                "age": pa.array(
-                    [float(18 + user % 50) if user % 7 else None for user in range(planted.num_users)]
-                ),
-            }
+        DatasetContents(
+            item_rows_E=items_E + FIRST_ITEM_ROW,
+            timestamps_ms_E=times_E,
+            event_types_E=types_E,
+            weights_E=np.array(EVENT_WEIGHTS, dtype=np.float32)[types_E],
+            offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
+            users=pa.table(
+                {
+                    "user_id": _ids(planted.num_users, "usér ", planted.string_ids),
+                    "country": pa.array(
+                        [(None, "FR", "DE", "IT")[user % 4] for user in range(planted.num_users)]
+                    ),
+                    "age": pa.array(
+                        [float(18 + user % 50) if user % 7 else None for user in range(planted.num_users)]
+                    ),
+                }
+            ),
+            items=item_table(_ids(planted.num_items, "商品 ", planted.string_ids), rng),
+            contexts=pa.table(
+                {
+                    "device": pa.array(
+                        (["mobile", "desktop", None] * len(items_E))[: len(items_E)]
+                    ).dictionary_encode()
+                }
+            ),
+            description={
+                "name": "planted",
+                "event_types": ("view", "purchase"),
+                "user_features": USER_FEATURES,
+                "context_features": CONTEXT_FEATURES,
+                "item_features": ITEM_FEATURES,
+                "title": "title",
+                "config": {},
+                "quality": {},
+            },
         ),
-        items=item_table(_ids(planted.num_items, "商品 ", planted.string_ids), rng),
-        contexts=pa.table(
-            {
-                "device": pa.array(
-                    (["mobile", "desktop", None] * len(items_E))[: len(items_E)]
-                ).dictionary_encode()
-            }
-        ),
-        description={
-            "name": "planted",
-            "event_types": ("view", "purchase"),
-            "user_features": USER_FEATURES,
-            "context_features": CONTEXT_FEATURES,
-            "item_features": ITEM_FEATURES,
-            "title": "title",
-            "config": {},
-            "quality": {},
-        },
     )
 
 
@@ -145,22 +147,24 @@ def dataset_of(
     events = [event for history in histories for event in history]
     return write_dataset(
         path,
-        item_rows_E=np.array([row for row, _ in events], dtype=np.int64),
-        timestamps_ms_E=np.array([time_ms for _, time_ms in events], dtype=np.int64),
-        event_types_E=np.zeros(len(events), dtype=np.uint8),
-        weights_E=np.array(weights or np.ones(len(events)), dtype=np.float32),
-        offsets_U1=np.cumsum([0, *map(len, histories)]),
-        users=pa.table({"user_id": [f"u{place}" for place in range(len(histories))]}),
-        items=pa.table({"item_id": pa.array(range(100, 100 + num_items), pa.int64())}),
-        description={
-            "name": "by hand",
-            "event_types": ("view",),
-            "user_features": (),
-            "item_features": (),
-            "title": None,
-            "config": {},
-            "quality": {},
-        },
+        DatasetContents(
+            item_rows_E=np.array([row for row, _ in events], dtype=np.int64),
+            timestamps_ms_E=np.array([time_ms for _, time_ms in events], dtype=np.int64),
+            event_types_E=np.zeros(len(events), dtype=np.uint8),
+            weights_E=np.array(weights or np.ones(len(events)), dtype=np.float32),
+            offsets_U1=np.cumsum([0, *map(len, histories)]),
+            users=pa.table({"user_id": [f"u{place}" for place in range(len(histories))]}),
+            items=pa.table({"item_id": pa.array(range(100, 100 + num_items), pa.int64())}),
+            description={
+                "name": "by hand",
+                "event_types": ("view",),
+                "user_features": (),
+                "item_features": (),
+                "title": None,
+                "config": {},
+                "quality": {},
+            },
+        ),
         overwrite=True,
     )
 

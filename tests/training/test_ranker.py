@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from passerelle.dataset import FeatureColumn, write_dataset
+from passerelle.dataset import DatasetContents, FeatureColumn, write_dataset
 from passerelle.errors import UserError
 from passerelle.features import RankingFeatures
 from passerelle.metrics.accuracy import METRICS
@@ -155,21 +155,25 @@ def test_names_that_lightgbm_refuses(run: OpenRun, tmp_path: Path) -> None:
     source = run.dataset
     dataset = write_dataset(
         tmp_path / "dataset",
-        item_rows_E=source.item_rows_E,
-        timestamps_ms_E=source.timestamps_ms_E,
-        event_types_E=source.event_types_E,
-        weights_E=source.weights_E,
-        offsets_U1=source.offsets_U1,
-        users=source.users,
-        items=source.items.select(["item_id", "year"]).rename_columns(["item_id", 'année: "sortie", [1950]']),
-        description={
-            **{
-                name: getattr(source.manifest, name)
-                for name in ("name", "event_types", "user_features", "config", "quality")
+        DatasetContents(
+            item_rows_E=source.item_rows_E,
+            timestamps_ms_E=source.timestamps_ms_E,
+            event_types_E=source.event_types_E,
+            weights_E=source.weights_E,
+            offsets_U1=source.offsets_U1,
+            users=source.users,
+            items=source.items.select(["item_id", "year"]).rename_columns(
+                ["item_id", 'année: "sortie", [1950]']
+            ),
+            description={
+                **{
+                    name: getattr(source.manifest, name)
+                    for name in ("name", "event_types", "user_features", "config", "quality")
+                },
+                "item_features": (FeatureColumn(name='année: "sortie", [1950]', kind="numeric"),),
+                "title": None,
             },
-            "item_features": (FeatureColumn(name='année: "sortie", [1950]', kind="numeric"),),
-            "title": None,
-        },
+        ),
     )
     train_in_process("bert4rec", dataset, small_recipe("training.max_epochs=5"), tmp_path / "run")
     train_ranker(load_run(tmp_path / "run"))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from passerelle.dataset import Dataset, FeatureColumn, write_dataset
+from passerelle.dataset import Dataset, DatasetContents, FeatureColumn, write_dataset
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import make_split
@@ -119,15 +119,17 @@ def rewritten(dataset: Dataset, path: Path, devices: np.ndarray) -> Dataset:
     )
     return write_dataset(
         path,
-        item_rows_E=dataset.item_rows_E,
-        timestamps_ms_E=dataset.timestamps_ms_E,
-        event_types_E=dataset.event_types_E,
-        weights_E=dataset.weights_E,
-        offsets_U1=dataset.offsets_U1,
-        users=dataset.users,
-        items=dataset.items,
-        contexts=pa.table({"device": pa.array(devices.tolist()).dictionary_encode()}),
-        description={**description, "config": {}, "quality": {}},
+        DatasetContents(
+            item_rows_E=dataset.item_rows_E,
+            timestamps_ms_E=dataset.timestamps_ms_E,
+            event_types_E=dataset.event_types_E,
+            weights_E=dataset.weights_E,
+            offsets_U1=dataset.offsets_U1,
+            users=dataset.users,
+            items=dataset.items,
+            contexts=pa.table({"device": pa.array(devices.tolist()).dictionary_encode()}),
+            description={**description, "config": {}, "quality": {}},
+        ),
     )
 
 
@@ -190,26 +192,30 @@ def planted_facts(path: Path) -> Dataset:
     names = ["one", "two"]
     return write_dataset(
         path,
-        item_rows_E=FIRST_ITEM_ROW + group_E * 20 + rng.integers(20, size=len(group_E)),
-        timestamps_ms_E=midnight_ms + day_E * 24 * HOUR_MS + night_E * 12 * HOUR_MS,
-        event_types_E=np.zeros(len(group_E)),
-        weights_E=np.ones(len(group_E)),
-        offsets_U1=np.arange(num_users + 1) * length,
-        users=pa.table(
-            {"user_id": np.arange(num_users), "country": [names[country] for country in country_U]}
+        DatasetContents(
+            item_rows_E=FIRST_ITEM_ROW + group_E * 20 + rng.integers(20, size=len(group_E)),
+            timestamps_ms_E=midnight_ms + day_E * 24 * HOUR_MS + night_E * 12 * HOUR_MS,
+            event_types_E=np.zeros(len(group_E)),
+            weights_E=np.ones(len(group_E)),
+            offsets_U1=np.arange(num_users + 1) * length,
+            users=pa.table(
+                {"user_id": np.arange(num_users), "country": [names[country] for country in country_U]}
+            ),
+            items=pa.table({"item_id": np.arange(160)}),
+            contexts=pa.table(
+                {"device": pa.array([names[device] for device in device_E]).dictionary_encode()}
+            ),
+            description={
+                "name": "facts",
+                "event_types": ("view",),
+                "user_features": (FeatureColumn(name="country", kind="categorical"),),
+                "context_features": (FeatureColumn(name="device", kind="categorical"),),
+                "item_features": (),
+                "title": None,
+                "config": {},
+                "quality": {},
+            },
         ),
-        items=pa.table({"item_id": np.arange(160)}),
-        contexts=pa.table({"device": pa.array([names[device] for device in device_E]).dictionary_encode()}),
-        description={
-            "name": "facts",
-            "event_types": ("view",),
-            "user_features": (FeatureColumn(name="country", kind="categorical"),),
-            "context_features": (FeatureColumn(name="device", kind="categorical"),),
-            "item_features": (),
-            "title": None,
-            "config": {},
-            "quality": {},
-        },
     )
 
 
