@@ -75,7 +75,7 @@ CASES = {
     "sasrec_sampled": Case(
         "ml-1m_sasrec",
         "sasrec",
-        (*SAMPLED, "loss.sampler=popularity", "loss.popularity_exponent=0.75"),
+        (*SAMPLED, "loss.sampler.kind=popularity", "loss.sampler.exponent=0.75"),
         0.1857,
     ),
     "sasrec_uniform": Case("ml-1m_sasrec", "sasrec", SAMPLED, 0.1857),

@@ -48,8 +48,8 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "sampled, 256 by popularity": ("loss.kind=sampled", "loss.sampler=popularity"),
     "sampled, 256 by popularity ^ 0.75": (
         "loss.kind=sampled",
-        "loss.sampler=popularity",
-        "loss.popularity_exponent=0.75",
+        "loss.sampler.kind=popularity",
+        "loss.sampler.exponent=0.75",
     ),
     "sampled, 256 by popularity, target uncorrected": (
         "loss.kind=sampled",

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from benchmarks.harness import apart, environment, peak_bytes, write_result
 from passerelle.ids import FIRST_ITEM_ROW
 from training.losses.full_softmax import full_softmax
+from training.losses.inputs import LossInputs
 
 DIM = 64
 WHOLE_BYTES = 8
@@ -31,7 +32,7 @@ def measure(kind: str, num_items: int, num_positions: int) -> dict[str, Any]:
     target_rows_M = torch.randint(FIRST_ITEM_ROW, len(table_RD), (num_positions,), generator=generator)
     before_bytes, begun_s = peak_bytes(), time.perf_counter()
     if kind == "chunked":
-        loss = full_softmax(query_MD, table_RD, target_rows_M, torch.ones(num_positions))
+        loss = full_softmax(LossInputs(query_MD, table_RD, target_rows_M, torch.ones(num_positions)))
     else:
         loss = F.cross_entropy(
             query_MD @ table_RD[FIRST_ITEM_ROW:].T, target_rows_M - FIRST_ITEM_ROW, reduction="sum"

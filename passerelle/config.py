@@ -2,11 +2,12 @@
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
 from passerelle.errors import UserError
 
@@ -39,6 +40,17 @@ def refuse_idle(config: Config, info: ValidationInfo, readers: dict[str, tuple[b
         if not is_read and value != type(config).model_fields[name].default:
             shown = value if isinstance(value, bool | int | float) else str(value)
             raise ValueError(f"{name} = {shown!r} has no effect without {needed}")
+
+
+def kind_or(default: str) -> BeforeValidator:
+    """For unions discriminated by `kind`: a bare text is the kind, and a table without one has the default."""
+
+    def with_kind(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"kind": value}
+        return {"kind": default, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(with_kind)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -117,45 +129,81 @@ def _one_line(model: type[Config], failure: ValidationError) -> str:
     errors = failure.errors(include_url=False)
     # a misspelt key is also reported as the right one missing: the misspelling tells more
     first = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in first["loc"])
+    found = _locate(model, first["loc"])
+    key = ".".join(found.keys)
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(model, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known)) or 'nothing'}"
-        return f"{key}: unknown key; {hint}{more}"
+        return f"{key}: {_unknown_key(_locate(model, first['loc'][:-1]), found.keys[-1])}{more}"
+    if first["type"] == "union_tag_invalid":
+        context = first["ctx"]
+        *others, last = context["expected_tags"].split(", ")
+        key = f"{key}.{context['discriminator'].strip(chr(39))}"
+        return f"{key}: Input should be {', '.join(others)} or {last}, got {context['tag']!r}{more}"
     got = (
         "" if first["type"] == "missing" or isinstance(first["input"], dict) else f", got {first['input']!r}"
     )
     return f"{key or 'configuration'}: {first['msg'].removeprefix('Value error, ')}{got}{more}"
 
 
-def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Returns the fields of the model at `path`, through lists, maps, optional sections and discriminated unions."""
+def _unknown_key(section: "_Location", name: str) -> str:
+    """What is wrong with a key that a section does not have, and which one may be meant."""
+    if section.kind is not None and (
+        kinds := [kind for kind, keys in section.others.items() if name in keys]
+    ):
+        return f"goes with kind = {' or '.join(map(repr, kinds))}, not with {section.kind!r}"
+    near = difflib.get_close_matches(name, section.known, n=1)
+    known = ", ".join(sorted(section.known)) or "nothing"
+    return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known here: {known}"
+
+
+@dataclass(frozen=True)
+class _Location:
+    """Where in a configuration an error is."""
+
+    keys: list[str]
+    """As the user wrote them: without the tags that pydantic adds for unions."""
+    known: list[str]
+    """Fields that may stand there; empty where it is no section."""
+    kind: str | None
+    """In a discriminated union: which of its models it is."""
+    others: dict[str, list[str]]
+    """The fields of the other models of that union."""
+
+
+def _locate(model: type[BaseModel], path: tuple[int | str, ...]) -> _Location:
+    """Follow the path of an error through lists, maps, optional sections and discriminated unions."""
     annotation: Any = model
+    keys: list[str] = []
+    kind: str | None = None
+    others: dict[str, list[str]] = {}
     for part in path:
-        models = list(_models_in(annotation))
-        field = models[0].model_fields.get(str(part)) if len(models) == 1 else None
-        tagged = next((each for each in models if _has_tag(each, part)), None) if len(models) > 1 else None
-        # else the part is an index of a list or a key of a map, whose elements the annotation already names
-        annotation = field.annotation if field is not None else tagged or annotation
-    return list(dict.fromkeys(name for found in _models_in(annotation) for name in found.model_fields))
+        models = _models_in(annotation)
+        tagged = {tag: found for found in models for tag in _tags_of(found)} if len(models) > 1 else {}
+        if part in tagged:
+            kind, annotation = str(part), tagged[str(part)]
+            others = {tag: list(found.model_fields) for tag, found in tagged.items() if tag != kind}
+            continue
+        keys.append(str(part))
+        # a part that is no field is an index of a list or a key of a map: the annotation names its elements
+        field = next(
+            (found.model_fields[str(part)] for found in models if str(part) in found.model_fields), None
+        )
+        if field is not None:
+            annotation, kind, others = field.annotation, None, {}
+    known = dict.fromkeys(name for found in _models_in(annotation) for name in found.model_fields)
+    return _Location(keys, list(known), kind, others)
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    else:
-        for part in get_args(annotation):
-            yield from _models_in(part)
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
 
 
-def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
-    """Returns whether the model stands for `tag` in a discriminated union."""
-    return any(
-        get_origin(field.annotation) is Literal and tag in get_args(field.annotation)
-        for field in model.model_fields.values()
-    )
+def _tags_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """Returns the values of the field that tells this model from the others of a union."""
+    field = next((model.model_fields[name] for name in ("kind", "op") if name in model.model_fields), None)
+    return () if field is None else tuple(str(tag) for tag in get_args(field.annotation))
 
 
 def load_config(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from passerelle.config import Config, load_config, refuse_idle
 from passerelle.errors import UserError
 from passerelle.splits import SplitConfig
+from training.loss_config import FullLoss, LossConfig
 from training.model_config import ItemsConfig, ModelConfig, QueryConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -33,89 +34,6 @@ class ObjectiveConfig(Config):
         refuse_idle(self, info, {"event_types": (self.kind == "causal", "objective.kind = 'causal'")})
         masked = (self.kind == "masked", "objective.kind = 'masked'")
         refuse_idle(self, info, {"mask_probability": masked, "last_only_probability": masked})
-        return self
-
-
-class LossConfig(Config):
-    """How the target is told from the rest of the catalogue. An option that the others leave without effect is an error."""
-
-    kind: Literal["full", "sampled", "gbce"] = "full"
-    """`full`: softmax over the catalogue, in chunks. `sampled`: softmax over shared negatives, corrected by their log-probability.
-    `gbce`: binary cross entropy over shared uniform negatives, calibrated for their number (gSASRec)."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Logits are divided by it."""
-    max_logits: int | None = Field(default=None, gt=0)
-    """`full`: logits (positions times items) held at once, 4 bytes each, but those of 64 positions at least; chosen by device if absent."""
-    num_negatives: int = Field(default=256, gt=0)
-    """`sampled`, `gbce`: negatives of each position. With the sampler `in_batch`, at most."""
-    num_draws: int = Field(default=64, gt=0)
-    """`sampled`, `gbce`: draws of a step, each of `num_negatives`; its positions take them in turn. More of them make steps less
-    noisy, and look up more rows of the table (`num_draws` x `num_negatives` x `dim` x 4 bytes, and as much for gradients); 1 shares the
-    same negatives among all positions."""
-    gbce_calibration: float = Field(default=0.75, ge=0, le=1)
-    """`gbce`: 0 is plain binary cross entropy, too sure of itself; 1 makes the probabilities those of all items as negatives."""
-    log_q_correction: bool = True
-    """`sampled`: correct logits by how often their items are drawn; without it what is learnt is biased by the sampler."""
-    correct_target: bool = True
-    """`sampled`: correct the target as well, so that what is learnt is right for few negatives too (nearly so with `in_batch` and
-    `mixed`); without it few of them bias what is learnt."""
-    sampler: Literal["uniform", "log_uniform", "popularity", "streaming", "in_batch", "mixed"] = "uniform"
-    """`sampled`: what negatives are drawn from. `log_uniform`: Zipf's law over ranks by training events. `popularity`: the counts of
-    training events. `streaming`: frequencies estimated while training. `in_batch`: the step's own targets. `mixed`: those and uniform."""
-    popularity_exponent: float = Field(default=1.0, ge=0)
-    """`popularity`: items are drawn in proportion to (count + 1) to this power."""
-    in_batch_share: float = Field(default=0.5, gt=0, lt=1)
-    """`mixed`: share of the negatives that are targets of the step; the rest are uniform."""
-    in_batch_frequency: Literal["counts", "streaming"] = "counts"
-    """`in_batch`: how often an item is a target, for the correction: counted before training, or estimated while it runs."""
-    streaming_rate: float = Field(default=0.01, gt=0, lt=1)
-    """`streaming` sampler or frequency: weight of the newest gap between two appearances of an item; about 1 over it are remembered."""
-    gather_negatives: bool = True
-    """`in_batch`, `mixed`: the targets of all workers are negatives on each, as they would be with one worker."""
-
-    @property
-    def counts(self) -> Literal["events", "targets"] | None:
-        """What of each item has to be counted before training, for the sampler."""
-        if self.sampler in ("log_uniform", "popularity"):
-            return "events"
-        return "targets" if self.sampler == "in_batch" and self.in_batch_frequency == "counts" else None
-
-    @model_validator(mode="after")
-    def _has_no_idle_option(self, info: ValidationInfo) -> "LossConfig":
-        sampled = self.kind == "sampled"
-        in_batch = self.sampler == "in_batch"
-        readers = {
-            "max_logits": (self.kind == "full", "loss.kind = 'full'"),
-            "num_negatives": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
-            "num_draws": (self.kind != "full", "loss.kind = 'sampled' or 'gbce'"),
-            "gbce_calibration": (self.kind == "gbce", "loss.kind = 'gbce'"),
-            "log_q_correction": (sampled, "loss.kind = 'sampled'"),
-            "correct_target": (
-                sampled and self.log_q_correction,
-                "loss.log_q_correction with loss.kind = 'sampled'",
-            ),
-            "sampler": (sampled, "loss.kind = 'sampled'"),
-            "popularity_exponent": (self.sampler == "popularity", "loss.sampler = 'popularity'"),
-            "in_batch_share": (self.sampler == "mixed", "loss.sampler = 'mixed'"),
-            "in_batch_frequency": (
-                in_batch and self.log_q_correction,
-                "loss.sampler = 'in_batch', corrected",
-            ),
-            "streaming_rate": (
-                self.sampler == "streaming" or (in_batch and self.in_batch_frequency == "streaming"),
-                "loss.sampler or loss.in_batch_frequency = 'streaming'",
-            ),
-            "gather_negatives": (in_batch or self.sampler == "mixed", "loss.sampler = 'in_batch' or 'mixed'"),
-        }
-        refuse_idle(self, info, readers)
-        if (
-            self.sampler == "mixed"
-            and not 0
-            < (in_batch_of_all := round(self.num_negatives * self.in_batch_share))
-            < self.num_negatives
-        ):
-            shares = f"in_batch_share = {self.in_batch_share:g} of num_negatives = {self.num_negatives}"
-            raise ValueError(f"{shares} is {in_batch_of_all}: sampler = 'mixed' needs some of both kinds")
         return self
 
 
@@ -211,7 +129,7 @@ class Recipe(Config):
     items: ItemsConfig = ItemsConfig()
     query: QueryConfig = QueryConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = FullLoss()
     batches: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
@@ -241,14 +159,25 @@ class Recipe(Config):
         return self
 
     def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
-        """`section.key` -> (value here, value there) of every setting that is not the same."""
-        ours, theirs = self.model_dump(), other.model_dump()
+        """Returns `section.key` -> (value here, value there) of every setting that is not the same.
+
+        A setting that one of the two does not have, being of another kind, is None there.
+        """
+        ours, theirs = _flat(self.model_dump()), _flat(other.model_dump())
         return {
-            f"{section}.{key}": (value, theirs[section][key])
-            for section, values in ours.items()
-            for key, value in values.items()
-            if value != theirs[section][key]
+            key: (ours.get(key), theirs.get(key))
+            for key in {**ours, **theirs}
+            if ours.get(key) != theirs.get(key)
         }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 def recipe_names() -> list[str]:

@@ -14,7 +14,8 @@ from passerelle.ids import FIRST_ITEM_ROW
 from tests.support.samplers import make
 from training.data.draw_assignment import DrawAssignment, assign_draws
 from training.losses.full_softmax import full_softmax
-from training.losses.sampled import sampled_softmax
+from training.losses.inputs import LossInputs
+from training.losses.sampled import gbce, sampled_softmax
 from training.losses.samplers import Negatives, Sampler
 
 NUM_ROWS, DIM = 42, 6
@@ -36,8 +37,8 @@ class Problem:
     target_rows_M: Tensor
     weights_M: Tensor
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.query_MD, self.table_RD, self.target_rows_M, self.weights_M
+    def inputs(self) -> LossInputs:
+        return LossInputs(self.query_MD, self.table_RD, self.target_rows_M, self.weights_M)
 
     def double(self) -> "Problem":
         query_MD, table_RD = (
@@ -57,7 +58,18 @@ def problem(positions: int, seed: int = 0, num_rows: int = NUM_ROWS, scale: floa
 
 
 def full(given: Problem, max_logits: int = 3 * NUM_ITEMS, temperature: float = 1.0) -> Tensor:
-    return full_softmax(*given.parts(), temperature=temperature, max_logits=max_logits)
+    return full_softmax(given.inputs(), temperature=temperature, max_logits=max_logits)
+
+
+def gbce_of(given: Problem, negatives: Negatives, calibration: float, temperature: float = 1.0) -> Tensor:
+    return gbce(
+        given.inputs(),
+        negatives,
+        assignment_of(given, negatives),
+        num_items=len(given.table_RD) - FIRST_ITEM_ROW,
+        calibration=calibration,
+        temperature=temperature,
+    )
 
 
 def gradients(loss: Tensor, given: Problem) -> tuple[Tensor, Tensor]:
@@ -66,7 +78,7 @@ def gradients(loss: Tensor, given: Problem) -> tuple[Tensor, Tensor]:
 
 
 def assert_same(ours: Tensor, theirs: Tensor, given: Problem) -> None:
-    """Losses and gradients."""
+    """Compares losses and gradients."""
     tight = ours.dtype == torch.float64
     torch.testing.assert_close(ours, theirs, atol=1e-12 if tight else 1e-4, rtol=1e-12 if tight else 1e-5)
     for one, other in zip(gradients(ours, given), gradients(theirs, given), strict=True):
@@ -74,25 +86,28 @@ def assert_same(ours: Tensor, theirs: Tensor, given: Problem) -> None:
 
 
 def negatives_of(rows: Tensor, positions: int, probability: float = 1 / NUM_ITEMS) -> Negatives:
-    """Of one draw, or of several, for so many positions; each row and each target with the same probability."""
+    """Returns one draw, or several, for so many positions.
+
+    Each row and each target has the same probability.
+    """
     rows_SN = rows if rows.ndim == 2 else rows[None]
     log_probability = torch.tensor(math.log(probability), dtype=torch.float64)
     return Negatives(rows_SN, log_probability.expand(rows_SN.shape), log_probability.expand(positions))
 
 
 def sampler_of(name: str) -> Sampler:
-    """One that has counted `COUNTS_R`."""
+    """Returns a sampler that has counted `COUNTS_R`."""
     return make(name, COUNTS_R[FIRST_ITEM_ROW:].long().tolist())
 
 
 def assignment_of(given: Problem, negatives: Negatives) -> DrawAssignment:
-    """Of a step that has these positions and no others."""
+    """Returns the assignment of a step that has these positions and no others."""
     return assign_draws(np.arange(len(given.query_MD)), len(negatives.rows_SN))
 
 
 @dataclass(frozen=True)
 class Correction:
-    """Of which logits."""
+    """Which logits are corrected."""
 
     correction: bool = True
     correct_target: bool = True
@@ -105,7 +120,7 @@ def sampled(
     given: Problem, negatives: Negatives, temperature: float = 1.0, correction: Correction = ALL
 ) -> Tensor:
     return sampled_softmax(
-        *given.parts(),
+        given.inputs(),
         negatives,
         assignment_of(given, negatives),
         temperature=temperature,

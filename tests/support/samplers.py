@@ -4,28 +4,36 @@ import torch
 from torch import Tensor
 
 from passerelle.ids import FIRST_ITEM_ROW
-from training.config import LossConfig
+from training.loss_config import (
+    InBatchSampling,
+    LogUniformSampling,
+    MixedSampling,
+    PopularitySampling,
+    SampledLoss,
+    SamplerConfig,
+    StreamingSampling,
+    UniformSampling,
+)
 from training.losses.samplers import CatalogueSampler, Sampler, make_sampler
 
-CONFIGS: dict[str, dict[str, object]] = {
-    "uniform": {},
-    "log_uniform": {"sampler": "log_uniform"},
-    "popularity": {"sampler": "popularity"},
-    "flattened popularity": {"sampler": "popularity", "popularity_exponent": 0.5},
-    "streaming": {"sampler": "streaming", "streaming_rate": 0.05},
-    "in batch": {"sampler": "in_batch"},
-    "in batch, streaming": {"sampler": "in_batch", "in_batch_frequency": "streaming"},
-    "mixed": {"sampler": "mixed"},
-    "mostly in batch": {"sampler": "mixed", "in_batch_share": 0.75},
+CONFIGS: dict[str, SamplerConfig] = {
+    "uniform": UniformSampling(),
+    "log_uniform": LogUniformSampling(),
+    "popularity": PopularitySampling(),
+    "flattened popularity": PopularitySampling(exponent=0.5),
+    "streaming": StreamingSampling(rate=0.05),
+    "in batch": InBatchSampling(),
+    "in batch, streaming": InBatchSampling(streaming_rate=0.01),
+    "mixed": MixedSampling(),
+    "mostly in batch": MixedSampling(in_batch_share=0.75),
 }
 CATALOGUE = ["uniform", "log_uniform", "popularity", "flattened popularity", "streaming"]
 
 
 def make(name: str, counts_of_items: list[int]) -> Sampler:
-    counts_R = torch.tensor(
-        [5.0, 7.0, *counts_of_items], dtype=torch.float64
-    )  # what stands in the special rows must not matter
-    return make_sampler(LossConfig.model_validate({"kind": "sampled", **CONFIGS[name]}), counts_R)
+    # what stands in the special rows must not matter
+    counts_R = torch.tensor([5.0, 7.0, *counts_of_items], dtype=torch.float64)
+    return make_sampler(SampledLoss(sampler=CONFIGS[name]), counts_R)
 
 
 def make_catalogue(name: str, counts_of_items: list[int]) -> CatalogueSampler:

@@ -52,7 +52,7 @@ class Batch:
     """int64 positions of their events in the dataset."""
     weights_M: Tensor
     """float32 weight of each target (`make_targets`)."""
-    turns: DrawAssignment
+    draw_assignment: DrawAssignment
     """Which targets take which draw of negatives."""
     seed: int
     """Seeds what the step draws beside the batch (negatives, dropout); the same on every rank."""
@@ -90,7 +90,7 @@ class EpochBatches:
     ) -> None:
         self._dataset = dataset
         self._objective = config.objective
-        self._num_draws = config.loss.num_draws
+        self._num_draws = 1 if config.loss.kind == "full" else config.loss.num_draws
         self._seed = (config.training.seed, epoch)
         self._rank, self._world_size = rank, world_size
         self.first_step = 0
@@ -161,6 +161,6 @@ class EpochBatches:
             target_rows_M=torch.from_numpy(rows_E[question.answer_M]),
             target_events_M=torch.from_numpy(target_events_M),
             weights_M=torch.from_numpy(self._targets.weights_E[target_events_M]),
-            turns=assign_draws(numbers_M, self._num_draws),
+            draw_assignment=assign_draws(numbers_M, self._num_draws),
             seed=int(generator.integers(2**62)),
         )

@@ -1,6 +1,7 @@
 """Which positions of a step take which of its draws of negatives.
 
-Shape legend: M target positions of this rank, S draws that some of them take, T positions of the draw that most take.
+Shape legend: M target positions of this rank, S draws that some of them take, T positions of the draw that
+most of them take.
 """
 
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ class DrawAssignment:
 
 
 def assign_draws(numbers_M: Int64Array, num_draws: int) -> DrawAssignment:
-    """The first position of a step takes the first draw, the one after the last draw the first again.
+    """Assigns draws round robin: after the last draw, the next position of a step takes the first again.
 
-    Neighbours take different draws because those of one history ask for like items: the same negatives would push them all the same
-    way. Positions are counted over the whole step, so that each takes the same draw for any number of ranks.
+    Neighbours take different draws because the positions of one history have similar targets: with the same
+    negatives, their gradients would all point the same way.
+    Positions are counted over the whole step, so that each takes the same draw for any number of ranks.
 
     Args:
         numbers_M: number of each position of this rank among those of the step.
@@ -34,15 +36,15 @@ def assign_draws(numbers_M: Int64Array, num_draws: int) -> DrawAssignment:
     draw_M = numbers_M % num_draws
     order_M = np.argsort(draw_M, kind="stable")
     draws_S, start_S, length_S = np.unique(draw_M[order_M], return_index=True, return_counts=True)
-    place_T = np.arange(length_S.max(initial=0))
-    there_ST = place_T < length_S[:, None]
-    positions_ST = np.full(there_ST.shape, len(numbers_M))
-    positions_ST[there_ST] = order_M[(start_S[:, None] + place_T)[there_ST]]
+    column_T = np.arange(length_S.max(initial=0))
+    is_filled_ST = column_T < length_S[:, None]
+    positions_ST = np.full(is_filled_ST.shape, len(numbers_M))
+    positions_ST[is_filled_ST] = order_M[(start_S[:, None] + column_T)[is_filled_ST]]
     return DrawAssignment(torch.from_numpy(draws_S), torch.from_numpy(positions_ST))
 
 
-def one_turn(num_positions: int, device: torch.device) -> DrawAssignment:
-    """All positions take the first draw."""
+def single_draw(num_positions: int, device: torch.device) -> DrawAssignment:
+    """Returns the assignment of all positions to the first draw."""
     return DrawAssignment(
         torch.zeros(1, dtype=torch.int64, device=device), torch.arange(num_positions, device=device)[None]
     )

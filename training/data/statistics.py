@@ -43,11 +43,11 @@ def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemSta
 
 def sampler_counts(dataset: Dataset, split: Split, config: Recipe) -> Float64Array:
     """What `make_sampler` is to be given [R]; zeros where the loss needs no counts."""
-    match config.loss.counts:
-        case "events":
-            return num_events(dataset, split).astype(np.float64)
-        case "targets":
-            return num_targets(dataset, split, config)
+    counts = config.loss.sampler.counts if config.loss.kind == "sampled" else None
+    if counts == "events":
+        return num_events(dataset, split).astype(np.float64)
+    if counts == "targets":
+        return num_targets(dataset, split, config)
     return np.zeros(dataset.num_rows)
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from training.config import LossConfig
 from training.data.batches import Batch
+from training.loss_config import LossConfig
 from training.losses.full_softmax import full_softmax
+from training.losses.inputs import LossInputs
 from training.losses.sampled import gbce, sampled_softmax
 from training.losses.samplers import Negatives
 from training.model.items import StepItems
@@ -31,24 +32,26 @@ def loss_sum(
         negatives: none where the loss looks at every item.
         num_items: of the catalogue.
     """
-    given = (query_MD, items.vectors.candidates_UD, items.places(batch.target_rows_M), batch.weights_M)
-    if negatives is None:
-        return full_softmax(*given, temperature=config.temperature, max_logits=config.max_logits)
+    inputs = LossInputs(
+        query_MD, items.vectors.candidates_UD, items.places(batch.target_rows_M), batch.weights_M
+    )
+    if config.kind == "full":
+        return full_softmax(inputs, temperature=config.temperature, max_logits=config.max_logits)
+    assert negatives is not None
     negatives = replace(negatives, rows_SN=items.places(negatives.rows_SN))
     if config.kind == "gbce":
-        calibration = config.gbce_calibration
         return gbce(
-            *given,
+            inputs,
             negatives,
-            batch.turns,
+            batch.draw_assignment,
             num_items=num_items,
-            calibration=calibration,
+            calibration=config.gbce_calibration,
             temperature=config.temperature,
         )
     return sampled_softmax(
-        *given,
+        inputs,
         negatives,
-        batch.turns,
+        batch.draw_assignment,
         temperature=config.temperature,
         correction=config.log_q_correction,
         correct_target=config.correct_target,

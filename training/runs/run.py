@@ -42,6 +42,7 @@ EVALUATION, DETAILS = "evaluation.json", "evaluation_details.json"
 class RunManifest(Manifest):
     """What a run holds."""
 
+    FORMAT_VERSION: ClassVar[int] = 2
     KIND: ClassVar[str] = "run"
     MADE_BY: ClassVar[str] = "passerelle train"
 

@@ -34,18 +34,20 @@ def test_turns_equal_the_slow_ones(numbers: list[int], num_draws: int) -> None:
     for position, number in enumerate(numbers):
         taken.setdefault(number % num_draws, []).append(position)
     most = max(map(len, taken.values()), default=0)
-    turns = assign_draws(np.array(numbers, dtype=np.int64), num_draws)
-    assert turns.draws_S.tolist() == sorted(taken)
-    assert turns.positions_ST.shape == (len(taken), most)
+    assignment = assign_draws(np.array(numbers, dtype=np.int64), num_draws)
+    assert assignment.draws_S.tolist() == sorted(taken)
+    assert assignment.positions_ST.shape == (len(taken), most)
     expected = [taken[draw] + [len(numbers)] * (most - len(taken[draw])) for draw in sorted(taken)]
-    assert turns.positions_ST.tolist() == expected
-    assert {turns.draws_S.dtype, turns.positions_ST.dtype} == {torch.int64}
+    assert assignment.positions_ST.tolist() == expected
+    assert {assignment.draws_S.dtype, assignment.positions_ST.dtype} == {torch.int64}
 
 
 def draws_of_targets(batch: Batch) -> list[tuple[int, int]]:
     """Each target's row and draw."""
     rows = batch.target_rows_M.tolist()
-    drawn = zip(batch.turns.draws_S.tolist(), batch.turns.positions_ST.tolist(), strict=True)
+    drawn = zip(
+        batch.draw_assignment.draws_S.tolist(), batch.draw_assignment.positions_ST.tolist(), strict=True
+    )
     return [
         (rows[position], draw) for draw, positions in drawn for position in positions if position < len(rows)
     ]

@@ -105,7 +105,7 @@ def test_masked_items_are_as_often_targets_as_counted(
         (["loss.sampler=uniform"], "nothing"),
         (["loss.sampler=mixed"], "nothing"),
         (["loss.sampler=streaming"], "nothing"),
-        (["loss.sampler=in_batch", "loss.in_batch_frequency=streaming"], "nothing"),
+        (["loss.sampler.kind=in_batch", "loss.sampler.streaming_rate=0.01"], "nothing"),
         (["loss.sampler=in_batch"], "targets"),
         (["loss.sampler=in_batch", "loss.log_q_correction=false"], "targets"),
         (["loss.sampler=popularity"], "events"),

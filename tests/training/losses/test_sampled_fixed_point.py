@@ -114,7 +114,7 @@ def test_mixed_negatives_of_a_small_step_teach_nearly_the_truth() -> None:
     def with_own(negatives: Negatives, targets_M: Tensor) -> Negatives:
         times_M = (targets_M[:, None] == targets_M).sum(1)
         probability_M = 0.5 * times_M / 16 + 0.5 / NUM_ITEMS
-        return replace(negatives, target_log_probability_M=probability_M.double().log(), entries=None)
+        return replace(negatives, target_log_probability_M=probability_M.double().log(), pool_indices=None)
 
     sampler = MixedSampler(NUM_ROWS, 0.5, gather=False)
     without, mistaken = (truth_and_gradient(sampler, spoil)[0] for spoil in (None, with_own))

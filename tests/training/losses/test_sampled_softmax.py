@@ -27,7 +27,7 @@ from tests.support.losses import (
     sampled,
     sampler_of,
 )
-from training.config import LossConfig
+from training.loss_config import InBatchSampling, SampledLoss
 from training.losses.samplers import Negatives, Sampler, make_sampler
 
 SAMPLERS = ["uniform", "log_uniform", "popularity", "flattened popularity", "streaming", "in batch", "mixed"]
@@ -49,8 +49,8 @@ def naive_sampled(
         if correction == ALL:
             expected_times = num_negatives * math.exp(negatives.target_log_probability_M[place])
             own = [False] * num_negatives
-            if entries := negatives.entries:
-                own = (entries.negatives_SN[place % len(draws)] == entries.own_M[place]).tolist()
+            if pool := negatives.pool_indices:
+                own = (pool.negatives_SN[place % len(draws)] == pool.own_M[place]).tolist()
             times = (
                 1 + sum(row == target and not mine for row, mine in zip(rows, own, strict=True))
             ) / expected_times
@@ -77,9 +77,11 @@ def drawn(
     others = torch.multinomial(COUNTS_R, pool - len(target_rows_M), replacement=True, generator=generator)
     negatives = sampler.draw(num_draws, num_negatives, torch.cat([target_rows_M, others]), generator)
     count = len(target_rows_M)
-    entries = negatives.entries and replace(negatives.entries, own_M=negatives.entries.own_M[:count])
+    pool = negatives.pool_indices and replace(
+        negatives.pool_indices, own_M=negatives.pool_indices.own_M[:count]
+    )
     return replace(
-        negatives, target_log_probability_M=negatives.target_log_probability_M[:count], entries=entries
+        negatives, target_log_probability_M=negatives.target_log_probability_M[:count], pool_indices=pool
     )
 
 
@@ -197,8 +199,7 @@ def test_a_streaming_frequency_corrects_in_batch_negatives() -> None:
     """
     given = problem(1, scale=0.3)
     given.weights_M = torch.ones(1)
-    options = {"sampler": "in_batch", "in_batch_frequency": "streaming", "streaming_rate": 0.005}
-    config = LossConfig.model_validate({"kind": "sampled", **options})
+    config = SampledLoss(sampler=InBatchSampling(streaming_rate=0.005))
     sampler, generator = (
         make_sampler(config, torch.zeros(NUM_ROWS, dtype=torch.float64)),
         torch.Generator().manual_seed(4),

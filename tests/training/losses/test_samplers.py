@@ -11,11 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passerelle.config import validate
-from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from tests.support.samplers import CATALOGUE, CONFIGS, all_rows, make, make_catalogue, seeded
-from training.config import LossConfig
+from training.loss_config import SampledLoss
 from training.losses.samplers import CatalogueSampler, Sampler, StreamingSampler, make_sampler
 
 BEYOND_FLOAT32 = 2**24 + 1  # the first integer that float32 has not
@@ -47,12 +45,12 @@ def test_draws_are_items_and_have_a_probability(
     assert torch.equal(drawn[0].log_probability_SN, drawn[1].log_probability_SN)
     whole = name.startswith("in batch") and len(targets) <= count
     expected = (1, len(targets)) if whole else (num_draws, count)
-    entries = drawn[0].entries
-    assert (entries is None) == (name in CATALOGUE)
-    if entries:
-        taken = zip(entries.negatives_SN.flatten().tolist(), drawn[0].rows_SN.flatten().tolist(), strict=True)
+    pool = drawn[0].pool_indices
+    assert (pool is None) == (name in CATALOGUE)
+    if pool:
+        taken = zip(pool.negatives_SN.flatten().tolist(), drawn[0].rows_SN.flatten().tolist(), strict=True)
         assert all(entry == -1 or sorted(targets)[entry] == row for entry, row in taken)
-        assert [sorted(targets)[entry] for entry in entries.own_M.tolist()] == targets
+        assert [sorted(targets)[entry] for entry in pool.own_M.tolist()] == targets
     assert (drawn[0].rows_SN.dtype, drawn[0].rows_SN.shape) == (torch.int64, expected)
     assert (drawn[0].log_probability_SN.dtype, drawn[0].log_probability_SN.shape) == (torch.float64, expected)
     assert all(FIRST_ITEM_ROW <= row < num_rows for row in drawn[0].rows_SN.flatten().tolist())
@@ -232,8 +230,8 @@ def test_frequencies_are_the_probabilities(name: str) -> None:
         observed_I += torch.bincount(negatives.rows_SN[0] - FIRST_ITEM_ROW, minlength=len(FREQUENCIES))
         expected_I += count * probability_I
         is_hit_N = negatives.rows_SN[0] == FIRST_ITEM_ROW
-        if negatives.entries:
-            is_hit_N &= negatives.entries.negatives_SN[0] != negatives.entries.own_M[0]
+        if pool := negatives.pool_indices:
+            is_hit_N &= pool.negatives_SN[0] != pool.own_M[0]
         hits += float(is_hit_N.sum())
         expected_hits += count * math.exp(negatives.target_log_probability_M[0])
     first = 1 if name == "in batch" else 0  # the own target is there anyway, and left out by the loss
@@ -256,7 +254,7 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
     first, second = BEYOND_FLOAT32 - 1, BEYOND_FLOAT32
     counts_R = torch.zeros(second + 1, dtype=torch.float64)
     counts_R[first], counts_R[second] = 1e12, 3e12
-    made = make_sampler(LossConfig.model_validate({"kind": "sampled", "sampler": sampler}), counts_R)
+    made = make_sampler(SampledLoss.model_validate({"sampler": sampler}), counts_R)
     targets = torch.tensor([second, first, second, second])
     if isinstance(made, StreamingSampler):
         for _ in range(3):
@@ -274,84 +272,3 @@ def test_rows_beyond_float32_are_drawn_exactly(sampler: str) -> None:
     }
     assert int((rows == second).sum()) / len(rows) == pytest.approx(shares[sampler], abs=0.03)
     assert int((rows == first).sum()) > 0
-
-
-# Options
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"num_negatives": 8}, "num_negatives = 8 has no effect without loss.kind = 'sampled' or 'gbce'"),
-        ({"num_draws": 8}, "num_draws = 8 has no effect without loss.kind = 'sampled' or 'gbce'"),
-        ({"kind": "sampled", "max_logits": 8}, "max_logits = 8 has no effect without loss.kind = 'full'"),
-        ({"sampler": "mixed"}, "sampler = 'mixed' has no effect without loss.kind = 'sampled'"),
-        (
-            {"kind": "gbce", "sampler": "popularity"},
-            "sampler = 'popularity' has no effect without loss.kind = 'sampled'",
-        ),
-        ({"kind": "gbce", "log_q_correction": False}, "log_q_correction = False has no effect"),
-        (
-            {"kind": "sampled", "log_q_correction": False, "correct_target": False},
-            "correct_target = False has no effect without loss.log_q",
-        ),
-        (
-            {"kind": "sampled", "gbce_calibration": 0.5},
-            "gbce_calibration = 0.5 has no effect without loss.kind = 'gbce'",
-        ),
-        (
-            {"kind": "sampled", "popularity_exponent": 0.5},
-            "popularity_exponent = 0.5 has no effect without loss.sampler = 'popularity'",
-        ),
-        (
-            {"kind": "sampled", "sampler": "in_batch", "in_batch_share": 0.1},
-            "in_batch_share = 0.1 has no effect without",
-        ),
-        (
-            {"kind": "sampled", "in_batch_frequency": "streaming"},
-            "in_batch_frequency = 'streaming' has no effect without",
-        ),
-        (
-            {"kind": "sampled", "sampler": "in_batch", "streaming_rate": 0.1},
-            "streaming_rate = 0.1 has no effect without",
-        ),
-        ({"kind": "sampled", "gather_negatives": False}, "gather_negatives = False has no effect without"),
-        ({"temperature": 0.0}, "temperature: Input should be greater than 0"),
-        (
-            {"kind": "gbce", "gbce_calibration": 1.5},
-            "gbce_calibration: Input should be less than or equal to 1",
-        ),
-        (
-            {"kind": "sampled", "sampler": "popularity", "popularity_exponent": -1},
-            "popularity_exponent: Input should be greater than or",
-        ),
-        (
-            {"kind": "sampled", "sampler": "mixed", "in_batch_share": 1},
-            "in_batch_share: Input should be less than 1",
-        ),
-        (
-            {"kind": "sampled", "sampler": "mixed", "num_negatives": 2, "in_batch_share": 0.2},
-            "in_batch_share = 0.2 of num_negatives = 2 is 0: sampler = 'mixed' needs some of both kinds",
-        ),
-        (
-            {"kind": "sampled", "sampler": "mixed", "num_negatives": 4, "in_batch_share": 0.9},
-            "of num_negatives = 4 is 4: sampler",
-        ),
-        (
-            {"kind": "sampled", "sampler": "streaming", "streaming_rate": 1},
-            "streaming_rate: Input should be less than 1",
-        ),
-        ({"kind": "sampled", "sampler": "nearest"}, "sampler: Input should be 'uniform', 'log_uniform'"),
-    ],
-)
-def test_idle_and_impossible_options_are_refused(values: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError) as refused:
-        validate(LossConfig, values, "loss", given=True)
-    assert message in str(refused.value)
-
-
-def test_a_resolved_configuration_is_accepted_again() -> None:
-    """It names every option, those without effect at their defaults."""
-    for values in CONFIGS.values():
-        config = LossConfig.model_validate({"kind": "sampled", **values})
-        assert LossConfig.model_validate(config.model_dump()) == config

@@ -110,8 +110,8 @@ def test_resuming_a_run_that_never_ended_an_epoch(dataset: Dataset, tmp_path: Pa
 
 LEARNING_SAMPLER = (
     "loss.kind=sampled",
-    "loss.sampler=in_batch",
-    "loss.in_batch_frequency=streaming",
+    "loss.sampler.kind=in_batch",
+    "loss.sampler.streaming_rate=0.01",
     "loss.num_negatives=64",
 )
 

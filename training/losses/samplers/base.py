@@ -34,8 +34,8 @@ class Negatives:
     """
     target_log_probability_M: Tensor
     """float64 log-probability that a negative is the target of this position, and was not brought in by it."""
-    entries: PoolIndices | None = None
-    """Where targets of the step are among them."""
+    pool_indices: PoolIndices | None = None
+    """Set where negatives come from the targets of the step."""
 
     @classmethod
     def with_probabilities(
@@ -43,14 +43,14 @@ class Negatives:
         rows_SN: Tensor,
         target_rows_M: Tensor,
         log_probability: Callable[[Tensor], Tensor],
-        entries: PoolIndices | None = None,
+        pool_indices: PoolIndices | None = None,
     ) -> "Negatives":
         """Ask for all log-probabilities at once: some frequencies go through the catalogue to answer."""
         both = log_probability(torch.cat([rows_SN.flatten(), target_rows_M]))
         if both.device.type == "cpu":  # a GPU would have to be waited for
             assert both.isfinite().all(), "a target of which the counts know nothing"
         of_negatives, of_targets = both.tensor_split([rows_SN.numel()])
-        return cls(rows_SN, of_negatives.view_as(rows_SN), of_targets, entries)
+        return cls(rows_SN, of_negatives.view_as(rows_SN), of_targets, pool_indices)
 
 
 class Sampler(nn.Module, ABC):

@@ -44,8 +44,10 @@ class InBatchSampler(Sampler):
         def log_probability(rows: Tensor) -> Tensor:
             return self.frequency.log_probability(rows) + others
 
-        entries = PoolIndices(entry_SN, torch.searchsorted(pool_G, target_rows_M))
-        negatives = Negatives.with_probabilities(pool_G[entry_SN], target_rows_M, log_probability, entries)
+        pool_indices = PoolIndices(entry_SN, torch.searchsorted(pool_G, target_rows_M))
+        negatives = Negatives.with_probabilities(
+            pool_G[entry_SN], target_rows_M, log_probability, pool_indices
+        )
         if self.frequency.learns:
             self.frequency.observe(pool_G if self._gather else gather_rows(target_rows_M))
         return negatives
