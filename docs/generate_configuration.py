@@ -10,9 +10,10 @@ import json
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pages import WIDTH, sentence_lines, write_or_check
+from pydantic.fields import FieldInfo
 
 from passerelle.config import Config
 from passerelle.prepare.config import Condition, EntityConfig, EventsConfig, FiltersConfig, PrepareConfig
@@ -37,9 +38,10 @@ INTRODUCTION = """\
 # Configuration
 
 Written by `make docs` from the docstrings of the settings: edit those, not this file.
-They stand in `training/config.py`, `training/model_config.py`, `passerelle/splits.py`,
-`passerelle/prepare/config.py`, `passerelle/prepare/feature_config.py`, `serving/config.py`,
-`serving/source_config.py`, `serving/eligibility_config.py` and `serving/ordering_config.py`.
+They stand in `training/config.py`, `training/model_config.py`, `training/loss_config.py`,
+`passerelle/splits.py`, `passerelle/prepare/config.py`, `passerelle/prepare/feature_config.py`,
+`serving/config.py`, `serving/source_config.py`, `serving/eligibility_config.py` and
+`serving/ordering_config.py`.
 
 Settings are read from TOML files.
 Those of a section can be overridden with `--set section.key=value`, as often as needed.
@@ -102,8 +104,6 @@ SERVING_TABLES: tuple[tuple[str, type[Config]], ...] = (
 )
 BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 PRESETS_ALONE = ("source",)
-UNIONS = {"op": "condition", "kind": "source"}
-"""What the models of a discriminated union describe, by the name of the discriminator."""
 
 
 def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
@@ -111,7 +111,11 @@ def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     if "oneOf" in schema:
-        return UNIONS[schema["discriminator"]["propertyName"]]
+        if schema["discriminator"]["propertyName"] == "op":
+            return "condition"
+        parts = [definitions[part["$ref"].rpartition("/")[2]] for part in schema["oneOf"]]
+        names = [part["properties"]["kind"]["const"] for part in parts]
+        return "source" if "personal" in names else ", ".join(f"`{name}`" for name in names)
     if "anyOf" in schema:
         return " or ".join(kind(part, definitions) for part in schema["anyOf"] if part.get("type") != "null")
     if "enum" in schema:
@@ -131,7 +135,9 @@ def kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 
 def value(of: Any) -> str:
-    """A default, in TOML; empty for none."""
+    """A default, in TOML, or its kind alone; empty for none."""
+    if isinstance(of, dict) and "kind" in of:
+        of = of["kind"]
     return "" if of is None or of in ([], {}) else f"`{json.dumps(_without_nulls(of))}`"
 
 
@@ -183,8 +189,39 @@ def section(
     """The lines of one section of a file."""
     yield from ("", f"### {title}", "")
     yield from sentence_lines(model.__doc__ or "")
-    yield ""
-    yield from settings(model, recipes)
+    lines = list(settings(model, recipes))
+    yield from ["", *lines] if lines else []
+
+
+def recipe_sections(title: str, field: FieldInfo, recipes: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The lines of a section of a recipe: of a union, what it is, then a section for each kind."""
+    models = kinds_of(field)
+    if not models:
+        model = field.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, Config)
+        yield from section(f"`[{title}]`", model, recipes)
+        return
+    if "." not in title:
+        names = ", ".join(f"`{name}`" for name in models)
+        default = field.get_default().kind
+        set_to = [f"{name}: {value(v['kind'])}" for name, v in recipes.items() if v["kind"] != default]
+        yield from ("", f"### `[{title}]`", "", *sentence_lines(field.description or ""), "")
+        yield from hanging(f"`kind` ({'; '.join([names, f'default {value(default)}', *set_to])}):")
+        yield "  The other settings depend on it."
+    for name, of_union in models.items():
+        of_kind = {recipe: values for recipe, values in recipes.items() if values["kind"] == name}
+        yield from section(f"`[{title}]` with `kind = {json.dumps(name)}`", of_union, of_kind)
+        for key, nested in of_union.model_fields.items():
+            if kinds_of(nested):
+                of_nested = {recipe: values[key] for recipe, values in of_kind.items()}
+                yield from recipe_sections(f"{title}.{key}", nested, of_nested)
+
+
+def kinds_of(field: FieldInfo) -> dict[str, type[Config]]:
+    """Kind -> configuration of a union discriminated by `kind`; empty for any other field."""
+    models = get_args(field.annotation) if field.discriminator == "kind" else ()
+    return {model.model_fields["kind"].default: model for model in models}
 
 
 def page() -> str:
@@ -192,10 +229,8 @@ def page() -> str:
     recipes = {name: load_recipe(name).model_dump(mode="json") for name in recipe_names()}
     lines = [INTRODUCTION.rstrip("\n")]
     for name, field in Recipe.model_fields.items():
-        assert isinstance(field.annotation, type)
-        assert issubclass(field.annotation, Config)
         of_recipes = {recipe: values[name] for recipe, values in recipes.items()}
-        lines.extend(section(f"`[{name}]`", field.annotation, of_recipes))
+        lines.extend(recipe_sections(name, field, of_recipes))
     for introduction, sections in ((LOGS, LOG_TABLES), (SERVING, SERVING_TABLES)):
         lines.append(introduction.rstrip("\n"))
         for title, model in sections:

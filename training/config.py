@@ -130,6 +130,7 @@ class Recipe(Config):
     query: QueryConfig = QueryConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     loss: LossConfig = FullLoss()
+    """How the target is told from the rest of the catalogue."""
     batches: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()

@@ -104,7 +104,7 @@ class SampledLoss(Config):
     """Draws of a step, each of `num_negatives`; its positions take them in turn.
     More of them make steps less noisy, and look up more rows of the table
     (`num_draws` x `num_negatives` x `dim` x 4 bytes, and as much for gradients).
-    1 shares the same negatives among all positions."""
+    With 1, all positions share the same negatives."""
     log_q_correction: bool = True
     """Correct logits by how often their items are drawn.
     Without it, what is learnt is biased by the sampler."""
@@ -113,8 +113,8 @@ class SampledLoss(Config):
     (nearly so with `in_batch` and `mixed`).
     Without it, few of them bias what is learnt."""
     sampler: SamplerConfig = UniformSampling()
-    """The distribution that negatives are drawn from; `loss.sampler=popularity` is short for
-    `loss.sampler.kind=popularity`."""
+    """The distribution that negatives are drawn from.
+    `loss.sampler=popularity` is short for `loss.sampler.kind=popularity`."""
 
     @model_validator(mode="after")
     def _has_no_idle_option(self, info: ValidationInfo) -> "SampledLoss":
@@ -149,8 +149,8 @@ class GbceLoss(Config):
     num_draws: int = Field(default=64, gt=0)
     """Draws of a step, as for `sampled`."""
     gbce_calibration: float = Field(default=0.75, ge=0, le=1)
-    """0 is plain binary cross entropy, too sure of itself.
-    1 makes the probabilities those of all items as negatives."""
+    """With 0, it is plain binary cross entropy, whose probabilities are too high.
+    With 1, the probabilities are those of all items as negatives."""
 
 
 LossConfig = Annotated[
@@ -158,4 +158,3 @@ LossConfig = Annotated[
     Field(discriminator="kind"),
     kind_or("full"),
 ]
-"""How the target is told from the rest of the catalogue."""
