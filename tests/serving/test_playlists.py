@@ -164,7 +164,7 @@ def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) 
     ("text", "message"),
     [
         ("[playlists.a]\nsizes = 3", "playlists.a.sizes: unknown key; did you mean size"),
-        ('[[playlists.a.sources]]\nkind = "near"', "playlists.a.sources.0.near.column: Field required"),
+        ('[[playlists.a.sources]]\nkind = "near"', "playlists.a.sources.0.column: Field required"),
         (
             '[[playlists.a.sources]]\nkind = "personal"\ncolumn = "x"',
             "sources.0.column: goes with kind = ",
@@ -183,7 +183,7 @@ def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) 
         ),
         (
             '[[cold_start.sources]]\nkind = "best"',
-            "cold_start.sources.0: Input tag 'best' found using 'kind'",
+            "cold_start.sources.0.kind: Input should be 'personal', ",
         ),
         (
             '[experiments.e]\nplaylist = "b"\nvariants = [{name = "x", playlist = "default"}]',
