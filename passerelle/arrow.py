@@ -1,14 +1,15 @@
 """Arrow files of one record batch, so that a memory-mapped column is one contiguous array."""
 
+from bisect import bisect_left
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from passerelle.arrays import AnyArray, Int64Array
+from passerelle.arrays import Int64Array
 from passerelle.errors import UserError
 
 S = TypeVar("S", bound=np.generic)
@@ -33,12 +34,25 @@ def read_table(path: Path) -> pa.Table:
         raise UserError(f"{path}: cannot be read as an Arrow file ({error})") from None
 
 
-def places_in(ordered: pa.Array, wanted: pa.Array) -> Int64Array:
-    """Where each of some values is among distinct ones in order, -1 where it is not; texts are searched all at once, by halves.
+def sorted_position(ordered: pa.Array, value: Any) -> int:
+    """Returns the index of one value among distinct sorted ones, -1 where it is not among them; O(log n).
+
+    >>> ordered = pa.array(["a", "c"])
+    >>> sorted_position(ordered, "c"), sorted_position(ordered, "b")
+    (1, -1)
+    """
+    position = bisect_left(range(len(ordered)), value, key=lambda index: ordered[index].as_py())
+    return position if position < len(ordered) and ordered[position].as_py() == value else -1
+
+
+def sorted_positions(ordered: pa.Array, wanted: pa.Array) -> Int64Array:
+    """Returns the index of each of some values among distinct sorted ones, -1 where it is not among them.
+
+    Texts are searched together, in one binary search.
 
     Args:
-        ordered: texts or numbers, without gaps.
-        wanted: of the same type; a gap is nowhere.
+        ordered: texts or numbers, without nulls.
+        wanted: values of the same type; a null has no index.
     """
     if not len(ordered) or not len(wanted):
         return np.full(len(wanted), -1, dtype=np.int64)
@@ -56,8 +70,10 @@ def places_in(ordered: pa.Array, wanted: pa.Array) -> Int64Array:
         low = np.minimum(
             np.searchsorted(ordered.to_numpy(), pc.fill_null(wanted, 0).to_numpy()), len(ordered) - 1
         )
-    there = pc.fill_null(pc.equal(ordered.take(pa.array(low)), wanted), False).to_numpy(zero_copy_only=False)
-    return np.where(there, low, -1)
+    is_equal = pc.fill_null(pc.equal(ordered.take(pa.array(low)), wanted), False).to_numpy(
+        zero_copy_only=False
+    )
+    return np.where(is_equal, low, -1)
 
 
 def column(table: pa.Table, name: str, dtype: type[S]) -> npt.NDArray[S]:
@@ -72,10 +88,3 @@ def column(table: pa.Table, name: str, dtype: type[S]) -> npt.NDArray[S]:
         if chunks
         else np.empty(0, dtype=dtype)
     )
-
-
-def ragged(table: pa.Table, name: str) -> tuple[Int64Array, AnyArray]:
-    """A list column as (offsets of length rows + 1, flat values); a null list is empty."""
-    lists = table.column(name).combine_chunks()
-    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.concatenate([[0], np.cumsum(lengths)]), lists.flatten().to_numpy(zero_copy_only=False)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from passerelle.arrays import Float32Array, Float64Array, Int64Array
-from passerelle.arrow import ragged
+from passerelle.categories import explode
 from passerelle.config import Config
 from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind, Scaling
 from passerelle.errors import UserError
@@ -186,22 +186,10 @@ def _value_counts(table: pa.Table, name: str) -> tuple[list[tuple[str, int]], in
         values = column.unify_dictionaries().combine_chunks()
         counts_V = np.bincount(values.indices.drop_null().to_numpy(), minlength=len(values.dictionary))
         return list(zip(values.dictionary.cast(pa.string()).to_pylist(), counts_V.tolist(), strict=True)), 1
-    lengths_N, texts = _texts(table, name)
-    counts = pc.value_counts(texts)
-    return list(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True)), int(
-        lengths_N.max(initial=1)
-    )
-
-
-def _texts(table: pa.Table, name: str) -> tuple[Int64Array, pa.Array]:
-    """(values of each row, all values one after the other as text)."""
-    values = table.column(name).combine_chunks()
-    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        offsets_N1, _ = ragged(table, name)
-        return np.diff(offsets_N1), values.flatten().cast(pa.string())
-    return values.is_valid().to_numpy(zero_copy_only=False).astype(np.int64), values.drop_null().cast(
-        pa.string()
-    )
+    row_T, value_T = explode(column)
+    counts = pc.value_counts(value_T.cast(pa.string()))
+    value_counts = list(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True))
+    return value_counts, int(np.bincount(row_T).max(initial=1))
 
 
 def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
@@ -212,13 +200,13 @@ def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
         place_N = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         code_N = np.where(place_N < 0, -1, np.append(known_V, -1)[place_N] + 1)
         return code_N[:, None], int(np.count_nonzero(code_N == 0))
-    lengths_N, texts = _texts(table, column.name)
-    found_T = _places(texts, column)
-    codes_NS = np.full((len(lengths_N), column.slots), -1, dtype=np.int64)
-    row_T = np.repeat(np.arange(len(lengths_N)), lengths_N)
-    place_T = np.arange(len(row_T)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
-    within_T = place_T < column.slots
-    codes_NS[row_T[within_T], place_T[within_T]] = found_T[within_T] + 1
+    row_T, value_T = explode(values)
+    lengths_N = np.bincount(row_T, minlength=len(values))
+    found_T = _places(value_T.cast(pa.string()), column)
+    codes_NS = np.full((len(values), column.slots), -1, dtype=np.int64)
+    slot_T = np.arange(len(row_T)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
+    within_T = slot_T < column.slots
+    codes_NS[row_T[within_T], slot_T[within_T]] = found_T[within_T] + 1
     return codes_NS, int(np.count_nonzero(found_T < 0))
 
 

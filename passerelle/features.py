@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from passerelle.arrays import Float32Array, Float64Array, FloatArray, Int64Array
-from passerelle.arrow import ragged
+from passerelle.categories import category_codes
 from passerelle.dataset import FeatureColumn
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.ragged import gather_ragged
@@ -61,18 +61,9 @@ class _Categories:
 
 
 def _categories(items: pa.Table, feature: FeatureColumn) -> _Categories:
-    values = items.column(feature.name).combine_chunks()
-    if feature.kind == "multi_categorical":
-        offsets, flat = ragged(items, feature.name)
-        encoded = pa.array(flat, pa.string()).dictionary_encode()
-    else:
-        offsets = np.concatenate([[0], np.cumsum(values.is_valid().to_numpy(zero_copy_only=False))]).astype(
-            np.int64
-        )
-        encoded = values.drop_null().cast(pa.string()).dictionary_encode()
-    special = np.zeros(FIRST_ITEM_ROW, dtype=np.int64)
-    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return _Categories(np.concatenate([special, offsets]), codes, max(1, len(encoded.dictionary)))
+    row_T, code_T, num_values = category_codes(items.column(feature.name))
+    counts_R = np.bincount(row_T + FIRST_ITEM_ROW, minlength=items.num_rows + FIRST_ITEM_ROW)
+    return _Categories(np.concatenate([[0], np.cumsum(counts_R)]), code_T, max(1, num_values))
 
 
 def _numeric(items: pa.Table, feature: FeatureColumn) -> Float64Array:

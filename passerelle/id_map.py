@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from passerelle.arrays import Int64Array, IntArray
-from passerelle.arrow import places_in
+from passerelle.arrow import sorted_position, sorted_positions
 from passerelle.errors import UserError
 
 Id = str | int
@@ -76,15 +76,8 @@ class IdMap:
 
     def row(self, value: Id) -> int:
         """Row of one id, `UNKNOWN_ROW` when it is not in the map. O(log n), for requests."""
-        low, high = 0, len(self._sorted)
-        while low < high:
-            middle = (low + high) // 2
-            if self._sorted[middle].as_py() < value:
-                low = middle + 1
-            else:
-                high = middle
-        found = low < len(self._sorted) and self._sorted[low].as_py() == value
-        return int(self._sorted_rows[low]) if found else UNKNOWN_ROW
+        position = sorted_position(self._sorted, value)
+        return UNKNOWN_ROW if position < 0 else int(self._sorted_rows[position])
 
     def rows(self, ids: pa.Array | pa.ChunkedArray | Sequence[Id]) -> Int64Array:
         """Rows of many ids, `UNKNOWN_ROW` where one is not in the map. Vectorised; searched, or hashed where many of a map are asked."""
@@ -97,8 +90,8 @@ class IdMap:
             if pa.types.is_string(self.type) and len(ids) < _ALONE:
                 rows = [UNKNOWN_ROW if value is None else self.row(value) for value in ids.to_pylist()]
                 return np.array(rows, dtype=np.int64)
-            places = places_in(self._sorted, ids)
-            return np.where(places >= 0, self._sorted_rows[places], UNKNOWN_ROW)
+            positions = sorted_positions(self._sorted, ids)
+            return np.where(positions >= 0, self._sorted_rows[positions], UNKNOWN_ROW)
         positions = pc.index_in(
             ids, value_set=self._ids
         )  # hashes the whole map: a seventh of a second for a million strings

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from passerelle.arrays import Float32Array, Float64Array, FloatArray, IntArray, NumberArray
-from passerelle.arrow import ragged
+from passerelle.categories import category_codes
 from passerelle.dataset import FeatureColumn
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 
@@ -123,25 +123,18 @@ def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> Floa
 
     None where there is no such feature, or where they have more than `MAX_CATEGORIES` distinct values together.
     """
-    columns, places, width = [], [], 0
+    columns, rows, width = [], [], 0
     for feature in features:
-        if feature.kind == "multi_categorical":
-            offsets_I1, values = ragged(items, feature.name)
-            place = np.repeat(np.arange(items.num_rows), np.diff(offsets_I1))
-            encoded = pa.array(values, pa.string()).dictionary_encode()
-        elif feature.kind == "categorical":
-            column = items.column(feature.name).combine_chunks()
-            place = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-            encoded = column.drop_null().cast(pa.string()).dictionary_encode()
-        else:
+        if feature.kind not in ("categorical", "multi_categorical"):
             continue
-        columns.append(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64) + width)
-        places.append(place)
-        width += len(encoded.dictionary)
+        row_T, code_T, num_values = category_codes(items.column(feature.name))
+        columns.append(code_T + width)
+        rows.append(row_T)
+        width += num_values
     if not 0 < width <= MAX_CATEGORIES:
         return None
     vectors_RD = np.zeros((items.num_rows + FIRST_ITEM_ROW, width), dtype=np.float32)
-    vectors_RD[np.concatenate(places) + FIRST_ITEM_ROW, np.concatenate(columns)] = 1.0
+    vectors_RD[np.concatenate(rows) + FIRST_ITEM_ROW, np.concatenate(columns)] = 1.0
     return vectors_RD
 
 

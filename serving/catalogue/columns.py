@@ -1,16 +1,16 @@
-"""The columns of one table, held so that a condition on them becomes a mask quickly.
+"""The columns of one table, indexed so that a condition on them becomes a mask quickly.
 
-Shape legend: R rows of the table, after `offset` rows that meet nothing (the special rows of items).
+Shape legend: R rows of the table, after `offset` rows that meet no condition (the special rows of items),
+B rows in a band of latitudes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from passerelle.arrays import BoolArray, Float64Array, Int64Array, IntArray
+from passerelle.arrays import BoolArray, Float64Array, Int32Array, Int64Array, IntArray
 from passerelle.dataset import FeatureColumn, FeatureKind
 from passerelle.encoding import on_the_sphere, points
 from passerelle.errors import UserError
@@ -29,13 +29,13 @@ _OPERATIONS: dict[FeatureKind, tuple[str, ...]] = {
     "text": ("equals", "in", "present"),
     "place": ("within", "present"),
 }
-"""By kind of column; the others are for networks."""
+"""Operations by kind of column; columns of other kinds are inputs of networks only."""
 _NUMBERS: tuple[FeatureKind, ...] = ("numeric", "timestamp")
 _CODED: tuple[FeatureKind, ...] = ("categorical", "multi_categorical", "text", *_NUMBERS)
 
 
 def arc_km(square_chords: Float64Array) -> Float64Array:
-    """Distances along the surface of the Earth."""
+    """Returns distances in kilometres along the surface of the Earth, from squared chords."""
     return np.asarray(2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(1.0, np.sqrt(square_chords) / 2)))
 
 
@@ -45,21 +45,24 @@ def _angle(radius_km: float) -> float:
 
 @dataclass(frozen=True)
 class _Places:
-    """Points on the unit sphere, and the rows that have one from south to north."""
+    """Points on the unit sphere, NaN where a row has none, with the rows sorted by latitude."""
 
     points_R3: Float64Array
-    northwards: npt.NDArray[np.int32]
-    heights: Float64Array
-    """Third coordinate of `northwards`: the sine of the latitude."""
+    northwards: Int32Array
+    """The rows that have a point, from south to north."""
+    latitude_sines: Float64Array
+    """The sine of the latitude of each of `northwards`."""
 
     def square_chords(self, centre: Float64Array, rows: IntArray) -> Float64Array:
-        """Squares of the straight ways to some rows: exact for small distances, too. NaN where there is no place."""
+        """Returns squared chords to some rows, exact for small distances too; NaN where there is no place."""
         return np.asarray(np.square(self.points_R3[rows] - centre).sum(axis=1))
 
-    def within(
-        self, centre: Float64Array, angles: Float64Array | float
-    ) -> tuple[npt.NDArray[np.int32], Float64Array]:
-        """Rows no farther than an angle (of each row or of all), and the squares of their chords."""
+    def within(self, centre: Float64Array, angles: Float64Array | float) -> tuple[Int32Array, Float64Array]:
+        """Returns the rows no farther than an angle, and their squared chords.
+
+        Args:
+            angles: in radians, one for each row [R] or one for all.
+        """
         widest = float(np.max(angles))
         latitude = np.arcsin(np.clip(centre[2], -1, 1))
         margin = 1e-9  # the rounding of two sines
@@ -68,7 +71,9 @@ class _Places:
             for side in (-widest, widest)
         )
         band = self.northwards[
-            np.searchsorted(self.heights, low, "left") : np.searchsorted(self.heights, high, "right")
+            np.searchsorted(self.latitude_sines, low, "left") : np.searchsorted(
+                self.latitude_sines, high, "right"
+            )
         ]
         squares = self.square_chords(centre, band)
         limits = angles if isinstance(angles, float) else angles[band]
@@ -97,9 +102,9 @@ class Columns:
     """Columns that conditions may name.
 
     Args:
-        table: a row a thing.
-        features: its columns and their kinds.
-        offset: rows before those of the table, which meet no condition.
+        table: the values.
+        features: the columns of the table and their kinds.
+        offset: number of rows before those of the table, which meet no condition.
         row_name: what a row stands for, in messages.
     """
 
@@ -110,7 +115,7 @@ class Columns:
         self.kinds = {feature.name: feature.kind for feature in features}
         self._row_name = row_name
         self._postings = {
-            feature.name: make_postings(table, feature, offset)
+            feature.name: make_postings(table.column(feature.name), offset)
             for feature in features
             if feature.kind in _CODED
         }
@@ -120,14 +125,18 @@ class Columns:
         self._numbers = {
             feature.name: _numbers(table, feature, offset) for feature in features if feature.kind in _NUMBERS
         }
-        self._time_orders: dict[tuple[str, bool], npt.NDArray[np.int32]] = {}
+        self._time_orders: dict[tuple[str, bool], Int32Array] = {}
 
     def numbers(self, name: str) -> Float64Array:
-        """Values of a numeric column or timestamps by row, NaN where there is none."""
+        """Returns the values [R] of a numeric column or of timestamps, NaN where there is none."""
         return self._numbers[name]
 
-    def time_order(self, name: str, *, ahead: bool) -> npt.NDArray[np.int32]:
-        """Rows with a time, from the first to the last (`ahead`) or the other way round, equal ones by row; made when first asked."""
+    def time_order(self, name: str, *, ahead: bool) -> Int32Array:
+        """Returns the rows that have a time, from the earliest (`ahead`) or from the latest on.
+
+        Rows of equal times are in their own order.
+        The order is computed by the first call and kept.
+        """
         if (name, ahead) not in self._time_orders:
             times_R = self._numbers[name]
             order = np.argsort(times_R if ahead else -times_R, kind="stable")
@@ -135,7 +144,7 @@ class Columns:
         return self._time_orders[name, ahead]
 
     def groups(self, name: str) -> Int64Array:
-        """The value of a column of single categories by row, as a number; -1 where there is none."""
+        """Returns the value of a column of single categories as a number [R]; -1 where there is none."""
         postings = self._postings[name]
         groups_R = np.full(self.num_rows, -1, dtype=np.int64)
         codes = np.repeat(np.arange(len(postings.starts) - 1), np.diff(postings.starts))
@@ -143,16 +152,20 @@ class Columns:
         return groups_R
 
     def require(self, name: str, operation: str, where: str) -> None:
-        """Check that a column can be asked this.
+        """Checks that an operation applies to a column.
+
+        Args:
+            where: names the condition, for messages.
 
         Raises:
-            UserError: there is no such column, or its kind does not go with the operation.
+            UserError: there is no such column, or its kind does not fit the operation.
         """
         kind = self.kinds.get(name)
         if kind is None:
             known = ", ".join(sorted(self.kinds)) or "none"
             raise UserError(
-                f"{where} is not {'an' if self._row_name[0] in 'aio' else 'a'} {self._row_name} column; known are {known}"
+                f"{where} is not {'an' if self._row_name[0] in 'aio' else 'a'} {self._row_name} column; "
+                f"known are {known}"
             )
         if kind not in _OPERATIONS:
             raise UserError(f"{where} is a {kind}, which cannot be filtered by")
@@ -160,16 +173,13 @@ class Columns:
             raise UserError(f"{where} is {kind}: use {' or '.join(_OPERATIONS[kind])}, not {operation}")
 
     def mask(self, condition: Leaf, path: str) -> Mask:
-        """The rows that meet one condition.
+        """Returns the rows [R] that meet one condition.
 
         Args:
-            path: where the condition stands, for messages.
-
-        Returns:
-            bool [R].
+            path: the path of the condition in the request, for messages.
 
         Raises:
-            UserError: a column is not known, its kind does not go with the operation, or a value is of another type.
+            UserError: a column is not known, its kind does not fit the operation, or a value its type.
         """
         if isinstance(condition, Overlaps):
             return self._overlaps(condition, path)
@@ -200,9 +210,8 @@ class Columns:
         for name in (condition.start, condition.end):
             self.require(name, condition.op, f"{path}: column {name!r}")
         starts_R, ends_R = self._numbers[condition.start], self._numbers[condition.end]
-        begun_R = (
-            True if condition.max is None else ~(starts_R > condition.max)
-        )  # so that a missing value passes
+        # negated comparisons let missing values pass
+        begun_R = True if condition.max is None else ~(starts_R > condition.max)
         open_R = True if condition.min is None else ~(ends_R < condition.min)
         return np.asarray(begun_R & open_R & ~(np.isnan(starts_R) & np.isnan(ends_R)))
 
@@ -216,10 +225,13 @@ class Columns:
         return self.within(condition, f"{path}: column {condition.column!r}", angles)
 
     def within(self, condition: Within, where: str, angles: Float64Array | float) -> Mask:
-        """The rows whose place lies within an angle of the centre, of each row or of all.
+        """Returns the rows [R] whose place lies within an angle of the centre.
+
+        Args:
+            angles: in radians, one for each row [R] or one for all.
 
         Raises:
-            UserError: the column is no place.
+            UserError: the column is not of places.
         """
         self.require(condition.column, condition.op, where)
         mask_R = np.zeros(self.num_rows, dtype=bool)
@@ -232,19 +244,19 @@ class Columns:
 
     def around(
         self, name: str, latitude: float, longitude: float, radius_km: float
-    ) -> tuple[npt.NDArray[np.int32], Float64Array]:
-        """Rows within a distance of a point, in no order, and the squares of their chords (see `arc_km`)."""
+    ) -> tuple[Int32Array, Float64Array]:
+        """Returns the rows within a distance of a point, unordered, and squared chords (see `arc_km`)."""
         return self._places[name].within(on_the_sphere(latitude, longitude), _angle(radius_km))
 
     def square_chords(self, name: str, latitude: float, longitude: float, rows: IntArray) -> Float64Array:
-        """Of the way from a point to some rows; NaN where there is no place."""
+        """Returns squared chords from a point to some rows (see `arc_km`); NaN where there is no place."""
         return self._places[name].square_chords(on_the_sphere(latitude, longitude), rows)
 
     def angles(self, default_km: float, radius_by: RadiusBy, path: str) -> Float64Array:
-        """The radius of each row as an angle.
+        """Returns the radius of each row as an angle [R], in radians.
 
         Raises:
-            UserError: the column is none of categories.
+            UserError: the column is not of categories.
         """
         where = f"{path}: column {radius_by.column!r}"
         if self.kinds.get(radius_by.column) not in ("categorical", "multi_categorical"):

@@ -34,28 +34,30 @@ class OfferTable:
     """[O], ascending."""
     features: tuple[FeatureColumn, ...]
     ignored: int
-    """Offers of items that the bundle does not have."""
+    """Number of offers of items that the bundle does not have."""
 
 
 def read_offers(path: Path, item_ids: IdMap) -> OfferTable:
-    """The offers of a Parquet file.
+    """Returns the offers of a Parquet file.
 
     Raises:
-        UserError: it cannot be read, lacks `offer_id` or `item_id`, repeats an offer, or has a column of a type that has no meaning here.
+        UserError: the file cannot be read, lacks `offer_id` or `item_id`, repeats an offer, or has a column
+            of an unsupported type.
     """
     try:
         table = pyarrow.parquet.read_table(path)
-        table = pa.table(
-            {name: table.column(name) for name in table.column_names}
-        )  # every column may then have gaps
+        # a new schema, in which every column may hold nulls
+        table = pa.table({name: table.column(name) for name in table.column_names})
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as a Parquet file ({error})") from None
     for name in (OFFER_ID, ITEM_ID):
         if name not in table.column_names:
             raise UserError(f"{path}: column {name} is missing")
-        of = table.schema.field(name).type
-        if not (pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_integer(of)):
-            raise UserError(f"{path}: column {name} holds {of}, neither text nor whole numbers")
+        id_type = table.schema.field(name).type
+        if not (
+            pa.types.is_string(id_type) or pa.types.is_large_string(id_type) or pa.types.is_integer(id_type)
+        ):
+            raise UserError(f"{path}: column {name} holds {id_type}, neither text nor whole numbers")
         if table.column(name).null_count:
             raise UserError(f"{path}: {table.column(name).null_count} rows have no {name}")
     check_ids(table.column(OFFER_ID), OFFER_ID, str(path))
@@ -82,22 +84,25 @@ def read_offers(path: Path, item_ids: IdMap) -> OfferTable:
 
 
 def _kind(field: pa.Field, path: Path) -> FeatureKind:
-    of = field.type
-    if pa.types.is_timestamp(of):
+    value_type = field.type
+    if pa.types.is_timestamp(value_type):
         return "timestamp"
-    if pa.types.is_integer(of) or pa.types.is_floating(of):
+    if pa.types.is_integer(value_type) or pa.types.is_floating(value_type):
         return "numeric"
-    if (pa.types.is_list(of) or pa.types.is_large_list(of)) and pa.types.is_string(of.value_type):
+    if (pa.types.is_list(value_type) or pa.types.is_large_list(value_type)) and pa.types.is_string(
+        value_type.value_type
+    ):
         return "multi_categorical"
     if (
-        pa.types.is_string(of)
-        or pa.types.is_large_string(of)
-        or pa.types.is_boolean(of)
-        or pa.types.is_dictionary(of)
+        pa.types.is_string(value_type)
+        or pa.types.is_large_string(value_type)
+        or pa.types.is_boolean(value_type)
+        or pa.types.is_dictionary(value_type)
     ):
         return "categorical"
-    if pa.types.is_struct(of) and {part.name for part in of} == {LATITUDE, LONGITUDE}:
+    if pa.types.is_struct(value_type) and {part.name for part in value_type} == {LATITUDE, LONGITUDE}:
         return "place"
     raise UserError(
-        f"{path}: column {field.name!r} holds {of}: neither numbers, text, lists of text, timestamps nor places"
+        f"{path}: column {field.name!r} holds {value_type}: "
+        "neither numbers, text, lists of text, timestamps nor places"
     )

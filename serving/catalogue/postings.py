@@ -1,75 +1,67 @@
-"""Which rows have which value of a column: what conditions on single values are answered from.
+"""Inverted index of a column: the rows of each value, which answers conditions on single values."""
 
-Shape legend: V values that are looked up.
-"""
-
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from passerelle.arrays import Int64Array
-from passerelle.arrow import places_in, ragged
-from passerelle.dataset import FeatureColumn
+from passerelle.arrays import Int32Array, Int64Array
+from passerelle.arrow import sorted_position, sorted_positions
+from passerelle.categories import explode
 from passerelle.errors import UserError
 from serving.schemas.filters import Value
 
-_ALONE = 8
-"""So many values are looked up one by one."""
-_TOGETHER = (pa.int64(), pa.int32(), pa.int16(), pa.int8(), pa.float64(), pa.float32())
+_MAX_SINGLE_LOOKUPS = 8
+"""Up to so many values are looked up one by one, more of them together."""
+_BATCH_TYPES = (pa.int64(), pa.int32(), pa.int16(), pa.int8(), pa.float64(), pa.float32())
 
 
 @dataclass(frozen=True)
 class Postings:
-    """The rows of each value of a column of single or several values; searched by halves, as a hash of millions of titles would not fit."""
+    """The rows of each value of a column of single values or of lists.
+
+    Values are found by binary search, as a hash of millions of titles would not fit into memory.
+    """
 
     values: pa.Array
-    """Distinct, in order."""
-    rows: npt.NDArray[np.int32]
+    """Distinct and sorted."""
+    rows: Int32Array
+    """The rows of the first value, then those of the second, and so on."""
     starts: Int64Array
+    """Where the rows of each value start in `rows`; one more than there are values."""
 
-    def rows_with(self, values: Sequence[Value], where: str) -> npt.NDArray[np.int32]:
-        """Rows that have one of some values.
+    def rows_with(self, values: Sequence[Value], where: str) -> Int32Array:
+        """Returns the rows that have one of some values.
 
         Raises:
             UserError: a value is not of the column's type.
         """
         wanted = list(dict.fromkeys(self._checked(value, where) for value in values))
-        codes = (
-            self._codes(wanted)
-            if len(wanted) > _ALONE
-            else [code for value in wanted for code in self._code(value)]
-        )
+        codes = self._codes(wanted) if len(wanted) > _MAX_SINGLE_LOOKUPS else self._codes_one_by_one(wanted)
         return np.concatenate(
             [self.rows[:0], *(self.rows[self.starts[code] : self.starts[code + 1]] for code in codes)]
         )
 
-    def _code(self, value: Any) -> range:
-        """Of one value; none where it is not there."""
-        codes = range(len(self.values))
-        first, after = (
-            find(codes, value, key=lambda code: self.values[code].as_py())
-            for find in (bisect_left, bisect_right)
-        )
-        return codes[first:after]
+    def _codes_one_by_one(self, wanted: Sequence[Any]) -> list[int]:
+        found = (sorted_position(self.values, value) for value in wanted)
+        return [code for code in found if code >= 0]
 
     def _codes(self, wanted: list[Any]) -> Sequence[int]:
-        """Of many values, found together."""
+        """Returns the codes of many values, which are searched together."""
         kind = self.values.type
         if _is_text(kind):
-            found = places_in(self.values, pa.array([value for value in wanted if _is_unicode(value)], kind))
-        elif kind in _TOGETHER:
-            held = pa.int64() if pa.types.is_integer(kind) else pa.float64()
-            found = places_in(
-                self.values.cast(held), pa.array(_exact(wanted, pa.types.is_integer(kind)), held)
-            )
+            texts = pa.array([value for value in wanted if _is_encodable(value)], kind)
+            found = sorted_positions(self.values, texts)
+        elif kind in _BATCH_TYPES:
+            is_integer = pa.types.is_integer(kind)
+            wide = pa.int64() if is_integer else pa.float64()
+            numbers = pa.array(_representable(wanted, is_integer), wide)
+            found = sorted_positions(self.values.cast(wide), numbers)
         else:
-            return [code for value in wanted for code in self._code(value)]
+            return self._codes_one_by_one(wanted)
         codes: list[int] = found[found >= 0].tolist()
         return codes
 
@@ -91,8 +83,8 @@ def _is_text(value_type: pa.DataType) -> bool:
     return bool(pa.types.is_string(value_type) or pa.types.is_large_string(value_type))
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether it can be written at all: halves of characters come in by JSON, and are in no file."""
+def _is_encodable(text: str) -> bool:
+    """Returns whether a text can be encoded: JSON may hold lone surrogates, which no column holds."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -100,21 +92,21 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _exact(wanted: Sequence[float], is_whole: bool) -> list[float]:
-    """Those numbers that a column of whole numbers of 64 bits, or of floats, can hold."""
-    found: list[float] = []
+def _representable(wanted: Sequence[float], is_integer: bool) -> list[float]:
+    """Returns those numbers that a column of int64, or of float64, can hold exactly."""
+    exact: list[float] = []
     for value in wanted:
         try:
-            held = int(value) if is_whole else float(value)
+            converted = int(value) if is_integer else float(value)
         except OverflowError:
             continue
-        if held == value and (not is_whole or -(2**63) <= held < 2**63):
-            found.append(held)
-    return found
+        if converted == value and (not is_integer or -(2**63) <= converted < 2**63):
+            exact.append(converted)
+    return exact
 
 
 def finite(column: pa.Array) -> pa.Array:
-    """Nothing where there is no number, as files that know no nulls have it; and one zero, not two."""
+    """Returns a column with null for NaN and infinity, which files without nulls hold, and 0.0 for -0.0."""
     if not pa.types.is_floating(column.type):
         return column
     column = column.cast(pa.float32()) if column.type == pa.float16() else column
@@ -123,31 +115,24 @@ def finite(column: pa.Array) -> pa.Array:
     )
 
 
-def make_postings(table: pa.Table, feature: FeatureColumn, offset: int) -> Postings:
-    """Of one column of a table; what has no value is in none.
+def make_postings(column: pa.ChunkedArray, offset: int) -> Postings:
+    """Returns the index of a column; missing values are not in it.
 
     Args:
-        offset: what is added to the rows of the table.
+        column: single values or lists of values.
+        offset: number that is added to every row.
     """
-    if feature.kind == "multi_categorical":
-        offsets, _ = ragged(table, feature.name)
-        flat = table.column(feature.name).combine_chunks().flatten()
-        values = flat.drop_null()
-        rows = np.repeat(np.arange(table.num_rows), np.diff(offsets))[
-            flat.is_valid().to_numpy(zero_copy_only=False)
-        ]
-    else:
-        column = finite(table.column(feature.name).combine_chunks())
-        values = column.drop_null()
-        rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    encoded = values.dictionary_encode()
+    row_T, value_T = explode(finite(column.combine_chunks()))
+    is_valid_T = value_T.is_valid().to_numpy(zero_copy_only=False)
+    row_T, value_T = row_T[is_valid_T], value_T.drop_null()
+    if pa.types.is_dictionary(value_T.type):
+        value_T = value_T.dictionary_decode()
+    encoded = value_T.dictionary_encode()
     distinct = encoded.dictionary
-    ordered = pc.sort_indices(distinct.cast(pa.uint8()) if pa.types.is_boolean(distinct.type) else distinct)
-    place_of = np.empty(len(ordered), dtype=np.int32)
-    place_of[ordered.to_numpy()] = np.arange(len(ordered))
-    codes = place_of[encoded.indices.to_numpy(zero_copy_only=False)]
-    counts = np.bincount(codes, minlength=len(distinct))
-    rows_by_value = (rows[np.argsort(codes, kind="stable")] + offset).astype(np.int32)
-    return Postings(distinct.take(ordered), rows_by_value, np.concatenate([[0], np.cumsum(counts)]))
+    order = pc.sort_indices(distinct.cast(pa.uint8()) if pa.types.is_boolean(distinct.type) else distinct)
+    rank_of = np.empty(len(order), dtype=np.int32)
+    rank_of[order.to_numpy()] = np.arange(len(order))
+    code_T = rank_of[encoded.indices.to_numpy(zero_copy_only=False)]
+    counts = np.bincount(code_T, minlength=len(distinct))
+    rows_by_value = (row_T[np.argsort(code_T, kind="stable")] + offset).astype(np.int32)
+    return Postings(distinct.take(order), rows_by_value, np.concatenate([[0], np.cumsum(counts)]))

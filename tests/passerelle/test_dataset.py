@@ -2,16 +2,13 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from passerelle.arrow import column, ragged, read_table, write_table
+from passerelle.arrow import column, read_table, write_table
 from passerelle.config import validate
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
@@ -92,12 +89,6 @@ def test_a_wrong_type_is_our_own_mistake(tmp_path: Path) -> None:
     write_table(tmp_path / "t.arrow", pa.table({"x": pa.array([1], pa.int32())}))
     with pytest.raises(AssertionError, match="int32"):
         column(read_table(tmp_path / "t.arrow"), "x", np.int64)
-
-
-@given(st.lists(st.one_of(st.none(), st.lists(st.integers(0, 9)))))
-def test_ragged(lists: list[list[int] | None]) -> None:
-    offsets, flat = ragged(pa.table({"x": pa.array(lists, pa.list_(pa.int64()))}), "x")
-    assert [flat[start:end].tolist() for start, end in pairwise(offsets)] == [each or [] for each in lists]
 
 
 # Splits
