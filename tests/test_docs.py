@@ -31,7 +31,23 @@ from training.config import load_recipe
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+GUIDES = "".join(
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("training", "evaluation", "features", "playlists", "operations", "python")
+)
+
+
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
+    ROOT / "model_repository" / "README.md",
+]
+
+
+def heading_anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def commands(text: str) -> list[list[str]]:
@@ -40,7 +56,7 @@ def commands(text: str) -> list[list[str]]:
     return [
         shlex.split(line, comments=True)[1:]
         for block in blocks
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("passerelle ")
     ]
 
@@ -50,7 +66,7 @@ def test_the_readme_has_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [*commands(README), *commands(TRAINING), *commands(SERVING)], ids=" ".join
+    "arguments", [*commands(README), *commands(GUIDES), *commands(SERVING)], ids=" ".join
 )
 def test_commands_are_understood(arguments: list[str]) -> None:
     verb = passerelle.get_command(click.Context(passerelle), arguments[0])
@@ -58,7 +74,7 @@ def test_commands_are_understood(arguments: list[str]) -> None:
     verb.make_context(arguments[0], arguments[1:])
 
 
-@pytest.mark.parametrize("arguments", [line for line in commands(TRAINING) if "--set" in line], ids=" ".join)
+@pytest.mark.parametrize("arguments", [line for line in commands(GUIDES) if "--set" in line], ids=" ".join)
 def test_settings_of_the_guide_are_accepted_and_change_the_recipe(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,19 +185,15 @@ def test_the_tour_names_every_file_of_the_packages() -> None:
     assert named - files == set(), "files that the tour names and that do not exist"
 
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        "docs/design.md",
-        "docs/decisions.md",
-        "docs/training.md",
-        "docs/configuration.md",
-        "model_repository/README.md",
-    ],
-)
+@pytest.mark.parametrize("document", sorted(str(path.relative_to(ROOT)) for path in DOCUMENTS))
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
-    targets = re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text(encoding="utf-8"))
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+    targets = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", path.read_text(encoding="utf-8"))
+    assert [target for target, _ in targets if not (path.parent / target).exists()] == []
+    assert [
+        (target, anchor)
+        for target, anchor in targets
+        if anchor
+        and anchor
+        not in heading_anchors(((path.parent / target) if target else path).read_text(encoding="utf-8"))
+    ] == []

@@ -14,7 +14,14 @@ ROOT = Path(__file__).parent.parent
 MARKDOWN_COLUMNS = 120
 PYTHON_COLUMNS = 110
 PROSE_LINES = 120
-GENERATED_OR_GROWING = {"docs/cli.md", "docs/configuration.md", "docs/results.md", "CHANGELOG.md"}
+LONG_PAGES = {
+    "CHANGELOG.md": "it grows",
+    "README.md": "the first page holds the way from logs to answers in one piece",
+    "docs/cli.md": "generated",
+    "docs/configuration.md": "generated",
+    "docs/design.md": "a line per file of the packages",
+    "docs/results.md": "generated",
+}
 CHECK_PYTHON = False
 """Whether comments and docstrings are held to the rules of prose, too: until all are, they are only counted."""
 
@@ -105,7 +112,7 @@ def test_markdown_has_one_sentence_a_line(name: str) -> None:
     assert [f"{number}: {line}" for number, line in markdown_prose(text) if sentences_that_go_on(line)] == []
 
 
-@pytest.mark.parametrize("name", sorted(set(tracked("*.md")) - GENERATED_OR_GROWING))
+@pytest.mark.parametrize("name", sorted(set(tracked("*.md")) - set(LONG_PAGES)))
 def test_pages_are_short(name: str) -> None:
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= PROSE_LINES
 
