@@ -80,7 +80,8 @@ def python_prose(text: str) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.COMMENT and not re.match(r"# *(type:|noqa|fmt:|pragma|!)", token.string):
             yield token.start[0], token.line.rstrip() if token.line.lstrip().startswith("#") else token.string
     for node in ast.walk(ast.parse(text)):
-        for child in getattr(node, "body", None) or [] if hasattr(node, "body") else []:
+        body = getattr(node, "body", None)
+        for child in body if isinstance(body, list) else []:
             literal = child.value if isinstance(child, ast.Expr) else None
             if isinstance(literal, ast.Constant) and isinstance(literal.value, str):
                 for offset, line in enumerate(literal.value.splitlines()):
