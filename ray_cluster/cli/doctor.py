@@ -9,7 +9,7 @@ import click
 from ray_cluster.cli.console import json_option, print_json, stderr
 
 if TYPE_CHECKING:
-    from ray_cluster.doctor import Finding
+    from ray_cluster.findings import Finding
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 INDENT = 26

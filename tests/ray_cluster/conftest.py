@@ -1,6 +1,7 @@
 """The command line in this process; one dataset, one published bundle and one running service for all tests of this folder."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.support.processes import run, running
 
 Cli = Callable[..., tuple[int, str, str]]
 SMALL = [argument for override in SMALL_RECIPE for argument in ("--set", override)]
+SHORT = [*SMALL, "--set", "training.max_epochs=3"]
 
 
 def call_main(*arguments: str | Path) -> int:
@@ -63,6 +65,20 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """240 users, 120 items. Do not write into it."""
     return planted_dataset(tmp_path_factory.mktemp("planted") / "dataset")
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs; tests that change it copy it first."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    assert call_main("train", "bert4rec", "--dataset", dataset.path, "--out", path, "--no-ray", *SHORT) == 0
+    return path
+
+
+@pytest.fixture
+def own_run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` that the test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ray_cluster import doctor
+from ray_cluster import doctor, findings
 from ray_cluster.cli.doctor import as_text
 from ray_cluster.cli.doctor import command as doctor_command
-from ray_cluster.doctor import GIB, Finding
+from ray_cluster.findings import GIB, Finding
 
 PAIR = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm-gpu": None, "fbgemm-gpu-cpu": "1.8.0"}
 GPU = {"cuda_build": "12.8", "devices": [["H200", 140 * GIB]]}
@@ -40,25 +40,25 @@ CPU_BUILD = {"cuda_build": None, "devices": []}
 )
 @pytest.mark.parametrize("build", ["fbgemm-gpu", "fbgemm-gpu-cpu"])
 def test_pairs(torch: str | None, torchrec: str | None, fbgemm: str | None, fits: bool, build: str) -> None:
-    finding = doctor.check_pairs({"torch": torch, "torchrec": torchrec, build: fbgemm})
+    finding = findings.check_pairs({"torch": torch, "torchrec": torchrec, build: fbgemm})
     assert finding.level == ("ok" if fits else "error")
     assert bool(finding.remedy) is not fits
 
 
 def test_pairs_name_the_versions_that_would_fit() -> None:
-    finding = doctor.check_pairs({**PAIR, "torch": "2.14.0"})
+    finding = findings.check_pairs({**PAIR, "torch": "2.14.0"})
     assert "torch 2.14 goes with torchrec and fbgemm 1.9" in finding.remedy
     assert "fbgemm-gpu-cpu 1.8.0" in finding.message
 
 
 def test_both_builds_of_fbgemm_are_an_error() -> None:
-    assert doctor.check_pairs({**PAIR, "fbgemm-gpu": "1.8.0"}).level == "error"
+    assert findings.check_pairs({**PAIR, "fbgemm-gpu": "1.8.0"}).level == "error"
 
 
 def test_pins_follow_the_pair_rule() -> None:
     for flavour, build in (("cpu", "fbgemm-gpu-cpu"), ("cuda", "fbgemm-gpu")):
         pins = doctor.read_pins(doctor.REQUIREMENTS, ["base.txt", f"torchrec-{flavour}.txt"])
-        assert doctor.check_pairs(pins).level == "ok"
+        assert findings.check_pairs(pins).level == "ok"
         assert build in pins
 
 
@@ -70,53 +70,53 @@ def test_read_pins(tmp_path: Path) -> None:
 def test_packages() -> None:
     pins = {"numpy": "2.4.6", "torch": "2.13.0", "ray": "2.60.0", "click": "8.5.1"}
     installed = {"numpy": "2.4.6", "torch": "2.13.0+cpu", "ray": "2.59.0", "click": None}
-    assert [(finding.subject, finding.level) for finding in doctor.check_packages(pins, installed)] == [
+    assert [(finding.subject, finding.level) for finding in findings.check_packages(pins, installed)] == [
         ("packages", "ok"),
         ("ray", "warning"),
         ("click", "error"),
     ]
-    assert doctor.check_packages(pins, installed)[0].message == "numpy 2.4.6, torch 2.13.0+cpu"
-    assert doctor.check_packages({}, {})[0].level == "warning"
+    assert findings.check_packages(pins, installed)[0].message == "numpy 2.4.6, torch 2.13.0+cpu"
+    assert findings.check_packages({}, {})[0].level == "warning"
 
 
 @pytest.mark.parametrize(
     ("finding", "level", "said"),
     [
-        (doctor.check_python((3, 11), ["3.10", "3.11"]), "ok", "3.11"),
-        (doctor.check_python((3, 10), []), "error", "too old"),
-        (doctor.check_python((3, 14), ["3.11", "3.13"]), "error", "no stub"),
-        (doctor.check_python((3, 14), []), "ok", "3.14"),
-        (doctor.check_gpu(None, None, PAIR), "warning", "unknown"),
-        (doctor.check_gpu(CPU_BUILD, None, PAIR), "ok", "none: CPU"),
-        (doctor.check_gpu(NO_GPU, None, PAIR), "ok", "none: CPU"),
-        (doctor.check_gpu(CPU_BUILD, "570.1", PAIR), "warning", "torch is a CPU build"),
-        (doctor.check_gpu(NO_GPU, "470.1", PAIR), "warning", "sees no device"),
-        (doctor.check_gpu(GPU, "570.1", PAIR), "warning", "fbgemm is the CPU build"),
+        (findings.check_python((3, 11), ["3.10", "3.11"]), "ok", "3.11"),
+        (findings.check_python((3, 10), []), "error", "too old"),
+        (findings.check_python((3, 14), ["3.11", "3.13"]), "error", "no stub"),
+        (findings.check_python((3, 14), []), "ok", "3.14"),
+        (findings.check_gpu(None, None, PAIR), "warning", "unknown"),
+        (findings.check_gpu(CPU_BUILD, None, PAIR), "ok", "none: CPU"),
+        (findings.check_gpu(NO_GPU, None, PAIR), "ok", "none: CPU"),
+        (findings.check_gpu(CPU_BUILD, "570.1", PAIR), "warning", "torch is a CPU build"),
+        (findings.check_gpu(NO_GPU, "470.1", PAIR), "warning", "sees no device"),
+        (findings.check_gpu(GPU, "570.1", PAIR), "warning", "fbgemm is the CPU build"),
         (
-            doctor.check_gpu(GPU, "570.1", {"fbgemm-gpu": "1.8.0"}),
+            findings.check_gpu(GPU, "570.1", {"fbgemm-gpu": "1.8.0"}),
             "ok",
             "H200 140 GiB; driver 570.1, CUDA 12.8",
         ),
-        (doctor.check_triton(None, None), "error", "no embedded server"),
-        (doctor.check_triton(Path("server"), None), "error", "does not start"),
-        (doctor.check_triton(Path("server"), "2.51.0"), "ok", "2.51.0"),
-        (doctor.check_port(8000, None), "ok", "free"),
-        (doctor.check_port(8000, "python (pid 7)"), "warning", "held by python (pid 7)"),
-        (doctor.check_disk(Path("/data"), 5 * GIB), "ok", "5.0 GiB free in /data"),
-        (doctor.check_disk(Path("/data"), 5 * GIB - 1), "warning", "GiB"),
-        (doctor.check_disk(Path("/data"), GIB - 1), "error", "1.0 GiB"),
-        (doctor.check_memory(4 * GIB, 8 * GIB, 2), "ok", "4.0 of 8.0 GiB available, 2 cores"),
-        (doctor.check_memory(4 * GIB - 1, 8 * GIB, 2), "warning", "cores"),
-        (doctor.check_shared_memory(None), "ok", "no /dev/shm"),
-        (doctor.check_shared_memory(64 << 20), "warning", "0.1 GiB"),
-        (doctor.check_shared_memory(2 * GIB), "ok", "2.0 GiB"),
+        (findings.check_triton(None, None), "error", "no embedded server"),
+        (findings.check_triton(Path("server"), None), "error", "does not start"),
+        (findings.check_triton(Path("server"), "2.51.0"), "ok", "2.51.0"),
+        (findings.check_port(8000, None), "ok", "free"),
+        (findings.check_port(8000, "python (pid 7)"), "warning", "held by python (pid 7)"),
+        (findings.check_disk(Path("/data"), 5 * GIB), "ok", "5.0 GiB free in /data"),
+        (findings.check_disk(Path("/data"), 5 * GIB - 1), "warning", "GiB"),
+        (findings.check_disk(Path("/data"), GIB - 1), "error", "1.0 GiB"),
+        (findings.check_memory(4 * GIB, 8 * GIB, 2), "ok", "4.0 of 8.0 GiB available, 2 cores"),
+        (findings.check_memory(4 * GIB - 1, 8 * GIB, 2), "warning", "cores"),
+        (findings.check_shared_memory(None), "ok", "no /dev/shm"),
+        (findings.check_shared_memory(64 << 20), "warning", "0.1 GiB"),
+        (findings.check_shared_memory(2 * GIB), "ok", "2.0 GiB"),
         (
-            doctor.check_data({"movielens-1m": None, "online-retail": None}),
+            findings.check_data({"movielens-1m": None, "online-retail": None}),
             "warning",
             "none of movielens-1m, online-retail",
         ),
         (
-            doctor.check_data({"movielens-1m": "/data/ml-1m", "online-retail": None}),
+            findings.check_data({"movielens-1m": "/data/ml-1m", "online-retail": None}),
             "ok",
             "movielens-1m in /data/ml-1m",
         ),
@@ -130,8 +130,8 @@ def test_findings(finding: Finding, level: str, said: str) -> None:
 
 
 def test_imports() -> None:
-    findings = doctor.check_imports({"torch": None, "faiss": "ImportError: libgomp.so.1", "ray": None})
-    assert [(finding.subject, finding.level, finding.message) for finding in findings] == [
+    found = findings.check_imports({"torch": None, "faiss": "ImportError: libgomp.so.1", "ray": None})
+    assert [(finding.subject, finding.level, finding.message) for finding in found] == [
         ("imports", "ok", "torch, ray"),
         ("import faiss", "error", "ImportError: libgomp.so.1"),
     ]
