@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM while training: one word, nothing left running, and a run that can go on."""
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -9,19 +8,15 @@ import pytest
 from passerelle.dataset import Dataset
 from tests.ray_cluster.conftest import SMALL, Cli, mistake, parsed
 from tests.support.processes import Command, running
+from tests.support.waiting import eventually
 
 ENDLESS = ["--set", "training.max_epochs=100000", "--set", "training.patience=100000"]
 
 
 def interrupt(command: Command, number: signal.Signals, run: Path) -> None:
     """Send a signal once the run has a checkpoint: the command must say one word and end with 130."""
-    deadline = time.monotonic() + 120
-    while (
-        not (run / "checkpoints" / "last.ckpt").exists()
-        and command.process.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.1)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    eventually(lambda: checkpoint.exists() or command.process.poll() is not None, timeout_s=180)
     command.process.send_signal(number)
     out, err = command.process.communicate(timeout=60)
     assert (command.process.returncode, out) == (130, ""), err

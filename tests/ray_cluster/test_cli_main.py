@@ -102,11 +102,11 @@ def test_interrupted_is_130(run: Cli, error: BaseException) -> None:
 
 def test_ctrl_c_in_a_real_process() -> None:
     code = """if True:
-        import sys, time, types, click
+        import sys, threading, types, click
         from ray_cluster.cli.main import VERBS, main
         def body():
             print("ready", flush=True)
-            time.sleep(60)
+            threading.Event().wait(60)
         sys.modules["ray_cluster.cli.stumble"] = types.SimpleNamespace(command=click.Command("stumble", callback=body))
         VERBS["stumble"] = "stumble"
         sys.argv = ["passerelle", "stumble"]

@@ -2,12 +2,12 @@
 
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.processes import CHECKOUT, running
+from tests.support.waiting import eventually
 
 
 @pytest.mark.slow
@@ -17,9 +17,13 @@ def test_an_interrupt_in_the_training_step_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("PASSERELLE_DATA", str(CHECKOUT.parent / "shared" / "data"))
     with running("-m", "ray_cluster.demo", program=(sys.executable,), cwd=tmp_path) as demo:
-        deadline = time.monotonic() + 90
-        while not any(name.startswith(running_then) for name in demo.alive()):
-            assert demo.process.poll() is None and time.monotonic() < deadline, demo.alive()
-            time.sleep(0.2)
+        eventually(
+            lambda: (
+                any(name.startswith(running_then) for name in demo.alive()) or demo.process.poll() is not None
+            ),
+            demo.alive,
+            timeout_s=180,
+        )
+        assert demo.process.poll() is None
         assert demo.end(number, timeout_s=60) == 130
         assert not demo.alive()

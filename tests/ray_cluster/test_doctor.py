@@ -141,7 +141,7 @@ def test_probe_survives_errors_crashes_and_hangs(tmp_path: Path, monkeypatch: py
     (tmp_path / "raises_here.py").write_text("raise OSError('Could not load\\nthis library')\n")
     (tmp_path / "prints_here.py").write_text("print('hello')\n")
     (tmp_path / "crashes_here.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    (tmp_path / "hangs_here.py").write_text("import time\ntime.sleep(60)\n")
+    (tmp_path / "hangs_here.py").write_text("import threading\nthreading.Event().wait(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert doctor.run_probe(["prints_here", "raises_here", "crashes_here", "json"]) == (
         {

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ray_cluster.service import Service, ServiceOptions
 from serving.triton.ports import free_ports
 from tests.support.processes import run, running
 from tests.support.request_fuzzer import requests
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +182,8 @@ def test_stopped_half_way_it_leaves_nothing(bundle: Bundle, repository: Path) ->
     with running(
         "serve", str(bundle.path), "--repository", str(repository), "--port", str(free_ports(1)[0])
     ) as command:
-        while "raylet" not in command.alive():
-            assert command.process.poll() is None
-            time.sleep(0.1)
+        eventually(lambda: "raylet" in command.alive() or command.process.poll() is not None)
+        assert command.process.poll() is None
         assert command.end(signal.SIGTERM) != 0
         assert not command.left_after(10)
 

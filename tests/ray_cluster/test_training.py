@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ray_cluster.training import RayOptions, train_on_ray
 from tests.support.datasets import SMALL_RECIPE, planted_dataset, small_recipe
 from tests.support.processes import run, running
 from tests.support.runs import with_split_file
+from tests.support.waiting import eventually
 from training.data.evaluation_batches import EvaluationBatches
 from training.evaluation.evaluate import evaluate
 from training.model.factory import make_model
@@ -225,15 +225,15 @@ def test_killed_workers_are_replaced_and_training_goes_on(
     settings = ("training.max_epochs=40", "training.patience=40", "training.checkpoint_every_steps=1")
     killed: list[int] = []
 
+    def second_epoch_ended() -> bool:
+        lines = (tmp_path / "run" / "history.jsonl").exists() and history(tmp_path / "run")
+        return bool(lines) and lines[-1]["epoch"] >= 2
+
     def kill_after_two_epochs() -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not killed:
-            lines = (tmp_path / "run" / "history.jsonl").exists() and history(tmp_path / "run")
-            if lines and lines[-1]["epoch"] >= 2:
-                for process in worker_processes():
-                    os.kill(process.pid, signal.SIGKILL)
-                    killed.append(process.pid)
-            time.sleep(0.01)
+        eventually(second_epoch_ended, timeout_s=240)
+        for process in worker_processes():
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(process.pid)
 
     killer = threading.Thread(target=kill_after_two_epochs, daemon=True)
     killer.start()
@@ -268,10 +268,14 @@ def test_a_job_of_two_workers_that_is_killed_whole_is_resumed(dataset: Dataset, 
         *sets,
     )
     with running(*command) as job:
-        deadline = time.monotonic() + 120
-        while not ((tmp_path / "run" / "history.jsonl").exists() and len(history(tmp_path / "run")) >= 2):
-            assert job.process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        written = tmp_path / "run" / "history.jsonl"
+        eventually(
+            lambda: (
+                job.process.poll() is not None or (written.exists() and len(history(tmp_path / "run")) >= 2)
+            ),
+            timeout_s=240,
+        )
+        assert job.process.poll() is None
         job.kill_all()
     assert 2 <= len(history(tmp_path / "run")) < 12, "it had ended: the test would pass in vain"
     status, _, errors = run(*command, "--resume")

@@ -31,6 +31,7 @@ from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
 from tests.support.offers import HOUR_MS, NOW_MS
 from tests.support.playlists import ask, config_of, config_with, ids, recommender_with, source
+from tests.support.waiting import eventually, slow_answer, slow_call
 
 KNOWN_USER = 1003
 
@@ -151,7 +152,7 @@ def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(
         assert ids(ask(apart, **request)) == ids(ask(recommender, **request))
 
     def slow(*_: Any, **__: Any) -> Any:
-        time.sleep(0.5)
+        slow_call(2)
         raise AssertionError("nobody waits for this")
 
     monkeypatch.setattr(Retriever, "search", slow)
@@ -171,7 +172,7 @@ def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(
             await asked(apart.similar(SimilarRequest(item_id=17, deadline_ms=50))),
         ]
 
-    assert max(asyncio.run(both())) < 0.4
+    assert max(asyncio.run(both())) < 1.5
 
 
 def test_a_ranker_that_hangs_leaves_time_for_what_comes_after_it(
@@ -181,11 +182,11 @@ def test_a_ranker_that_hangs_leaves_time_for_what_comes_after_it(
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
 
     async def hang(*_: Any, **__: Any) -> Any:
-        await asyncio.sleep(5)
+        await slow_answer(5)
 
     def far(run: Any) -> Any:
         async def later(*arguments: Any, **options: Any) -> Any:
-            await asyncio.sleep(0.01)
+            await slow_answer(0.01)
             return await run(*arguments, **options)
 
         return later
@@ -203,7 +204,7 @@ def test_an_ordering_that_hangs_ends_with_the_deadline(
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
 
     async def hang(*_: Any, **__: Any) -> Any:
-        await asyncio.sleep(5)
+        await slow_answer(5)
 
     monkeypatch.setattr(recommender.stages.ordering, "run", hang)
     begun = time.perf_counter()
@@ -290,8 +291,7 @@ def test_the_servers_own_log_has_no_values_either(
     )
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    eventually(lambda: server.started)
     answer = httpx.post(f"http://127.0.0.1:{port}/v1/recommend", json={"user_id": KNOWN_USER})
     server.should_exit = True
     thread.join()

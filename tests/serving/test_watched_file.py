@@ -4,7 +4,6 @@ import errno
 import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from passerelle.errors import UserError
 from serving.api.admission import read_keys
 from serving.stages.rules import read_block_list
 from serving.watched_file import MAX_LOOKS, WatchedFile
+from tests.support.waiting import eventually, throughout
 
 NEVER_S = 1000.0
 
@@ -51,13 +51,6 @@ def replace(path: Path, text: str) -> None:
     beside = path.with_suffix(".new")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
-
-
-def eventually(holds: Callable[[], bool], message: str, within_s: float = 5.0) -> None:
-    until = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < until, message
-        time.sleep(0.005)
 
 
 def test_a_file_that_breaks_later_keeps_what_was_loaded(path: Path) -> None:
@@ -119,8 +112,7 @@ def test_what_may_pass_is_tried_again_and_said_once(
         disk.obstacle = None
         eventually(lambda: watched.value == 22, "what was in the way is gone")
     disk.tried = 0
-    time.sleep(0.1)
-    assert disk.tried == 0 and len(caplog.records) == 1
+    throughout(lambda: disk.tried == 0 and len(caplog.records) == 1, 0.1)
     watched.close()
 
 

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from tests.support.waiting import eventually
 
 CHECKOUT = Path(__file__).parents[2]
 PASSERELLE = Path(sys.executable).with_name("passerelle")
@@ -68,10 +69,9 @@ class Command:
 
     def left_after(self, seconds: float) -> list[str]:
         """Names of the processes that are still there when the time is over; returns earlier when there are none."""
-        deadline = time.monotonic() + seconds
-        while (left := self.alive()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return left
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: not self.alive(), timeout_s=seconds, interval_s=0.2)
+        return self.alive()
 
 
 def run(*arguments: str, timeout_s: float = 120.0) -> tuple[int, str, str]:

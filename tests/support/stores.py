@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from serving.config import LiveEventsConfig
 from serving.events.base import Event, EventStore, EventStoreError
 from serving.events.intake import open_store
 from serving.triton.ports import free_ports
+from tests.support.waiting import eventually
 
 REDIS = shutil.which("redis-server") or shutil.which("valkey-server")
 needs_redis = pytest.mark.skipif(REDIS is None, reason="no redis-server here: apt-get install redis-server")
@@ -46,10 +46,7 @@ def wait_for(url: str) -> None:
             await store.close()
         return True
 
-    until = time.monotonic() + 10
-    while not asyncio.run(answers()):
-        assert time.monotonic() < until, "the server did not start"
-        time.sleep(0.05)
+    eventually(lambda: asyncio.run(answers()), "the server did not start", interval_s=0.05)
 
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")

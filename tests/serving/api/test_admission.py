@@ -21,6 +21,7 @@ from serving.events.sqlite_store import SqliteEventStore
 from serving.triton.inference import InferenceError
 from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
+from tests.support.waiting import slow_answer
 
 
 def app_with(bundle: Bundle, inference: Any = None, **limits: Any) -> Any:
@@ -124,12 +125,15 @@ def test_rate_limit_applies_to_each_caller_separately(bundle: Bundle, tmp_path: 
     assert run(app, work) == [[200, 200, 200, 429, 429], 200, "1"]
 
 
+SLOW_S = 0.3
+
+
 class Slow(OnnxInference):
     """Networks that take 0.1 s."""
 
     async def infer(self, model: str, version: int, inputs: Any, timeout_s: float = 2.0) -> Any:
-        await asyncio.sleep(min(0.1, timeout_s))
-        if timeout_s < 0.1:
+        await slow_answer(min(SLOW_S, timeout_s))
+        if timeout_s < SLOW_S:
             raise InferenceError(model, "DEADLINE_EXCEEDED", "slow on purpose")
         return await super().infer(model, version, inputs, timeout_s)
 
@@ -153,7 +157,7 @@ class HangingStore(SqliteEventStore):
     """Neither writes nor erases while the test lasts."""
 
     async def append(self, events: Sequence[Event]) -> int:
-        await asyncio.sleep(3600)
+        await slow_answer()
         raise AssertionError
 
     async def erase(self, user_id: str) -> int:
@@ -229,11 +233,11 @@ def test_short_deadlines_skip_the_ranker_or_answer_503(
     retrieve = recommender.stages.retrieval.run
 
     async def slowly(*arguments: Any) -> Any:
-        await asyncio.sleep(5)
+        await slow_answer(5)
         return await retrieve(*arguments)
 
     async def work(client: httpx.AsyncClient) -> list[httpx.Response]:
-        bodies = [{"user_id": 1003, "deadline_ms": ms} for ms in (1000, 190)]
+        bodies = [{"user_id": 1003, "deadline_ms": ms} for ms in (10_000, int(1900 * SLOW_S))]
         answers = [await client.post("/v1/recommend", json=body) for body in bodies]
         monkeypatch.setattr(recommender.stages.retrieval, "run", slowly)
         return [*answers, await client.post("/v1/recommend", json=bodies[1])]

@@ -5,7 +5,6 @@ import contextlib
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from serving.events.sqlite_store import SqliteEventStore
 from serving.triton.ports import free_ports
 from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
+from tests.support.waiting import LIMIT_S, eventually
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -70,8 +70,7 @@ def served(bundle: Bundle, folder: Path, config: dict[str, Any]) -> Iterator[str
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    eventually(lambda: server.started)
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
@@ -104,7 +103,7 @@ def page(browser: webdriver.Chrome, url: str) -> webdriver.Chrome:
 
 
 def wait(browser: webdriver.Chrome, condition: Any) -> Any:
-    return WebDriverWait(browser, 10).until(lambda _: condition())
+    return WebDriverWait(browser, LIMIT_S).until(lambda _: condition())
 
 
 def cards(browser: webdriver.Chrome) -> list[Any]:
@@ -238,7 +237,7 @@ def test_a_service_with_keys_is_asked_with_one(
     with served(bundle, tmp_path, {"limits": {"api_keys_file": str(tmp_path / "keys.txt")}}) as url:
         browser.get(url)
         for key in ("a wrong one", "the right one"):
-            question = WebDriverWait(browser, 10).until(alert_is_present())
+            question = WebDriverWait(browser, LIMIT_S).until(alert_is_present())
             assert "API key" in question.text
             question.send_keys(key)
             question.accept()

@@ -19,6 +19,7 @@ from serving.events.base import HOUR_MS, EventStore, EventStoreError, user_diges
 from serving.events.intake import open_store
 from serving.events.sqlite_store import SqliteEventStore
 from tests.support.stores import DURABLE, event, needs_redis, new_user, start_redis, with_store
+from tests.support.waiting import eventually_async, slow_answer
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("redis", marks=needs_redis)])
@@ -196,10 +197,11 @@ def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(
     asyncio.run(opened.close())
 
     async def left(store: EventStore, count: int) -> None:
-        until = time.monotonic() + 10
-        while sum([len((await store.user(f"u{number}", 1000)).events) for number in range(7)]) != count:
-            assert time.monotonic() < until, "not pruned"
-            await asyncio.sleep(0.01)
+        async def as_many() -> bool:
+            states = [await store.user(f"u{number}", 1000) for number in range(7)]
+            return sum(len(state.events) for state in states) == count
+
+        await eventually_async(as_many, "not pruned")
 
     async def work(store: EventStore) -> None:
         await left(store, 1)
@@ -207,7 +209,7 @@ def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(
             ((now_ms - 86_400_000) // HOUR_MS, "7", 1)
         ]
         assert await store.append([event("u2", "late", old_ms)]) == 1
-        await asyncio.sleep(0.1)
+        await slow_answer(0.1)
         await left(store, 2)
 
     def open_kept(keep_days: float | None) -> SqliteEventStore:
@@ -317,10 +319,9 @@ def killed_writers(tmp_path: Path, times: int) -> None:
         command = [sys.executable, "-c", _WRITER, "sqlite", str(path), str(attempt)]
         writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
         assert writer.stdout is not None
-        first = writer.stdout.readline()
-        time.sleep(0.0013 * (attempt % 40))
+        first = [writer.stdout.readline() for _ in range(1 + attempt % 40)]
         os.kill(writer.pid, signal.SIGKILL)
-        acknowledged |= {line.strip() for line in (first, *writer.stdout) if line.endswith("\n")}
+        acknowledged |= {line.strip() for line in (*first, *writer.stdout) if line.endswith("\n")}
         writer.wait()
         writer.stdout.close()
     kept = {row[0] for row in sqlite3.connect(path).execute("SELECT event_id FROM events")}

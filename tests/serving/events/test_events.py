@@ -20,6 +20,7 @@ from serving.observability.served_log import ServedLog
 from serving.schemas.recommend import RecommendRequest
 from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
+from tests.support.waiting import eventually_async, slow_answer
 
 
 def call(app: Any, *requests: tuple[str, str, Any]) -> list[httpx.Response]:
@@ -115,6 +116,7 @@ class Breaking:
         self._hang_s = hang_s
         self.broken = False
         self.erased_here: set[str] = set()
+        self.erasures_were_read = False
 
     async def user(self, *_arguments: Any) -> UserState:
         if self.broken:
@@ -124,10 +126,11 @@ class Breaking:
     async def erased(self) -> frozenset[str]:
         if self.broken:
             await self._fail()
+        self.erasures_were_read = True
         return frozenset({user_digest("1001")})
 
     async def _fail(self, *_arguments: Any) -> Any:
-        await asyncio.sleep(self._hang_s)
+        await slow_answer(self._hang_s)
         raise EventStoreError("the event server does not answer: gone")
 
     append = assign_pseudonym = erase = ping = _fail
@@ -150,7 +153,7 @@ def test_a_store_that_is_down_is_done_without(bundle: Bundle, hang_s: float) -> 
     async def main() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             await client.post("/v1/recommend", json=known[2])
-            await asyncio.sleep(0.05)
+            await eventually_async(lambda: store.erasures_were_read)
             store.broken = True
             answers = [
                 await client.request(method, path, json=body) for method, path, body in (known, forgotten)
@@ -196,20 +199,29 @@ def test_who_was_erased_a_moment_ago_is_a_stranger_also_without_the_store(
     )
     ask = {"user_id": 1000, "deadline_ms": 5000}
 
+    read: list[frozenset[str]] = []
+    read_erased = store.erased
+
+    async def noted() -> frozenset[str]:
+        read.append(await read_erased())
+        return read[-1]
+
     async def fail(*_arguments: Any) -> UserState:
         raise EventStoreError("gone")
+
+    monkeypatch.setattr(store, "erased", noted)
 
     async def main() -> tuple[Any, Any]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             before = await client.post("/v1/recommend", json=ask)
-            await asyncio.sleep(0.05)  # reads who is erased
+            await eventually_async(lambda: read)
             if here:
                 await client.delete("/v1/users/1000")
             else:
                 other = SqliteEventStore(tmp_path / "events.sqlite")
                 await other.erase("1000")
                 await other.close()
-                await asyncio.sleep(0.2)  # nobody asks meanwhile
+                await eventually_async(lambda: user_digest("1000") in read[-1])
             monkeypatch.setattr(store, "user", fail)
             return before.json(), (await client.post("/v1/recommend", json=ask)).json()
 
@@ -253,9 +265,12 @@ def test_events_of_a_bundle_with_other_ids_are_left_out(bundle: Bundle, store: S
 class ErasedMeanwhile(SqliteEventStore):
     """Somebody erases the user whenever a pseudonym is about to be kept."""
 
+    attempts = 0
+
     async def assign_pseudonym(self, user_id: str, pseudonym: str, erasures: int) -> None:
         await self.erase(user_id)
         await super().assign_pseudonym(user_id, pseudonym, erasures)
+        self.attempts += 1
 
 
 def test_nothing_leads_from_lines_of_the_log_to_a_user_who_was_erased_meanwhile(
@@ -267,9 +282,9 @@ def test_nothing_leads_from_lines_of_the_log_to_a_user_who_was_erased_meanwhile(
 
     async def main() -> list[UserState]:
         states = []
-        for _ in range(2):
+        for attempts in (1, 2):
             await recommender.recommend(RecommendRequest(user_id=1000, k=3))
-            await asyncio.sleep(0.3)  # the pseudonym is written beside the answer
+            await eventually_async(lambda expected=attempts: store.attempts == expected)
             states.append(await store.user("1000", 10))
         await store.close()
         return states
@@ -284,12 +299,16 @@ def test_who_was_served_is_not_in_the_log(bundle: Bundle, store: SqliteEventStor
     recommender = recommender_of(bundle, OnnxInference(bundle), 7, config, store, log)
     place = {"place": {"latitude": 48.856613, "longitude": 2.352222}}
 
+    async def has_pseudonym(user_id: str) -> bool:
+        return (await store.user(user_id, 1)).pseudonym is not None
+
     async def main() -> None:
         for user_id in (1000, 1000, 1001, None):
             await recommender.recommend(
                 RecommendRequest.model_validate({"user_id": user_id, "context": place, "k": 3})
             )
-            await asyncio.sleep(0.05)  # the pseudonym is written beside the answer
+            if user_id is not None:
+                await eventually_async(lambda user=str(user_id): has_pseudonym(user))
 
     asyncio.run(main())
     log.close()

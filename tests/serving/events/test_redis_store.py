@@ -13,6 +13,7 @@ from serving.config import LiveEventsConfig
 from serving.events.base import HOUR_MS, EventStore, EventStoreError, user_digest
 from serving.events.intake import open_store
 from tests.support.stores import DURABLE, event, needs_redis, new_user, redis_store, start_redis, with_store
+from tests.support.waiting import eventually_async, slow_answer
 
 
 @needs_redis
@@ -42,7 +43,7 @@ def test_events_of_many_users_take_a_few_journeys(redis_url: str) -> None:
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
         while data := await reader.read(1 << 20):
-            await asyncio.sleep(delay_s)
+            await slow_answer(delay_s)
             writer.write(data)
         writer.close()
 
@@ -111,10 +112,9 @@ def holds(folder: Path, text: bytes) -> bool:
 
 
 async def gone_from(folder: Path, *texts: bytes) -> None:
-    until = time.monotonic() + 20
-    while any(holds(folder, text) for text in texts):
-        assert time.monotonic() < until, "what was erased is still in the log"
-        await asyncio.sleep(0.02)
+    await eventually_async(
+        lambda: not any(holds(folder, text) for text in texts), "what was erased is still in the log"
+    )
 
 
 @needs_redis
@@ -171,7 +171,7 @@ def test_a_server_that_does_not_write_its_log_anew_erases_all_the_same(
     async def work(store: EventStore) -> None:
         await store.append([event("u", "a")])
         assert await store.erase("u") == 1
-        await asyncio.sleep(0.2)
+        await eventually_async(lambda: caplog.messages)
         assert len(caplog.messages) == 1 and "unknown command" in caplog.messages[0], (
             "said, and not asked again"
         )

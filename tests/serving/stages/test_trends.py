@@ -24,6 +24,7 @@ from serving.stages.retrieval import EMPTY_QUERY, Retrieval
 from serving.stages.trends import LOOK_BACK_HOURS, Trend, Trends
 from serving.stages.types import RequestTime
 from tests.support.playlists import ask, ids, recommender_with
+from tests.support.waiting import eventually_async
 
 DAYS = 0.5
 TRENDING = ServingConfig.model_validate(
@@ -157,15 +158,17 @@ def test_recommendations_follow_what_happens(bundle: Bundle, tmp_path: Path) -> 
     retrieval = Retrieval(bundle, TRENDING, store)
 
     async def asked() -> list[int]:
-        firsts = []
-        while len(firsts) < 200 and bundle.item_ids.row(unpopular) not in firsts:
+        firsts: list[int] = []
+
+        async def is_recommended() -> bool:
             found = await retrieval.run(RecommendRequest(k=1), EMPTY_QUERY, RequestTime.read(None))
             firsts.append(int(found.rows_C[0]))
-            await asyncio.sleep(0.02)  # nobody waits for the reading
+            return firsts[-1] == bundle.item_ids.row(unpopular)
+
+        await eventually_async(is_recommended)
         return firsts
 
-    firsts = asyncio.run(asked())
-    assert firsts[-1] == bundle.item_ids.row(unpopular) != firsts[0]
+    assert asyncio.run(asked())[0] != bundle.item_ids.row(unpopular)
 
 
 def test_a_store_that_does_not_tell_leaves_trends_as_they_were(
@@ -182,7 +185,7 @@ def test_a_store_that_does_not_tell_leaves_trends_as_they_were(
         monkeypatch.setattr(store, "hourly", refuse)
         trends.start_refreshing()
         trends.start_refreshing()  # it does already
-        await asyncio.sleep(0.05)
+        await eventually_async(lambda: caplog.messages)
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(work())

@@ -4,7 +4,6 @@ import asyncio
 import json
 import pickle
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from serving.triton.inference import InferenceError
 from serving.triton.resilience import ATTEMPTS, OPEN, CircuitBreaker, ResilientInference
 from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
+from tests.support.waiting import eventually, slow_answer
 
 
 class Failing:
@@ -111,7 +111,7 @@ class Hanging(OnnxInference):
     """Answers nothing within any time."""
 
     async def infer(self, model: str, version: int, inputs: Any, timeout_s: float = 2.0) -> Any:
-        await asyncio.sleep(timeout_s)
+        await slow_answer(timeout_s)
         raise InferenceError(model, "DEADLINE_EXCEEDED", "it hangs")
 
 
@@ -264,9 +264,7 @@ def test_spans_reach_a_collector(bundle: Bundle) -> None:
         tracer = Tracer(f"http://127.0.0.1:{server.server_port}")
         post(build_app(recommender_of(bundle, OnnxInference(bundle), 7, tracer=tracer)), {"user_id": 1003})
         tracer.close()
-        until = time.monotonic() + 5
-        while not received and time.monotonic() < until:
-            time.sleep(0.01)
+        eventually(lambda: received)
     finally:
         server.shutdown()
         thread.join()

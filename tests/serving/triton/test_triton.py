@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from serving.triton.ports import free_ports, holder_of, require_free
 from serving.triton.server import TritonServer
 from tests.support.bundles import Shape, build_bundle, encoder_inputs, write_ranker
 from tests.support.inference import OnnxInference
+from tests.support.waiting import eventually, eventually_async
 
 REPOSITORY = Path(__file__).parents[3] / "model_repository"
 
@@ -160,8 +160,11 @@ def test_two_versions_answer_side_by_side_and_the_first_never_stops(ask: Any, re
             await client.infer("ranker", 1, features)
         assert error.value.code in ("NOT_FOUND", "UNAVAILABLE")
         await client.unload("ranker")
-        while await client.ready("ranker", 2):
-            await asyncio.sleep(0.05)
+
+        async def unloaded() -> bool:
+            return not await client.ready("ranker", 2)
+
+        await eventually_async(unloaded)
 
     ask(work)
 
@@ -238,9 +241,7 @@ def test_a_server_that_ends_tells_its_own_last_lines(server: TritonServer, repos
 
 def wait_for_the_end(server: TritonServer) -> None:
     """Until it says that it has ended."""
-    while True:
-        server.require_running()
-        time.sleep(0.05)
+    eventually(server.require_running)
 
 
 def test_busy_port_names_the_port_and_the_process(repository: Path) -> None:
@@ -262,12 +263,12 @@ def test_no_repository(tmp_path: Path) -> None:
 
 def test_triton_does_not_outlive_a_parent_that_is_killed(repository: Path) -> None:
     code = f"""
-import time
+import threading
 from pathlib import Path
 from serving.triton.server import TritonServer
 with TritonServer(Path({str(repository)!r})) as server:
     print(server.http_address, flush=True)
-    time.sleep(60)
+    threading.Event().wait(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

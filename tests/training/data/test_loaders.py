@@ -1,11 +1,11 @@
 """Batches are collated ahead by a thread, and nobody notices but the clock."""
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.support.waiting import LIMIT_S, eventually, throughout
 from training.data.loaders import prefetched
 
 
@@ -32,11 +32,10 @@ def test_items_are_made_ahead_but_not_too_far() -> None:
 
     ahead = prefetched(items(), 3)
     assert next(ahead) == 0
-    assert fifth.wait(5), (
+    assert fifth.wait(LIMIT_S), (
         "nobody asks for the fifth item, and it is made: three wait, one is in the thread's hand"
     )
-    time.sleep(0.3)
-    assert made == [0, 1, 2, 3, 4]
+    throughout(lambda: made == [0, 1, 2, 3, 4], 0.3)
     assert list(ahead) == list(range(1, 50))
 
 
@@ -56,7 +55,4 @@ def test_whoever_stops_early_leaves_no_thread() -> None:
     for item in prefetched(iter(int, 1), 2):
         assert item == 0
         break
-    deadline_s = time.monotonic() + 5
-    while threads_at_work() > before and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    assert threads_at_work() == before
+    eventually(lambda: threads_at_work() == before)
