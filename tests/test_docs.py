@@ -1,5 +1,6 @@
 """The documents tell the truth: their examples run, their figures are those of result files, their paths exist."""
 
+import ast
 import contextlib
 import itertools
 import json
@@ -165,6 +166,14 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(code[1], names)
     assert names["dataset"].num_items == 60
     assert open_bundle(tmp_path / "artifacts" / "bundle").manifest.num_users == 60
+
+
+def test_the_notebook_has_no_outputs_and_its_cells_parse() -> None:
+    """`make tour` executes it."""
+    notebook = json.loads((ROOT / "docs" / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["id"] for cell in cells if cell["outputs"] or cell["execution_count"]] == []
+    assert [ast.parse("".join(cell["source"])) for cell in cells]
 
 
 def test_the_readme_table_is_that_of_the_newest_result_file() -> None:

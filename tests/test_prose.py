@@ -29,7 +29,6 @@ ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|etc|no|fig)\.$", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.?!][)\"*_]?(?= +[A-Z`\[])")
 
 OLD_WORDS = (
-    r"\bCrowd\b",
     r"\bhard rules?\b",
     r"\bstrangers?\b",
     r"\bcircumstances?\b",
@@ -38,15 +37,13 @@ OLD_WORDS = (
     r"\bhidden items?\b",
     r"\bNOBODY\b",
     r"\bEVERY_S\b",
-    r"\blook_further\b",
-    r"\bis_there\b",
-    r"\b_in_turns\b",
-    r"\bof_step\b",
-    r"\banswers_UD\b",
-    r"\bworkers_here\b",
-    r"\bbare_model\b",
-    r"\blearn_encoding\b",
+    r"\b(?:look_further|is_there|of_step|answers_UD|workers_here|bare_model|learn_encoding)\b",
+    r"\b(?:_in_turns|_within|_filled|_apart)\(",
+    r"\bquery\.clock\b",
+    r"\b(?:Crowd|Incoming|Tally)\b",
+    r"\bclass (?:Gate|Guard|Rates|Parts|Turns|Question|Entries|Facts|Content|Preferences|Attend|Measures)\b",
 )
+"""Names and words that the field's terms have replaced."""
 
 
 def tracked(*patterns: str) -> list[str]:
