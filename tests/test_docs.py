@@ -1,4 +1,4 @@
-"""The documents tell the truth: their examples run, their figures are those of result files, their paths exist."""
+"""Documents: their examples run, their figures are those of result files, their links exist."""
 
 import ast
 import contextlib

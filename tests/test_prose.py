@@ -23,7 +23,7 @@ LONG_PAGES = {
     "docs/results.md": "generated",
 }
 CHECK_PYTHON = False
-"""Whether comments and docstrings are held to the rules of prose, too: until all are, they are only counted."""
+"""Whether comments and docstrings are held to the rules of prose, too."""
 
 ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|etc|no|fig)\.$", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.?!][)\"*_]?(?= +[A-Z`\[])")
@@ -72,7 +72,7 @@ def sentences_that_go_on(line: str) -> list[int]:
 
 
 def python_prose(text: str) -> Iterator[tuple[int, str]]:
-    """Line numbers and lines of the comments and docstrings of a Python file; examples of docstrings left out."""
+    """Line numbers and lines of the comments and docstrings of a Python file, without examples."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT and not re.match(r"# *(type:|noqa|fmt:|pragma|!)", token.string):
             yield token.start[0], token.line.rstrip() if token.line.lstrip().startswith("#") else token.string
