@@ -30,7 +30,7 @@ from passerelle.arrays import (
 )
 from passerelle.arrow import column, read_table, write_table
 from passerelle.config import Config
-from passerelle.errors import UserError
+from passerelle.event_types import event_type_codes
 from passerelle.files import new_directory
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, MAX_ITEM_ROW, TIMESTAMP_MS, USER_ID
@@ -133,13 +133,8 @@ class Dataset:
         Raises:
             UserError: the dataset has no such event type.
         """
-        known = self.manifest.event_types
-        if unknown := [name for name in names if name not in known]:
-            raise UserError(
-                f"{where}: {', '.join(unknown)}: no such event type in {self.path}; "
-                f"there are: {', '.join(known)}"
-            )
-        return np.isin(self.event_types_E, [known.index(name) for name in names])
+        codes = event_type_codes(names, self.manifest.event_types, where, str(self.path))
+        return np.isin(self.event_types_E, codes)
 
     def user_rows_of(self, positions: Int64Array) -> Int64Array:
         """Returns the user row of each event, given by position."""

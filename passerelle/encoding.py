@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from passerelle.arrays import Float32Array, Float64Array, Int64Array
+from passerelle.calendar_time import DAY_MS
 from passerelle.categories import explode
 from passerelle.config import Config
 from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind, Scaling
 from passerelle.errors import UserError
-from passerelle.features import DAY_MS
 
 NO_CODE = 0
 LARGEST = 1000.0

@@ -11,14 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from passerelle.arrays import Float32Array, Float64Array, FloatArray, Int64Array
+from passerelle.calendar_time import hour_of_day, weekday
 from passerelle.categories import category_codes
 from passerelle.dataset import FeatureColumn
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.ragged import gather_ragged
-
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
-EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 LONG_WINDOW, SHORT_WINDOW = 50, 5
 
@@ -144,8 +141,8 @@ class RankingFeatures:
             similarity_CL[:, -1] if some_history else zeros_C,
             similarity_CL[:, -SHORT_WINDOW:].max(axis=1) if some_history else zeros_C,
             similarity_CL.mean(axis=1) if some_history else zeros_C,
-            float(timestamp_ms % DAY_MS // HOUR_MS),
-            float((timestamp_ms // DAY_MS + EPOCH_WEEKDAY) % 7),
+            float(hour_of_day(timestamp_ms)),
+            float(weekday(timestamp_ms)),
         ]
         for categories in self._categories.values():
             columns += [

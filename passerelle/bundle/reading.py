@@ -32,6 +32,7 @@ from passerelle.bundle.reference import Reference, read_reference
 from passerelle.config import Config, validate
 from passerelle.encoding import QueryEncoding
 from passerelle.errors import UserError
+from passerelle.event_types import event_type_codes
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, USER_ID
 from passerelle.manifest import open_manifest
@@ -76,7 +77,10 @@ class Bundle:
 
     def seen(self, history: History) -> Int64Array:
         """Returns the distinct item rows of a history that are not to be recommended again."""
-        targets = [self.manifest.event_types.index(name) for name in self.manifest.target_event_types]
+        manifest = self.manifest
+        targets = event_type_codes(
+            manifest.target_event_types, manifest.event_types, "target_event_types", str(self.path)
+        )
         return np.unique(history.item_rows_L[np.isin(history.event_types_L, targets)])
 
     def reference(self) -> Reference:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from passerelle.arrays import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 from passerelle.errors import UserError
+from passerelle.event_types import event_type_codes
 from passerelle.ids import ITEM_ID, TIMESTAMP_MS, USER_ID
 from passerelle.prepare.config import ID_TYPES, Condition, EventsConfig, IdType, PrepareConfig
 from passerelle.prepare.readers import read_batches
@@ -216,7 +217,7 @@ def _convert_ids(rows: _Rows, name: str, column: str, id_type: IdType, target: s
 
 def _event_types(rows: _Rows, block: EventsConfig, config: PrepareConfig) -> tuple[UInt8Array, Float32Array]:
     names = block.weights()
-    codes = np.array([config.event_types().index(name) for name in names], dtype=np.uint8)
+    codes = event_type_codes(names, config.event_types(), "event_types").astype(np.uint8)
     weights = np.array(list(names.values()), dtype=np.float32)
     if block.event_type_column is None:
         return np.full(rows.batch.num_rows, codes[0]), np.full(rows.batch.num_rows, weights[0])

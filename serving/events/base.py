@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 PSEUDONYM_BYTES = 12
-HOUR_MS = 3_600_000
 DAY_S = 86_400
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 from passerelle.bundle import Bundle
 from passerelle.errors import UserError
+from passerelle.event_types import event_type_codes
 from passerelle.id_map import Id, parsed
 from serving.config import LiveEventsConfig
 from serving.events.base import Event, EventStore, EventStoreError
@@ -58,11 +59,7 @@ class EventIntake:
         events = []
         for i, event in enumerate(request.all_events()):
             event_type = names[0] if event.event_type is None else event.event_type
-            if event_type not in names:
-                known = ", ".join(names)
-                raise UserError(
-                    f"events.{i}.event_type: no {event_type!r} among the events of this model: {known}"
-                )
+            event_type_codes([event_type], names, f"events.{i}.event_type")
             user_id = str(parsed(self._bundle.user_ids, event.user_id, f"events.{i}.user_id"))
             item_id = str(parsed(self._bundle.item_ids, event.item_id, f"events.{i}.item_id"))
             timestamp_ms = now_ms if event.timestamp_ms is None else event.timestamp_ms

@@ -15,8 +15,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from passerelle.calendar_time import HOUR_MS
 from passerelle.errors import UserError
-from serving.events.base import DAY_S, HOUR_MS, Event, EventStoreError, HourlyCount, UserState, user_digest
+from serving.events.base import DAY_S, Event, EventStoreError, HourlyCount, UserState, user_digest
 
 try:
     import redis.asyncio as redis

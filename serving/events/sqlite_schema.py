@@ -1,6 +1,6 @@
 """Tables and statements of the SQLite event store."""
 
-from serving.events.base import HOUR_MS
+from passerelle.calendar_time import HOUR_MS
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS events (

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from passerelle.arrays import Float32Array, Int64Array
 from passerelle.bundle import QUERY_ENCODER, Bundle, History
-from passerelle.errors import UserError
+from passerelle.event_types import event_type_codes
 from passerelle.id_map import UNKNOWN_ROW, Id
 from passerelle.request_features import encode_values
 from serving.config import ServingConfig
@@ -74,11 +74,9 @@ class EmbeddingLookup:
         config = config or ServingConfig()
         self._cold = config.cold_start
         self._histories = UserHistories(bundle, config, events)
-        if unknown := sorted(set(self._cold.min_events_of) - set(bundle.manifest.event_types)):
-            names = ", ".join(bundle.manifest.event_types)
-            raise UserError(
-                f"cold_start.min_events_of: no {unknown[0]!r} among the events of this model: {names}"
-            )
+        self._cold_types = event_type_codes(
+            self._cold.min_events_of, bundle.manifest.event_types, "cold_start.min_events_of"
+        )
 
     async def run(
         self, request: RecommendRequest, request_time: RequestTime, timeout_s: float = INFER_TIMEOUT_S
@@ -128,10 +126,11 @@ class EmbeddingLookup:
             return count < self._cold.min_request_items
         if not count or not self._cold.min_events_of:
             return count < max(1, self._cold.min_events)
-        names = self._bundle.manifest.event_types
-        counts = np.bincount(known.history.event_types_L, minlength=len(names))
+        num_types = len(self._bundle.manifest.event_types)
+        counts = np.bincount(known.history.event_types_L, minlength=num_types)[self._cold_types]
         return all(
-            counts[names.index(name)] < min_count for name, min_count in self._cold.min_events_of.items()
+            count < min_count
+            for count, min_count in zip(counts, self._cold.min_events_of.values(), strict=True)
         )
 
     def _features(self, request: RecommendRequest, user_row: int) -> dict[str, npt.NDArray[Any]]:

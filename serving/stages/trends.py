@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from passerelle.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from passerelle.bundle import Bundle
+from passerelle.calendar_time import HOUR_MS
 from passerelle.id_map import IdMap, parsed_or_none
 from passerelle.ids import FIRST_ITEM_ROW
-from serving.events.base import HOUR_MS, EventStore, EventStoreError, HourlyCount
+from serving.events.base import EventStore, EventStoreError, HourlyCount
 
 REFRESH_INTERVAL_S = 30.0
 """Seconds between two readings of live events."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from passerelle.arrays import Int64Array
 from passerelle.bundle import Bundle, History
-from passerelle.errors import UserError
+from passerelle.event_types import event_type_codes
 from passerelle.id_map import UNKNOWN_ROW, Id, parsed, parsed_or_none
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.config import ServingConfig
@@ -193,15 +193,10 @@ class UserHistories:
 
     def _event_types(self, request: RecommendRequest, length: int) -> Int64Array:
         """Returns the codes of the given event types; the code of the first event type where none are given."""
-        names = self._bundle.manifest.event_types
-        given = request.history_event_types
-        if given is None:
+        if request.history_event_types is None:
             return np.zeros(length, dtype=np.int64)
-        if unknown := sorted(set(given) - set(names)):
-            raise UserError(
-                f"history_event_types: no {unknown[0]!r} among the events of this model: {', '.join(names)}"
-            )
-        return np.array([names.index(name) for name in given], dtype=np.int64)
+        names = self._bundle.manifest.event_types
+        return event_type_codes(request.history_event_types, names, "history_event_types")
 
 
 async def _assign_pseudonym(events: EventStore, user_id: str, pseudonym: str, erasures: int) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from passerelle.arrow import column, read_table, write_table
+from passerelle.calendar_time import HOUR_MS
 from passerelle.config import validate
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
@@ -16,7 +17,6 @@ from passerelle.splits import EvaluationUsers, Split, SplitConfig, evaluation_us
 from tests.passerelle.conftest import MakeDataset, histories
 from tests.support.files import flip_byte
 
-HOUR_MS = 3_600_000
 EVENTS = [
     [(2, 0), (3, 1), (4, 1), (2, 9)],
     [(5, 3), (3, 4)],  # too short for leave-one-out: trains with all it has
@@ -168,7 +168,7 @@ def test_bookings_of_a_period(make_dataset: MakeDataset) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("booked",), r"split.event_types: booked: no such event type in .*; there are: click, booking"),
+        (("booked",), r"split.event_types: no 'booked' among the events of .*: click, booking"),
         (("booking",), r"no user of the 1 has both history and a validation event \(booking\)"),
     ],
 )

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from passerelle.calendar_time import DAY_MS
 from passerelle.dataset import FeatureColumn
-from passerelle.encoding import DAY_MS, LARGEST, MAX_SLOTS, FeatureEncoding, fit_encoding
+from passerelle.encoding import LARGEST, MAX_SLOTS, FeatureEncoding, fit_encoding
 from passerelle.errors import UserError
 
 FEATURES = (

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from passerelle.bundle import QUERY_ENCODER, RANKER, Bundle
+from passerelle.calendar_time import HOUR_MS
 from passerelle.errors import UserError
 from serving import graph
 from serving.api.app import build_app
@@ -29,7 +30,7 @@ from serving.triton.inference import InferenceError
 from serving.triton.ports import free_ports
 from tests.serving.conftest import recommender_of
 from tests.support.inference import OnnxInference
-from tests.support.offers import HOUR_MS, NOW_MS
+from tests.support.offers import NOW_MS
 from tests.support.playlists import ask, config_of, config_with, ids, recommender_with, source
 from tests.support.waiting import eventually, slow_answer, slow_call
 

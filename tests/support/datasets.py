@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from passerelle.arrays import FloatArray, Int64Array
+from passerelle.calendar_time import DAY_MS, HOUR_MS
 from passerelle.config import apply_overrides, validate
 from passerelle.dataset import Dataset, DatasetContents, FeatureColumn, write_dataset
-from passerelle.features import DAY_MS, HOUR_MS
 from passerelle.ids import FIRST_ITEM_ROW
 from tests.support.items import item_table
 

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from passerelle.bundle import Bundle
+from passerelle.calendar_time import HOUR_MS
 
 PARIS, LYON = (48.8566, 2.3522), (45.7640, 4.8357)
 NOW_MS = 1_700_000_000_000
-HOUR_MS = 3_600_000
 
 
 def write_offers(bundle: Bundle, path: Path) -> Path:

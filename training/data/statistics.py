@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from passerelle.arrays import Float64Array, Int64Array
+from passerelle.calendar_time import DAY_MS
 from passerelle.dataset import Dataset
-from passerelle.features import DAY_MS
 from passerelle.splits import Split
 from training.config import Recipe
 from training.data.objectives import expected_targets

@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from passerelle.calendar_time import DAYS_PER_WEEK, HOURS_PER_DAY, hour_of_day, weekday
 from passerelle.encoding import NO_CODE, FeatureEncoding, QueryEncoding
-from passerelle.features import DAY_MS, HOUR_MS
 
 CODE_DIM = 16
 HIDDEN_MULTIPLE = 2
-HOURS, WEEKDAYS = 24, 7
-_THURSDAY = 3
 """1970-01-01, where Monday is 0."""
 
 
@@ -118,7 +116,7 @@ class QueryTower(nn.Module):
         self.context = FeatureInput(encoding.context, generator) if encoding.context.columns else None
         self.hour_VC, self.weekday_VC = (
             nn.Parameter(torch.empty(size, CODE_DIM)) if name in time_features else None
-            for name, size in (("hour", HOURS), ("weekday", WEEKDAYS))
+            for name, size in (("hour", HOURS_PER_DAY), ("weekday", DAYS_PER_WEEK))
         )
         width = sum(part.width for part in (self.user, self.context) if part is not None) + CODE_DIM * len(
             time_features
@@ -140,8 +138,8 @@ class QueryTower(nn.Module):
         if self.context is not None:
             parts.append(self.context.columns(facts.context_codes, facts.context_numbers))
         if self.hour_VC is not None:
-            parts.append(F.embedding(time_ms_N // HOUR_MS % HOURS, self.hour_VC))
+            parts.append(F.embedding(hour_of_day(time_ms_N), self.hour_VC))
         if self.weekday_VC is not None:
-            parts.append(F.embedding((time_ms_N // DAY_MS + _THURSDAY) % WEEKDAYS, self.weekday_VC))
+            parts.append(F.embedding(weekday(time_ms_N), self.weekday_VC))
         corrected_ND: Tensor = history_ND + self.out(F.gelu(self.inner(torch.cat(parts, dim=1))))
         return corrected_ND

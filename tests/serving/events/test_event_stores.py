@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from passerelle.calendar_time import HOUR_MS
 from passerelle.config import validate
 from passerelle.errors import UserError
 from serving.config import LiveEventsConfig, ServingConfig
-from serving.events.base import HOUR_MS, EventStore, EventStoreError, user_digest
+from serving.events.base import EventStore, EventStoreError, user_digest
 from serving.events.intake import open_store
 from serving.events.sqlite_store import SqliteEventStore
 from tests.support.stores import DURABLE, event, needs_redis, new_user, start_redis, with_store

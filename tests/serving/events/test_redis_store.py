@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from passerelle.calendar_time import HOUR_MS
 from serving.config import LiveEventsConfig
-from serving.events.base import HOUR_MS, EventStore, EventStoreError, user_digest
+from serving.events.base import EventStore, EventStoreError, user_digest
 from serving.events.intake import open_store
 from tests.support.stores import DURABLE, event, needs_redis, new_user, redis_store, start_redis, with_store
 from tests.support.waiting import eventually_async, slow_answer

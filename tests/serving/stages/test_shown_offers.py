@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from passerelle.bundle import Bundle
+from passerelle.calendar_time import HOUR_MS
 from passerelle.errors import UserError
-from tests.support.offers import HOUR_MS
 from tests.support.playlists import ask, config_with, ids, recommender_with
 
 

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passerelle.bundle import Bundle
+from passerelle.calendar_time import HOUR_MS
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.config import ServingConfig
-from serving.events.base import HOUR_MS, Event, EventStoreError
+from serving.events.base import Event, EventStoreError
 from serving.events.sqlite_store import SqliteEventStore
 from serving.schemas.recommend import RecommendRequest
 from serving.stages.retrieval import EMPTY_QUERY, Retrieval

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from passerelle.arrays import Float64Array
+from passerelle.calendar_time import DAY_MS
 from passerelle.dataset import Dataset
-from passerelle.features import DAY_MS
 from passerelle.splits import Split, SplitConfig, make_split
 from tests.support.datasets import dataset_of, small_recipe
 from training.config import Recipe

@@ -124,7 +124,7 @@ def test_clicks_train_and_bookings_validate(dataset: Dataset, tmp_path: Path) ->
         ),
         (
             ("objective.kind=causal", "objective.event_types=['views']"),
-            r"objective.event_types: views: no such event type in .*: view, purchase",
+            r"objective.event_types: no 'views' among the events of .*: view, purchase",
         ),
         (("query.features=['colour']",), r"query.features: colour: no feature of users"),
         (
@@ -133,7 +133,7 @@ def test_clicks_train_and_bookings_validate(dataset: Dataset, tmp_path: Path) ->
         ),
         (
             ("split.event_types=['buy']",),
-            r"split.event_types: buy: no such event type in .*: view, purchase",
+            r"split.event_types: no 'buy' among the events of .*: view, purchase",
         ),
     ],
 )

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passerelle.arrays import Float64Array
+from passerelle.calendar_time import DAY_MS
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
-from passerelle.features import DAY_MS
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import EvaluationUsers, Split, SplitConfig, evaluation_users, make_split
 from tests.support.datasets import dataset_of

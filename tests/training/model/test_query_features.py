@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from passerelle.calendar_time import HOUR_MS
 from passerelle.dataset import Dataset, DatasetContents, FeatureColumn, write_dataset
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
@@ -25,8 +26,6 @@ from training.model.towers import QueryFeatureBatch
 from training.model_config import QueryConfig
 from training.runs.fit import train_in_process
 from training.runs.open_run import load_run
-
-HOUR_MS = 3_600_000
 
 
 def test_facts_by_hand(dataset: Dataset) -> None:
