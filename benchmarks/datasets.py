@@ -1,6 +1,7 @@
 """The data sets that quality is measured on, prepared once and kept."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,40 +73,42 @@ def _beauty(path: Path) -> Dataset:
         rows = [np.array(line.split(), dtype=np.int64) for line in stream.read().decode().splitlines()]
     items_E = np.concatenate([row[1:] for row in rows])
     item_ids, positions_E = np.unique(items_E, return_inverse=True)
-    return bare_dataset(
-        path,
-        BEAUTY.name,
-        event_type="review",
+    events = PlainEvents(
         item_rows_E=positions_E + FIRST_ITEM_ROW,
         timestamps_ms_E=np.concatenate([np.arange(1, len(row)) for row in rows]),
         lengths_U=np.array([len(row) - 1 for row in rows]),
         user_ids=[int(row[0]) for row in rows],
         item_ids=item_ids,
     )
+    return plain_dataset(path, BEAUTY.name, "review", events)
 
 
-def bare_dataset(
-    path: Path,
-    name: str,
-    *,
-    event_type: str,
-    item_rows_E: Int64Array,
-    timestamps_ms_E: Int64Array,
-    lengths_U: Int64Array,
-    user_ids: Any,
-    item_ids: Any,
-) -> Dataset:
-    """A dataset of events of one type and weight 1, sorted by user, then time; users and items have ids and nothing else."""
+@dataclass(frozen=True)
+class PlainEvents:
+    """Events of one type and weight 1, sorted by user, then time; users and items have ids and no features."""
+
+    item_rows_E: Int64Array
+    timestamps_ms_E: Int64Array
+    lengths_U: Int64Array
+    """Events of each user."""
+    user_ids: Any
+    """One a user, in a type that Arrow takes."""
+    item_ids: Any
+
+
+def plain_dataset(path: Path, name: str, event_type: str, events: PlainEvents) -> Dataset:
+    """Writes a dataset of such events."""
+    num_events = len(events.item_rows_E)
     return write_dataset(
         path,
         DatasetContents(
-            item_rows_E=item_rows_E,
-            timestamps_ms_E=timestamps_ms_E,
-            event_types_E=np.zeros(len(item_rows_E), dtype=np.uint8),
-            weights_E=np.ones(len(item_rows_E), dtype=np.float32),
-            offsets_U1=np.concatenate([[0], np.cumsum(lengths_U)]),
-            users=pa.table({"user_id": user_ids}),
-            items=pa.table({"item_id": item_ids}),
+            item_rows_E=events.item_rows_E,
+            timestamps_ms_E=events.timestamps_ms_E,
+            event_types_E=np.zeros(num_events, dtype=np.uint8),
+            weights_E=np.ones(num_events, dtype=np.float32),
+            offsets_U1=np.concatenate([[0], np.cumsum(events.lengths_U)]),
+            users=pa.table({"user_id": events.user_ids}),
+            items=pa.table({"item_id": events.item_ids}),
             description={
                 "name": name,
                 "event_types": (event_type,),

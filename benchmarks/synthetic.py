@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.datasets import bare_dataset
+from benchmarks.datasets import PlainEvents, plain_dataset
 from passerelle.dataset import Dataset
 from passerelle.ids import FIRST_ITEM_ROW
 
@@ -26,13 +26,11 @@ def synthetic_dataset(path: Path, *, num_events: int, length: int, num_items: in
     ranks_E = np.floor(np.exp(rng.random(total) * np.log(num_items + 1))).astype(
         np.int64
     )  # P(rank <= r) = log(r + 1) / log(n + 1)
-    return bare_dataset(
-        path,
-        f"synthetic-{num_items}x{length}",
-        event_type="event",
+    events = PlainEvents(
         item_rows_E=np.minimum(ranks_E, num_items) - 1 + FIRST_ITEM_ROW,
         timestamps_ms_E=np.arange(1, total + 1, dtype=np.int64) * 60_000,
         lengths_U=lengths_U,
         user_ids=np.arange(len(lengths_U)),
         item_ids=np.arange(num_items),
     )
+    return plain_dataset(path, f"synthetic-{num_items}x{length}", "event", events)

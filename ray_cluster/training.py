@@ -24,7 +24,7 @@ from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray, own_signals, users_mistake
 from training.config import Recipe
-from training.runs.fit import fit
+from training.runs.fit import Workers, fit
 from training.runs.run import LAST, RunManifest, finish_run, plan_run, start_run, with_own_split
 
 MAX_WORKER_FAILURES = 2
@@ -42,11 +42,13 @@ def _worker(job: dict[str, Any]) -> None:
         Recipe.model_validate(job["config"]),
         run_path,
         resume=job["resume"] or (run_path / LAST).exists(),
-        num_workers=context.get_world_size(),
-        local_world_size=context.get_local_world_size(),
-        strategy=RayDDPStrategy(),
-        plugins=[RayLightningEnvironment()],
-        prepare=prepare_trainer,
+        workers=Workers(
+            count=context.get_world_size(),
+            local_world_size=context.get_local_world_size(),
+            strategy=RayDDPStrategy(),
+            plugins=[RayLightningEnvironment()],
+            prepare=prepare_trainer,
+        ),
     )
 
 

@@ -27,7 +27,7 @@ from passerelle.metrics import accuracy as metrics
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
 from training.data.evaluation_batches import relevant_items, request_times_ms
-from training.evaluation.evaluate import rank_users, ranking_metrics, record_evaluation
+from training.evaluation.evaluate import RankingOptions, rank, ranking_metrics, record_evaluation
 from training.runs.open_run import OpenRun, load_run
 from training.runs.run import RANKER
 
@@ -75,15 +75,9 @@ def retrieve_candidates(
     """Exact top candidates of each user (seen items left out) and their features at the time of the request."""
     config, dataset = run.manifest.config, run.dataset
     num_candidates = min(config.ranker.num_candidates, dataset.num_items)
-    rows_QK, scores_QK = rank_users(
-        dataset,
-        users,
-        run.model.scores,
-        num_candidates,
-        max_history=config.model.max_history,
-        stage="retrieval",
-        progress=progress,
-    )
+    options = RankingOptions(num_candidates, config.model.max_history)
+    rankings = rank(dataset, users, run.model.scores, options, progress, stage="retrieval")
+    rows_QK, scores_QK = rankings.rows_QK, rankings.scores_QK
     features_QKF = np.zeros((*rows_QK.shape, len(run.features.names)), dtype=np.float32)
     times_ms_Q = request_times_ms(dataset, users).tolist()
     for position in range(len(users)):

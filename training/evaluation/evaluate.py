@@ -29,7 +29,13 @@ from training.data.evaluation_batches import EvaluationBatches, relevant_items
 from training.data.windows import with_validation
 from training.evaluation.baselines import RECENT_DAYS, make_baselines
 from training.evaluation.baselines.base import Scorer, hyper_parameters
-from training.evaluation.metric_report import MetricReport, batch_auc, confidence, describe_catalogue, measure
+from training.evaluation.metric_report import (
+    MetricReport,
+    batch_auc,
+    confidence,
+    describe_catalogue,
+    metric_report,
+)
 from training.model.topk import rank_scores
 from training.runs.open_run import OpenRun
 from training.runs.run import DETAILS, EVALUATION
@@ -71,37 +77,57 @@ class Evaluation:
     `segments` (`MetricReport.segments`) and `with_seen` (metric -> value)."""
 
 
+@dataclass(frozen=True)
+class RankingOptions:
+    """How the catalogue is ranked for a user."""
+
+    k: int
+    """Items to keep."""
+    max_history: int
+    """Newest items of a history that a scorer is given."""
+    exclude_seen: bool = True
+    """Leave out items of the history."""
+    with_auc: bool = False
+    """Compute the AUC of the whole ranking too."""
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """The k best items of each user, best first."""
+
+    rows_QK: Int64Array
+    scores_QK: Float32Array
+    auc_Q: Float64Array
+    """Zeros where it is not asked for."""
+
+
 @torch.inference_mode()
-def _rank(
+def rank(
     dataset: Dataset,
     users: EvaluationUsers,
     scorer: Scorer,
-    k: int,
+    options: RankingOptions,
+    progress: Progress = silent,
     *,
-    max_history: int,
-    exclude_seen: bool,
-    stage: str,
-    progress: Progress,
-    with_auc: bool,
-) -> tuple[Int64Array, Float32Array, Float64Array]:
-    """Rows and scores [Q, K] of `rank_users`, and the AUC [Q] where it is asked for (else zeros)."""
-    rows_QK = np.zeros((len(users), k), dtype=np.int64)
-    scores_QK = np.zeros((len(users), k), dtype=np.float32)
+    stage: str = "ranking",
+) -> Rankings:
+    """Returns rankings over the whole catalogue, in the order of `users`."""
+    rows_QK = np.zeros((len(users), options.k), dtype=np.int64)
+    scores_QK = np.zeros((len(users), options.k), dtype=np.float32)
     auc_Q = np.zeros(len(users))
     done = 0
     for batch in EvaluationBatches(
-        dataset, users, max_history=max_history, token_budget=EVALUATION_TOKEN_BUDGET
+        dataset, users, max_history=options.max_history, token_budget=EVALUATION_TOKEN_BUDGET
     ):
         scores_BR = scorer(batch)
-        rows_BK, scores_BK = rank_scores(scores_BR, batch, k, exclude_seen=exclude_seen)
+        rows_BK, scores_BK = rank_scores(scores_BR, batch, options.k, exclude_seen=options.exclude_seen)
         rows_QK[batch.positions_B], scores_QK[batch.positions_B] = rows_BK.numpy(), scores_BK.numpy()
-        if with_auc:
-            auc_Q[batch.positions_B] = batch_auc(
-                scores_BR, batch
-            )  # rank_scores has set what is not ranked to -inf
+        if options.with_auc:
+            # rank_scores has set what is not ranked to -inf
+            auc_Q[batch.positions_B] = batch_auc(scores_BR, batch)
         done += len(batch.positions_B)
         progress(stage, done, len(users))
-    return rows_QK, scores_QK, auc_Q
+    return Rankings(rows_QK, scores_QK, auc_Q)
 
 
 def rank_users(
@@ -112,22 +138,10 @@ def rank_users(
     *,
     max_history: int,
     exclude_seen: bool = True,
-    stage: str = "ranking",
-    progress: Progress = silent,
 ) -> tuple[Int64Array, Float32Array]:
-    """Rows [Q, K] and scores [Q, K] of the k best items of each user, over the whole catalogue, in the order of `users`."""
-    rows_QK, scores_QK, _ = _rank(
-        dataset,
-        users,
-        scorer,
-        k,
-        max_history=max_history,
-        exclude_seen=exclude_seen,
-        stage=stage,
-        progress=progress,
-        with_auc=False,
-    )
-    return rows_QK, scores_QK
+    """Returns rows [Q, K] and scores [Q, K] of the k best items of each user: `rank` without progress or AUC."""
+    rankings = rank(dataset, users, scorer, RankingOptions(k, max_history, exclude_seen))
+    return rankings.rows_QK, rankings.scores_QK
 
 
 def ranking_metrics(
@@ -169,37 +183,30 @@ def evaluate_in_detail(
         baseline.fit(run.dataset, fitting)
     progress("fitting baselines", len(baselines), len(baselines))
 
-    def measured(stage: str, scorer: Scorer, *, exclude_seen: bool) -> MetricReport:
-        rows_QK, _, auc_Q = _rank(
-            run.dataset,
-            users,
-            scorer,
-            max(ks),
-            max_history=run.manifest.config.model.max_history,
-            exclude_seen=exclude_seen,
-            stage=stage,
-            progress=progress,
-            with_auc=True,
+    def report_of(stage: str, scorer: Scorer, *, exclude_seen: bool) -> MetricReport:
+        options = RankingOptions(max(ks), run.manifest.config.model.max_history, exclude_seen, with_auc=True)
+        rankings = rank(run.dataset, users, scorer, options, progress, stage=stage)
+        return metric_report(
+            rankings.rows_QK, rankings.auc_Q, relevant_G, offsets_Q1, ks, catalogue, segments
         )
-        return measure(rows_QK, auc_Q, relevant_G, offsets_Q1, ks, catalogue, segments)
 
     evaluation = Evaluation({}, {})
     model: MetricReport | None = None
     scorers: dict[str, Scorer] = {"model": run.model.scores, **baselines}
     for name, scorer in scorers.items():
-        measures = measured(name, scorer, exclude_seen=True)
+        report = report_of(name, scorer, exclude_seen=True)
         # The same draws for each scorer: an interval does not depend on what else was asked for.
-        details = confidence(measures, model, np.random.default_rng(run.manifest.config.training.seed))
+        details = confidence(report, model, np.random.default_rng(run.manifest.config.training.seed))
         details["fitted_on"] = fitted_on if name in baselines else run.manifest.trained_on
         details["diversity_of"] = catalogue.diversity_of
         if name in baselines:
             details["hyper_parameters"] = hyper_parameters(baselines[name])
         if segments:
-            details["segments"] = measures.segments
+            details["segments"] = report.segments
         if settings.with_seen:
-            details["with_seen"] = measured(f"{name}, with seen items", scorer, exclude_seen=False).plain()
-        evaluation.metrics[name], evaluation.details[name] = measures.plain(), details
-        model = model or measures
+            details["with_seen"] = report_of(f"{name}, with seen items", scorer, exclude_seen=False).plain()
+        evaluation.metrics[name], evaluation.details[name] = report.plain(), details
+        model = model or report
     before = read_details(run.path).get(part, {})
     changed = {
         name

@@ -109,7 +109,7 @@ def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> Float64Array:
     )
 
 
-def measure(
+def metric_report(
     rows_QK: Int64Array,
     auc_Q: Float64Array,
     relevant_G: Int64Array,
@@ -160,7 +160,7 @@ def _beyond(
 
 
 def confidence(
-    measures: MetricReport, model: MetricReport | None, generator: np.random.Generator
+    report: MetricReport, model: MetricReport | None, generator: np.random.Generator
 ) -> dict[str, Any]:
     """Intervals of every accuracy metric, and for a baseline those of how far the model is above it, user by user; from one set of draws.
 
@@ -168,7 +168,7 @@ def confidence(
         `intervals`: metric -> `low` and `high`; with `model`, `model_minus_this`: metric -> `mean`, `low` and `high`;
         `confidence` and `num_resamples`, what they were made with.
     """
-    names, values_QM = list(measures.accuracy), measures.values_QM()
+    names, values_QM = list(report.accuracy), report.values_QM()
     compared_QM = values_QM if model is None else np.hstack([values_QM, model.values_QM() - values_QM])
     intervals = bootstrap.intervals(compared_QM, generator)
     ends = [{"low": interval.low, "high": interval.high} for interval in intervals[: len(names)]]

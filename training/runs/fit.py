@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,55 +23,64 @@ from training.runs.callbacks import BestCheckpoint, LastCheckpoint, Patience, Ru
 from training.runs.run import LAST, RunManifest, finish_run, plan_run, start_run
 
 
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train a run together, and what their launcher adds to the Lightning trainer."""
+
+    count: int = 1
+    """Ranks in all; each takes its share of every step."""
+    local_world_size: int = 1
+    """Ranks of this machine, among which its cores are shared."""
+    strategy: Any = "auto"
+    plugins: Sequence[Any] = ()
+    prepare: Callable[[pl.Trainer], pl.Trainer] | None = None
+    """What is done to the trainer before it starts."""
+
+
 def fit(
     dataset: Dataset,
     config: Recipe,
     run_path: Path,
     *,
     resume: bool = False,
-    num_workers: int = 1,
-    local_world_size: int = 1,
-    strategy: Any = "auto",
-    plugins: Sequence[Any] = (),
+    workers: Workers = Workers(),
     callbacks: Sequence[pl.Callback] = (),
-    prepare: Callable[[pl.Trainer], pl.Trainer] | None = None,
 ) -> None:
-    """Train until `max_epochs` or until `patience` validations bring nothing; rank zero writes the run.
+    """Trains until `max_epochs` or until `patience` validations bring nothing; rank zero writes the run.
 
     Every rank calls this, between `start_run` and `finish_run` of the process that launches it.
 
     Args:
-        num_workers: ranks in all; each takes its share of every step.
-        local_world_size: those of this machine, among which its cores are shared.
-        strategy, plugins, callbacks, prepare: what a cluster launcher adds to the Lightning trainer.
+        callbacks: called before those that write the run.
 
     Raises:
-        UserError: the split leaves a part empty, there are fewer windows than workers, training has diverged, or a run of very few
-            windows is resumed with another number of workers.
+        UserError: the split leaves a part empty, there are fewer windows than workers, training has diverged,
+            or a run of very few windows is resumed with another number of workers.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    torch.set_num_threads(config.training.threads or max(1, (os.cpu_count() or 1) // local_world_size))
+    torch.set_num_threads(
+        config.training.threads or max(1, (os.cpu_count() or 1) // workers.local_world_size)
+    )
     warnings.filterwarnings(
         "ignore", message="The number of training batches .* is smaller than", category=UserWarning
     )
     warnings.filterwarnings(
         "ignore", message="Checkpoint directory .* exists and is not empty", category=UserWarning
     )
-    warnings.filterwarnings(
-        "ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning
-    )  # Lightning 2.6 with torch 2.13
+    # Lightning 2.6 with torch 2.13
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     whole = make_split(dataset, config.split)
     users, split = evaluation_users(whole, "validation"), training_split(whole, config)
-    steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=num_workers))
+    steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=workers.count))
     model = make_model(
         dataset,
         split,
         config,
         total_steps=steps_per_epoch * config.training.max_epochs,
-        num_shards=num_workers,
+        num_shards=workers.count,
     )
     model.checkpoints = checkpoints = run_path / "checkpoints"
-    model.local_world_size = local_world_size
+    model.local_world_size = workers.local_world_size
     choice: list[pl.Callback] = (
         []
         if config.training.include_validation
@@ -89,10 +99,11 @@ def fit(
         gradient_clip_val=config.optimizer.gradient_clip_norm,
         log_every_n_steps=config.training.log_every_steps,
         accelerator="auto",
-        devices="auto" if num_workers > 1 or strategy != "auto" else 1,
-        strategy=strategy,
-        plugins=[WholeCheckpoints(), *plugins],
-        callbacks=[*callbacks, *ours],  # last.ckpt comes last: it holds the state of the others
+        devices="auto" if workers.count > 1 or workers.strategy != "auto" else 1,
+        strategy=workers.strategy,
+        plugins=[WholeCheckpoints(), *workers.plugins],
+        # last.ckpt comes last: it holds the state of the others
+        callbacks=[*callbacks, *ours],
         logger=TensorBoardLogger(run_path, name="tensorboard", version=""),
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
@@ -100,13 +111,14 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    if prepare is not None:
-        trainer = prepare(trainer)
+    if workers.prepare is not None:
+        trainer = workers.prepare(trainer)
     last = run_path / LAST
     data = SequenceData(dataset, split, users, config)
     try:
         trainer.fit(model, data, ckpt_path=last if resume and last.exists() else None, weights_only=True)
-    except SystemExit as stop:  # Lightning turns Ctrl-C into it
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into it
         raise stop.__context__ if isinstance(stop.__context__, KeyboardInterrupt) else stop from None
 
 
@@ -119,7 +131,7 @@ def train_in_process(
     resume: bool = False,
     refit_of: Path | None = None,
 ) -> RunManifest:
-    """A whole run in this process: create or continue it, fit, seal it.
+    """Trains a whole run in this process: creates or continues it, fits, and seals it.
 
     Raises:
         UserError: the run may not be created or continued, or what `fit` raises.

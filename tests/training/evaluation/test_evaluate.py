@@ -26,7 +26,7 @@ from training.evaluation.evaluate import (
     read_evaluation,
     record_evaluation,
 )
-from training.evaluation.metric_report import Catalogue, describe_catalogue, measure
+from training.evaluation.metric_report import Catalogue, describe_catalogue, metric_report
 from training.runs.open_run import OpenRun, load_run
 from training.runs.run import DETAILS, EVALUATION
 
@@ -197,7 +197,7 @@ def test_every_measure_is_of_its_k_and_of_its_segment_by_hand() -> None:
     rows_QK = np.array([[2, 3], [3, 4], [2, 5]])
     segments = [Segment(1, 9, np.array([0, 1])), Segment(10, 20, np.array([2]))]
     auc_Q = np.array([1.0, 0.5, 0.0])
-    found = measure(rows_QK, auc_Q, np.array([2, 4, 3]), np.arange(4), (1, 2), catalogue, segments)
+    found = metric_report(rows_QK, auc_Q, np.array([2, 4, 3]), np.arange(4), (1, 2), catalogue, segments)
     assert found.plain() == pytest.approx(
         found.plain()
         | {"recall@1": 1 / 3, "recall@2": 2 / 3, "auc": 0.5, "coverage@1": 2 / 4, "coverage@2": 4 / 4}
