@@ -22,7 +22,7 @@ from serving.observability.served_log import ServedLog
 from serving.observability.tracing import Tracer
 from serving.recommender import Recommender
 from serving.remote import remote_stages
-from serving.retrievers.index_store import index_of
+from serving.retrievers.index_store import index_manifest
 from serving.triton.inference import InferenceError
 
 Topology = Literal["fused", "staged"]
@@ -72,7 +72,7 @@ class Ingress:
             log=ServedLog(config.log.file),
             tracer=Tracer(config.tracing.endpoint),
         )
-        self._index = index_of(dependencies.bundle)
+        self._index = index_manifest(dependencies.bundle)
         events = dependencies.events
         self._intake = None if events is None else EventIntake(dependencies.bundle, events)
         self._address = settings.listen

@@ -47,7 +47,7 @@ def command(bundle: Path, retriever: str, target_recall: float, overwrite: bool,
         cast(Kind, retriever),
         target_recall=target_recall,
         overwrite=overwrite,
-        say=lambda line: stderr.print(line),
+        report=lambda line: stderr.print(line),
     )
     if as_json:
         print_json(

@@ -14,7 +14,7 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.columns import Columns, Mask
 from serving.catalogue.offers import PREFIX, is_offers
-from serving.schemas.filters import And, Filter, Leaf, Not, Or, Overlaps, Within, columns_of
+from serving.schemas.filters import And, Filter, Leaf, Not, Or, Overlaps, Within
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _tree_mask(condition: Filter, path: str, items: Columns, listings: Listings 
         for other in masks:
             combine(mask, other, out=mask)
         return mask
-    if not any(map(is_offers, columns_of([condition]))):
+    if not any(map(is_offers, condition.columns())):
         mask_R = items.mask(condition, path)
         return mask_R if listings is None else mask_R[listings.row_G]
     assert listings is not None, "a column of offers without offers"

@@ -1,1 +1,1 @@
-"""Ways to find the vectors with the largest inner product among those allowed; `plan.py` says which way a search takes."""
+"""Searches for the vectors with the largest inner products among those allowed."""

@@ -1,6 +1,6 @@
-"""What all ways of searching share: what they find, what an index is, and the exact scan.
+"""The result of a search, the interface of an index, and the exact scan.
 
-Shape legend: N vectors, D vector width, Q queries, K results, S vectors that are allowed.
+Shape legend: N vectors, D vector width, Q queries, K results, S vectors that are scored.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ Mask = BoolArray
 
 _CHUNK = 65_536
 _DENSE_SHARE = 0.125
-"""Above it a scan reads all vectors in their order: faster than picking so many of them."""
+"""With a larger share of allowed vectors a scan reads all vectors in order, which is then faster."""
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What one search found, best first, equal scores by position."""
+    """Result of one search, best first, equal scores by position."""
 
     positions_K: Int64Array
     scores_K: Float32Array
@@ -31,25 +31,30 @@ class Hits:
 
 
 class Index(Protocol):
-    """Finds most of the best without looking at all: what `Retriever` asks where there is too much to scan."""
+    """Approximate search, which `Retriever` uses where there are too many vectors to scan."""
 
     @property
     def num_vectors(self) -> int:
-        """It knows positions below this."""
+        """Number of indexed vectors: those at positions below it."""
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What it was built with, and how far it looks."""
+        """Parameters of the build, and the number of probes."""
 
     def search(self, queries_QD: Float32Array, k: int, allowed_Q: Sequence[Mask | None]) -> list[Hits]:
-        """For each query the k best it can find among those allowed (a mask has `num_vectors`, None allows all)."""
+        """Returns for each query the k best allowed positions that the index finds.
+
+        Args:
+            queries_QD: float32.
+            allowed_Q: a mask of `num_vectors` for each query, or None where all are allowed.
+        """
 
     def increase_probes(self) -> bool:
-        """From now on look at about twice as much; False when that is not possible."""
+        """Doubles the number of probes; returns False, and changes nothing, where that is not possible."""
 
 
 def best(positions_S: Int64Array, scores_S: Float32Array, k: int) -> Hits:
-    """The k with the largest scores, best first, equal scores by position."""
+    """Returns the k positions with the largest scores, best first, equal scores by position."""
     if len(scores_S) > k > 0:
         worst = np.partition(scores_S, len(scores_S) - k)[len(scores_S) - k]
         enough_S = scores_S >= worst
@@ -59,7 +64,7 @@ def best(positions_S: Int64Array, scores_S: Float32Array, k: int) -> Hits:
 
 
 def merged(parts: Sequence[Hits], k: int) -> Hits:
-    """The k best of several searches that looked at different vectors."""
+    """Returns the k best of several searches over different vectors."""
     return best(
         np.concatenate([part.positions_K for part in parts]),
         np.concatenate([part.scores_K for part in parts]),
@@ -70,7 +75,7 @@ def merged(parts: Sequence[Hits], k: int) -> Hits:
 def scan(
     vectors_ND: Float32Array, query_D: Float32Array, k: int, allowed_N: Mask | None = None, start: int = 0
 ) -> Hits:
-    """The k best, by looking at every allowed vector from position `start` on.
+    """Returns the k best allowed vectors at positions `start` and above, by scoring every one of them.
 
     Args:
         vectors_ND: float32; may be memory-mapped.

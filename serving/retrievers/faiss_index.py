@@ -1,5 +1,6 @@
-"""An inverted file of vectors, memory-mapped, searched under bitmaps. The only file that knows faiss.
+"""A Faiss index: an inverted file of vectors, memory-mapped, searched under bitmaps.
 
+No other module imports faiss.
 Shape legend: N vectors, D vector width, Q queries, K results, L lists, P lists of one round.
 """
 
@@ -13,38 +14,37 @@ import numpy as np
 from passerelle.arrays import Float32Array, Int64Array
 from serving.retrievers.base import Hits, Mask, best, merged
 
-faiss: Any = typed_faiss  # its type hints know nothing of what its Python layer adds
+faiss: Any = typed_faiss  # its type hints lack what its Python layer adds
 
 FILE = "vectors.faiss"
 FIRST_PROBES = 8
 SETTLED = 0.01
-"""A search ends when twice as many lists change less than this share of what it found."""
+"""A search ends when doubling the lists changes at most this share of its results."""
 _LISTS_PER_ROOT = 2
 _TRAINING_VECTORS_PER_LIST = 64
 _SEED = 1234
 
 
 class FaissIndex:
-    """Lists of neighbours, looked at from the nearest on until that no longer changes the answer.
+    """Lists of vectors, searched from the nearest list on until more lists no longer change the result.
 
-    A filter that leaves few, or only vectors far from the query, thereby makes a search look further, however it is related to the vectors.
+    Under a filter that leaves few vectors, or only vectors far from the query, a search probes more lists.
 
     Args:
         path: a file that `build` wrote.
-        probes: lists of the first round; each further one doubles all so far.
+        probes: number of lists of the first round; each further round doubles the lists searched so far.
     """
 
     def __init__(self, path: Path, *, probes: int = FIRST_PROBES) -> None:
         self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        faiss.downcast_InvertedLists(
-            self._index.invlists
-        ).prefetch_nthread = 0  # threads cost 2 ms a search, and pages are read once
+        # prefetching threads cost 2 ms a search, and pages are read once
+        faiss.downcast_InvertedLists(self._index.invlists).prefetch_nthread = 0
         self._centres_LD: Float32Array = self._index.quantizer.reconstruct_n(0, self._index.nlist)
         self._probes = min(probes, self._index.nlist)
 
     @classmethod
     def build(cls, vectors_ND: Float32Array, directory: Path) -> Self:
-        """Write the index of vectors into a directory, and open it."""
+        """Writes the index of some vectors into a directory, and opens it."""
         num_vectors, dim = vectors_ND.shape
         lists = min(num_vectors, int(_LISTS_PER_ROOT * np.sqrt(num_vectors)))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
@@ -82,16 +82,16 @@ class FaissIndex:
         )
         lists_L = np.argsort(-nearness_L)
         found = Hits(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-        looked_at, next_round = 0, self._probes
-        while looked_at < len(lists_L):
-            lists_P = lists_L[looked_at : looked_at + next_round]
+        searched, next_round = 0, self._probes
+        while searched < len(lists_L):
+            lists_P = lists_L[searched : searched + next_round]
             more = self._round(query_D, lists_P, nearness_L[lists_P], k, selector)
             worst = found.scores_K[-1] if len(found) == k else -np.inf
             changed = int(np.count_nonzero(more.scores_K > worst))
-            settled = looked_at > 0 and len(found) == k and changed <= SETTLED * k
+            settled = searched > 0 and len(found) == k and changed <= SETTLED * k
             found = merged((found, more), k)
-            looked_at += len(lists_P)
-            next_round = looked_at
+            searched += len(lists_P)
+            next_round = searched
             if settled:
                 break
         return found
@@ -99,11 +99,14 @@ class FaissIndex:
     def _round(
         self, query_D: Float32Array, lists_P: Int64Array, nearness_P: Float32Array, k: int, selector: Any
     ) -> Hits:
-        """The k best of some lists. Faiss' Python layer has no such search with a selector, its C++ has."""
+        """Returns the k best of some lists.
+
+        The Python layer of Faiss has no such search with a selector, its C++ layer has.
+        """
         positions_K, scores_K = np.empty(k, dtype=np.int64), np.empty(k, dtype=np.float32)
         arrays = [np.ascontiguousarray(array) for array in (lists_P, nearness_P)]
         parameters = faiss.SearchParametersIVF(sel=selector, nprobe=len(lists_P))
         pointers = [faiss.swig_ptr(array) for array in (*arrays, scores_K, positions_K)]
         self._index.search_preassigned_c(1, faiss.swig_ptr(query_D), k, *pointers, False, parameters)
-        there_K = positions_K >= 0
-        return best(positions_K[there_K], scores_K[there_K], k)
+        is_found_K = positions_K >= 0
+        return best(positions_K[is_found_K], scores_K[is_found_K], k)

@@ -1,10 +1,12 @@
-"""The index of a bundle on disk, in the folder `index` beside its vectors: built once, measured, then mapped by every replica.
+"""The index of a bundle on disk, in the folder `index` beside its vectors.
+
+It is built once, its recall is measured, and every replica maps it into memory.
 
     <bundle>/index/
-      manifest.json     which retriever, of which vectors, its recall against a full scan
+      manifest.json     the retriever, the vectors that are indexed, recall against a full scan
       vectors.faiss     or the folder of a LanceDB table
 
-A bundle that was made from another one by adding items may carry the index of that one: what came after it is scanned.
+A bundle that was made from another one by adding items may carry its index: added items are scanned.
 Shape legend: N vectors, D vector width, Q queries, K results.
 """
 
@@ -28,8 +30,8 @@ from serving.retrievers.retriever import SCAN_LIMIT, Retriever
 Kind = Literal["exact", "faiss", "lancedb"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TARGET_RECALL = 0.99
-PASSING = ("all", "half", "tenth", "region")
-"""Filters that recall is measured under: random ones, and a tenth of the vectors that lie in one direction."""
+RECALL_FILTERS = ("all", "half", "tenth", "region")
+"""Filters that recall is measured under: random ones, and the tenth of all vectors in one direction."""
 RECALL_AT = 100
 MAX_QUERIES = 100
 _LIBRARIES: Mapping[Kind, str] = {"exact": "numpy", "faiss": "faiss-cpu", "lancedb": "lancedb"}
@@ -37,7 +39,7 @@ _SEED = 20
 
 
 class IndexManifest(Manifest):
-    """What an index is of, and how good it is."""
+    """Description of an index: its vectors, its parameters and its recall."""
 
     KIND: ClassVar[str] = "index"
     MADE_BY: ClassVar[str] = "passerelle build-index"
@@ -47,23 +49,21 @@ class IndexManifest(Manifest):
     dim: int
     vectors_sha256: str
     parameters: dict[str, Any]
-    """What the index was built with, and how far it looks."""
+    """Parameters of the build, and the number of probes."""
     recall: dict[str, float]
-    """recall@100 against a full scan, by what a filter lets pass (`PASSING`)."""
+    """recall@100 against a full scan, by filter (`RECALL_FILTERS`)."""
     target_recall: float
     queries: int
-    """How many recall was measured with: those of the bundle's reference users."""
+    """Number of queries that recall was measured with: those of the bundle's reference users."""
     build_s: float
 
 
 def open_index(kind: Kind, directory: Path, vectors_ND: Float32Array, **parameters: Any) -> Index | None:
-    """The index that a directory holds; None of `exact`, which has none."""
+    """Returns the index that a directory holds; None for `exact`, which has none."""
     options = {"probes": parameters["probes"]} if "probes" in parameters else {}
     if kind == "faiss":
-        from serving.retrievers.faiss_index import (
-            FILE,
-            FaissIndex,
-        )  # a machine that serves with one library need not have the other
+        # imported here: a machine that serves with one library need not have the other
+        from serving.retrievers.faiss_index import FILE, FaissIndex
 
         return FaissIndex(directory / FILE, **options)
     if kind == "lancedb":
@@ -74,7 +74,7 @@ def open_index(kind: Kind, directory: Path, vectors_ND: Float32Array, **paramete
 
 
 def make_index(kind: Kind, directory: Path, vectors_ND: Float32Array) -> Index | None:
-    """The index of some vectors, written into a directory."""
+    """Builds the index of some vectors in a directory; returns None for `exact`, which has none."""
     if kind == "faiss":
         from serving.retrievers.faiss_index import FaissIndex
 
@@ -93,13 +93,14 @@ def build_index(
     target_recall: float = TARGET_RECALL,
     scan_limit: int = SCAN_LIMIT,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda _line: None,
+    report: Callable[[str], None] = lambda _line: None,
 ) -> IndexManifest:
-    """Build the index of a bundle, let it look as far as the target asks, and write it beside the vectors.
+    """Builds the index of a bundle with as many probes as the target needs, and writes it beside the vectors.
 
     Args:
-        scan_limit: filters that leave no more are scanned, and need no index; see `Retriever`.
-        say: told what is done.
+        target_recall: recall@100 that has to be reached under every filter of `RECALL_FILTERS`.
+        scan_limit: filters that leave no more vectors are scanned, and need no index; see `Retriever`.
+        report: receives lines of progress.
 
     Raises:
         UserError: there is an index, or its recall stays below the target; then nothing is written.
@@ -108,10 +109,10 @@ def build_index(
     queries_QD = bundle.reference().queries()[:MAX_QUERIES]
     with new_directory(bundle.path / INDEX, overwrite=overwrite) as scratch:
         started_s = time.perf_counter()
-        say(f"{kind}: building over {len(vectors_ND):,} vectors")
+        report(f"{kind}: building over {len(vectors_ND):,} vectors")
         index = make_index(kind, scratch, vectors_ND)
         build_s = time.perf_counter() - started_s
-        recall = tuned_recall(index, vectors_ND, queries_QD, target_recall, scan_limit, say)
+        recall = tuned_recall(index, vectors_ND, queries_QD, target_recall, scan_limit, report)
         files = sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file())
         manifest = IndexManifest(
             **provenance(IndexManifest, scratch, files, [_LIBRARIES[kind]]),
@@ -135,17 +136,17 @@ def tuned_recall(
     queries_QD: Float32Array,
     target: float,
     scan_limit: int = SCAN_LIMIT,
-    say: Callable[[str], None] = lambda _line: None,
+    report: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, float]:
-    """Recall by filter, after the index was made to look as far as the target asks.
+    """Increases the probes of an index until its recall reaches the target, and returns recall by filter.
 
     Raises:
-        UserError: it cannot look far enough.
+        UserError: the target is not reached with all probes.
     """
     while True:
         recall = measured_recall(Retriever(vectors_ND, index, scan_limit=scan_limit), vectors_ND, queries_QD)
-        worst = min(recall, key=lambda passing: recall[passing])
-        say(
+        worst = min(recall, key=lambda name: recall[name])
+        report(
             f"recall@{RECALL_AT} {recall[worst]:.4f} where a filter lets pass: {worst}"
             + (f"; {index.parameters}" if index else "")
         )
@@ -153,7 +154,8 @@ def tuned_recall(
             return recall
         if index is None or not index.increase_probes():
             raise UserError(
-                f"recall@{RECALL_AT} is {recall[worst]:.4f} where a filter lets pass: {worst}, below the target {target}: "
+                f"recall@{RECALL_AT} is {recall[worst]:.4f} where a filter lets pass: {worst}, "
+                f"below the target {target}: "
                 "ask for less (--target-recall), or choose another --retriever"
             )
 
@@ -161,7 +163,7 @@ def tuned_recall(
 def measured_recall(
     retriever: Retriever, vectors_ND: Float32Array, queries_QD: Float32Array
 ) -> dict[str, float]:
-    """Mean recall@100 against a full scan, by filter."""
+    """Returns mean recall@100 against a full scan, by filter."""
     rng = np.random.default_rng(_SEED)
     drawn_N = rng.random(len(vectors_ND))
     along_N = vectors_ND @ rng.standard_normal((vectors_ND.shape[1],), dtype=np.float32)
@@ -172,43 +174,44 @@ def measured_recall(
         "region": along_N >= np.quantile(along_N, 0.9),
     }
     recall = {}
-    for passing in PASSING:
-        allowed_N = filters[passing]
+    for name in RECALL_FILTERS:
+        allowed_N = filters[name]
         found = retriever.search(queries_QD, RECALL_AT, [allowed_N] * len(queries_QD))
         exact = [scan(vectors_ND, query_D, RECALL_AT, allowed_N) for query_D in queries_QD]
-        hits = sum(
-            len(np.intersect1d(mine.positions_K, all_.positions_K))
-            for mine, all_ in zip(found, exact, strict=True)
+        num_hits = sum(
+            len(np.intersect1d(hits.positions_K, exact_hits.positions_K))
+            for hits, exact_hits in zip(found, exact, strict=True)
         )
-        recall[passing] = hits / max(1, sum(map(len, exact)))
+        recall[name] = num_hits / max(1, sum(map(len, exact)))
     return recall
 
 
-def index_of(bundle: Bundle) -> IndexManifest | None:
-    """What is known of a bundle's index; None where it has none.
+def index_manifest(bundle: Bundle) -> IndexManifest | None:
+    """Returns the manifest of a bundle's index; None where it has none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the manifest is damaged.
     """
     directory = bundle.path / INDEX
     return open_manifest(directory, IndexManifest, verify=False) if directory.exists() else None
 
 
 def open_retriever(bundle: Bundle, *, scan_limit: int = SCAN_LIMIT) -> tuple[Retriever, IndexManifest | None]:
-    """The retriever of a bundle and what is known of its index; without an index every search is a scan.
+    """Returns the retriever of a bundle, and the manifest of its index, if it has one.
 
     Raises:
         UserError: the index is of other vectors, or damaged.
     """
     vectors_ND = np.asarray(bundle.vectors_RD)[FIRST_ITEM_ROW:]
-    directory, manifest = bundle.path / INDEX, index_of(bundle)
+    directory, manifest = bundle.path / INDEX, index_manifest(bundle)
     if manifest is None:
         return Retriever(vectors_ND), None
     if manifest.num_vectors > len(vectors_ND) or manifest.vectors_sha256 != _digest(
         vectors_ND[: manifest.num_vectors]
     ):
         raise UserError(
-            f"{directory} is not of the vectors of {bundle.path}: build it anew with `passerelle build-index --overwrite`"
+            f"{directory} is not of the vectors of {bundle.path}: "
+            "build it anew with `passerelle build-index --overwrite`"
         )
     index = open_index(manifest.retriever, directory, vectors_ND, **manifest.parameters)
     return Retriever(vectors_ND, index, scan_limit=scan_limit), manifest

@@ -1,6 +1,7 @@
-"""A LanceDB table of vectors: on disk, larger than memory. The only file that knows lancedb.
+"""A LanceDB table of vectors, on disk, which may be larger than memory.
 
-It takes no bitmap, and a filter is never written as text: it is asked for more than is wanted, until enough of it is allowed.
+No other module imports lancedb.
+It takes no bitmap, and a filter is never written as text: more are fetched until enough of them are allowed.
 
 Shape legend: N vectors, D vector width, Q queries, K results, F fetched.
 """
@@ -23,18 +24,18 @@ FIRST_PROBES = 24
 REFINE_FACTOR = 10
 SETTLED = 0.01
 _DIMS_PER_SUB_VECTOR = 4
-_FEWEST_TO_INDEX = 4096
+_MIN_VECTORS_TO_INDEX = 4096
 _MARGIN = 1.3
 _BATCH = 100_000
 
 
 class LanceIndex:
-    """An inverted file of product-quantised vectors, whose best answers are scored again with the vectors themselves.
+    """An inverted file of product-quantised vectors, whose best results are scored again exactly.
 
     Args:
-        directory: what `build` wrote.
-        vectors_ND: the vectors, for exact scores of what is found.
-        probes: partitions that a search without a filter looks at.
+        directory: a directory that `build` wrote.
+        vectors_ND: the vectors, for exact scores of results.
+        probes: number of partitions that a search without a filter probes.
     """
 
     def __init__(self, directory: Path, vectors_ND: Float32Array, *, probes: int = FIRST_PROBES) -> None:
@@ -46,7 +47,7 @@ class LanceIndex:
 
     @classmethod
     def build(cls, vectors_ND: Float32Array, directory: Path) -> Self:
-        """Write a table and its index into a directory, and open it."""
+        """Writes a table and its index into a directory, and opens it."""
         num_vectors, dim = vectors_ND.shape
         schema = pa.schema([(POSITION, pa.int64()), (VECTOR, pa.list_(pa.float32(), dim))])
         batches = (
@@ -62,9 +63,8 @@ class LanceIndex:
             for start in range(0, num_vectors, _BATCH)
         )
         table = lancedb.connect(directory).create_table(TABLE, data=batches, schema=schema)
-        if (
-            num_vectors >= _FEWEST_TO_INDEX
-        ):  # product quantisation learns 256 codes; fewer vectors are scanned by lancedb itself
+        # product quantisation learns 256 codes; fewer vectors are scanned by lancedb itself
+        if num_vectors >= _MIN_VECTORS_TO_INDEX:
             sub_vectors = max(1, dim // _DIMS_PER_SUB_VECTOR)
             partitions = max(1, int(np.sqrt(num_vectors)))
             table.create_index(
@@ -108,7 +108,7 @@ class LanceIndex:
         return found
 
     def _fetch(self, query_D: Float32Array, fetch: int, probes: int, k: int, allowed_N: Mask | None) -> Hits:
-        """The k best allowed of the `fetch` best."""
+        """Returns the k best allowed of the `fetch` best."""
         search: Any = self._table.search(query_D, vector_column_name=VECTOR)
         search = (
             search.distance_type("dot")

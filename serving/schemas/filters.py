@@ -1,15 +1,15 @@
-"""Filters over item columns: trees of typed conditions, compiled to one boolean mask. Never to a string.
+"""Filters over item columns: trees of typed conditions, which become one boolean mask and never a string.
 
     [{"op": "contains", "column": "genres", "value": "Drama"},
-     {"op": "or", "conditions": [{"op": "range", "column": "year", "min": 1990}, {"op": "not", "condition": ...}]}]
+     {"op": "or", "conditions": [{"op": "range", "column": "year", "min": 1990},
+                                 {"op": "not", "condition": ...}]}]
 
-An item whose value is missing meets no condition on that column, and so meets the `not` of each: `present` tells them apart.
-Where items have offers, conditions may name columns of both: an item passes when one of its offers meets all of them.
-
-Shape legend: R item rows (special rows included), U units (every offer, and every item that has none).
+An item whose value is missing meets no condition on that column, and so meets the `not` of each.
+`present` tells such items apart.
+Where items have offers, conditions may name columns of both: an item passes if one of its offers meets all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator, model_validator
@@ -21,27 +21,46 @@ Value = StrictBool | StrictInt | StrictFloat | StrictStr
 Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat
 
 
-class Equals(RequestModel):
+class Condition(RequestModel):
+    """Base of all conditions."""
+
+    def children(self) -> "tuple[Filter, ...]":
+        """Returns the conditions of a group; none otherwise."""
+        return ()
+
+    def columns(self) -> tuple[str, ...]:
+        """Returns the names of the columns that this condition itself reads."""
+        return ()
+
+
+class ColumnCondition(Condition):
+    """A condition on one column."""
+
+    column: str
+
+    def columns(self) -> tuple[str, ...]:
+        """Returns the name of the column."""
+        return (self.column,)
+
+
+class Equals(ColumnCondition):
     """The item's value is this one."""
 
     op: Literal["equals"]
-    column: str
     value: Value
 
 
-class In(RequestModel):
+class In(ColumnCondition):
     """The item's value is one of these."""
 
     op: Literal["in"]
-    column: str
     values: Several[Value] = Field(min_length=1, max_length=10_000)
 
 
-class Range(RequestModel):
+class Range(ColumnCondition):
     """The item's number lies between `min` and `max`, both included; one of them may be absent."""
 
     op: Literal["range"]
-    column: str
     min: Number | None = None
     max: Number | None = None
 
@@ -52,10 +71,11 @@ class Range(RequestModel):
         return self
 
 
-class Overlaps(RequestModel):
-    """The item's time, from the column `start` to the column `end`, has a moment in common with that from `min` to `max`, all included.
+class Overlaps(Condition):
+    """The item's period, from the column `start` to the column `end`, overlaps that from `min` to `max`.
 
-    An item without a start has always been, one without an end does not end, and one with neither meets no such condition.
+    All bounds are included.
+    An item without a start has always existed, one without an end never ends, and one with neither fails.
     """
 
     op: Literal["overlaps"]
@@ -64,12 +84,15 @@ class Overlaps(RequestModel):
     min: Number | None = None
     max: Number | None = None
 
+    def columns(self) -> tuple[str, ...]:
+        """Returns the names of both columns."""
+        return self.start, self.end
 
-class Contains(RequestModel):
-    """One of the item's several values is this one."""
+
+class Contains(ColumnCondition):
+    """One of the item's values is this one."""
 
     op: Literal["contains"]
-    column: str
     value: Value
 
 
@@ -77,57 +100,72 @@ Radius = Annotated[Number, Field(gt=0, le=20_038)]
 
 
 class RadiusBy(RequestModel):
-    """Other radii for the items whose column has one of these values."""
+    """Other radii for the items that have one of these values."""
 
     column: str
     radii_km: dict[str, Radius] = Field(min_length=1)
 
     @field_validator("radii_km", mode="before")
     @classmethod
-    def _are_few(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > MAX_RADII:  # before each of them is looked at
+    def _limit_radii(cls, given: Any) -> Any:
+        # checked before the radii themselves are validated
+        if isinstance(given, dict) and len(given) > MAX_RADII:
             raise ValueError(f"there are {len(given)} radii, at most {MAX_RADII} are possible")
         return given
 
 
-class Within(RequestModel):
-    """The item's place lies within so many kilometres of a point, along the surface of the Earth."""
+class Within(ColumnCondition):
+    """The item's place lies within a radius of a point, along the surface of the Earth."""
 
     op: Literal["within"]
-    column: str
     latitude: Annotated[Number, Field(ge=-90, le=90)]
     longitude: Annotated[Number, Field(ge=-180, le=180)]
     radius_km: Radius
     radius_by: RadiusBy | None = None
-    """One value, or one of several: the largest of their radii counts. `radius_km` for what it does not name."""
+    """Radii by category: the largest of an item's categories counts, or `radius_km` if none is named."""
+
+    def columns(self) -> tuple[str, ...]:
+        """Returns the names of the column of places and of that of categories."""
+        return (self.column,) if self.radius_by is None else (self.column, self.radius_by.column)
 
 
-class Present(RequestModel):
-    """The item has a value (of several values, one at least)."""
+class Present(ColumnCondition):
+    """The item has a value, or at least one of several."""
 
     op: Literal["present"]
-    column: str
 
 
-class And(RequestModel):
-    """All of these hold."""
+class And(Condition):
+    """All conditions hold."""
 
     op: Literal["and"]
     conditions: "Several[Filter]" = Field(min_length=1, max_length=100)
 
+    def children(self) -> "tuple[Filter, ...]":
+        """Returns the conditions of the group."""
+        return self.conditions
 
-class Or(RequestModel):
-    """One of these holds."""
+
+class Or(Condition):
+    """At least one condition holds."""
 
     op: Literal["or"]
     conditions: "Several[Filter]" = Field(min_length=1, max_length=100)
 
+    def children(self) -> "tuple[Filter, ...]":
+        """Returns the conditions of the group."""
+        return self.conditions
 
-class Not(RequestModel):
-    """This does not hold: also of an item without a value."""
+
+class Not(Condition):
+    """The condition does not hold, which includes items without a value."""
 
     op: Literal["not"]
     condition: "Filter"
+
+    def children(self) -> "tuple[Filter, ...]":
+        """Returns the condition that is negated."""
+        return (self.condition,)
 
 
 Leaf = Equals | In | Range | Contains | Within | Overlaps | Present
@@ -137,11 +175,11 @@ for _group in (And, Or, Not):
 
 MAX_CONDITIONS = 1000
 MAX_VALUES = 20_000
-DEEPEST = 50
+MAX_DEPTH = 50
 
 
 def count_conditions(filters: Sequence[Filter]) -> int:
-    """All conditions of some trees, groups among them.
+    """Returns the number of conditions in some trees, groups included.
 
     Raises:
         ValueError: they are nested too deeply.
@@ -150,46 +188,26 @@ def count_conditions(filters: Sequence[Filter]) -> int:
     while waiting:
         condition, depth = waiting.pop()
         count += 1
-        if depth > DEEPEST:
-            raise ValueError(f"filters are nested more than {DEEPEST} deep")
-        inner = (
-            condition.conditions
-            if isinstance(condition, And | Or)
-            else [condition.condition]
-            if isinstance(condition, Not)
-            else []
-        )
-        waiting += [(part, depth + 1) for part in inner]
+        if depth > MAX_DEPTH:
+            raise ValueError(f"filters are nested more than {MAX_DEPTH} deep")
+        waiting += [(part, depth + 1) for part in condition.children()]
     return count
 
 
 def count_values(filters: Sequence[Filter]) -> int:
-    """All values that the `in` conditions of some trees name."""
-    return sum(len(condition.values) for condition in leaves(filters) if isinstance(condition, In))
+    """Returns the number of values that the `in` conditions of some trees name."""
+    return sum(len(condition.values) for condition in _all_conditions(filters) if isinstance(condition, In))
 
 
 def columns_of(filters: Sequence[Filter]) -> set[str]:
-    """Names of all columns that some trees read."""
-    names: set[str] = set()
-    for condition in leaves(filters):
-        if isinstance(condition, Overlaps):
-            names |= {condition.start, condition.end}
-        else:
-            names.add(condition.column)
-        if isinstance(condition, Within) and condition.radius_by is not None:
-            names.add(condition.radius_by.column)
-    return names
+    """Returns the names of all columns that some trees read."""
+    return {name for condition in _all_conditions(filters) for name in condition.columns()}
 
 
-def leaves(filters: Sequence[Filter]) -> list[Leaf]:
-    """The conditions of some trees that are no groups."""
-    waiting, found = list(filters), []
+def _all_conditions(filters: Sequence[Filter]) -> Iterator[Filter]:
+    """Yields every condition of some trees, groups included; trees may be too deep for recursion."""
+    waiting = list(filters)
     while waiting:
         condition = waiting.pop()
-        if isinstance(condition, And | Or):
-            waiting += condition.conditions
-        elif isinstance(condition, Not):
-            waiting.append(condition.condition)
-        else:
-            found.append(condition)
-    return found
+        yield condition
+        waiting += condition.children()

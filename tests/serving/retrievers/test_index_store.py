@@ -18,7 +18,7 @@ from serving import dependencies
 from serving.config import LiveEventsConfig, ServingConfig
 from serving.dependencies import Dependencies, GraphSettings, build_retrieval
 from serving.retrievers.faiss_index import FaissIndex
-from serving.retrievers.index_store import KINDS, PASSING, build_index, open_retriever
+from serving.retrievers.index_store import KINDS, RECALL_FILTERS, build_index, open_retriever
 from serving.schemas.recommend import RecommendRequest
 from serving.stages.types import Query, RequestTime
 
@@ -33,7 +33,11 @@ def copy(bundle: Bundle, tmp_path: Path) -> Bundle:
 def test_an_index_is_built_measured_and_opened(copy: Bundle, kind: str) -> None:
     assert open_retriever(copy)[1] is None, "without an index all is scanned"
     built = build_index(copy, kind, scan_limit=0)  # type: ignore[arg-type]
-    assert set(built.recall) == set(PASSING) and min(built.recall.values()) >= 0.99 and built.queries == 20
+    assert (
+        set(built.recall) == set(RECALL_FILTERS)
+        and min(built.recall.values()) >= 0.99
+        and built.queries == 20
+    )
     retriever, manifest = open_retriever(copy, scan_limit=0)
     assert manifest == built
     queries_QD = copy.reference().queries()
