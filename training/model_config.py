@@ -89,7 +89,7 @@ class ItemsConfig(Config):
     features: tuple[str, ...] | None = None
     """`tower`: item features to use; all that are declared if absent, and text only with a `text_encoder`."""
     text_encoder: str | None = None
-    """`tower`: what makes vectors of text: `wordllama` (an extra: `pip install "passerelle[text]"`), or the folder of a static model of
+    """`tower`: what makes vectors of text: `wordllama` (`pip install -e ".[text]"` in the checkout), or the folder of a static model of
     yours (`tokenizer.json` and `model.safetensors`, as Model2Vec writes them)."""
     min_value_items: int = Field(default=2, gt=0)
     """`tower`: items that a categorical value needs for a vector of its own; rarer ones and those of later items share one."""

@@ -1,7 +1,7 @@
 """Text to vectors, by a small model without a network: the only file that imports wordllama, tokenizers or safetensors.
 
 The model is a table of vectors of tokens; a text is the mean of its tokens'. `wordllama` is one that comes inside its PyPI package
-(`pip install "passerelle[text]"`), a folder with `tokenizer.json` and `model.safetensors` (as Model2Vec and sentence-transformers write
+(the extra `text`), a folder with `tokenizer.json` and `model.safetensors` (as Model2Vec and sentence-transformers write
 static models) is another. What was encoded once is kept, by the digest of model and text, so that only new texts cost anything.
 
 Shape legend: N texts, W width of a vector.
@@ -20,13 +20,12 @@ import pyarrow as pa
 
 from passerelle.arrays import Float32Array
 from passerelle.dataset import FeatureColumn
-from passerelle.errors import UserError
+from passerelle.errors import UserError, install_extra
 from passerelle.files import cache_directory
 from passerelle.progress import Progress, silent
 
 WORDLLAMA = "wordllama"
 BATCH = 1024
-REMEDY = "install the extra: .venv/bin/pip install --constraint requirements/lock.txt --editable '.[text]'"
 
 Embed = Callable[[list[str]], Float32Array]
 
@@ -154,7 +153,7 @@ def _import_wordllama() -> Any:
     try:
         import wordllama
     except ImportError:
-        raise UserError(f"text encoders need wordllama: {REMEDY}") from None
+        raise UserError(f"text encoders need wordllama: {install_extra('text')}") from None
     logging.root.handlers[:], logging.root.level = (
         handlers,
         level,

@@ -23,6 +23,22 @@ stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
 
+class NamingCommand(click.Command):
+    """A command with `{names}` in its help, which is replaced when the help is printed.
+
+    Args:
+        names: returns the names, such as those of the files of a folder.
+    """
+
+    def __init__(self, *args: Any, names: Callable[[], Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._names = names
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.help = (self.help or "").replace("{names}", ", ".join(self._names()))
+        super().format_help_text(ctx, formatter)
+
+
 def json_option(function: F) -> F:
     """Add `--json`, passed to the verb as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(

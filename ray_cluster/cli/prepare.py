@@ -4,10 +4,23 @@ from pathlib import Path
 
 import click
 
-from ray_cluster.cli.console import json_option, print_json, print_table, progress_bars, set_option
+from ray_cluster.cli.console import (
+    NamingCommand,
+    json_option,
+    print_json,
+    print_table,
+    progress_bars,
+    set_option,
+)
 
 
-@click.command()
+def _preset_names() -> list[str]:
+    from passerelle.prepare import preset_names
+
+    return preset_names()
+
+
+@click.command(cls=NamingCommand, names=_preset_names)
 @click.argument("preset_or_toml")
 @click.option("--source", type=click.Path(path_type=Path), metavar="DIR", help="Folder with the raw files.")
 @click.option(
@@ -26,9 +39,9 @@ def command(
 ) -> None:
     """Turn raw logs (csv, parquet, jsonl) into a memory-mapped dataset, with a data-quality report.
 
-    PRESET_OR_TOML is movielens-1m, movielens-100k, movielens-latest-small, online-retail, globo-news, or a TOML file that describes
-    your own logs. Without --source, a preset's files are looked for in $PASSERELLE_DATA, in ../shared/data and in the cache, and then
-    downloaded where the archive's checksum is known; a TOML file's are looked for beside it.
+    PRESET_OR_TOML is {names}, or the path of a TOML file that describes your own logs.
+    Without --source, the files of a preset are looked for in $PASSERELLE_DATA, in ../shared/data and in the cache, and
+    then downloaded where the archive's checksum is known; those of a TOML file are looked for beside it.
 
     \b
     passerelle prepare movielens-1m --out artifacts/dataset

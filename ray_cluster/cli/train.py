@@ -1,14 +1,20 @@
 """`passerelle train RECIPE --dataset DATASET --out RUN`."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ray_cluster.cli.console import json_option, print_json, progress_bars, set_option, stderr
+from ray_cluster.cli.console import NamingCommand, json_option, progress_bars, set_option
+from ray_cluster.cli.training_output import print_epoch, print_run
 
 
-@click.command()
+def _recipe_names() -> list[str]:
+    from training.config import recipe_names
+
+    return recipe_names()
+
+
+@click.command(cls=NamingCommand, names=_recipe_names)
 @click.argument("recipe", required=False)
 @click.option("--dataset", type=click.Path(path_type=Path), help="Dataset made by `passerelle prepare`.")
 @click.option(
@@ -55,14 +61,17 @@ def command(
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train RECIPE (bert4rec, sasrec, or a TOML file) on a prepared dataset.
+    """Train a recipe on a prepared dataset.
 
-    Training stops after `training.max_epochs`, or when validation NDCG@10 has not grown for `training.patience` validations;
-    the best weights are kept. Watch it with `tensorboard --logdir RUN/tensorboard`. Every setting is in docs/configuration.md, and
-    docs/training.md says how to use them.
+    RECIPE is {names}, or the path of a TOML file.
+    Training stops after `training.max_epochs`, or when validation NDCG@10 has not grown for `training.patience`
+    validations; the best weights are kept.
+    Watch it with `tensorboard --logdir RUN/tensorboard`.
+    Every setting is in docs/configuration.md, and docs/training.md says how to use them.
 
-    With --refit RUN instead of RECIPE, what RUN was trained with is trained anew on train and validation events together, for the
-    epochs that RUN's validation chose: the model to serve, once the choices are made. Its test figures are said to be a refit's.
+    With --refit RUN instead of RECIPE, the recipe of RUN is trained again on train and validation events together, for
+    the number of epochs that RUN's validation chose: the model to serve, once the choices are made.
+    Its test metrics are marked as those of a refit.
 
     \b
     Examples:
@@ -77,7 +86,6 @@ def command(
     from passerelle.dataset import open_dataset
     from ray_cluster.watch import watch_run
     from training.config import load_recipe
-    from training.model.sequence_model import MONITOR
     from training.runs.run import open_run, open_run_dataset, refit_config
 
     if refit:
@@ -92,13 +100,7 @@ def command(
             raise click.UsageError("say what to train and on what: RECIPE and --dataset, or --refit RUN")
         name, config, opened = Path(recipe).stem, load_recipe(recipe, overrides), open_dataset(dataset)
 
-    def show(line: dict[str, Any]) -> None:
-        score = f", {MONITOR.replace('_', ' ')} {line[MONITOR]:.4f}" if MONITOR in line else ""
-        stderr.print(
-            f"epoch {line['epoch']}: loss {line['train_loss_epoch']:.4f}{score}, {line['seconds']:.1f} s"
-        )
-
-    with progress_bars() as progress, watch_run(out, progress, show):
+    with progress_bars() as progress, watch_run(out, progress, print_epoch):
         if no_ray:
             from training.runs.fit import train_in_process
 
@@ -115,17 +117,4 @@ def command(
                 resume=resume,
                 refit_of=refit,
             )
-    if as_json:
-        reached = {
-            "epochs": manifest.epochs,
-            "best_epoch": manifest.best_epoch,
-            "validation": manifest.validation,
-        }
-        print_json({"run": str(out), **reached, "trained_on": manifest.trained_on})
-    elif not manifest.validation:  # trained on validation events too
-        click.echo(f"{out}: trained on {manifest.trained_on}")
-    else:
-        score = manifest.validation[MONITOR]
-        click.echo(
-            f"{out}: {manifest.epochs} epochs, best is epoch {manifest.best_epoch} with validation NDCG@10 {score:.4f}"
-        )
+    print_run(out, manifest, as_json=as_json)

@@ -16,16 +16,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from passerelle.calendar_time import HOUR_MS
-from passerelle.errors import UserError
+from passerelle.errors import UserError, install_extra
 from serving.events.base import DAY_S, Event, EventStoreError, HourlyCount, UserState, user_digest
 
 try:
     import redis.asyncio as redis
     from redis.exceptions import RedisError, ResponseError
 except ImportError as error:
-    raise UserError(
-        "events.store is Redis, whose client is not here: pip install 'passerelle[redis]'"
-    ) from error
+    raise UserError(f"events.store is Redis, whose client is not here: {install_extra('redis')}") from error
 
 _APPEND = """
 local new = {}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from passerelle.errors import UserError
+from passerelle.errors import UserError, install_extra
 
 SERVICE = "passerelle"
 _QUIET: Any = {
@@ -35,9 +35,7 @@ class Tracer:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:  # an extra
-            raise UserError(
-                "tracing.endpoint: its client is not here: pip install 'passerelle[otel]'"
-            ) from None
+            raise UserError(f"tracing.endpoint: its client is not here: {install_extra('otel')}") from None
         exporter = exporter or OTLPSpanExporter(endpoint=f"{str(endpoint).rstrip('/')}/v1/traces")
         self._provider = TracerProvider(resource=Resource.create({"service.name": SERVICE}))
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
