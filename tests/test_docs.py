@@ -176,6 +176,15 @@ def test_the_notebook_has_no_outputs_and_its_cells_parse() -> None:
     assert [ast.parse("".join(cell["source"])) for cell in cells]
 
 
+def test_the_first_screen_has_two_commands_and_six_results() -> None:
+    screen = README[: README.index("<!-- results:end -->")]
+    assert len(screen.splitlines()) <= 40
+    assert re.findall(r"^make (\w+)", screen, flags=re.MULTILINE) == ["demo", "test"]
+    header, _, *rows = re.findall(r"^\|.*\|$", screen, flags=re.MULTILINE)
+    assert "Baseline" in header
+    assert len(rows) == 6
+
+
 def test_the_readme_table_is_that_of_the_newest_result_file() -> None:
     subprocess.run([sys.executable, ROOT / "docs" / "generate_results.py", "--check"], check=True)
 

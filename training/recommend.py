@@ -18,7 +18,7 @@ from training.runs.open_run import OpenRun
 
 
 def recommend(run: OpenRun, user_ids: Sequence[Id], k: int = 10) -> pa.Table:
-    """Rank the whole catalogue for some users after all of their events, by the model alone, without the ranker.
+    """Rank the whole catalogue for some users after all of their events, by the model without the ranker.
 
     Items that a user has seen are left out.
 
