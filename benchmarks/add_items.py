@@ -1,9 +1,12 @@
-"""How long until new items can be found? `add-items` with 10,000 of them on a bundle of a million, then a search that finds one.
+"""How long until new items can be found?
+
+`add-items` with 10,000 of them on a bundle of a million, then a search that finds one.
 
     .venv/bin/python -m benchmarks.add_items        (about five minutes on 2 cores)
 
-The bundle is of a two-tower model that has trained for a few steps on made-up histories: what a vector is worth has no bearing on how long
-it takes. Timed is the command as a user types it, with its start and its checks.
+The bundle is of a two-tower model that has trained for a few steps on made-up histories: what a vector is
+worth has no bearing on how long it takes.
+Timed is the command as a user types it, with its start and its checks.
 """
 
 import asyncio
@@ -141,7 +144,9 @@ def main(num_items: int, num_new: int) -> None:
 
 
 def _found(grown: Bundle, retrieval: Retrieval, num_items: int, rng: np.random.Generator) -> dict[str, int]:
-    """Of the new items among the exact hundred most similar to old ones near to some of them, how many `similar` finds."""
+    """Of the new items among the exact hundred most similar to old ones near to some of them, how many
+    `similar` finds.
+    """
     vectors_RD = np.asarray(grown.vectors_RD)
     first_new = num_items + FIRST_ITEM_ROW
     expected = there = 0

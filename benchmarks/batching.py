@@ -1,4 +1,5 @@
-"""What it brings to answer several requests at once, stage by stage: Triton's dynamic batching, and searches of several queries.
+"""What it brings to answer several requests at once, stage by stage: Triton's dynamic batching, and searches
+of several queries.
 
     make demo && .venv/bin/python -m benchmarks.batching           # three minutes on 2 quiet cores
 
@@ -54,7 +55,9 @@ def main() -> None:
 
 
 def _searches() -> dict[str, dict[str, float]]:
-    """Mean milliseconds of a query by how many are searched together, each under a mask of its own as users' requests have."""
+    """Mean milliseconds of a query by how many are searched together, each under a mask of its own as users'
+    requests have.
+    """
     vectors_ND, tuning_QD, queries_QD = clustered(VECTORS, np.random.default_rng(0))
     queries_QD, passing_N = queries_QD[:SEARCHES], np.random.default_rng(1).random(VECTORS)
     masks = [[np.roll(passing_N, shift) <= share for shift in range(max(TOGETHER))] for share in SHARES]

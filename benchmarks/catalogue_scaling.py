@@ -1,10 +1,13 @@
-"""What does a training step cost as the catalogue grows? Time and memory with a sparse table, and with a dense one under Adam.
+"""What does a training step cost as the catalogue grows?
+
+Time and memory with a sparse table, and with a dense one under Adam.
 
     .venv/bin/python -m benchmarks.catalogue_scaling                       (about ten minutes on 2 quiet cores, 12 GiB)
     .venv/bin/python -m benchmarks.catalogue_scaling --items 10000,1000000 --tables sparse
 
-Every row is a run of the `sasrec` recipe with sampled softmax, in a process of its own; batches have the same shape whatever the
-catalogue. `bytes_above_tables` is what the process held at its peak beyond the vectors and their optimizer's state.
+Every row is a run of the `sasrec` recipe with sampled softmax, in a process of its own; batches have the same
+shape whatever the catalogue.
+`bytes_above_tables` is what the process held at its peak beyond the vectors and their optimizer's state.
 """
 
 import tempfile

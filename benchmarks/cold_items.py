@@ -1,10 +1,13 @@
-"""Are new items found by what is said of them? A tenth of MovieLens-1M's films is removed from training altogether, and then asked for.
+"""Are new items found by what is said of them?
+
+A tenth of MovieLens-1M's films is removed from training altogether, and then asked for.
 
     .venv/bin/python -m benchmarks.cold_items                              (about an hour on one core)
     .venv/bin/python -m benchmarks.cold_items --set items.text_encoder=wordllama --set training.max_epochs=12 --seeds 0
 
-Asked is each user's newest event of such a film, after the events of other films before it; all films but those of the history are
-ranked, the known ones too. Beside the candidate tower stand what knows as much of a new film: the popularity of its genres, also as far
+Asked is each user's newest event of such a film, after the events of other films before it; all films but
+those of the history are ranked, the known ones too.
+Beside the candidate tower stand what knows as much of a new film: the popularity of its genres, also as far
 as the user likes them, and the distance of its raw features from those of the history.
 
 Shape legend: U users, E events, R item rows, B users of a batch, C width of a content vector.

@@ -1,8 +1,11 @@
-"""Does it matter where a run is trained? The same recipe and seed in one process, on one Ray worker, and on two.
+"""Does it matter where a run is trained?
+
+The same recipe and seed in one process, on one Ray worker, and on two.
 
     .venv/bin/python -m benchmarks.data_parallel --dataset artifacts/demo/dataset
 
-About ten minutes on 2 cores. Two workers share the two cores that one has alone, so their speed says nothing here; their figures do.
+About ten minutes on 2 cores.
+Two workers share the two cores that one has alone, so their speed says nothing here; their figures do.
 """
 
 import tempfile

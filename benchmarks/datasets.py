@@ -67,7 +67,9 @@ BEAUTY = PrepareConfig(
 
 
 def _beauty(path: Path) -> Dataset:
-    """Lines of a user and then its items in the order of time, which itself is not in the file: event n has the time n."""
+    """Lines of a user and then its items in the order of time, which itself is not in the file: event n has
+    the time n.
+    """
     (source,) = resolve_files(find_source(BEAUTY, None), BEAUTY.events[0].files)
     with pa.input_stream(source) as stream:
         rows = [np.array(line.split(), dtype=np.int64) for line in stream.read().decode().splitlines()]
@@ -127,7 +129,9 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "ml-1m": _movielens_1m("filters.min_item_events=1", "filters.min_user_events=1"),
     "beauty": _beauty,
 }
-"""`ml-1m_sasrec`: the 3,416 items of the papers' file, with times. `ml-1m`: all 3,706. `beauty`: Amazon reviews, 5-core, without times."""
+"""`ml-1m_sasrec`: the 3,416 items of the papers' file, with times.
+`ml-1m`: all 3,706.
+`beauty`: Amazon reviews, 5-core, without times."""
 
 
 def quality_dataset(name: str) -> Dataset:

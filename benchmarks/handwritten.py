@@ -1,9 +1,11 @@
-"""What an engineer would write for one model in an afternoon: FastAPI, ONNX Runtime, FAISS and LightGBM in one process, no Ray, no Triton.
+"""What an engineer would write for one model in an afternoon: FastAPI, ONNX Runtime, FAISS and LightGBM in
+one process, no Ray, no Triton.
 
     python -m benchmarks.handwritten BUNDLE RUN PORT
 
-It does the work of a plain `/v1/recommend` of ours, and gives the same items: history, query vector, search without seen items, features,
-ranker, ids. It has no filters, playlists, events, fallbacks, deadlines, versions or parity gate.
+It does the work of a plain `/v1/recommend` of ours, and gives the same items: history, query vector, search
+without seen items, features, ranker, ids.
+It has no filters, playlists, events, fallbacks, deadlines, versions or parity gate.
 """
 
 import json

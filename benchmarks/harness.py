@@ -86,13 +86,17 @@ def latency_summary(latencies_ms: Sequence[float]) -> dict[str, float]:
 
 
 def peak_bytes() -> int:
-    """Most memory this program has held; Linux's `ru_maxrss` counts what its parent held when it was forked as well."""
+    """Most memory this program has held; Linux's `ru_maxrss` counts what its parent held when it was forked
+    as well.
+    """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What a module's function returns in a fresh process, so that its peak memory is its own; `error` if it fails or is killed."""
+    """What a module's function returns in a fresh process, so that its peak memory is its own; `error` if it
+    fails or is killed.
+    """
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     child = context.Process(target=_answer, args=(answer, function, arguments))
@@ -113,7 +117,8 @@ def _answer(answer: Any, function: Callable[..., dict[str, Any]], arguments: tup
 
 
 def write_result(theme: str, started: dict[str, Any], values: dict[str, Any]) -> Path:
-    """Store a result as `results/THEME_HARDWARE_DATE.json` and print it as one JSON line, the last of the benchmark.
+    """Store a result as `results/THEME_HARDWARE_DATE.json` and print it as one JSON line, the last of the
+    benchmark.
 
     Args:
         theme: the benchmark's module name.

@@ -1,6 +1,8 @@
-"""Load on an HTTP server from a process of its own: clients in turns (closed loop), or arrivals by chance (open loop).
+"""Load on an HTTP server from a process of its own: clients in turns (closed loop), or arrivals by chance
+(open loop).
 
-In an open loop a request is sent when it is due, whether or not others have been answered, and its latency counts from when it was due.
+In an open loop a request is sent when it is due, whether or not others have been answered, and its latency
+counts from when it was due.
 """
 
 import asyncio
@@ -25,7 +27,8 @@ class Outcomes:
     others: Counter[str] = field(default_factory=Counter)
     degraded: int = 0
     late_sends_ms: list[float] = field(default_factory=list)
-    """How long after they were due requests were sent: a client that cannot keep up would flatter the server."""
+    """How long after they were due requests were sent: a client that cannot keep up would flatter the server.
+    """
 
     def summary(self, seconds: float, objective_ms: float) -> dict[str, Any]:
         """Percentiles of latency, throughput, and goodput: answers within the objective, a second."""
@@ -84,7 +87,9 @@ class Load:
     seed: int = 0
 
     def run(self, *, seconds: float, clients: int | None = None, rate: float | None = None) -> dict[str, Any]:
-        """Load for so long, by `clients` that each wait for their answer, or by `rate` arrivals a second; from another process."""
+        """Load for so long, by `clients` that each wait for their answer, or by `rate` arrivals a second;
+        from another process.
+        """
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             outcomes, took_s = pool.apply(_run, (self, seconds, clients, rate))

@@ -1,8 +1,10 @@
-"""The main job, step by step: what `make demo` does, each command timed, then requests one at a time over HTTP.
+"""The main job, step by step: what `make demo` does, each command timed, then requests one at a time over
+HTTP.
 
     .venv/bin/python -m benchmarks.main_job
 
-About five minutes on 2 cores. A Ray Serve deployment that does nothing is asked in the same run, as the ceiling.
+About five minutes on 2 cores.
+A Ray Serve deployment that does nothing is asked in the same run, as the ceiling.
 """
 
 import json
@@ -63,7 +65,9 @@ def _timed_command(*arguments: str) -> tuple[float, dict[str, Any]]:
 
 
 def _serve(bundle: Bundle) -> dict[str, Any]:
-    """Time until `/readyz`, then latencies of one client of the graph, and of the deployment that does nothing."""
+    """Time until `/readyz`, then latencies of one client of the graph, and of the deployment that does
+    nothing.
+    """
     user_ids = bundle.user_ids.ids(
         np.random.default_rng(0).integers(len(bundle.user_ids), size=WARM_UP_REQUESTS + REQUESTS)
     )
@@ -100,7 +104,9 @@ def _serve(bundle: Bundle) -> dict[str, Any]:
 
 
 def _noop() -> dict[str, float]:
-    """Latencies of one client of a deployment that does nothing, behind Serve's HTTP proxy, which our graph does without."""
+    """Latencies of one client of a deployment that does nothing, behind Serve's HTTP proxy, which our graph
+    does without.
+    """
     port = free_ports(1)[0]
     with local_ray(), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         serve.start(http_options={"port": port})

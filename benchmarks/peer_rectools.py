@@ -1,6 +1,8 @@
-"""One epoch of RecTools' BERT4Rec; run by `benchmarks/peers.py` in RecTools' own environment, so it imports nothing of ours.
+"""One epoch of RecTools' BERT4Rec; run by `benchmarks/peers.py` in RecTools' own environment, so it imports
+nothing of ours.
 
-Usage: python peer_rectools.py EVENTS.npz '{"length": 200, "dim": 64, ...}'. Prints one JSON line.
+Usage: python peer_rectools.py EVENTS.npz '{"length": 200, "dim": 64, ...}'.
+Prints one JSON line.
 """
 
 import json
@@ -18,7 +20,9 @@ from rectools.models import BERT4RecModel
 
 
 class Stopwatch(Callback):
-    """Prints the seconds of the epoch, set-up left out; RecTools trains with a copy of it, which cannot be asked afterwards."""
+    """Prints the seconds of the epoch, set-up left out; RecTools trains with a copy of it, which cannot be
+    asked afterwards.
+    """
 
     begun_s = 0.0
 

@@ -1,11 +1,14 @@
-"""How long is an epoch of BERT4Rec here, and with RecTools? The same events, shape and threads, in turns on the same machine.
+"""How long is an epoch of BERT4Rec here, and with RecTools?
+
+The same events, shape and threads, in turns on the same machine.
 
     make bench-peers                                                           (an hour on 2 quiet cores)
     .venv/bin/python -m benchmarks.peers --peer-python .venv-peers/bin/python --cases ml-1m-sampled --rounds 1
 
-Histories are cut to the newest `length` events first, so that both sides see the same tokens in an epoch. Timed is the first
-epoch of a fresh process, set-up and validation left out. A step has the same number of positions on both sides, padding
-included. The result of some cases alone does not take the place of that of all.
+Histories are cut to the newest `length` events first, so that both sides see the same tokens in an epoch.
+Timed is the first epoch of a fresh process, set-up and validation left out.
+A step has the same number of positions on both sides, padding included.
+The result of some cases alone does not take the place of that of all.
 """
 
 import json
@@ -112,7 +115,9 @@ def _run(command: list[str]) -> str:
 
 
 def _prepared(case: Case, folder: Path) -> tuple[Path, Path, int]:
-    """The data for us and for the peer, and how many events of it are trained on: all but each user's last, kept for the test."""
+    """The data for us and for the peer, and how many events of it are trained on: all but each user's last,
+    kept for the test.
+    """
     dataset = newest_events(quality_dataset(case.data), case.length + 1, folder / "dataset")
     positions_E, offsets_U1 = gather_ragged(dataset.offsets_U1[:-1], dataset.offsets_U1[1:] - 1)
     user_E = np.repeat(np.arange(dataset.num_users), np.diff(offsets_U1))

@@ -1,19 +1,25 @@
-"""How good are the recipes? Leave-one-out, the whole catalogue ranked, seen items left out, by seeds, baselines in the same table.
+"""How good are the recipes?
+
+Leave-one-out, the whole catalogue ranked, seen items left out, by seeds, baselines in the same table.
 
     .venv/bin/python -m benchmarks.quality                            (train everything; most of a day on 2 cores)
     .venv/bin/python -m benchmarks.quality --cases sasrec_beauty --refit
     .venv/bin/python -m benchmarks.quality --cases sasrec --seeds 0   (train one run)
     .venv/bin/python -m benchmarks.quality --collect                  (write the table of all runs that are complete, and were)
 
-Runs are kept in artifacts/quality, continued where they were interrupted, and not made twice. Several processes may train
-different cases or seeds at once; none of them writes the result, so that a part of it never takes its place. Epochs are chosen on
-validation; the refit of a run (`--refit`) is trained on train and validation for as many. Both are measured on test, and the table
-says which is which.
+Runs are kept in artifacts/quality, continued where they were interrupted, and not made twice.
+Several processes may train different cases or seeds at once; none of them writes the result, so that a part
+of it never takes its place.
+Epochs are chosen on validation; the refit of a run (`--refit`) is trained on train and validation for as
+many.
+Both are measured on test, and the table says which is which.
 
-The published figures are the best that a review of the literature found for each data set under this protocol (2026-11): .1638 for
-BERT4Rec (RecTools states .1618 for its own) and .1902 for SASRec with full softmax (Klenitskiy and Vasilev, RecSys 2023, have .1821,
-and .1857 with 3,000 negatives) on the file of 3,416 items; .2164 for HSTU-large as reproduced by RecTools with a stable sort on all
-3,706; .0531 on Beauty (eSASRec, RecSys 2025, has .0523). For two towers with features there is none on these data.
+The published figures are the best that a review of the literature found for each data set under this protocol
+(2026-11): .1638 for BERT4Rec (RecTools states .1618 for its own) and .1902 for SASRec with full softmax
+(Klenitskiy and Vasilev, RecSys 2023, have .1821, and .1857 with 3,000 negatives) on the file of 3,416 items;
+.2164 for HSTU-large as reproduced by RecTools with a stable sort on all 3,706; .0531 on Beauty (eSASRec,
+RecSys 2025, has .0523).
+For two towers with features there is none on these data.
 """
 
 import itertools
@@ -132,7 +138,9 @@ def _train(case: Case, path: Path, seed: int, threads: int | None, refit: bool) 
 
 
 def _collect() -> None:
-    """Store the result file of every complete run; what was stored before stays for cases whose runs are no longer here."""
+    """Store the result file of every complete run; what was stored before stays for cases whose runs are no
+    longer here.
+    """
     started = environment()
     files = sorted(RESULTS.glob("quality_*.json"), key=lambda path: path.stem[-10:])
     before = json.loads(files[-1].read_text(encoding="utf-8")) if files else {"cases": {}, "baselines": {}}
@@ -186,7 +194,9 @@ def _collected(name: str) -> dict[str, Any]:
 
 
 def _times(path: Path) -> dict[str, Any]:
-    """Seconds of all epochs, validation included, and until one was as good on validation as RecTools' BERT4Rec is in print on test."""
+    """Seconds of all epochs, validation included, and until one was as good on validation as RecTools'
+    BERT4Rec is in print on test.
+    """
     epochs = read_history(path)
     so_far_s = list(itertools.accumulate(epoch["seconds"] for epoch in epochs))
     reached_s = [

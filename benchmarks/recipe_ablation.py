@@ -1,12 +1,14 @@
-"""What each choice of a recipe is worth: validation NDCG@10 on MovieLens-1M after a short schedule, one change at a time.
+"""What each choice of a recipe is worth: validation NDCG@10 on MovieLens-1M after a short schedule, one
+change at a time.
 
     .venv/bin/python -m benchmarks.recipe_ablation --recipe sasrec                       (an hour and a half on 2 cores)
     .venv/bin/python -m benchmarks.recipe_ablation --recipe sasrec --only "rms norm;swiglu" --threads 1
     .venv/bin/python -m benchmarks.recipe_ablation --collect                             (the table of what is there)
 
-One seed and few epochs, the learning rate falling over the last half of them: it says what learns quickly. Two more seeds of
-each recipe say what is noise. Blocks, losses and samplers are compared on `sasrec`; of `bert4rec`, which has the same, what is
-its own. Runs are kept in artifacts/ablation and not made twice; two processes may make different ones.
+One seed and few epochs, the learning rate falling over the last half of them: it says what learns quickly.
+Two more seeds of each recipe say what is noise.
+Blocks, losses and samplers are compared on `sasrec`; of `bert4rec`, which has the same, what is its own.
+Runs are kept in artifacts/ablation and not made twice; two processes may make different ones.
 """
 
 from pathlib import Path

@@ -1,9 +1,11 @@
-"""Retrieval under filters: recall and latency by selectivity and retriever, with LanceDB as a public recommender runs it in the same run.
+"""Retrieval under filters: recall and latency by selectivity and retriever, with LanceDB as a public
+recommender runs it in the same run.
 
     .venv/bin/python -m benchmarks.retrieval                       # 1,500,000 x 64, ten minutes on 2 quiet cores
     .venv/bin/python -m benchmarks.retrieval --vectors 100000
 
-A search is one query after another: the filter made into a mask, then the k best under it. Recall is against a full scan.
+A search is one query after another: the filter made into a mask, then the k best under it.
+Recall is against a full scan.
 
 Shape legend: N vectors, D vector width, Q queries, T topics, S subjects.
 """
@@ -77,7 +79,9 @@ def main() -> None:
 
 
 def clustered(count: int, rng: np.random.Generator) -> tuple[Float32Array, Float32Array, Float32Array]:
-    """Unit vectors [N, D] around 3,000 subjects of 100 topics, and two sets of queries of the same kind [Q, D]: to tune and to measure."""
+    """Unit vectors [N, D] around 3,000 subjects of 100 topics, and two sets of queries of the same kind [Q,
+    D]: to tune and to measure.
+    """
     topics_TD = _unit(rng.standard_normal((100, DIM)))
     subjects_SD = _unit(
         topics_TD[rng.integers(100, size=3000)] + 0.8 * _unit(rng.standard_normal((3000, DIM)))
@@ -139,7 +143,8 @@ def _retriever(
             "latency": latency_summary(latencies_ms),
         }
         print(kind, share, by_share[str(share)], flush=True)
-    # A filter that goes with the vectors: the tenth of them that lies farthest in some direction, wherever the query is.
+    # A filter that goes with the vectors: the tenth of them that lies farthest in some direction, wherever
+    # the query is.
     direction_D = np.random.default_rng(2).standard_normal(DIM).astype(np.float32)
     along_N = vectors_ND @ direction_D
     region_N = along_N >= np.quantile(along_N, 0.9)
@@ -165,7 +170,9 @@ def _peer(
     queries_QD: Float32Array,
     exact: list[set[int]],
 ) -> dict[str, Any]:
-    """LanceDB with an IVF_PQ index of 8 partitions and 4 sub-vectors, refine factor 10, and a filter written as text on a plain column."""
+    """LanceDB with an IVF_PQ index of 8 partitions and 4 sub-vectors, refine factor 10, and a filter written
+    as text on a plain column.
+    """
     share = 0.54
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), DIM)
     table = lancedb.connect(folder).create_table(

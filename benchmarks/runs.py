@@ -25,7 +25,8 @@ def recipe_with(recipe: str, overrides: tuple[str, ...], threads: int | None = N
 
 
 def check_settings(path: Path, trained: Recipe, config: Recipe) -> None:
-    """Refuse a run that was trained with other settings, but for threads: it would stand in a table under the name of these.
+    """Refuse a run that was trained with other settings, but for threads: it would stand in a table under the
+    name of these.
 
     Raises:
         click.ClickException: naming what differs.

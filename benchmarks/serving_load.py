@@ -1,9 +1,11 @@
-"""The whole graph under load: latency of one client, throughput, and goodput at and beyond what can be sustained.
+"""The whole graph under load: latency of one client, throughput, and goodput at and beyond what can be
+sustained.
 
     make demo && .venv/bin/python -m benchmarks.serving_load       # a quarter of an hour on 2 quiet cores
 
-Fused and staged, beside a Ray Serve deployment that does nothing and a hand-written process that does the same work
-(`benchmarks/handwritten.py`), one after the other in the same run. Clients share the cores with what they ask.
+Fused and staged, beside a Ray Serve deployment that does nothing and a hand-written process that does the
+same work (`benchmarks/handwritten.py`), one after the other in the same run.
+Clients share the cores with what they ask.
 """
 
 import argparse

@@ -1,9 +1,12 @@
-"""What does a softmax over the whole catalogue cost in memory? Loss and gradients, chunked as we do and whole as libraries do.
+"""What does a softmax over the whole catalogue cost in memory?
+
+Loss and gradients, chunked as we do and whole as libraries do.
 
     .venv/bin/python -m benchmarks.softmax_memory       (about three minutes on 2 quiet cores)
 
-Each figure is the peak of a process of its own, above what it held with the table and the queries in place. What the whole one
-would need is computed where it does not fit: logits and their gradient, 8 bytes each position and item.
+Each figure is the peak of a process of its own, above what it held with the table and the queries in place.
+What the whole one would need is computed where it does not fit: logits and their gradient, 8 bytes each
+position and item.
 """
 
 import time

@@ -16,7 +16,8 @@ SHORTEST = 5
 def synthetic_dataset(path: Path, *, num_events: int, length: int, num_items: int, seed: int = 0) -> Dataset:
     """At least `num_events` events, and less than a history more, in histories of 5 to `length` + 1.
 
-    Lengths are log-normal around half of `length`, so that some histories are short and many are cut, as in data of people.
+    Lengths are log-normal around half of `length`, so that some histories are short and many are cut, as in
+    data of people.
     """
     rng = np.random.default_rng(seed)
     drawn_U = rng.lognormal(np.log(length * MEDIAN_SHARE), SPREAD, size=num_events // SHORTEST + 1)

@@ -1,12 +1,16 @@
-"""How fast does a training step go, and where does its time go? Tokens/s, memory and FLOP/s by length, width and catalogue.
+"""How fast does a training step go, and where does its time go?
+
+Tokens/s, memory and FLOP/s by length, width and catalogue.
 
     .venv/bin/python -m benchmarks.training_throughput                                  (the CPU; with a GPU, the GPU)
     .venv/bin/python -m benchmarks.training_throughput --lengths 200 --dims 64,256 --precisions fp32,bf16 --compiled no,yes
     .venv/bin/python -m benchmarks.training_throughput --profile --lengths 200          (adds what each operation costs)
 
-Every variant is a real run of the `sasrec` or `bert4rec` recipe, batches and optimizer included, on synthetic histories, in a
-process of its own so that peak memory is its own. Tokens are those of histories; padding is not counted, but its cost is.
-`share_of_matmul_peak` compares FLOP/s with those of one large matrix product of the same type on the same machine.
+Every variant is a real run of the `sasrec` or `bert4rec` recipe, batches and optimizer included, on synthetic
+histories, in a process of its own so that peak memory is its own.
+Tokens are those of histories; padding is not counted, but its cost is.
+`share_of_matmul_peak` compares FLOP/s with those of one large matrix product of the same type on the same
+machine.
 """
 
 import itertools
@@ -64,7 +68,8 @@ class Variant:
 
 
 class Stopwatch(pl.Callback):
-    """Times steps after the first ones, then profiles some, then counts the operations of some, then ends the run.
+    """Times steps after the first ones, then profiles some, then counts the operations of some, then ends the
+    run.
 
     Counting comes last: after it PyTorch runs what was compiled as though it were not.
     """

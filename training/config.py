@@ -1,4 +1,6 @@
-"""The configuration of a training run: a TOML recipe (`training/recipes/*.toml`) plus `--set section.key=value`."""
+"""The configuration of a training run: a TOML recipe (`training/recipes/*.toml`) plus `--set
+section.key=value`.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -18,16 +20,19 @@ class ObjectiveConfig(Config):
     """What the encoder learns to predict."""
 
     kind: Literal["masked", "causal"] = "masked"
-    """`masked`: hidden items from both sides (BERT4Rec). `causal`: each next item from those before it (SASRec)."""
+    """`masked`: hidden items from both sides (BERT4Rec).
+    `causal`: each next item from those before it (SASRec)."""
     mask_probability: float = Field(default=0.2, gt=0, le=1)
     """`masked`: chance of each item of a window to be masked and predicted."""
     last_only_probability: float = Field(default=0.1, ge=0, le=1)
     """`masked`: chance of a window to have its last item alone masked, as it is when serving."""
 
     event_types: tuple[str, ...] = ()
-    """`causal`: kinds of events to predict, such as clicks; all, if absent. Others are history alone."""
+    """`causal`: kinds of events to predict, such as clicks; all, if absent.
+    Others are history alone."""
     repeats: Literal["each", "log"] = "each"
-    """`each`: an event weighs what its kind weighs. `log`: a user's n events with one item weigh log2(1 + n) times as much together."""
+    """`each`: an event weighs what its kind weighs.
+    `log`: a user's n events with one item weigh log2(1 + n) times as much together."""
 
     @model_validator(mode="after")
     def _has_no_idle_option(self, info: ValidationInfo) -> "ObjectiveConfig":
@@ -54,7 +59,8 @@ class OptimizerConfig(Config):
     warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate grows from nothing."""
     decay_fraction: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps of `training.max_epochs`, at their end, over which the learning rate falls to a twentieth."""
+    """Share of the steps of `training.max_epochs`, at their end, over which the learning rate falls to a
+    twentieth."""
     gradient_clip_norm: float = Field(default=5.0, gt=0)
     """Largest norm of the gradient of all parameters together."""
 
@@ -69,15 +75,18 @@ class TrainingConfig(Config):
     validate_every_epochs: int = Field(default=1, gt=0)
     """Epochs between two validations, each of which ranks the whole catalogue for every user."""
     include_validation: bool = False
-    """Train on validation events as well; then nothing is validated and the last weights are kept. `train --refit` sets it."""
+    """Train on validation events as well; then nothing is validated and the last weights are kept.
+    `train --refit` sets it."""
     stop_after_epochs: int | None = Field(default=None, gt=0)
-    """Stop then, in the schedule of `max_epochs`. `train --refit` sets it to the epoch that validation chose."""
+    """Stop then, in the schedule of `max_epochs`.
+    `train --refit` sets it to the epoch that validation chose."""
     checkpoint_every_steps: int = Field(default=1000, gt=0)
     """Steps within an epoch between two checkpoints; there is always one at its end."""
     seed: int = Field(default=0, ge=0)
     """Seeds weights, batches, masks, negatives and dropout, each from a generator of its own."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """`bf16-mixed` is for GPUs. Not measured yet."""
+    """`bf16-mixed` is for GPUs.
+    Not measured yet."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of each worker; by default, the cores of its machine divided by the workers there."""
     log_every_steps: int = Field(default=20, gt=0)

@@ -139,7 +139,9 @@ class SampledLoss(Config):
 
 
 class GbceLoss(Config):
-    """Binary cross entropy over uniform negatives that positions share, calibrated for their number (gSASRec)."""
+    """Binary cross entropy over uniform negatives that positions share, calibrated for their number
+    (gSASRec).
+    """
 
     kind: Literal["gbce"] = "gbce"
     temperature: float = Field(default=1.0, gt=0)

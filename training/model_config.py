@@ -1,4 +1,6 @@
-"""The configuration of a model: its encoder, where its items have their vectors from, and what a query knows beside the history."""
+"""The configuration of a model: its encoder, where its items have their vectors from, and what a query knows
+beside the history.
+"""
 
 from typing import Literal
 
@@ -19,18 +21,21 @@ class ModelConfig(Config):
     distance_slopes: tuple[float, ...] = (0.5, 0.03)
     """One a head: how much attention logits fall with each item of distance; 0 for no preference."""
     head_directions: tuple[Literal["past", "both", "future"], ...] = ()
-    """One a head: the side of a position it attends to, beside the position itself; `both` everywhere if absent."""
+    """One a head: the side of a position it attends to, beside the position itself; `both` everywhere if
+    absent."""
     positions: Literal["learned", "rotary", "none"] = "learned"
-    """`learned`: a vector for each position, counted from the newest item. `rotary`: queries and keys are turned by their position."""
+    """`learned`: a vector for each position, counted from the newest item.
+    `rotary`: queries and keys are turned by their position."""
     time_bias: bool = False
     """Attention also depends on the time between events, and the query on the time of the request."""
     time_gap: bool = False
-    """Each position is told the time between the item it predicts and the event before that one; when serving, the time from the last
-    event to the request."""
+    """Each position is told the time between the item it predicts and the event before that one; when
+    serving, the time from the last event to the request."""
     norm: Literal["layer", "rms"] = "layer"
     """Layer norm, or RMS norm."""
     norm_first: bool = True
-    """Normalise before each layer (pre-norm) or after its residual sum (post-norm, as in the papers of 2017 to 2019)."""
+    """Normalise before each layer (pre-norm) or after its residual sum (post-norm, as in the papers of 2017
+    to 2019)."""
     feedforward: Literal["gelu", "swiglu"] = "gelu"
     """Activation of the feed-forward layer; `swiglu` has half as many weights again."""
     gated: bool = False
@@ -38,12 +43,15 @@ class ModelConfig(Config):
     feedforward_multiple: int = Field(default=4, gt=0)
     """Width of the feed-forward layer, in multiples of `dim`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout of embeddings and both residual branches; attention weights have none, so that fused kernels apply."""
+    """Dropout of embeddings and both residual branches; attention weights have none, so that fused kernels
+    apply."""
     output_table: Literal["tied", "separate"] = "tied"
-    """`tied`: one vector for an item of the history and as an answer. `separate`: two, for twice the memory."""
+    """`tied`: one vector for an item of the history and as an answer.
+    `separate`: two, for twice the memory."""
     attention_kernel: Literal["dense", "flex"] = "dense"
-    """`flex` (PyTorch's FlexAttention, compiled) computes the bias of distance and time where it is used; on a CUDA device only,
-    elsewhere `dense` does the work. Not measured yet."""
+    """`flex` (PyTorch's FlexAttention, compiled) computes the bias of distance and time where it is used; on
+    a CUDA device only, elsewhere `dense` does the work.
+    Not measured yet."""
     event_types: bool = False
     """Each item of a history is told by what kind of event it came there (a click, a booking)."""
     max_history: int = Field(default=200, ge=2)
@@ -73,26 +81,35 @@ class ModelConfig(Config):
 
 
 class ItemsConfig(Config):
-    """Where items have their vectors from. An option that the others leave without effect is an error."""
+    """Where items have their vectors from.
+
+    An option that the others leave without effect is an error.
+    """
 
     kind: Literal["table", "tower"] = "table"
-    """`table`: learnt for each item alone. `tower`: of the item and of its declared features together, of length 1 as queries then are,
-    so that an item without events has one, too (two-tower)."""
+    """`table`: learnt for each item alone.
+    `tower`: of the item and of its declared features together, of length 1 as queries then are, so that an
+    item without events has one, too (two-tower)."""
     table: Literal["dense", "sparse"] = "dense"
-    """What is learnt for each item alone. `dense`: a parameter like others, all of whose rows are computed with in each step. `sparse`: a
-    TorchRec collection, of which a step touches the rows it looks up, trained by row-wise Adagrad; for many items and a sampled loss."""
+    """What is learnt for each item alone.
+    `dense`: a parameter like others, all of whose rows are computed with in each step.
+    `sparse`: a TorchRec collection, of which a step touches the rows it looks up, trained by row-wise
+    Adagrad; for many items and a sampled loss."""
     table_learning_rate: float = Field(default=0.05, gt=0)
-    """`sparse`: learning rate of row-wise Adagrad, which warms up and falls as that of the other parameters does. Its gradients are not
-    clipped, and not counted in the norm that clips the others."""
+    """`sparse`: learning rate of row-wise Adagrad, which warms up and falls as that of the other parameters
+    does.
+    Its gradients are not clipped, and not counted in the norm that clips the others."""
     id_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """`tower`: share of the items of a step that are known by their features alone, which makes those good for new items."""
+    """`tower`: share of the items of a step that are known by their features alone, which makes those good
+    for new items."""
     features: tuple[str, ...] | None = None
     """`tower`: item features to use; all that are declared if absent, and text only with a `text_encoder`."""
     text_encoder: str | None = None
-    """`tower`: what makes vectors of text: `wordllama` (`pip install -e ".[text]"` in the checkout), or the folder of a static model of
-    yours (`tokenizer.json` and `model.safetensors`, as Model2Vec writes them)."""
+    """`tower`: what makes vectors of text: `wordllama` (`pip install -e ".[text]"` in the checkout), or the
+    folder of a static model of yours (`tokenizer.json` and `model.safetensors`, as Model2Vec writes them)."""
     min_value_items: int = Field(default=2, gt=0)
-    """`tower`: items that a categorical value needs for a vector of its own; rarer ones and those of later items share one."""
+    """`tower`: items that a categorical value needs for a vector of its own; rarer ones and those of later
+    items share one."""
 
     @model_validator(mode="after")
     def _has_no_idle_option(self, info: ValidationInfo) -> "ItemsConfig":
@@ -107,18 +124,23 @@ class ItemsConfig(Config):
 
 
 class QueryConfig(Config):
-    """What a query knows beside the history of its user. An option that the others leave without effect is an error."""
+    """What a query knows beside the history of its user.
+
+    An option that the others leave without effect is an error.
+    """
 
     features: Literal["all"] | tuple[str, ...] = ()
-    """Features of users, and of the circumstances of an event, to use: names, or `all` that are declared, but for text and for what
-    `from_events` makes of a user's events: that knows of those of validation and test, too."""
+    """Features of users, and of the circumstances of an event, to use: names, or `all` that are declared, but
+    for text and for what `from_events` makes of a user's events: that knows of those of validation and test,
+    too."""
     time_features: tuple[Literal["hour", "weekday"], ...] = ()
     """What the time of the request (UTC) says: in training, the time of the event that is predicted."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the histories of a step whose query is made without features, as a request's is that gives none; of users and of
-    circumstances apart."""
+    """Share of the histories of a step whose query is made without features, as a request's is that gives
+    none; of users and of circumstances apart."""
     min_value_users: int = Field(default=2, gt=0)
-    """Users, or events, that a categorical value needs for a vector of its own; rarer ones and unknown ones share one."""
+    """Users, or events, that a categorical value needs for a vector of its own; rarer ones and unknown ones
+    share one."""
 
     @model_validator(mode="after")
     def _has_no_idle_option(self, info: ValidationInfo) -> "QueryConfig":

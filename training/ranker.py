@@ -1,11 +1,11 @@
 """The ranker: LightGBM (LambdaMART) over retrieval candidates; the only file that imports lightgbm.
 
-Its trees start from the score of retrieval and correct it: a few thousand users with one right answer each are too few to learn
-anew the order that the model has learnt from every event.
+Its trees start from the score of retrieval and correct it: a few thousand users with one right answer each
+are too few to learn anew the order that the model has learnt from every event.
 
-It learns on the validation targets, with histories and statistics of training alone, and is measured on the test targets,
-so nothing it is measured on was seen by it or by the model under it. Over a refit, it learns from the candidates of the run
-that the refit was made from.
+It learns on the validation targets, with histories and statistics of training alone, and is measured on the
+test targets, so nothing it is measured on was seen by it or by the model under it.
+Over a refit, it learns from the candidates of the run that the refit was made from.
 
 Shape legend: Q users, K candidates of a user, F features, S = sum of candidates, R item rows.
 """
@@ -34,7 +34,8 @@ from training.runs.run import RANKER
 EVALUATED_KS = (10, 20, 50)
 
 Predictor = Callable[[Float32Array], Float32Array]
-"""Scores [S] of the features [S, F] of some candidates: those of a `Ranker`, or of what it was exported to."""
+"""Scores [S] of the features [S, F] of some candidates: those of a `Ranker`, or of what it was exported to.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Ranker:
 
     booster: lightgbm.Booster
     score_scale: float
-    """Retrieval scores are multiplied by it: the inverse of the temperature of the loss, so that they are the loss's logits."""
+    """Retrieval scores are multiplied by it: the inverse of the temperature of the loss, so that they are the
+    loss's logits."""
 
     def predict(self, features_SF: Float32Array) -> Float32Array:
         """Scores [S], added in float32 as the exported network adds them."""
@@ -55,7 +57,8 @@ class Ranker:
 class Candidates:
     """Retrieved candidates of some users, best first, with their features.
 
-    A user who has seen nearly everything has fewer than K: the remaining rows and features are 0, the scores -inf.
+    A user who has seen nearly everything has fewer than K: the remaining rows and features are 0, the scores
+    -inf.
     """
 
     users: EvaluationUsers
@@ -107,8 +110,9 @@ def train_ranker(
         Test metrics of `model` (retrieval order) and `ranker`, over the same candidates.
 
     Raises:
-        UserError: the run has a ranker and `overwrite` is false, fewer than two users have a validation target among
-            their candidates, or it was trained on validation events without a run that chose its epochs.
+        UserError: the run has a ranker and `overwrite` is false, fewer than two users have a validation
+            target among their candidates, or it was trained on validation events without a run that chose its
+            epochs.
     """
     config = run.manifest.config
     if (run.path / RANKER).exists() and not overwrite:
@@ -150,7 +154,9 @@ def train_ranker(
 
 
 def _learner(run: OpenRun) -> OpenRun:
-    """The run whose candidates the ranker learns from: a model knows the validation events it was refit on too well."""
+    """The run whose candidates the ranker learns from: a model knows the validation events it was refit on
+    too well.
+    """
     if not run.manifest.config.training.include_validation:
         return run
     chosen_by = run.manifest.refit_of
@@ -167,7 +173,9 @@ def _lightgbm_set(
     chosen_Q: Int64Array,
     score_scale: float,
 ) -> lightgbm.Dataset:
-    """Features are not named: LightGBM refuses names that JSON would escape, and people may name their columns so."""
+    """Features are not named: LightGBM refuses names that JSON would escape, and people may name their
+    columns so.
+    """
     found_QK = candidates.found_QK[chosen_Q]
     return lightgbm.Dataset(
         candidates.features_QKF[chosen_Q][found_QK],
@@ -189,7 +197,8 @@ def _boost(
         "num_leaves": config.ranker.num_leaves,
         "min_data_in_leaf": config.ranker.min_leaf_events,
         "lambda_l2": config.ranker.l2_penalty,
-        "lambdarank_norm": False,  # it weighs pairs by how near their scores are, and here they start from the model's
+        # it weighs pairs by how near their scores are, and here they start from the model's
+        "lambdarank_norm": False,
         "seed": config.training.seed,
         "deterministic": True,
         "force_row_wise": True,
@@ -213,7 +222,8 @@ def _boost(
 def rerank(predict: Predictor, candidates: Candidates) -> tuple[Int64Array, Float32Array]:
     """Candidates [Q, K] in the ranker's order (ties in retrieval order), and their scores in that order.
 
-    Scores are rounded to float32, as they are served, before they are compared: what is a tie there is a tie here.
+    Scores are rounded to float32, as they are served, before they are compared: what is a tie there is a tie
+    here.
     """
     found_QK = candidates.found_QK
     scores_QK = np.full(found_QK.shape, -np.inf, dtype=np.float32)
@@ -226,7 +236,8 @@ def load_ranker(run_path: Path) -> Ranker:
     """The ranker of a run.
 
     Raises:
-        UserError: it has not been trained yet, or by a version whose trees did not start from the score of retrieval.
+        UserError: it has not been trained yet, or by a version whose trees did not start from the score of
+            retrieval.
     """
     folder = run_path / RANKER
     if not (folder / "model.txt").is_file():

@@ -1,8 +1,10 @@
-"""Text to vectors, by a small model without a network: the only file that imports wordllama, tokenizers or safetensors.
+"""Text to vectors, by a small model without a network: the only file that imports wordllama, tokenizers or
+safetensors.
 
-The model is a table of vectors of tokens; a text is the mean of its tokens'. `wordllama` is one that comes inside its PyPI package
-(the extra `text`), a folder with `tokenizer.json` and `model.safetensors` (as Model2Vec and sentence-transformers write
-static models) is another. What was encoded once is kept, by the digest of model and text, so that only new texts cost anything.
+The model is a table of vectors of tokens; a text is the mean of its tokens'.
+`wordllama` is one that comes inside its PyPI package (the extra `text`), a folder with `tokenizer.json` and
+`model.safetensors` (as Model2Vec and sentence-transformers write static models) is another.
+What was encoded once is kept, by the digest of model and text, so that only new texts cost anything.
 
 Shape legend: N texts, W width of a vector.
 """
@@ -116,7 +118,10 @@ def with_text_vectors(
 
 
 def _static_model(name: str) -> tuple[Embed, str]:
-    """A model, and the digest of its files. Nothing is downloaded."""
+    """A model, and the digest of its files.
+
+    Nothing is downloaded.
+    """
     wordllama = _import_wordllama()
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer

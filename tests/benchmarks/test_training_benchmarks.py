@@ -143,7 +143,8 @@ def test_throughput_of_a_tiny_run(recipe: str, loss: str) -> None:
     assert found["share_of_matmul_peak"] == pytest.approx(
         found["gflops_per_s"] / found["matmul_gflops_per_s"]
     )
-    # of the matrices alone: blocks of 12 D^2 weights each, six operations a weight, and twice that is more than all of it
+    # of the matrices alone: blocks of 12 D^2 weights each, six operations a weight, and twice that is more
+    # than all of it
     of_matrices = 6 * load_recipe(recipe).model.num_blocks * 12 * 16**2
     assert (0.7 if recipe == "bert4rec" else 1.0) * of_matrices < found["flops_per_token"] < 2 * of_matrices
     assert (

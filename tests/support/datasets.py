@@ -1,7 +1,7 @@
 """Small datasets with a planted structure, and a recipe that learns it in seconds.
 
-Most events are followed by the one item that comes next on a ring. A model that reads the order of events finds it;
-popularity, drawn apart from the ring, cannot.
+Most events are followed by the one item that comes next on a ring.
+A model that reads the order of events finds it; popularity, drawn apart from the ring, cannot.
 
 Shape legend: E events, U users, U1 = U + 1, I items.
 """
@@ -74,7 +74,9 @@ class Planted:
 
 
 def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> Dataset:
-    """Write a dataset whose users walk along a ring of items and jump now and then to popular ones; no user sees an item twice."""
+    """Write a dataset whose users walk along a ring of items and jump now and then to popular ones; no user
+    sees an item twice.
+    """
     rng = np.random.default_rng(seed)
     lengths_U = rng.integers(planted.shortest_history, planted.longest_history + 1, size=planted.num_users)
     ring_I = rng.permutation(planted.num_items)
@@ -140,9 +142,11 @@ def planted_dataset(path: Path, planted: Planted = Planted(), seed: int = 0) -> 
 def dataset_of(
     path: Path, histories: Sequence[Sequence[tuple[int, int]]], num_items: int, weights: Sequence[float] = ()
 ) -> Dataset:
-    """A dataset of the given (item_row, timestamp_ms) events of each user, in stored order; without `weights`, each weighs 1.
+    """A dataset of the given (item_row, timestamp_ms) events of each user, in stored order; without
+    `weights`, each weighs 1.
 
-    Users are u0, u1, ..., items 100, 101, ... A dataset that is there already is replaced.
+    Users are u0, u1, ..., items 100, 101, ...
+    A dataset that is there already is replaced.
     """
     events = [event for history in histories for event in history]
     return write_dataset(

@@ -39,7 +39,10 @@ def split(dataset: Dataset) -> Split:
 
 @pytest.fixture(scope="session")
 def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
-    """A run of full softmax that has learnt the ring; without ranker. Do not write into it."""
+    """A run of full softmax that has learnt the ring; without ranker.
+
+    Do not write into it.
+    """
     path = tmp_path_factory.mktemp("run") / "run"
     train_in_process("bert4rec", dataset, small_recipe(), path)
     return load_run(path)
@@ -47,7 +50,10 @@ def run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
 
 @pytest.fixture(scope="session")
 def ranked_run(run: OpenRun, tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
-    """A copy of `run` with a ranker. Do not write into it."""
+    """A copy of `run` with a ranker.
+
+    Do not write into it.
+    """
     path = tmp_path_factory.mktemp("ranked") / "run"
     shutil.copytree(run.path, path)
     opened = load_run(path)

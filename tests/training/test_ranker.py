@@ -43,7 +43,9 @@ def with_settings(run: OpenRun, **sections: dict[str, object]) -> OpenRun:
 
 
 def test_candidates_equal_an_independent_computation(run: OpenRun) -> None:
-    """Exact search over queries made one at a time; features of the history before the target, at the time of the target."""
+    """Exact search over queries made one at a time; features of the history before the target, at the time of
+    the target.
+    """
     dataset, max_history = run.dataset, run.manifest.config.model.max_history
     users = run.users("test")
     candidates = retrieve_candidates(run, users)
@@ -184,7 +186,9 @@ def test_names_that_lightgbm_refuses(run: OpenRun, tmp_path: Path) -> None:
 
 
 def test_a_user_who_has_seen_nearly_everything(tmp_path: Path) -> None:
-    """Ten items, of which the first user saw all but two: two candidates, and nothing made of the places where there are none."""
+    """Ten items, of which the first user saw all but two: two candidates, and nothing made of the places
+    where there are none.
+    """
     histories = [[(2 + place, place) for place in range(8)]] + [
         [(2 + (user + step) % 10, step) for step in range(4)] for user in range(30)
     ]

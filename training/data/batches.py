@@ -1,9 +1,11 @@
 """Ragged batches of windows of history, filled to a token budget from buckets of like length.
 
-An epoch is a pure function of (dataset, split, configuration, epoch): the same batches after a restart, and for any number of
-ranks that leaves each a window of every step. Nothing loops over samples.
+An epoch is a pure function of (dataset, split, configuration, epoch): the same batches after a restart, and
+for any number of ranks that leaves each a window of every step.
+Nothing loops over samples.
 
-Shape legend: W windows, B windows of a batch, B1 = B + 1, E their events, T tokens of a batch, M target positions.
+Shape legend: W windows, B windows of a batch, B1 = B + 1, E their events, T tokens of a batch, M target
+positions.
 """
 
 from collections.abc import Iterator
@@ -70,9 +72,10 @@ def group_by_budget(
 class EpochBatches:
     """The batches of one epoch for one rank; iterating twice gives the same batches.
 
-    Each step's group of windows is the same for any `world_size` up to the windows of the smallest group; ranks take every
-    `world_size`-th window of it, longest first, so that their costs are alike. A group with fewer windows than ranks is merged
-    with its neighbour. A resumed epoch is told to start at another `first_step`, with the batches it would have had.
+    Each step's group of windows is the same for any `world_size` up to the windows of the smallest group;
+    ranks take every `world_size`-th window of it, longest first, so that their costs are alike.
+    A group with fewer windows than ranks is merged with its neighbour.
+    A resumed epoch is told to start at another `first_step`, with the batches it would have had.
 
     Raises:
         UserError: the dataset has fewer windows than there are ranks.

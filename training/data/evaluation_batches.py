@@ -1,7 +1,7 @@
 """Batches of histories to be continued, with what is relevant and what must not be ranked.
 
-Shape legend: B users of a batch, B1 = B + 1, L padded length, Q users in all, Q1 = Q + 1, G relevant items, S seen items of all
-users of the batch, X those that are not to be ranked.
+Shape legend: B users of a batch, B1 = B + 1, L padded length, Q users in all, Q1 = Q + 1, G relevant items, S
+seen items of all users of the batch, X those that are not to be ranked.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,8 @@ from training.data.windows import groups_within_budget
 UNKNOWN = -1
 """The row of a user, or the position of an event, of which nothing is known."""
 _MAX_SCORES = 2**27
-"""Most scores (users x catalogue) of a batch: half a gigabyte of float32; a baseline's, in float64, are held four times as large."""
+"""Most scores (users x catalogue) of a batch: half a gigabyte of float32; a baseline's, in float64, are held
+four times as large."""
 
 
 @dataclass
@@ -52,7 +53,8 @@ class EvaluationBatch:
     seen_item_S: Tensor
     """int64 item row of each item of the whole history."""
     excluded_row_X: Tensor
-    """int64 user of each item that is not to be ranked: those of the history that could be targets (`EvaluationUsers.seen`)."""
+    """int64 user of each item that is not to be ranked: those of the history that could be targets
+    (`EvaluationUsers.seen`)."""
     excluded_item_X: Tensor
     """int64 item row of each."""
     relevant_rows_G: Int64Array
@@ -69,14 +71,18 @@ class EvaluationBatch:
 
 
 def request_events(users: EvaluationUsers) -> Int64Array:
-    """The event [Q] in whose circumstances each user asks: the first target; without a target they are not known (-1)."""
+    """The event [Q] in whose circumstances each user asks: the first target; without a target they are not
+    known (-1).
+    """
     positions_G, offsets_Q1 = users.targets()
     found_Q = offsets_Q1[1:] > offsets_Q1[:-1]
     return np.where(found_Q, np.append(positions_G, UNKNOWN)[offsets_Q1[:-1]], UNKNOWN)
 
 
 def request_times_ms(dataset: Dataset, users: EvaluationUsers) -> Int64Array:
-    """The time [Q] at which each user asks: that of the first target; without a target, that of the last event itself."""
+    """The time [Q] at which each user asks: that of the first target; without a target, that of the last
+    event itself.
+    """
     events_Q = request_events(users)
     return np.asarray(
         dataset.timestamps_ms_E[np.where(events_Q == UNKNOWN, users.history_end_Q - 1, events_Q)]
@@ -94,7 +100,8 @@ def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[Int64Array
 
 
 class EvaluationBatches:
-    """All users of a part, grouped by length to a token budget; ranks take every `world_size`-th user, longest history first.
+    """All users of a part, grouped by length to a token budget; ranks take every `world_size`-th user,
+    longest history first.
 
     Each has as many batches as the others, and at the end repeats its last where it has too few.
     """

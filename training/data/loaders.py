@@ -1,4 +1,6 @@
-"""Loaders for Lightning: a new one each epoch, so that an epoch's batches depend on its number and nothing else."""
+"""Loaders for Lightning: a new one each epoch, so that an epoch's batches depend on its number and nothing
+else.
+"""
 
 import queue
 import threading
@@ -31,7 +33,9 @@ class EpochLoader:
         return prefetched(self._batches, PREFETCHED_BATCHES)
 
     def state_dict(self) -> dict[str, int]:
-        """Steps whose weights a checkpoint made after a step holds; how many batches were prefetched does not matter."""
+        """Steps whose weights a checkpoint made after a step holds; how many batches were prefetched does not
+        matter.
+        """
         steps = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return {"epoch": self._epoch, "steps": steps, "steps_per_epoch": len(self)}
 
@@ -39,7 +43,8 @@ class EpochLoader:
         """Go on where the checkpoint was made; one made at an epoch's end says nothing of the next.
 
         Raises:
-            UserError: it was made within an epoch of other batches: those of very few windows depend on the number of workers.
+            UserError: it was made within an epoch of other batches: those of very few windows depend on the
+                number of workers.
         """
         if state_dict["epoch"] == self._epoch:
             begun = state_dict["steps_per_epoch"]
@@ -52,7 +57,9 @@ class EpochLoader:
 
 
 class SequenceData(pl.LightningDataModule):
-    """Training windows and validation histories of one dataset; use with `reload_dataloaders_every_n_epochs=1`."""
+    """Training windows and validation histories of one dataset; use with
+    `reload_dataloaders_every_n_epochs=1`.
+    """
 
     def __init__(
         self, dataset: Dataset, split: Split, validation_users: EvaluationUsers, config: Recipe
@@ -86,7 +93,9 @@ class SequenceData(pl.LightningDataModule):
 
 
 def prefetched(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """The same items in the same order, made by a thread that is at most `depth` ahead; its errors are raised here."""
+    """The same items in the same order, made by a thread that is at most `depth` ahead; its errors are raised
+    here.
+    """
     ready: queue.Queue[Item | _End] = queue.Queue(depth)
     abandoned = threading.Event()
 

@@ -1,6 +1,7 @@
 """What a window of history asks of the encoder: hidden items (BERT4Rec) or each next item (SASRec).
 
-Shape legend: B windows, B1 = B + 1, E events of the windows, T tokens given to the encoder, M target positions.
+Shape legend: B windows, B1 = B + 1, E events of the windows, T tokens given to the encoder, M target
+positions.
 """
 
 from dataclasses import dataclass, replace

@@ -1,6 +1,8 @@
-"""Ragged rows as padded tensors whose newest element is in the last column, and the columns of selected elements.
+"""Ragged rows as padded tensors whose newest element is in the last column, and the columns of selected
+elements.
 
-Shape legend: B rows, B1 = B + 1, L padded length, T tokens, M selected tokens, P selected columns of each row.
+Shape legend: B rows, B1 = B + 1, L padded length, T tokens, M selected tokens, P selected columns of each
+row.
 """
 
 import torch

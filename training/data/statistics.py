@@ -57,7 +57,9 @@ def num_events(dataset: Dataset, split: Split) -> Int64Array:
 
 
 def num_targets(dataset: Dataset, split: Split, config: Recipe) -> Float64Array:
-    """How often each item [R] is a right answer in an epoch, on average: fewer than its events, and not in proportion to them."""
+    """How often each item [R] is a right answer in an epoch, on average: fewer than its events, and not in
+    proportion to them.
+    """
     targets = make_targets(dataset, config.objective)
     positions_E, offsets_B1 = target_windows(split, config, targets).events()
     expected_E = expected_targets(offsets_B1, config.objective)

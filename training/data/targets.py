@@ -25,7 +25,8 @@ class Targets:
 
 
 def make_targets(dataset: Dataset, config: ObjectiveConfig) -> Targets:
-    """Events of the kinds that the recipe names, with the weights of the dataset, repeats counting as it says.
+    """Events of the kinds that the recipe names, with the weights of the dataset, repeats counting as it
+    says.
 
     Raises:
         UserError: there is no such kind of event.
@@ -43,7 +44,9 @@ def make_targets(dataset: Dataset, config: ObjectiveConfig) -> Targets:
 
 
 def times_before(dataset: Dataset, positions: Int64Array) -> Int64Array:
-    """How many of some events (positions in ascending order) each is a repeat of: before it, by the same user, with the same item."""
+    """How many of some events (positions in ascending order) each is a repeat of: before it, by the same
+    user, with the same item.
+    """
     pairs = dataset.user_rows_of(positions) * np.int64(dataset.num_rows) + dataset.item_rows_E[positions]
     order = np.argsort(pairs, kind="stable")
     starts_group = (

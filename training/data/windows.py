@@ -15,7 +15,9 @@ from training.config import Recipe
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of training history, `start_W : end_W` in the event arrays, none longer than the encoder sees."""
+    """Stretches of training history, `start_W : end_W` in the event arrays, none longer than the encoder
+    sees.
+    """
 
     start_W: Int64Array
     end_W: Int64Array
@@ -49,7 +51,9 @@ def training_events(split: Split) -> tuple[Int64Array, Int64Array]:
 
 
 def training_windows(split: Split, max_length: int) -> Windows:
-    """Cut every user's training events into windows from the newest event backwards; windows of one event are left out."""
+    """Cut every user's training events into windows from the newest event backwards; windows of one event are
+    left out.
+    """
     lengths_U = split.train_end_U - split.start_U
     pieces_U = -(-lengths_U // max_length)
     owner_W = np.repeat(np.arange(len(lengths_U)), pieces_U)
@@ -63,7 +67,8 @@ def training_windows(split: Split, max_length: int) -> Windows:
 def groups_within_budget(
     order_W: Int64Array, lengths_W: Int64Array, token_budget: int, most: int | None = None
 ) -> list[Int64Array]:
-    """Cut an order of windows, longest first, into groups whose padded size (count x longest) stays within the budget.
+    """Cut an order of windows, longest first, into groups whose padded size (count x longest) stays within
+    the budget.
 
     A window longer than the budget is a group of its own.
 

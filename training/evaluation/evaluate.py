@@ -55,9 +55,11 @@ class EvaluationSettings:
     baselines: tuple[str, ...] = ("popularity",)
     """Names from `training.evaluation.baselines.BASELINES`, or `all`."""
     fit_baselines_on: FitOn = "train"
-    """What baselines learn from, histories at the time of ranking being the same for all. `train`: what the model was trained on.
-    `before_targets`: all events before the evaluated part, so that for the test part validation events are learnt from too, as
-    published tables of baselines often do; for the validation part the two are the same."""
+    """What baselines learn from, histories at the time of ranking being the same for all.
+    `train`: what the model was trained on.
+    `before_targets`: all events before the evaluated part, so that for the test part validation events are
+    learnt from too, as published tables of baselines often do; for the validation part the two are the same.
+    """
     recent_days: int = RECENT_DAYS
     """How far the baseline `recent_popularity` looks back."""
     with_seen: bool = False
@@ -73,8 +75,8 @@ class Evaluation:
     metrics: dict[str, dict[str, float]]
     """Scorer -> metric -> value, the model first; seen items are not ranked."""
     details: dict[str, dict[str, Any]]
-    """Scorer -> `fitted_on`, `hyper_parameters` of a baseline, `diversity_of`, what `confidence` gives, and where asked for
-    `segments` (`MetricReport.segments`) and `with_seen` (metric -> value)."""
+    """Scorer -> `fitted_on`, `hyper_parameters` of a baseline, `diversity_of`, what `confidence` gives, and
+    where asked for `segments` (`MetricReport.segments`) and `with_seen` (metric -> value)."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ def ranking_metrics(
 def evaluate(
     run: OpenRun, part: Part, ks: tuple[int, ...] | None = None, progress: Progress = silent
 ) -> dict[str, dict[str, float]]:
-    """Scorer -> metric -> value of the model and of popularity: `evaluate_in_detail` with its defaults, without the details."""
+    """Scorer -> metric -> value of the model and of popularity: `evaluate_in_detail` with its defaults,
+    without the details.
+    """
     return evaluate_in_detail(run, part, EvaluationSettings(ks), progress).metrics
 
 
@@ -165,7 +169,8 @@ def evaluate_in_detail(
     """Measure the model and baselines on a part, and write what was found into the run.
 
     Raises:
-        UserError: a k is below 1 or above the number of items, a baseline is not known or cannot be fitted, or segments do not rise.
+        UserError: a k is below 1 or above the number of items, a baseline is not known or cannot be fitted,
+            or segments do not rise.
     """
     ks = _cut_offs(settings.ks, run.dataset.num_items)
     baselines = make_baselines(settings.baselines, settings.recent_days)

@@ -1,7 +1,8 @@
 """What rankings are worth: accuracy user by user, what is beyond it, and how sure the means are.
 
-Shape legend: B users of a batch, Q users in all, Q1 = Q + 1, R item rows (special rows included), K ranked items, G relevant items,
-S events of all histories, D width of an item vector, C relevant items of a chunk, M metrics.
+Shape legend: B users of a batch, Q users in all, Q1 = Q + 1, R item rows (special rows included), K ranked
+items, G relevant items, S events of all histories, D width of an item vector, C relevant items of a chunk, M
+metrics.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ class MetricReport:
     accuracy: dict[str, Float64Array]
     """Metric -> float64 [Q], such as `ndcg@10`; `auc` is of the whole ranking and has no k."""
     beyond: dict[str, float]
-    """`coverage`, `novelty`, `popularity_lift` and, from k = 2, `diversity` at each k (`passerelle/metrics/beyond_accuracy.py`)."""
+    """`coverage`, `novelty`, `popularity_lift` and, from k = 2, `diversity` at each k
+    (`passerelle/metrics/beyond_accuracy.py`)."""
     segments: dict[str, dict[str, float]]
     """Segment -> `users`, then every metric over them alone."""
 
@@ -69,8 +71,9 @@ def describe_catalogue(
 ) -> Catalogue:
     """Counts over training events, how popular histories are, and the vectors for diversity.
 
-    The vectors are one-hots of the categorical item features, which say the same of every model; a dataset without such a feature, or
-    with more than `beyond_accuracy.MAX_CATEGORIES` values, gets the given item vectors of the evaluated model.
+    The vectors are one-hots of the categorical item features, which say the same of every model; a dataset
+    without such a feature, or with more than `beyond_accuracy.MAX_CATEGORIES` values, gets the given item
+    vectors of the evaluated model.
     """
     counts_R = num_events(dataset, split)
     history_S, history_offsets_Q1 = gather_ragged(users.history_start_Q, users.history_end_Q)
@@ -87,9 +90,11 @@ def describe_catalogue(
 
 
 def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> Float64Array:
-    """AUC [B] of each user's relevant items among all items whose score is not -inf; `scores_BR` is overwritten.
+    """AUC [B] of each user's relevant items among all items whose score is not -inf; `scores_BR` is
+    overwritten.
 
-    A relevant item that is itself -inf, because it was seen, is below all others: the ranking does not have it.
+    A relevant item that is itself -inf, because it was seen, is below all others: the ranking does not have
+    it.
     """
     rows_G = torch.from_numpy(batch.relevant_rows_G)
     user_G = torch.from_numpy(np.repeat(np.arange(len(batch.positions_B)), batch.num_relevant_B))
@@ -162,11 +167,12 @@ def _beyond(
 def confidence(
     report: MetricReport, model: MetricReport | None, generator: np.random.Generator
 ) -> dict[str, Any]:
-    """Intervals of every accuracy metric, and for a baseline those of how far the model is above it, user by user; from one set of draws.
+    """Intervals of every accuracy metric, and for a baseline those of how far the model is above it, user by
+    user; from one set of draws.
 
     Returns:
-        `intervals`: metric -> `low` and `high`; with `model`, `model_minus_this`: metric -> `mean`, `low` and `high`;
-        `confidence` and `num_resamples`, what they were made with.
+        `intervals`: metric -> `low` and `high`; with `model`, `model_minus_this`: metric -> `mean`, `low` and
+        `high`; `confidence` and `num_resamples`, what they were made with.
     """
     names, values_QM = list(report.accuracy), report.values_QM()
     compared_QM = values_QM if model is None else np.hstack([values_QM, model.values_QM() - values_QM])

@@ -3,7 +3,8 @@
 It returns the weighted *sum* over positions, so that ranks with different numbers of positions add up to the
 right mean.
 
-Shape legend: M target positions, D width, R item rows (special rows included), I items, C positions of a chunk.
+Shape legend: M target positions, D width, R item rows (special rows included), I items, C positions of a
+chunk.
 """
 
 from typing import Any
@@ -61,7 +62,8 @@ def full_softmax(inputs: LossInputs, *, temperature: float = 1.0, max_logits: in
 
     About `max_logits` logits are held at once.
     Without it, as many as stay in a CPU's cache, or as keep a GPU busy.
-    The gradients are computed with the loss (the idea of Liger's fused linear cross-entropy, Hsu et al., 2024).
+    The gradients are computed with the loss (the idea of Liger's fused linear cross-entropy, Hsu et al.,
+    2024).
 
     Args:
         temperature: > 0.

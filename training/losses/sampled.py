@@ -30,15 +30,16 @@ def sampled_softmax(
 ) -> Tensor:
     """Returns the weighted sum of the sampled softmax with shared negatives.
 
-    With the logits s of a target y and of N negatives j, drawn with probabilities q, the loss of a position is
+    With the logits s of a target y and of N negatives j, drawn with probabilities q, the loss of a position
+    is
 
         logsumexp(t, {s_j - log(N q_j) : j != y}) - t,
 
         t = s_y + log((1 + K) / (N q_y))   with `correct_target`
         t = s_y                            without
 
-    where K is the number of its negatives that are y, apart from one that it contributed itself as a target of
-    the step.
+    where K is the number of its negatives that are y, apart from one that it contributed itself as a target
+    of the step.
     Negatives that are y take no other part, and a position without any other negative has no gradient.
     Each other item is expected N q times among the negatives, so their sum estimates that over the catalogue
     without bias (Bengio and Senecal, 2008, "Adaptive importance sampling to accelerate training of a neural
@@ -97,10 +98,9 @@ def gbce(
     """Returns the weighted sum of generalised binary cross entropy, with shared uniform negatives.
 
     Petrov and Macdonald, 2023, "gSASRec: Reducing overconfidence in sequential recommendation trained with
-    negative sampling":
-    (-beta log sigmoid(target) - sum of log(1 - sigmoid(negative))) / (N + 1).
-    With -log sigmoid(x) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), no probability is ever computed
-    that could round to 0 or 1, and the power is a product.
+    negative sampling": (-beta log sigmoid(target) - sum of log(1 - sigmoid(negative))) / (N + 1).
+    With -log sigmoid(x) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), no probability is ever
+    computed that could round to 0 or 1, and the power is a product.
 
     A negative equal to a position's target is left out of that position's sum.
 
@@ -120,7 +120,8 @@ def gbce(
 
 
 def gbce_power(num_negatives: int, num_items: int, calibration: float) -> float:
-    """Returns beta = alpha ((1 - 1 / alpha) t + 1 / alpha), alpha being how often an item is expected to be drawn.
+    """Returns beta = alpha ((1 - 1 / alpha) t + 1 / alpha), alpha being how often an item is expected to be
+    drawn.
 
     That equals 1 + t (alpha - 1): from 1, plain binary cross entropy, to alpha, where the target weighs no
     more than each negative does in expectation and sigmoids are calibrated probabilities.

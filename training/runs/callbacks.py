@@ -1,7 +1,8 @@
-"""What a run writes while it trains: checkpoints, `progress.json` for whoever is watching, `history.jsonl` for good.
+"""What a run writes while it trains: checkpoints, `progress.json` for whoever is watching, `history.jsonl`
+for good.
 
-A run may be killed at any moment, and its directory may be on another file system than where temporary files are: whatever is needed
-to go on is written beside and renamed.
+A run may be killed at any moment, and its directory may be on another file system than where temporary files
+are: whatever is needed to go on is written beside and renamed.
 """
 
 import json
@@ -29,7 +30,8 @@ def read_history(run_path: Path) -> list[dict[str, Any]]:
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """A checkpoint is the old one or the new one, wherever it is; Lightning copies it from where temporary files are.
+    """A checkpoint is the old one or the new one, wherever it is; Lightning copies it from where temporary
+    files are.
 
     Tables that no checkpoint beside it names any more are removed.
     """
@@ -74,7 +76,8 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """`last.ckpt` after every epoch, better or not (Lightning's `save_last` writes it only where the best changes).
+    """`last.ckpt` after every epoch, better or not (Lightning's `save_last` writes it only where the best
+    changes).
 
     Also every so many steps of an epoch, but not after its last: what follows that belongs to the epoch.
     """
@@ -98,7 +101,9 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class Patience(EarlyStopping):
-    """Stops after `patience` validations without a better NDCG@10; a resumed run counts on, with the patience it is given now."""
+    """Stops after `patience` validations without a better NDCG@10; a resumed run counts on, with the patience
+    it is given now.
+    """
 
     def __init__(self, patience: int) -> None:
         super().__init__(MONITOR, mode="max", patience=patience)

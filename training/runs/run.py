@@ -59,10 +59,12 @@ class RunManifest(Manifest):
     validation: dict[str, float]
     """Validation metrics of `best.ckpt`; none when it was trained on validation events too."""
     refit_of: str | None = None
-    """Where the run was whose validation chose the number of epochs, where `config.training.include_validation` holds."""
+    """Where the run was whose validation chose the number of epochs, where
+    `config.training.include_validation` holds."""
 
     sealed_best: str | None = None
-    """While a complete run is trained on: digest of the `best.ckpt` that its ranker and evaluations are of."""
+    """While a complete run is trained on: digest of the `best.ckpt` that its ranker and evaluations are of.
+    """
 
     @property
     def trained_on(self) -> str:
@@ -103,8 +105,9 @@ def plan_run(
     """The manifest of a new run, or of an existing one to be continued; writes nothing.
 
     Raises:
-        UserError: the run exists and `resume` is false, it was started with another configuration or dataset, or the dataset
-            lacks a feature that the recipe names, or is too small to be split among the workers.
+        UserError: the run exists and `resume` is false, it was started with another configuration or dataset,
+            or the dataset lacks a feature that the recipe names, or is too small to be split among the
+            workers.
     """
     split = make_split(dataset, config.split)
     check_features(dataset, config)
@@ -153,7 +156,9 @@ def _split_copy(path: Path, given: Path) -> Path:
 
 
 def with_own_split(path: Path, config: Recipe) -> Recipe:
-    """The configuration of a run that is on disk, with the run's copy of its split file in the place of the user's."""
+    """The configuration of a run that is on disk, with the run's copy of its split file in the place of the
+    user's.
+    """
     if config.split.file is None or not (kept := _split_copy(path, config.split.file)).is_file():
         return config
     return config.model_copy(update={"split": config.split.model_copy(update={"file": kept})})
@@ -177,9 +182,11 @@ def _check_same(manifest: RunManifest, dataset: Dataset, config: Recipe, path: P
 
 
 def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
-    """Record that training ended: epochs trained, the best one with its metrics, checksums of the checkpoints.
+    """Record that training ended: epochs trained, the best one with its metrics, checksums of the
+    checkpoints.
 
-    Where nothing was validated, the last weights are the best. What was made from earlier weights is removed: a ranker, evaluations.
+    Where nothing was validated, the last weights are the best.
+    What was made from earlier weights is removed: a ranker, evaluations.
     """
     if manifest.config.training.include_validation:
         with new_file(path / BEST) as beside:

@@ -33,7 +33,9 @@ RULES = [SplitConfig(), SplitConfig(rule="global_time", validation_fraction=0.2,
 
 
 def numbered(dataset: Dataset, first: int = FIRST_ITEM_ROW) -> Dataset:
-    """The dataset with a different item in each event, `first` onwards, so that a batch tells which events it holds."""
+    """The dataset with a different item in each event, `first` onwards, so that a batch tells which events it
+    holds.
+    """
     return replace(dataset, item_rows_E=first + np.arange(len(dataset.item_rows_E), dtype=np.int32))
 
 
@@ -98,7 +100,9 @@ def test_windows_equal_the_slow_ones(trained_and_held_out: list[tuple[int, int]]
 def test_each_training_event_is_in_one_window_and_nothing_held_out_in_any(
     dataset: Dataset, rule: SplitConfig, max_history: int
 ) -> None:
-    """All but a user's oldest event where it would stand alone in its window; so all events of other users are there."""
+    """All but a user's oldest event where it would stand alone in its window; so all events of other users
+    are there.
+    """
     split = make_split(dataset, rule)
     expected = [
         event

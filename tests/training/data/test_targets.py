@@ -107,7 +107,9 @@ def test_evaluation_asks_for_bookings_after_clicks_too(dataset: Dataset) -> None
 
 
 def test_clicks_train_and_bookings_validate(dataset: Dataset, tmp_path: Path) -> None:
-    """The whole way on one kind of events for training and another for validation: the ring is found, far above popularity."""
+    """The whole way on one kind of events for training and another for validation: the ring is found, far
+    above popularity.
+    """
     train(dataset, tmp_path / "run", *CLICKS, *BOOKINGS, "model.event_types=true", "training.max_epochs=30")
     run = load_run(tmp_path / "run")
     figures = evaluate(run, "test", ks=(10,))

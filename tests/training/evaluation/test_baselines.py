@@ -1,4 +1,5 @@
-"""Baselines: tables by hand, slow obvious versions on the planted dataset, what they may not see, and what they refuse.
+"""Baselines: tables by hand, slow obvious versions on the planted dataset, what they may not see, and what
+they refuse.
 
 Shape legend: U users, B users of a batch, I items, R item rows (special rows included).
 """
@@ -76,7 +77,9 @@ def binary(histories: list[list[int]], num_items: int) -> Float64Array:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> tuple[Dataset, Split]:
-    """Training is all but the last two of each user: 2 3 4 2 3, then 3 4, then 2 3, then 5; the last user's two events are too few."""
+    """Training is all but the last two of each user: 2 3 4 2 3, then 3 4, then 2 3, then 5; the last user's
+    two events are too few.
+    """
     histories = [[2, 3, 4, 2, 3, 5, 6], [3, 4, 2, 5], [2, 3, 4, 6], [5, 4, 3], [5, 5]]
     days = [
         [(row, 10 * user * DAY_MS + place) for place, row in enumerate(rows)]
@@ -87,7 +90,10 @@ def tiny(tmp_path: Path) -> tuple[Dataset, Split]:
 
 
 def test_popularity_by_hand(tiny: tuple[Dataset, Split]) -> None:
-    """Training counts: 3 four times, 2 and 5 three times, 4 twice, 6 never. In the last 15 days 5 alone."""
+    """Training counts: 3 four times, 2 and 5 three times, 4 twice, 6 never.
+
+    In the last 15 days 5 alone.
+    """
     dataset, split = tiny
     users = evaluation_users(split, "test")
     assert [ranked(row) for row in scores_of(Popularity().fit(dataset, split), dataset, users)] == [
@@ -110,7 +116,9 @@ def test_popularity_by_hand(tiny: tuple[Dataset, Split]) -> None:
 
 
 def test_markov_by_hand(tiny: tuple[Dataset, Split]) -> None:
-    """Transitions: 2 to 3 three times, 3 to 4 twice, 4 to 2 once, 5 to 5 once; the rest by counts 3, then 2 and 5, then 4, then 6."""
+    """Transitions: 2 to 3 three times, 3 to 4 twice, 4 to 2 once, 5 to 5 once; the rest by counts 3, then 2
+    and 5, then 4, then 6.
+    """
     dataset, split = tiny
     markov = Markov().fit(dataset, split)
     assert markov._transitions is not None
@@ -127,7 +135,9 @@ def test_markov_by_hand(tiny: tuple[Dataset, Split]) -> None:
 
 
 def test_item_knn_by_hand(tiny: tuple[Dataset, Split]) -> None:
-    """Users of 2: first and third; of 3: first, second, third; of 4: first, second; of 5: fourth and fifth; of 6: none."""
+    """Users of 2: first and third; of 3: first, second, third; of 4: first, second; of 5: fourth and fifth;
+    of 6: none.
+    """
     dataset, split = tiny
     knn = ItemKnn(num_neighbours=1, shrinkage=1.0).fit(dataset, split)
     # 2 and 3 share two users, 3 and 4 two, 2 and 4 one; 3 likes 2 and 4 equally, and 2 is the lower row
@@ -137,7 +147,8 @@ def test_item_knn_by_hand(tiny: tuple[Dataset, Split]) -> None:
         knn._similarity.toarray(),
         [[0, near, 0, 0, 0], [near, 0, 0, 0, 0], [0, near, 0, 0, 0], [0] * 5, [0] * 5],
     )
-    # the first user's history: 2, 3, 4 and 5; ties by counts of users: 3, then 2, 4 and 5 in the order of rows
+    # the first user's history: 2, 3, 4 and 5; ties by counts of users: 3, then 2, 4 and 5 in the order of
+    # rows
     first = scores_of(knn, dataset, evaluation_users(split, "test"))[0]
     np.testing.assert_allclose(first[2:], [near, 2 * near, 0, 0, 0], atol=2e-9)
     assert ranked(first) == [3, 2, 4, 5, 6]
@@ -201,7 +212,9 @@ def test_order_shares_are_ranks(counts: list[tuple[int, int]]) -> None:
 
 
 def test_ease_solves_its_problem(dataset: Dataset, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Column by column it is a ridge regression of the item on all other items, which leaves its own weight at zero."""
+    """Column by column it is a ridge regression of the item on all other items, which leaves its own weight
+    at zero.
+    """
     monkeypatch.setattr(ease_module, "_CHUNK_VALUES", 11 * dataset.num_items)
     users, num_items, regularization = evaluation_users(split, "test"), dataset.num_items, 3.0
     seen_UI = binary(training_of(dataset, split), num_items)
@@ -231,7 +244,9 @@ def test_ease_refuses_what_memory_would_not_hold(dataset: Dataset, split: Split)
 
 
 def test_ials_users_solve_their_problem(dataset: Dataset, split: Split) -> None:
-    """The factors of a user, from the whole history, are the ridge solution with seen items weighted by the confidence."""
+    """The factors of a user, from the whole history, are the ridge solution with seen items weighted by the
+    confidence.
+    """
     users = evaluation_users(split, "test")
     ials = ImplicitAls(factors=8, regularization=0.5, confidence=4.0, iterations=3).fit(dataset, split)
     scores_QR = scores_of(ials, dataset, users)
@@ -273,7 +288,9 @@ def test_ials_depends_on_its_seed_alone(dataset: Dataset, split: Split) -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_knows_nothing_held_out(dataset: Dataset, split: Split, name: str) -> None:
-    """Poison: what is fitted is the same when every held-out event is of another item, and differs when a training event is."""
+    """Poison: what is fitted is the same when every held-out event is of another item, and differs when a
+    training event is.
+    """
     held_out_E = np.ones(len(dataset.item_rows_E), dtype=bool)
     for start, end in zip(split.start_U, split.train_end_U, strict=True):
         held_out_E[start:end] = False
@@ -307,7 +324,9 @@ def test_scores_are_the_callers_to_overwrite(dataset: Dataset, split: Split, nam
 
 
 def test_who_reads_order_beats_who_does_not(dataset: Dataset, split: Split) -> None:
-    """The planted dataset is a ring that users follow: the last item says what is next, popularity says nothing."""
+    """The planted dataset is a ring that users follow: the last item says what is next, popularity says
+    nothing.
+    """
     users = evaluation_users(split, "test")
     values = {}
     for name, baseline in make_baselines(("all",)).items():

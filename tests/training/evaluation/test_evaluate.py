@@ -125,7 +125,9 @@ def test_intervals_hold_the_means_and_do_not_depend_on_what_else_is_asked_for(ow
 
 
 def test_what_baselines_are_fitted_on(own_run: Path) -> None:
-    """The choice matters for test alone, is told in the details, and numbers of another choice do not stay behind."""
+    """The choice matters for test alone, is told in the details, and numbers of another choice do not stay
+    behind.
+    """
     opened = load_run(own_run)
     settings = EvaluationSettings((5, 10), ("markov",))
     train = evaluate_in_detail(opened, "test", settings)
@@ -186,7 +188,9 @@ def test_diversity_needs_no_categories(tmp_path: Path, dataset: Dataset, split: 
 
 
 def test_every_measure_is_of_its_k_and_of_its_segment_by_hand() -> None:
-    """Three users, two places; items 2 to 5 with 8, 4, 2 and 2 events; the first two users have short histories."""
+    """Three users, two places; items 2 to 5 with 8, 4, 2 and 2 events; the first two users have short
+    histories.
+    """
     catalogue = Catalogue(
         num_items=4,
         counts_R=np.array([0, 0, 8, 4, 2, 2]),

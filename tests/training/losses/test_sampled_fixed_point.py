@@ -1,4 +1,5 @@
-"""What few negatives teach is the truth: where logits are the logarithms of what targets are drawn from, no gradient is left.
+"""What few negatives teach is the truth: where logits are the logarithms of what targets are drawn from, no
+gradient is left.
 
 Shape legend: M positions, R item rows, I items.
 """
@@ -26,7 +27,9 @@ from training.losses.samplers import CountedFrequency, InBatchSampler, MixedSamp
 
 
 def truth_logits() -> Tensor:
-    """float64 [R] logarithms, up to a constant, of how often each of 40 items is asked for, one of them half of the time."""
+    """float64 [R] logarithms, up to a constant, of how often each of 40 items is asked for, one of them half
+    of the time.
+    """
     logits_R = torch.full((NUM_ROWS,), -30.0, dtype=torch.float64)
     logits_R[FIRST_ITEM_ROW:] = torch.randn(
         NUM_ITEMS, generator=torch.Generator().manual_seed(0)
@@ -38,9 +41,11 @@ def truth_logits() -> Tensor:
 @pytest.mark.parametrize("name", ["uniform", "log_uniform", "popularity", "flattened popularity"])
 @pytest.mark.parametrize("num_negatives", [1, 3, 40])
 def test_what_is_learnt_is_the_truth_for_few_negatives_and_for_many(name: str, num_negatives: int) -> None:
-    """Where logits are the logarithms of what targets are drawn from, there is nothing left to learn: no gradient but noise.
+    """Where logits are the logarithms of what targets are drawn from, there is nothing left to learn: no
+    gradient but noise.
 
-    Of 40 items, one of which is asked for half of the time; where the target stands once, few negatives leave a gradient.
+    Of 40 items, one of which is asked for half of the time; where the target stands once, few negatives leave
+    a gradient.
     """
     generator, positions = torch.Generator().manual_seed(0), 40_000
     logits_R = truth_logits().float()
@@ -76,7 +81,8 @@ def truth_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Mean gradient [I] of the logits at the truth over 1,500 steps of 16 positions, and its standard errors.
 
-    The truth is that of the test above; the steps' positions have draws of their own, of 8 negatives, and targets of each other.
+    The truth is that of the test above; the steps' positions have draws of their own, of 8 negatives, and
+    targets of each other.
     """
     generator, steps, logits_R = torch.Generator().manual_seed(0), 1_500, truth_logits()
     table_RD, of_steps = (

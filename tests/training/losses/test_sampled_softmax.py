@@ -37,7 +37,9 @@ POOL = 8
 def naive_sampled(
     given: Problem, negatives: Negatives, temperature: float = 1.0, correction: Correction = ALL
 ) -> Tensor:
-    """Written out: -log of the target's share of its sum with each other negative of its turn, which is divided by N q."""
+    """Written out: -log of the target's share of its sum with each other negative of its turn, which is
+    divided by N q.
+    """
     total = torch.zeros((), dtype=given.table_RD.dtype)
     num_negatives = negatives.rows_SN.shape[1]
     draws = list(zip(negatives.rows_SN.tolist(), negatives.log_probability_SN.tolist(), strict=True))
@@ -92,7 +94,9 @@ def drawn(
 def test_sampled_softmax_is_the_written_out_one(
     name: str, positions: int, num_negatives: int, num_draws: int
 ) -> None:
-    """Float32 and float64, corrected or not, at two temperatures; with fewer draws than positions and with more."""
+    """Float32 and float64, corrected or not, at two temperatures; with fewer draws than positions and with
+    more.
+    """
     given = problem(positions)
     generator = torch.Generator().manual_seed(0)
     negatives = drawn(sampler_of(name), num_draws, num_negatives, given.target_rows_M, generator)
@@ -150,10 +154,12 @@ def test_a_negative_is_a_hit_for_its_own_position_only() -> None:
 
 
 def estimates(name: str, num_negatives: int, draws: int, correction: Correction) -> tuple[Tensor, Tensor]:
-    """Errors of the estimated denominator of one position: [S], and of its gradient with respect to the table, [S, R, D].
+    """Errors of the estimated denominator of one position: [S], and of its gradient with respect to the
+    table, [S, R, D].
 
-    Where the target stands once, loss = log(denominator) - logit of the target. The loss itself is unbiased in the limit only, as the
-    logarithm of an estimate; the denominator and its gradient are for any number of negatives.
+    Where the target stands once, loss = log(denominator) - logit of the target.
+    The loss itself is unbiased in the limit only, as the logarithm of an estimate; the denominator and its
+    gradient are for any number of negatives.
     """
     given = problem(1, scale=0.3).double()
     given.weights_M = torch.ones(1, dtype=torch.float64)
@@ -179,7 +185,9 @@ def deviations(errors_S: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize(("num_negatives", "draws"), [(3, 900), (20, 400)])
 def test_the_denominator_and_its_gradient_are_unbiased(name: str, num_negatives: int, draws: int) -> None:
-    """5 standard errors for the largest of 252 gradients; the rarest item is expected among the draws 10 times at least."""
+    """5 standard errors for the largest of 252 gradients; the rarest item is expected among the draws 10
+    times at least.
+    """
     values_S, gradients_SRD = estimates(name, num_negatives, draws, NEGATIVES)
     assert float(deviations(values_S).abs()) < 4
     assert float(deviations(gradients_SRD).abs().max()) < 5
@@ -246,7 +254,9 @@ def relative_error(ours: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("correction", [ALL, NEGATIVES], ids=["all", "negatives"])
 def test_the_gradient_of_the_loss_tends_to_the_exact_one(name: str, correction: Correction) -> None:
-    """Its bias falls as one over the number of negatives; 1024 of a catalogue of 40 items leave next to nothing."""
+    """Its bias falls as one over the number of negatives; 1024 of a catalogue of 40 items leave next to
+    nothing.
+    """
     given = problem(8)
     exact_RD = gradients(full(given), given)[1]
     few, some, many = (
@@ -265,7 +275,9 @@ def test_without_the_correction_the_gradient_stays_wrong(name: str) -> None:
 
 
 def test_positions_that_take_turns_make_less_noise() -> None:
-    """The mean is that of one draw for all; of 64 positions whose queries are alike, 16 draws leave a quarter of its deviation."""
+    """The mean is that of one draw for all; of 64 positions whose queries are alike, 16 draws leave a quarter
+    of its deviation.
+    """
     given = problem(64)
     with torch.no_grad():
         given.query_MD[:] = given.query_MD[:1] + 0.1 * given.query_MD

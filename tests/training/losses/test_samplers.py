@@ -114,7 +114,9 @@ def test_uniform_by_hand() -> None:
 
 
 def test_popularity_by_hand() -> None:
-    """Counts 0, 2, 5 with one added to each: 1, 3 and 6 of 10; with 0, 3, 8 and an exponent of a half, 1, 2 and 3 of 6."""
+    """Counts 0, 2, 5 with one added to each: 1, 3 and 6 of 10; with 0, 3, 8 and an exponent of a half, 1, 2
+    and 3 of 6.
+    """
     assert probabilities(make_catalogue("popularity", [0, 2, 5]), [2, 3, 4, 2]) == pytest.approx(
         [0.1, 0.3, 0.6, 0.1]
     )
@@ -124,14 +126,18 @@ def test_popularity_by_hand() -> None:
 
 
 def test_log_uniform_by_hand() -> None:
-    """Ranks of the counts 5, 9, 5, 1: the second, then the first and third, equal, in the order of their rows."""
+    """Ranks of the counts 5, 9, 5, 1: the second, then the first and third, equal, in the order of their
+    rows.
+    """
     log2, log3, log4, log5 = (math.log(number) for number in (2, 3, 4, 5))
     expected = [(log3 - log2) / log5, log2 / log5, (log4 - log3) / log5, (log5 - log4) / log5]
     assert probabilities(make_catalogue("log_uniform", [5, 9, 5, 1]), [2, 3, 4, 5]) == pytest.approx(expected)
 
 
 def test_in_batch_by_hand() -> None:
-    """Four targets: a row that is a fifth of all events comes to a position of another row with probability 1/5 * 3/4."""
+    """Four targets: a row that is a fifth of all events comes to a position of another row with probability
+    1/5 * 3/4.
+    """
     targets = torch.tensor([3, 2, 3, 4])
     negatives = make("in batch", [2, 3, 5]).draw(1, 9, targets, seeded(0))
     assert sorted(negatives.rows_SN[0].tolist()) == [2, 3, 3, 4], "all of them, with repetitions"
@@ -144,7 +150,9 @@ def test_in_batch_by_hand() -> None:
 
 @pytest.mark.parametrize(("count", "in_batch"), [(8, 4), (4, 2), (1, 0), (20, 5)])
 def test_mixed_by_hand(count: int, in_batch: int) -> None:
-    """Half from five targets, as far as they go (round(0.5) = 0); given those, what counts say does not matter."""
+    """Half from five targets, as far as they go (round(0.5) = 0); given those, what counts say does not
+    matter.
+    """
     targets = torch.tensor([2, 2, 3, 3, 3])
     negatives = make("mixed", [2, 3, 5, 0]).draw(1, count, targets, seeded(1))
     assert set(negatives.rows_SN[0, :in_batch].tolist()) <= {2, 3}
@@ -160,7 +168,9 @@ def test_mixed_by_hand(count: int, in_batch: int) -> None:
 
 
 def test_taking_some_of_the_batch_takes_each_position_alike() -> None:
-    """Three of eight targets, without taking a position twice in a draw, nor in two draws; the third is from all of them again."""
+    """Three of eight targets, without taking a position twice in a draw, nor in two draws; the third is from
+    all of them again.
+    """
     sampler = make("in batch", [1] * 8)
     steps = [sampler.draw(3, 3, all_rows(8), seeded(seed)).rows_SN.tolist() for seed in range(1000)]
     assert all(len(set(first + second)) == 6 and len(set(third)) == 3 for first, second, third in steps)
@@ -209,9 +219,11 @@ def oracle(name: str, sampler: Sampler, targets: list[int]) -> list[float]:
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "in batch, streaming"])
 def test_frequencies_are_the_probabilities(name: str) -> None:
-    """Pearson's chi-square of 40,000 draws in 2,000 steps; with 20 degrees of freedom it passes 45.3 once in a thousand.
+    """Pearson's chi-square of 40,000 draws in 2,000 steps; with 20 degrees of freedom it passes 45.3 once in
+    a thousand.
 
-    As the first position sees them, whose target is the first item; those of the 24 others are drawn from the frequencies.
+    As the first position sees them, whose target is the first item; those of the 24 others are drawn from the
+    frequencies.
     """
     sampler, generator, count, steps = make(name, FREQUENCIES), seeded(5), 20, 2000
     frequency_I = torch.tensor(FREQUENCIES, dtype=torch.float64)

@@ -81,7 +81,10 @@ def test_streaming_of_few_events_is_counting() -> None:
 
 
 def test_streaming_converges_and_follows() -> None:
-    """On a Zipfian distribution; then on the same in reverse. With a rate of 0.02, some 100 appearances have an error of 10 %."""
+    """On a Zipfian distribution; then on the same in reverse.
+
+    With a rate of 0.02, some 100 appearances have an error of 10 %.
+    """
     probability_I = 1 / torch.arange(1, 31, dtype=torch.float64)
     probability_I /= probability_I.sum()
     frequency, generator = StreamingFrequency(FIRST_ITEM_ROW + 30, 0.02), seeded(2)
@@ -164,7 +167,9 @@ Drawn = dict[str, list[Tensor]]
 
 
 def draw_steps(rank: int | None, gather: bool = True) -> Drawn:
-    """Rows, log-probabilities and state of each sampler after all steps, of one rank or of one process that has all targets."""
+    """Rows, log-probabilities and state of each sampler after all steps, of one rank or of one process that
+    has all targets.
+    """
     drawn: Drawn = {"gathered": []}
     for shares in SHARES:
         mine = list(chain(*shares)) if rank is None else shares[rank]

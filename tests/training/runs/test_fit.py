@@ -101,7 +101,9 @@ def test_the_same_seed_gives_the_same_run(dataset: Dataset, tmp_path: Path) -> N
 
 
 def test_early_stopping(dataset: Dataset, tmp_path: Path) -> None:
-    """A model that does not learn is best at its first epoch: three validations later it stops; more patience goes on from there."""
+    """A model that does not learn is best at its first epoch: three validations later it stops; more patience
+    goes on from there.
+    """
     manifest = train(dataset, tmp_path / "run", NOT_LEARNING, "training.max_epochs=50", "training.patience=3")
     assert (manifest.epochs, manifest.best_epoch) == (4, 1)
     assert [line["epoch"] for line in history(tmp_path / "run")] == [1, 2, 3, 4]
@@ -189,7 +191,9 @@ def test_what_a_run_writes(run: OpenRun) -> None:
 
 
 def test_the_loss_of_an_epoch_is_that_of_full_softmax(dataset: Dataset, tmp_path: Path) -> None:
-    """The mean over steps of each step's weighted mean; here of a model that stays as it was made, one window at a time."""
+    """The mean over steps of each step's weighted mean; here of a model that stays as it was made, one window
+    at a time.
+    """
     config = small_recipe(NOT_LEARNING, "model.dropout=0", "training.max_epochs=1")
     train_in_process("bert4rec", dataset, config, tmp_path / "run")
     model, losses = (
@@ -240,7 +244,9 @@ def test_the_table_is_not_decayed() -> None:
 
 
 def test_event_weights_steer_training(tmp_path: Path) -> None:
-    """After item 2 come 3 and 4 as often; where 4 weighs nine times as much, it is ranked first; and 3 likewise."""
+    """After item 2 come 3 and 4 as often; where 4 weighs nine times as much, it is ranked first; and 3
+    likewise.
+    """
     histories = [[(2, 0), (3 + user % 2, 1), (5 + user % 4, 2), (9, 3)] for user in range(40)]
     overrides = (
         "objective.last_only_probability=1",

@@ -1,4 +1,6 @@
-"""A run that broke off, by kill -9 at any step, goes on as though undisturbed; and training once more on train and validation."""
+"""A run that broke off, by kill -9 at any step, goes on as though undisturbed; and training once more on
+train and validation.
+"""
 
 import os
 import shutil
@@ -124,7 +126,9 @@ LEARNING_SAMPLER = (
 def test_killed_at_many_steps_ends_as_undisturbed(
     dataset: Dataset, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
-    """Before the first checkpoint, right after one, between two, at an epoch's last step, and twice in one epoch; bit by bit."""
+    """Before the first checkpoint, right after one, between two, at an epoch's last step, and twice in one
+    epoch; bit by bit.
+    """
     config = small_recipe(*SMALL_STEPS, *overrides)
     steps = len(EpochBatches(dataset, make_split(dataset, config.split), config, epoch=0))
     assert steps >= 8
@@ -143,7 +147,9 @@ def test_killed_at_many_steps_ends_as_undisturbed(
 
 
 def save_and_load_on_rank(rank: int, folder: str) -> None:
-    """Two ranks, of which the first writes the checkpoint; what an epoch's loss is after each has gone on from it."""
+    """Two ranks, of which the first writes the checkpoint; what an epoch's loss is after each has gone on
+    from it.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     saved, resumed = (
@@ -224,7 +230,9 @@ class Recorder(pl.Callback):
 
 @pytest.mark.parametrize("rule", ["leave_one_out", "global_time"])
 def test_the_events_of_a_refit(tmp_path: Path, rule: str) -> None:
-    """Every training and validation event, and no test event; each is of another item, and histories are never cut."""
+    """Every training and validation event, and no test event; each is of another item, and histories are
+    never cut.
+    """
     rows = iter(range(FIRST_ITEM_ROW, 200))
     histories = [[(next(rows), 1000 * place + user) for place in range(4 + user)] for user in range(8)]
     dataset = dataset_of(tmp_path / "dataset", histories, num_items=next(rows) - FIRST_ITEM_ROW)

@@ -1,4 +1,6 @@
-"""What a run holds stays whole and true: checkpoints, the clock of an epoch, its split, and what was made from its weights."""
+"""What a run holds stays whole and true: checkpoints, the clock of an epoch, its split, and what was made
+from its weights.
+"""
 
 import json
 import os
@@ -63,7 +65,9 @@ class KillerWhileSaving(pl.Callback):
 
 
 def test_killed_while_a_checkpoint_is_written(dataset: Dataset, tmp_path: Path) -> None:
-    """Best and last are written after each epoch; whichever is hit, the run goes on from what was there before."""
+    """Best and last are written after each epoch; whichever is hit, the run goes on from what was there
+    before.
+    """
     train(dataset, tmp_path / "alone", *QUICK)
     for save in (1, 2, 3, 4):
         path = tmp_path / f"killed{save}"
@@ -87,7 +91,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
 
 
 def test_an_epoch_took_the_time_before_its_interruption_too(dataset: Dataset, tmp_path: Path) -> None:
-    """The checkpoint in the middle of the second of three epochs is made to say that it had taken a thousand seconds."""
+    """The checkpoint in the middle of the second of three epochs is made to say that it had taken a thousand
+    seconds.
+    """
     overrides = ("batches.token_budget=256", "training.checkpoint_every_steps=2", "training.max_epochs=3")
     run, config = tmp_path / "run", small_recipe(*overrides)
     start_run(run, plan_run(run, "bert4rec", dataset, config, resume=False))
@@ -104,7 +110,9 @@ def test_an_epoch_took_the_time_before_its_interruption_too(dataset: Dataset, tm
 
 
 def test_a_complete_run_that_is_broken_off_while_it_goes_on(dataset: Dataset, tmp_path: Path) -> None:
-    """Its manifest says nothing of checkpoints that are being replaced; what was made from the old weights goes when it ends."""
+    """Its manifest says nothing of checkpoints that are being replaced; what was made from the old weights
+    goes when it ends.
+    """
     run, config = tmp_path / "run", small_recipe("training.max_epochs=8")
     train(dataset, run, *QUICK)
     evaluate(load_run(run), "test", (10,))

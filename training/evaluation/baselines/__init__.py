@@ -1,8 +1,8 @@
 """What a model has to beat: recommenders that are fitted in seconds and ranked by the same code as the model.
 
-Each is a class whose constructor takes its hyper-parameters and whose `fit(dataset, split)` learns from the training events of
-the split alone; the fitted object is a `Scorer`. Dacrema, Cremonesi and Jannach, "Are we really making much progress?",
-RecSys 2019, is why they are here.
+Each is a class whose constructor takes its hyper-parameters and whose `fit(dataset, split)` learns from the
+training events of the split alone; the fitted object is a `Scorer`.
+Dacrema, Cremonesi and Jannach, "Are we really making much progress?", RecSys 2019, is why they are here.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,8 @@
-"""What baselines share: the events they may learn from, sparse matrices of who saw what, and an order by popularity.
+"""What baselines share: the events they may learn from, sparse matrices of who saw what, and an order by
+popularity.
 
-Shape legend: U users, U1 = U + 1, T fitted events, B users of a batch, I items, R item rows (the special rows, then the items).
+Shape legend: U users, U1 = U + 1, T fitted events, B users of a batch, I items, R item rows (the special
+rows, then the items).
 """
 
 import dataclasses
@@ -21,18 +23,26 @@ from training.data.evaluation_batches import EvaluationBatch
 from training.data.windows import training_events
 
 Scorer = Callable[[EvaluationBatch], Tensor]
-"""Float scores [B, R] of every item row for the users of a batch, in a tensor that the caller may overwrite."""
+"""Float scores [B, R] of every item row for the users of a batch, in a tensor that the caller may overwrite.
+"""
 
 
 class Baseline(Protocol):
-    """A recommender without gradients. Implementations are dataclasses whose init fields are the hyper-parameters."""
+    """A recommender without gradients.
+
+    Implementations are dataclasses whose init fields are the hyper-parameters.
+    """
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Learn from events `start_U : train_end_U` of the split, and from nothing after them; fitting again forgets what was before."""
+        """Learn from events `start_U : train_end_U` of the split, and from nothing after them; fitting again
+        forgets what was before.
+        """
         ...
 
     def __call__(self, batch: EvaluationBatch) -> Tensor:
-        """float64 scores [B, R]; a history that is not in the fitted events (validation items, new users) is used in full."""
+        """float64 scores [B, R]; a history that is not in the fitted events (validation items, new users) is
+        used in full.
+        """
         ...
 
 
@@ -85,7 +95,8 @@ def with_special_rows(scores_BI: Float64Array) -> Tensor:
 
 
 def order_shares(*counts_R: npt.NDArray[np.number]) -> Float64Array:
-    """A different value in (0, 1] for each item row: higher for a higher first count, then for a higher second one, then a lower row.
+    """A different value in (0, 1] for each item row: higher for a higher first count, then for a higher
+    second one, then a lower row.
 
     >>> order_shares(np.array([5, 1, 5, 7])).tolist()
     [0.75, 0.25, 0.5, 1.0]

@@ -1,6 +1,7 @@
 """A linear model of every item by all others, in closed form.
 
-Shape legend: U users, B users of a batch, I items, C items of a chunk, R item rows (the special rows, then the items).
+Shape legend: U users, B users of a batch, I items, C items of a chunk, R item rows (the special rows, then
+the items).
 """
 
 from dataclasses import dataclass, field
@@ -22,11 +23,12 @@ _CHUNK_VALUES = 2**24
 
 @dataclass
 class Ease:
-    """Embarrassingly Shallow Autoencoder (Steck, WWW 2019): the weights [I, I] with a zero diagonal that best rebuild the binary
-    user-item matrix from itself, under a squared penalty.
+    """Embarrassingly Shallow Autoencoder (Steck, WWW 2019): the weights [I, I] with a zero diagonal that best
+    rebuild the binary user-item matrix from itself, under a squared penalty.
 
-    With `P = inverse(X'X + regularization * identity)`, the weight of item i for item j is `-P[i, j] / P[j, j]`; the score of an item is
-    the sum of the weights of the whole history for it. Solved in float64; repeated events count once.
+    With `P = inverse(X'X + regularization * identity)`, the weight of item i for item j is `-P[i, j] / P[j,
+    j]`; the score of an item is the sum of the weights of the whole history for it.
+    Solved in float64; repeated events count once.
 
     Args:
         regularization: penalty on squared weights (> 0), in users; 200 to 1000 suits most catalogues.

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class ImplicitAls:
-    """Alternating least squares on the binary user-item matrix (Hu, Koren and Volinsky, ICDM 2008), by the library `implicit`.
+    """Alternating least squares on the binary user-item matrix (Hu, Koren and Volinsky, ICDM 2008), by the
+    library `implicit`.
 
-    The factors of a user are solved anew from the whole history and the fitted item factors, so that users and events that were not
-    fitted are used like all others; the score of an item is the inner product.
+    The factors of a user are solved anew from the whole history and the fitted item factors, so that users
+    and events that were not fitted are used like all others; the score of an item is the inner product.
 
     Args:
         factors: width of users and items.

@@ -1,6 +1,7 @@
 """Items seen by the same users as those of the history: item-based nearest neighbours.
 
-Shape legend: U users, B users of a batch, I items, C items of a chunk, R item rows (the special rows, then the items).
+Shape legend: U users, B users of a batch, I items, C items of a chunk, R item rows (the special rows, then
+the items).
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from training.evaluation.baselines.base import (
 )
 
 TIE_WEIGHT = 1e-9
-"""What the most popular item gets beside its sum of similarities, so that equal sums, zero among them, have an order."""
+"""What the most popular item gets beside its sum of similarities, so that equal sums, zero among them, have
+an order."""
 _CHUNK_VALUES = 2**23
 """Most similarities of a chunk: 64 MB."""
 
@@ -31,13 +33,16 @@ _CHUNK_VALUES = 2**23
 class ItemKnn:
     """By the sum of similarities to the items of the whole history (Deshpande and Karypis, TOIS 2004).
 
-    The similarity of items i and j is the shrunk cosine of their users, `both / (sqrt(users of i * users of j) + shrinkage)`;
-    each item of the history votes for its `num_neighbours` most similar items (not itself), equal ones by lower row. Repeated
-    events count once. Items of equal sums stand in the order of their users, most first.
+    The similarity of items i and j is the shrunk cosine of their users, `both / (sqrt(users of i * users of
+    j) + shrinkage)`; each item of the history votes for its `num_neighbours` most similar items (not itself),
+    equal ones by lower row.
+    Repeated events count once.
+    Items of equal sums stand in the order of their users, most first.
 
     Args:
         num_neighbours: most items that one item of a history votes for (> 0).
-        shrinkage: in users (>= 0); takes weight from similarities that rest on few of them (Bell and Koren, ICDM 2007).
+        shrinkage: in users (>= 0); takes weight from similarities that rest on few of them (Bell and Koren,
+            ICDM 2007).
     """
 
     num_neighbours: int = 100
@@ -46,7 +51,9 @@ class ItemKnn:
     _ties_I: Float64Array | None = field(default=None, init=False, repr=False)
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Find neighbours [I, I] of all items, a chunk at a time: dense matrices have 64 MB at most, and a handful exist at once."""
+        """Find neighbours [I, I] of all items, a chunk at a time: dense matrices have 64 MB at most, and a
+        handful exist at once.
+        """
         seen_UI = user_item_matrix(dataset, split)
         by_item_IU = seen_UI.T.tocsr()
         users_I = np.diff(by_item_IU.indptr).astype(np.float64)
@@ -69,7 +76,8 @@ class ItemKnn:
 
 
 def keep_largest(values_CI: Float64Array, count: int) -> Float64Array:
-    """The same values with all but the `count` largest of each row set to 0; of equal ones, those further left stay.
+    """The same values with all but the `count` largest of each row set to 0; of equal ones, those further
+    left stay.
 
     >>> keep_largest(np.array([[1.0, 3.0, 1.0, 2.0]]), 3).tolist()
     [[1.0, 3.0, 0.0, 2.0]]

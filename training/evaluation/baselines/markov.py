@@ -18,14 +18,17 @@ from training.data.evaluation_batches import EvaluationBatch
 from training.evaluation.baselines.base import fitted_events, order_shares, with_special_rows
 
 TIE_WEIGHT = 0.5
-"""What the most popular item gets beside its count: less than one transition, so that popularity orders equal counts alone."""
+"""What the most popular item gets beside its count: less than one transition, so that popularity orders equal
+counts alone."""
 
 
 @dataclass
 class Markov:
-    """By how often an item came right after the last item of the history, over consecutive training events of each user.
+    """By how often an item came right after the last item of the history, over consecutive training events of
+    each user.
 
-    Equal counts, and with them all items that never followed, are ordered by training events (not weighted), then by lower row.
+    Equal counts, and with them all items that never followed, are ordered by training events (not weighted),
+    then by lower row.
     """
 
     _transitions: sparse.csr_array | None = field(default=None, init=False, repr=False)

@@ -18,7 +18,9 @@ from training.evaluation.baselines.base import Scorer, order_shares
 
 
 def order_scorer(*counts_R: Float64Array) -> Scorer:
-    """The same scores for everybody, by the first count, ties by the next one, then by lower row, as in serving, whatever k is."""
+    """The same scores for everybody, by the first count, ties by the next one, then by lower row, as in
+    serving, whatever k is.
+    """
     shares_R = torch.from_numpy(order_shares(*counts_R))
     return lambda batch: shares_R.repeat(len(batch.positions_B), 1)
 
@@ -41,7 +43,8 @@ class Popularity:
 
 @dataclass
 class RecentPopularity:
-    """By weighted training events in the last days before the end of training; ties, such as items without any, by those of all time.
+    """By weighted training events in the last days before the end of training; ties, such as items without
+    any, by those of all time.
 
     Args:
         days: how far to look back (> 0) from the newest training event of all users.

@@ -18,22 +18,26 @@ class PoolIndices:
     negatives_SN: Tensor
     """int64 place in the pool that each negative was taken from; -1: from the catalogue."""
     own_M: Tensor
-    """int64 place in the pool of the position's own target: a negative from there is one that the position has brought in itself."""
+    """int64 place in the pool of the position's own target: a negative from there is one that the position
+    has brought in itself."""
 
 
 @dataclass(frozen=True)
 class Negatives:
-    """Negatives of one step, drawn several times: which position takes which draw, `training.data.draw_assignment` says."""
+    """Negatives of one step, drawn several times: which position takes which draw,
+    `training.data.draw_assignment` says.
+    """
 
     rows_SN: Tensor
     """int64 item rows, with repetitions; never a special row."""
     log_probability_SN: Tensor
     """float64 log-probability that a negative is this row, for a position whose target is another one.
 
-    Float64, because what is summed over a catalogue has to come to one; losses cast their logits after the correction.
-    """
+    Float64, because what is summed over a catalogue has to come to one; losses cast their logits after the
+    correction."""
     target_log_probability_M: Tensor
-    """float64 log-probability that a negative is the target of this position, and was not brought in by it."""
+    """float64 log-probability that a negative is the target of this position, and was not brought in by it.
+    """
     pool_indices: PoolIndices | None = None
     """Set where negatives come from the targets of the step."""
 
@@ -56,8 +60,9 @@ class Negatives:
 class Sampler(nn.Module, ABC):
     """Draws the negatives of a step and knows how probable each was.
 
-    A module, so that what a sampler learns (buffers) is moved, saved and restored with the model. What follows from the counts is
-    no buffer: it is made again from them, and DistributedDataParallel would send it to every rank at each step.
+    A module, so that what a sampler learns (buffers) is moved, saved and restored with the model.
+    What follows from the counts is no buffer: it is made again from them, and DistributedDataParallel would
+    send it to every rank at each step.
     """
 
     @abstractmethod
@@ -69,7 +74,8 @@ class Sampler(nn.Module, ABC):
         Every rank calls it once at each step, with a generator in the same state.
 
         Args:
-            num_draws: how many times to draw (> 0), independently of each other but in a sampler that says so.
+            num_draws: how many times to draw (> 0), independently of each other but in a sampler that says
+                so.
             num_negatives: how many each time (> 0); a sampler that says so may return fewer.
             target_rows_M: int64 targets of this rank's positions; may be empty.
             generator: a CPU generator, so that the draws are the same on any device.
@@ -77,7 +83,9 @@ class Sampler(nn.Module, ABC):
 
 
 class CatalogueSampler(Sampler):
-    """Takes negatives with replacement from a distribution over the whole catalogue; the targets of the step have no part in it."""
+    """Takes negatives with replacement from a distribution over the whole catalogue; the targets of the step
+    have no part in it.
+    """
 
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -97,7 +105,9 @@ class CatalogueSampler(Sampler):
 
 
 def search(cumulative_R: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """int64 [count] rows in proportion to the steps of a float64 cumulative sum; a row without a step is never returned."""
+    """int64 [count] rows in proportion to the steps of a float64 cumulative sum; a row without a step is
+    never returned.
+    """
     uniform_N = torch.rand(count, generator=generator, dtype=torch.float64).to(cumulative_R.device)
     total = cumulative_R[-1]
     # A product that rounds up to the total would fall behind the last row, so it is brought back below it.

@@ -34,7 +34,8 @@ class UniformSampler(CatalogueSampler):
 
 
 class LogUniformSampler(CatalogueSampler):
-    """Zipf's law over popularity ranks: P(rank r) = log((r + 2) / (r + 1)) / log(I + 1), rank 0 being the most frequent item.
+    """Zipf's law over popularity ranks: P(rank r) = log((r + 2) / (r + 1)) / log(I + 1), rank 0 being the
+    most frequent item.
 
     Needs no counts but their order; ties are broken by item row.
 
@@ -67,8 +68,8 @@ class LogUniformSampler(CatalogueSampler):
 class PopularitySampler(CatalogueSampler):
     """Items in proportion to (count + 1) ** exponent: every item has a chance.
 
-    An exponent of 1 is how often items occur in training, 0 is uniform, 0.75 that of word2vec (Mikolov et al., 2013, "Distributed
-    representations of words and phrases and their compositionality").
+    An exponent of 1 is how often items occur in training, 0 is uniform, 0.75 that of word2vec (Mikolov et
+    al., 2013, "Distributed representations of words and phrases and their compositionality").
 
     Args:
         counts_R: training events of each item row.

@@ -1,7 +1,7 @@
 """Negatives that are the targets of the step itself, alone or mixed with uniform ones.
 
-Shape legend: M target positions of this rank, G positions whose targets are in the pool, S draws, N negatives of each, C of them
-from the pool, I items.
+Shape legend: M target positions of this rank, G positions whose targets are in the pool, S draws, N negatives
+of each, C of them from the pool, I items.
 """
 
 import math
@@ -16,13 +16,16 @@ from training.losses.samplers.streaming import Frequency
 
 
 class InBatchSampler(Sampler):
-    """Targets of the step, each as often as it is there; a draw takes at most `num_negatives` of them, without replacement, from what
-    draws before it have left as long as that is enough. Where it takes all of them there is one draw.
+    """Targets of the step, each as often as it is there; a draw takes at most `num_negatives` of them,
+    without replacement, from what draws before it have left as long as that is enough.
 
-    Targets of different positions come from the frequency q of targets. Repetitions are kept, and the correction by q counts them: a
-    target that is there twice has come twice. One of the G targets of the pool is the position's own, which is no draw of q; so a
-    negative is a row, from another position, with probability q (1 - 1 / G), which is what is reported. It is the true one for a
-    step that is yet to come; the targets of one user's history depend on each other.
+    Where it takes all of them there is one draw.
+
+    Targets of different positions come from the frequency q of targets.
+    Repetitions are kept, and the correction by q counts them: a target that is there twice has come twice.
+    One of the G targets of the pool is the position's own, which is no draw of q; so a negative is a row,
+    from another position, with probability q (1 - 1 / G), which is what is reported.
+    It is the true one for a step that is yet to come; the targets of one user's history depend on each other.
 
     Args:
         frequency: q; one that learns is asked before it is shown the step, or it would favour what is there.
@@ -54,16 +57,19 @@ class InBatchSampler(Sampler):
 
 
 class MixedSampler(Sampler):
-    """A share from the targets of the step, the rest uniform from the catalogue (Yang et al., 2020, "Mixed negative sampling for
-    learning two-tower neural networks in recommendations").
+    """A share from the targets of the step, the rest uniform from the catalogue (Yang et al., 2020, "Mixed
+    negative sampling for learning two-tower neural networks in recommendations").
 
-    Every item has a chance in every step, so the correction need not know how often items are targets: given the step, a place among
-    the N negatives has an item that is there m times among G targets with probability C / N m / G + (1 - C / N) / I. That is what is
-    reported, wherever a negative came from (the balance heuristic: Veach and Guibas, 1995, "Optimally combining sampling techniques for
-    Monte Carlo rendering"). A step of few histories, whose targets are like each other, is so corrected for what it is.
+    Every item has a chance in every step, so the correction need not know how often items are targets: given
+    the step, a place among the N negatives has an item that is there m times among G targets with probability
+    C / N m / G + (1 - C / N) / I.
+    That is what is reported, wherever a negative came from (the balance heuristic: Veach and Guibas, 1995,
+    "Optimally combining sampling techniques for Monte Carlo rendering").
+    A step of few histories, whose targets are like each other, is so corrected for what it is.
 
-    A position's own target is in the step because it is its target. Given what the others ask for, of which it knows nothing, it has
-    a chance as though it were there m - 1 times, and that is what is reported of it: with m, rare targets would be held too likely.
+    A position's own target is in the step because it is its target.
+    Given what the others ask for, of which it knows nothing, it has a chance as though it were there m - 1
+    times, and that is what is reported of it: with m, rare targets would be held too likely.
 
     Args:
         num_rows: item rows, special rows included.
@@ -129,5 +135,8 @@ def _times(rows: Tensor, pool_G: Tensor) -> Tensor:
 
 
 def _log_share_of_others(pool_size: int) -> float:
-    """log(1 - 1 / G). Of a pool of one target nothing remains but what the loss leaves out: any finite number will do."""
+    """log(1 - 1 / G).
+
+    Of a pool of one target nothing remains but what the loss leaves out: any finite number will do.
+    """
     return math.log1p(-1 / pool_size) if pool_size > 1 else 0.0

@@ -9,10 +9,13 @@ from torch import Tensor
 
 
 def gather_rows(rows_M: Tensor) -> Tensor:
-    """int64 [G] rows of every rank, in ascending order: the same on each rank, and for any way to share them out.
+    """int64 [G] rows of every rank, in ascending order: the same on each rank, and for any way to share them
+    out.
 
-    Without `torch.distributed`, those of this process. Ranks may have different numbers of rows, and none at all. Only integers
-    travel: their vectors are looked up in the table, of which each rank has a copy. Every rank has to call it.
+    Without `torch.distributed`, those of this process.
+    Ranks may have different numbers of rows, and none at all.
+    Only integers travel: their vectors are looked up in the table, of which each rank has a copy.
+    Every rank has to call it.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return rows_M.sort().values

@@ -1,7 +1,8 @@
-"""How often each item is a target: counted before training, or estimated while it runs; and a sampler that follows the estimate.
+"""How often each item is a target: counted before training, or estimated while it runs; and a sampler that
+follows the estimate.
 
-Shape legend: R item rows (special rows included), I items, M target positions of this rank, G those of all ranks together,
-U distinct rows of a step, N negatives.
+Shape legend: R item rows (special rows included), I items, M target positions of this rank, G those of all
+ranks together, U distinct rows of a step, N negatives.
 """
 
 from abc import ABC, abstractmethod
@@ -53,17 +54,21 @@ class CountedFrequency(Frequency):
 
 
 class StreamingFrequency(Frequency):
-    """Estimated from the gaps between an item's appearances among the targets, with no count known beforehand.
+    """Estimated from the gaps between an item's appearances among the targets, with no count known
+    beforehand.
 
-    After Yi et al., 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations". As there, each item has
-    the time of its last appearance and a moving mean of its gaps, whose inverse is its frequency. Differences: the clock counts
-    targets, not steps, so that steps of any size and items that appear several times in one are counted right; until an item has
-    been seen 1 / rate times its gaps have equal weights, so that no first guess has to be forgotten; an item that comes no more
-    fades away, for its frequency is its appearances over the time of their gaps and of the one still open; one number for each
-    row, not a hash. The clock starts at the number of items, as though each had been seen just before it: an item not yet seen has
-    a chance, too.
+    After Yi et al., 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations".
+    As there, each item has the time of its last appearance and a moving mean of its gaps, whose inverse is
+    its frequency.
+    Differences: the clock counts targets, not steps, so that steps of any size and items that appear several
+    times in one are counted right; until an item has been seen 1 / rate times its gaps have equal weights, so
+    that no first guess has to be forgotten; an item that comes no more fades away, for its frequency is its
+    appearances over the time of their gaps and of the one still open; one number for each row, not a hash.
+    The clock starts at the number of items, as though each had been seen just before it: an item not yet seen
+    has a chance, too.
 
-    Its state (24 bytes a row) is in buffers, and is the same on all ranks as long as each is shown the targets of all.
+    Its state (24 bytes a row) is in buffers, and is the same on all ranks as long as each is shown the
+    targets of all.
 
     Args:
         num_rows: item rows, special rows included.
@@ -116,7 +121,8 @@ class StreamingFrequency(Frequency):
 
 
 class StreamingSampler(CatalogueSampler):
-    """Draws from the estimate as it is, then shows it the targets of the step: draws do not depend on what they are held against.
+    """Draws from the estimate as it is, then shows it the targets of the step: draws do not depend on what
+    they are held against.
 
     What it reports is exactly what it draws from, however rough the estimate is.
     """
