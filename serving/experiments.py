@@ -1,4 +1,4 @@
-"""Which variant of an experiment a user belongs to: always the same one, without anything being stored."""
+"""Assignment of users to variants of experiments: stable, and without any stored state."""
 
 import hashlib
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from serving.schemas.recommend import RecommendRequest
 
 
 class Assignment(NamedTuple):
-    """What a request gets."""
+    """The playlist of a request, and the experiment and the variant that led to it."""
 
     playlist: str
     experiment: str | None
@@ -17,13 +17,15 @@ class Assignment(NamedTuple):
 
 
 def assigned(config: ServingConfig, request: RecommendRequest, user_id: str | None) -> Assignment:
-    """The playlist of a request: the one it names, or that of the user's variant. Without a user there is nobody to assign.
+    """Returns the assignment of a request: the playlist that it names, or that of the user's variant.
+
+    A request without a user takes no part in experiments.
 
     Args:
         user_id: as the bundle writes it: `7` and `"07"` are one user.
 
     Raises:
-        UserError: it names a variant that is not there.
+        UserError: the request names a variant that does not exist.
     """
     for name, experiment in config.experiments.items():
         if experiment.playlist != request.playlist:
@@ -44,11 +46,14 @@ def assigned(config: ServingConfig, request: RecommendRequest, user_id: str | No
 
 
 def variant_of(name: str, experiment: Experiment, user_id: str) -> Variant:
-    """By a digest of the experiment's name and the user's id: independent from experiment to experiment, in the shares of the weights."""
+    """Returns the variant of a user, by a digest of the experiment's name and the user's id.
+
+    Variants of different experiments are independent, and each gets the share of users that its weight says.
+    """
     digest = hashlib.sha256(f"{name}\0{user_id}".encode()).digest()
-    place = int.from_bytes(digest[:8]) / 2**64 * sum(variant.weight for variant in experiment.variants)
+    remaining = int.from_bytes(digest[:8]) / 2**64 * sum(variant.weight for variant in experiment.variants)
     for variant in experiment.variants:
-        place -= variant.weight
-        if place < 0:
+        remaining -= variant.weight
+        if remaining < 0:
             return variant
     return experiment.variants[-1]

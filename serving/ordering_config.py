@@ -1,4 +1,4 @@
-"""The ordering section of a playlist. Every option is off by default."""
+"""The ordering section of a playlist, in which every option is off by default."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -75,7 +75,8 @@ class OrderingConfig(Config):
     boosts: tuple[Boost, ...] = Field(default=(), max_length=50)
     """Factors on scores."""
     margin_column: str | None = None
-    """A number of items, or of the offers that are shown (`offer.NAME`), that multiplies the score (scaled to 0..1).
+    """A numeric column of items, or of the offers that are shown (`offer.NAME`).
+    The score (scaled to 0..1) is multiplied by its value.
     An item without it has a margin of 0."""
     margin_power: StrictFloat | StrictInt = Field(default=1.0, ge=0, le=10)
     """Exponent of the margin: 0 ignores it, 1 is the expected margin."""
@@ -106,7 +107,7 @@ class OrderingConfig(Config):
         return self
 
     def columns(self) -> Iterator[tuple[str, tuple[FeatureKind, ...], str]]:
-        """Yields the columns that are named outside of conditions, their possible kinds, and where they are named."""
+        """Yields the columns outside of conditions, their possible kinds, and the options that name them."""
         yield from ((cap.column, GROUP_KINDS, "caps") for cap in self.caps)
         if self.mixing is not None:
             yield self.mixing.column, GROUP_KINDS, "mixing"

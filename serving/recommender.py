@@ -32,7 +32,7 @@ from serving.triton.inference import InferenceError
 
 SIMILAR_K = 10
 RANKER_SHARE = 0.8
-"""Share of the remaining time that the ranker may use, so that a ranker that hangs leaves time for the ordering."""
+"""Share of the remaining time for the ranker: one that hangs leaves time for the ordering."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ class Recommender:
         """Returns the items for a user or a history.
 
         Raises:
-            UserError: `k` is too large, an id is of the wrong type, a filter does not fit, or there is no such
-                playlist or variant.
+            UserError: `k` is too large, an id is of the wrong type, a filter does not fit, or the playlist or
+                the variant does not exist.
             DeadlineError: the deadline passes before there are candidates.
         """
         started = time.perf_counter()
@@ -217,5 +217,5 @@ class Recommender:
 
 
 def _falling(count: int) -> Float32Array:
-    """Returns descending scores for interleaved items of several sources, whose own scores cannot be compared."""
+    """Returns descending scores for interleaved items, as scores of different sources cannot be compared."""
     return np.arange(count, 0, -1, dtype=np.float32)

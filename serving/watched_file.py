@@ -1,4 +1,4 @@
-"""Something made of a file that may change while it is served."""
+"""A value loaded from a file, and loaded again when the file changes."""
 
 import logging
 import threading
@@ -10,69 +10,79 @@ from typing import Generic, TypeVar
 from passerelle.errors import UserError
 
 T = TypeVar("T")
-Stamp = tuple[int, int, int]
+FileState = tuple[int, int, int]
+"""Inode, modification time and size."""
 POLL_S = 1.0
-MAX_LOOKS = 3
-"""A file that is another one at each look is loaded at this one, half-written or not: else it would never be."""
+MAX_CHANGED_CHECKS = 3
+"""A file that changes at so many checks in a row is loaded, although it may be half-written."""
 
 logger = logging.getLogger(__name__)
 
 
 class WatchedFile(Generic[T]):
-    """What `load` makes of a file, made again in the background when the file is another one or its time or size differ.
+    """The value that `load` makes of a file, loaded again in the background when the file changes.
 
-    A file that cannot be loaded at the start is an error; later it is logged, and what was loaded before stays.
+    A file that cannot be loaded at the start is an error.
+    Later it is logged, and the value loaded before stays.
 
     Args:
         path: the file.
-        load: called with it. A UserError says that what is in the file makes no sense, unless it tells of an OSError: that may pass.
-        poll_s: how often it is looked at, seconds.
+        load: called with the path; its UserError means that the content is invalid, unless an OSError, which
+            may be temporary, caused it.
+        poll_s: seconds between two checks.
     """
 
     def __init__(self, path: Path, load: Callable[[Path], T], *, poll_s: float = POLL_S) -> None:
         self._path = path
         self._load = load
-        self._stamp = self._seen = self._stamped()
-        self._failed: Stamp | None = None
-        self._looks = 0  # in which it was another file than was loaded
+        self._loaded = self._last_seen = self._state()
+        self._failed: FileState | None = None
+        self._changed_checks = 0
         self.value = load(path)
         self._stopped = threading.Event()
-        watching = (weakref.ref(self), self._stopped, poll_s)  # the thread ends with what it works for
-        threading.Thread(target=_watch, args=watching, name=f"watch {path.name}", daemon=True).start()
+        # The thread holds a weak reference, and ends with the object.
+        arguments = (weakref.ref(self), self._stopped, poll_s)
+        threading.Thread(target=_watch, args=arguments, name=f"watch {path.name}", daemon=True).start()
 
     def check(self) -> None:
-        """Load the file anew if it has changed, and is as it was when it was looked at before, or changes all the time. One that has
-        vanished changes nothing."""
-        stamp, before = self._stamped(), self._seen
-        self._seen = stamp
-        if stamp == self._stamp:
-            self._looks = 0
-        if stamp in (self._stamp, None):
+        """Loads the file again if it differs from the loaded one and has not changed since the last check.
+
+        A file that changes all the time is loaded at every `MAX_CHANGED_CHECKS`-th check.
+        A file that has vanished changes nothing.
+        """
+        state, before = self._state(), self._last_seen
+        self._last_seen = state
+        if state == self._loaded:
+            self._changed_checks = 0
+        if state in (self._loaded, None):
             return
-        self._looks += 1
-        if stamp != before and self._looks < MAX_LOOKS:  # one that is still being written is looked at again
+        self._changed_checks += 1
+        # A file that is still being written is left for the next check.
+        if state != before and self._changed_checks < MAX_CHANGED_CHECKS:
             return
         try:
             self.value = self._load(self._path)
-        except Exception as error:  # whatever is in the file, the next version of it is to be read
-            if stamp != self._failed:
-                foreseen = isinstance(error, UserError | OSError)
+        # Whatever is in the file, its next version must be read.
+        except Exception as error:
+            if state != self._failed:
+                expected = isinstance(error, UserError | OSError)
                 logger.error(
-                    "%s is not read again, what was read before stays: %s",
+                    "%s cannot be read again, the value read before stays: %s",
                     self._path,
                     error,
-                    exc_info=not foreseen,
+                    exc_info=not expected,
                 )
-            self._failed = stamp
-            if not isinstance(error, UserError) or _may_pass(error):  # tried again at the next look
+            self._failed = state
+            # Not marked as loaded: the next check tries again.
+            if not isinstance(error, UserError) or _is_temporary(error):
                 return
-        self._stamp, self._looks = stamp, 0
+        self._loaded, self._changed_checks = state, 0
 
     def close(self) -> None:
-        """Look no longer."""
+        """Ends the checks."""
         self._stopped.set()
 
-    def _stamped(self) -> Stamp | None:
+    def _state(self) -> FileState | None:
         try:
             status = self._path.stat()
         except OSError:
@@ -80,16 +90,19 @@ class WatchedFile(Generic[T]):
         return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _watch(watched: "weakref.ref[WatchedFile[object]]", stopped: threading.Event, poll_s: float) -> None:
+def _watch(reference: "weakref.ref[WatchedFile[object]]", stopped: threading.Event, poll_s: float) -> None:
     while not stopped.wait(poll_s):
-        alive = watched()
-        if alive is None:
+        watched = reference()
+        if watched is None:
             return
-        alive.check()
-        del alive
+        watched.check()
+        del watched
 
 
-def _may_pass(error: UserError) -> bool:
-    """Whether it tells of what the system could not do. Without a number it is pyarrow's word for a file that is damaged."""
+def _is_temporary(error: UserError) -> bool:
+    """Returns whether the operating system caused the error.
+
+    An OSError without a number is how pyarrow reports a damaged file.
+    """
     cause = error.__context__
     return isinstance(cause, OSError) and cause.errno is not None

@@ -19,7 +19,7 @@ class EventStoreError(Exception):
 
 @dataclass(frozen=True)
 class Event:
-    """One event of a user. Ids are the caller's, as text."""
+    """One event of a user, with the caller's ids as text."""
 
     event_id: str
     user_id: str
@@ -58,7 +58,10 @@ class HourlyCount(NamedTuple):
 
 
 class EventStore(Protocol):
-    """Keeps events by user. Every method raises `EventStoreError` where the store cannot do it."""
+    """Keeps events by user.
+
+    Every method raises `EventStoreError` where the store cannot do it.
+    """
 
     erased_here: set[str]
     """`user_digest` of every user whom this process was asked to erase, also while the store is away."""

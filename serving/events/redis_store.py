@@ -1,4 +1,4 @@
-"""Events in Redis or Valkey, for several machines. The only file that imports the `redis` client.
+"""Events in Redis or Valkey, for several machines: the only file that imports the `redis` client.
 
 Keys of a user, all in one slot of a cluster: a hash of events by id, a sorted set of event ids by time,
 the pseudonym (`identity`), and the number of erasures (`erased`).

@@ -1,4 +1,4 @@
-"""Events in a SQLite file, for one machine. Several processes may share it.
+"""Events in a SQLite file, for one machine, which several processes may share.
 
 Writes share their commits: what waits while one commit is written to disk becomes the next one.
 """

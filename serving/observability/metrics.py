@@ -1,4 +1,4 @@
-"""Prometheus metrics of one replica: the only file that knows `prometheus_client`."""
+"""Prometheus metrics of one replica: the only file that imports `prometheus_client`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -20,12 +20,13 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class Telemetry:
-    """Counts requests by endpoint and outcome, and how long each stage takes, in a registry of its own.
+    """Counts requests by endpoint and outcome and measures the stages, in a registry of its own.
 
-    Replicas that share an address are asked by chance, one at a time: each says which it is, so that no counter goes backwards.
+    Of replicas that share an address, each scrape reaches one by chance.
+    A label names the replica, so that no counter goes backwards.
 
     Args:
-        replica: its name.
+        replica: name of the replica; without it there is no such label.
     """
 
     def __init__(self, replica: str = "") -> None:
@@ -46,7 +47,7 @@ class Telemetry:
         )
         self._degraded = Counter(
             "passerelle_degraded",
-            "Answers that did without something that does not work.",
+            "Answers without a component that failed.",
             ["without"],
             registry=self._registry,
         )
@@ -57,7 +58,7 @@ class Telemetry:
             registry=self._registry,
         )
         self._events = Counter(
-            "passerelle_events", "Live events kept, and known already.", ["outcome"], registry=self._registry
+            "passerelle_events", "Live events, kept and duplicate.", ["outcome"], registry=self._registry
         )
         self._recall = Gauge(
             "passerelle_index_recall",
@@ -67,11 +68,11 @@ class Telemetry:
         )
 
     def count(self, endpoint: str, outcome: str) -> None:
-        """One request: `outcome` is `ok`, the name of a fallback, or the HTTP status of a refusal."""
+        """Counts a request: `outcome` is `ok`, the name of a fallback, or the HTTP status of a refusal."""
         self._requests.labels(endpoint, outcome).inc()
 
     def recommended(self, answer: RecommendResponse) -> None:
-        """One recommendation."""
+        """Counts a recommendation and records the times of its stages."""
         self.count("recommend", answer.fallback or "ok")
         for stage in Timings.model_fields:
             self._stages.labels(stage).observe(getattr(answer.timings_ms, stage) / 1e3)
@@ -80,22 +81,22 @@ class Telemetry:
         self._variants.labels(answer.playlist, answer.experiment or "", answer.variant or "").inc()
 
     def events(self, accepted: int, duplicates: int) -> None:
-        """One delivery of events."""
+        """Counts the events of one request."""
         self._events.labels("accepted").inc(accepted)
         self._events.labels("duplicate").inc(duplicates)
 
     def index(self, retriever: str, recall: Mapping[str, float]) -> None:
-        """Recall of the index by the share of items that a filter lets pass."""
+        """Sets the recall of the index by the share of items that a filter lets pass."""
         for passing, value in recall.items():
             self._recall.labels(retriever, passing).set(value)
 
     def exposition(self) -> bytes:
-        """Everything, in the text format that Prometheus reads."""
-        return generate_latest(_Named(self._registry, self._replica) if self._replica else self._registry)
+        """Returns all metrics in the text format of Prometheus."""
+        return generate_latest(_Labelled(self._registry, self._replica) if self._replica else self._registry)
 
 
-class _Named(Collector):
-    """What a registry tells, with the name of a replica."""
+class _Labelled(Collector):
+    """The metrics of a registry with a label for the replica."""
 
     def __init__(self, registry: CollectorRegistry, replica: str) -> None:
         self._registry = registry

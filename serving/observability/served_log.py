@@ -1,4 +1,4 @@
-"""What was served and what went wrong, a JSON line each. No user ids, no secrets, no exact places."""
+"""The log of served answers and of warnings, as JSON lines without user ids, secrets or exact places."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from typing import IO, Any
 from passerelle.errors import UserError
 from serving.schemas.recommend import Place, RecommendResponse
 
-LOOK_INTERVAL_S = 1.0
+ROTATION_CHECK_INTERVAL_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +24,14 @@ class ServedLog:
         path: the file; None writes nothing.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._file: IO[bytes] | None = None
-        self._looked_at = 0.0
-        self._writing = threading.Lock()
+        self._checked_at = 0.0
+        self._lock = threading.Lock()
         self._failing = False
         if path is None:
             return
@@ -44,14 +44,19 @@ class ServedLog:
         logging.getLogger("serving").addHandler(self._messages)
 
     def close(self) -> None:
-        """Write no more."""
+        """Closes the file."""
         if self._file is not None:
             logging.getLogger("serving").removeHandler(self._messages)
             self._file.close()
             self._file = None
 
     def served(self, answer: RecommendResponse, pseudonym: str | None, place: Place | None) -> None:
-        """One answer: to whom (a name that says nothing), what, by which version, playlist and variant, and how long each stage took."""
+        """Logs an answer.
+
+        Args:
+            pseudonym: of the user.
+            place: of the request; rounded to a tenth of a degree, some ten kilometres.
+        """
         if self._file is None:
             return
         line = {
@@ -64,9 +69,7 @@ class ServedLog:
             "variant": answer.variant,
             "fallback": answer.fallback,
             "degraded": answer.degraded,
-            "near": None
-            if place is None
-            else [round(place.latitude, 1), round(place.longitude, 1)],  # some ten kilometres
+            "near": None if place is None else [round(place.latitude, 1), round(place.longitude, 1)],
             "items": [item.item_id for item in answer.items],
             "scores": [item.score for item in answer.items],
             "timings_ms": {name: round(value, 3) for name, value in answer.timings_ms.model_dump().items()},
@@ -77,21 +80,26 @@ class ServedLog:
         if self._file is None:
             return
         try:
-            with self._writing:
-                self._follow()
+            with self._lock:
+                self._reopen_if_rotated()
                 self._file.write(json.dumps({"at_ms": time.time_ns() // 1_000_000, **line}).encode() + b"\n")
-        except OSError as error:  # an answer does not wait for room on a disk
-            already, self._failing = self._failing, True
-            if not already:
-                logger.error("what is served is not written down: %s", error.strerror)
+        # A full disk must not fail the answer.
+        except OSError as error:
+            already_failing, self._failing = self._failing, True
+            if not already_failing:
+                logger.error("answers are not logged: %s", error.strerror)
         else:
             self._failing = False
 
-    def _follow(self) -> None:
-        """Go on in a new file where what rotates logs has moved the old one away."""
-        if self._file is None or self._path is None or time.monotonic() - self._looked_at < LOOK_INTERVAL_S:
+    def _reopen_if_rotated(self) -> None:
+        """Opens a new file where a log rotation has moved the old one away."""
+        if (
+            self._file is None
+            or self._path is None
+            or time.monotonic() - self._checked_at < ROTATION_CHECK_INTERVAL_S
+        ):
             return
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         if not self._path.exists() or not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
             old, self._file = self._file, self._path.open("ab", buffering=0)
             old.close()

@@ -1,4 +1,7 @@
-"""Traces of requests: a span a request and a span a stage, sent to an OpenTelemetry collector. The only file that knows `opentelemetry`."""
+"""Traces with a span for each request and each stage, sent to an OpenTelemetry collector.
+
+The only file that imports `opentelemetry`.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,18 +10,16 @@ from typing import Any
 from passerelle.errors import UserError, install_extra
 
 SERVICE = "passerelle"
-_QUIET: Any = {
-    "record_exception": False,
-    "set_status_on_exception": False,
-}  # what is said of a mistake names who made it
+_WITHOUT_EXCEPTIONS: Any = {"record_exception": False, "set_status_on_exception": False}
+"""Messages of exceptions may hold ids."""
 
 
 class Tracer:
     """Makes spans, or does nothing.
 
     Args:
-        endpoint: of a collector that takes OTLP over HTTP, `http://HOST:4318`; None does nothing.
-        exporter: instead of one that sends.
+        endpoint: of a collector that accepts OTLP over HTTP, `http://HOST:4318`; None makes no spans.
+        exporter: replaces the one that sends to `endpoint`.
 
     Raises:
         UserError: an endpoint is given and the client is not installed.
@@ -34,7 +35,7 @@ class Tracer:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-        except ImportError:  # an extra
+        except ImportError:
             raise UserError(f"tracing.endpoint: its client is not here: {install_extra('otel')}") from None
         exporter = exporter or OTLPSpanExporter(endpoint=f"{str(endpoint).rstrip('/')}/v1/traces")
         self._provider = TracerProvider(resource=Resource.create({"service.name": SERVICE}))
@@ -44,24 +45,26 @@ class Tracer:
 
     @contextmanager
     def request(self, name: str, headers: Mapping[str, str]) -> Iterator[None]:
-        """The span of a request, below the caller's where it names one (`traceparent`)."""
+        """Opens the span of a request, below the caller's (`traceparent`) if there is one."""
         if self._tracer is None:
             yield
             return
-        with self._tracer.start_as_current_span(name, context=self._propagator.extract(headers), **_QUIET):
+        with self._tracer.start_as_current_span(
+            name, context=self._propagator.extract(headers), **_WITHOUT_EXCEPTIONS
+        ):
             yield
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """The span of a stage, below that of its request."""
+        """Opens the span of a stage, as a child of the request's."""
         if self._tracer is None:
             yield
             return
-        with self._tracer.start_as_current_span(name, **_QUIET):
+        with self._tracer.start_as_current_span(name, **_WITHOUT_EXCEPTIONS):
             yield
 
     def note(self, **attributes: str | int | bool) -> None:
-        """Attributes of the request's span; nothing that tells who asked."""
+        """Sets attributes of the request's span; callers pass nothing that identifies the user."""
         if self._tracer is None:
             return
         from opentelemetry import trace
@@ -69,6 +72,6 @@ class Tracer:
         trace.get_current_span().set_attributes(attributes)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Sends the remaining spans."""
         if self._tracer is not None:
             self._provider.shutdown()

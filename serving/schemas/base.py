@@ -1,4 +1,7 @@
-"""What bodies of requests are made of. Whatever comes, little is said of what is wrong with it: a long list of mistakes costs seconds."""
+"""Base classes of request bodies.
+
+Errors of large invalid bodies are cut short: a long list of them would cost seconds.
+"""
 
 from typing import Annotated, Any, TypeVar
 
@@ -10,23 +13,23 @@ T = TypeVar("T")
 
 
 class _First(FailFast):
-    """`FailFast`, which cannot stand in a union as it has no hash."""
+    """`FailFast` with a hash, without which it cannot stand in a union."""
 
     __hash__ = object.__hash__
 
 
 Several = Annotated[tuple[T, ...], _First()]
-"""A list, of which the first mistake is told."""
-_STRANGERS = 20
-"""So many unknown fields are named."""
+"""A list; validation ends with its first error."""
+_MAX_UNKNOWN_FIELDS = 20
+"""Maximum number of unknown fields that errors name."""
 
 
 class RequestModel(Config):
-    """A part of a body."""
+    """A body, or an object in a body."""
 
     @model_validator(mode="before")
     @classmethod
     def _has_few_fields(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > len(cls.model_fields) + _STRANGERS:
+        if isinstance(given, dict) and len(given) > len(cls.model_fields) + _MAX_UNKNOWN_FIELDS:
             raise ValueError(f"there are {len(given)} fields, known are {', '.join(cls.model_fields)}")
         return given

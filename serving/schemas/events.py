@@ -1,4 +1,4 @@
-"""What `/v1/events` takes and gives."""
+"""Bodies of `/v1/events` and of erasures."""
 
 from typing import Annotated
 
@@ -13,17 +13,17 @@ EventId = Annotated[StrictStr, Field(min_length=1, max_length=128)]
 
 
 class EventIn(RequestModel):
-    """One thing that a user did."""
+    """One event of a user."""
 
     event_id: EventId
-    """The sender's own: sent again, the event is not kept twice."""
+    """Chosen by the sender: an event that is sent again is kept once."""
     user_id: ExternalId
     item_id: ExternalId
     """May be unknown to this version; a later one may know it."""
     event_type: StrictStr | None = None
-    """One of the kinds of events of the model; the first of them, when absent."""
+    """One of the event types of the model; the first of them, if absent."""
     timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
-    """Milliseconds since the epoch; when it is received, if absent."""
+    """Milliseconds since the epoch; the time of arrival, if absent."""
 
 
 class EventsRequest(RequestModel):
@@ -46,7 +46,7 @@ class EventsRequest(RequestModel):
         return self
 
     def all_events(self) -> tuple[EventIn, ...]:
-        """What was sent, as several."""
+        """Returns the events, also of a request for a single one."""
         if self.events or self.event_id is None or self.user_id is None or self.item_id is None:
             return self.events
         return (
@@ -61,14 +61,14 @@ class EventsRequest(RequestModel):
 
 
 class EventsResponse(Config):
-    """How many events are kept now that were not before."""
+    """Numbers of new and of known events."""
 
     accepted: int
     duplicates: int
-    """Known by their event id already."""
+    """Events whose id was kept already."""
 
 
 class ForgottenResponse(Config):
-    """What was erased."""
+    """Number of erased events."""
 
     events: int

@@ -13,7 +13,8 @@ from serving.schemas.base import RequestModel, Several
 from serving.schemas.filters import MAX_CONDITIONS, MAX_VALUES, Filter, count_conditions, count_values
 
 MAX_HISTORY_ITEMS = 100_000
-LATEST_TIMESTAMP_MS = 253_402_300_799_999  # the year 9999: a larger number is in microseconds or nanoseconds
+LATEST_TIMESTAMP_MS = 253_402_300_799_999
+"""The end of the year 9999: a larger number is in microseconds or nanoseconds."""
 
 ExternalId = StrictInt | StrictStr
 Features = Annotated[dict[str, JsonValue], Field(max_length=1000)]
@@ -28,18 +29,19 @@ class Place(RequestModel):
 
 
 class Context(RequestModel):
-    """The circumstances of a request."""
+    """Context of a request."""
 
     timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
-    """Milliseconds since the epoch; now, when absent."""
+    """Milliseconds since the epoch; now, if absent."""
     features: Features | None = None
-    """Circumstances that the model reads, by name; what is absent is missing."""
+    """Context features that the model reads, by name; absent ones are missing values."""
     place: Place | None = None
-    """Where the user is: for sources and offers that are near."""
+    """Location of the user, for sources and offers that depend on distance."""
     age: Annotated[StrictInt, Field(ge=0, le=150)] | None = None
-    """Years: items with a higher minimum are left out, where the service has such a rule; all that have a minimum, without an age."""
+    """Age in years: items with a higher minimum are left out, where the service has such a rule.
+    Without an age, all items that have a minimum are left out."""
     credit: Annotated[StrictInt | StrictFloat, Field(ge=0, le=1e15)] | None = None
-    """What can be spent: dearer items are left out, where the service has such a rule."""
+    """Available credit: more expensive items are left out, where the service has such a rule."""
 
 
 class ItemsRequest(RequestModel):
@@ -48,10 +50,12 @@ class ItemsRequest(RequestModel):
     k: Count | None = None
     """Number of items of the answer; if absent, the size of the playlist, and 10 for similar items."""
     deadline_ms: Annotated[StrictInt | StrictFloat, Field(gt=0, le=60_000)] | None = None
-    """Time for the answer; a recommendation leaves out what is not done by then, and without candidates it is a 503."""
+    """Time for the answer: a recommendation leaves out what is not done by then.
+    Where there are no candidates by then, the answer is 503."""
     context: Context = Context()
     filters: Several[Filter] = Field(default=(), max_length=100)
-    """Trees of conditions on item columns; all must hold. Fewer than `k` items come back when fewer meet them."""
+    """Trees of conditions on item columns; all must hold.
+    The answer has fewer than `k` items when fewer meet them."""
 
     @model_validator(mode="after")
     def _has_few_conditions(self) -> Self:
@@ -65,18 +69,19 @@ class ItemsRequest(RequestModel):
 class RecommendRequest(ItemsRequest):
     """Who to recommend to, and from what.
 
-    Users of whom too little is known get the sources of the rule for cold users: the popular items, by default.
+    Users without enough events get the sources of the rule for cold users: popular items, by default.
     """
 
     user_id: ExternalId | None = None
     history: Several[ExternalId] | None = Field(default=None, max_length=MAX_HISTORY_ITEMS)
-    """Item ids, oldest first, instead of what is stored for `user_id`. Unknown ids are counted and ignored."""
+    """Item ids, oldest first, instead of the stored history of `user_id`.
+    Unknown ids are counted and ignored."""
     history_timestamps_ms: Several[Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)]] | None = None
-    """Time of each event of `history`, milliseconds since the epoch; if absent, a minute apart up to the request."""
+    """Time of each event of `history`, milliseconds since the epoch; if absent, a minute apart."""
     history_event_types: Several[StrictStr] | None = None
     """Event type of each event of `history`; if absent, the first event type that the model knows."""
     user_features: Features | None = None
-    """Features of the user that the model reads, by name, instead of what is stored for `user_id`."""
+    """Features of the user that the model reads, by name, instead of the stored features of `user_id`."""
     playlist: StrictStr = "default"
     """Which of the service's playlists: its filters, sources and ordering."""
     variant: StrictStr | None = None
@@ -115,7 +120,7 @@ class SimilarRequest(ItemsRequest):
 
 
 class Source(Config):
-    """Which retriever found an item, and what it thought of it: `rank` from 1, `score` in the retriever's own unit."""
+    """A source that found an item: `rank` from 1, and `score` in the source's own unit."""
 
     name: str
     rank: int
@@ -123,22 +128,22 @@ class Source(Config):
 
 
 class Offer(Config):
-    """The best of an item's offers that met the filters."""
+    """The best of an item's offers that meet the filters."""
 
     offer_id: ExternalId
     distance_km: float | None
     """From the place in the request's context."""
     values: dict[str, Any]
-    """Its other columns; timestamps in milliseconds since the epoch."""
+    """The other columns; timestamps in milliseconds since the epoch."""
 
 
 class Why(Config):
-    """Why an item stands where it stands."""
+    """Explains the position of an item."""
 
     place_by_score: int
-    """Where the ranker's score alone would have put it."""
+    """Position by the ranker's score alone, from 1."""
     retrieval_score: float
-    """Inner product with the query; without one, the score of the source that gave the item its place."""
+    """Inner product with the query; without a query, the score of the source that put the item first."""
     adjusted_score: float
     """After boosts and margin."""
     boosts: tuple[str, ...]
@@ -148,20 +153,20 @@ class Why(Config):
 
 
 class Item(Config):
-    """One answer, best first: `rank` from 1; `score` is the ranker's, or the source's where no ranker ran."""
+    """One item of an answer: `rank` from 1; `score` is the ranker's, or the source's where no ranker ran."""
 
     item_id: ExternalId
     rank: int
     score: float
     sources: tuple[Source, ...]
     offer: Offer | None = None
-    """Where items are sold as offers."""
+    """The offer that is shown, where items are sold as offers."""
     why: Why | None = None
-    """Where the request asked for it."""
+    """The explanation of a debug answer."""
 
 
 class Timings(Config):
-    """Milliseconds spent in each stage; `total` holds them all."""
+    """Milliseconds spent in each stage, and in all of them together."""
 
     lookup: float
     encode: float
@@ -179,15 +184,15 @@ class RecommendResponse(Config):
     """Version of the model repository that answered."""
     items: tuple[Item, ...]
     fallback: str | None
-    """The sources of an answer that is not personal (`popular`, or `near+popular`, ...); null of one that is."""
+    """The sources of an answer that is not personal (`popular`, or `near+popular`, ...); null if it is."""
     degraded: tuple[str, ...]
-    """What did not work and was left out: `query_encoder`, `ranker` (items stand in the order of retrieval), `events`."""
+    """Components that failed: `query_encoder`, `ranker` (items stand in the order of retrieval), `events`."""
     playlist: str
     experiment: str | None
     """The experiment that the request took part in."""
     variant: str | None
     ignored_history: int
-    """Ids of the given history that are not in the catalogue."""
+    """Number of ids of the given history that are not in the catalogue."""
     timings_ms: Timings
 
 
@@ -200,7 +205,7 @@ class SimilarResponse(Config):
 
 
 class ItemResponse(Config):
-    """What the catalogue says of one item."""
+    """The catalogue's description of one item."""
 
     item_id: ExternalId
     title: str | None
@@ -209,7 +214,7 @@ class ItemResponse(Config):
 
 
 class HistoryEvent(Config):
-    """One event that is known of a user."""
+    """One known event of a user."""
 
     item_id: ExternalId
     title: str | None
@@ -218,13 +223,13 @@ class HistoryEvent(Config):
 
 
 class HistoryResponse(Config):
-    """What is known of a user, the newest first."""
+    """The known events of a user, the newest first."""
 
     events: tuple[HistoryEvent, ...]
 
 
 class Problem(Config):
-    """One thing that is wrong with a request: where, and what."""
+    """One error in a request: its location, and a message."""
 
     loc: tuple[str | int, ...]
     msg: str

@@ -1,6 +1,7 @@
 """First stage: from a user or a history to one query vector.
 
-Shape legend: B batch (1 here), L history length, P padded length, D vector width, R item rows (special rows included).
+Shape legend: B batch (1 here), L history length, P padded length, D vector width, R item rows (special rows
+included).
 """
 
 import logging
@@ -84,8 +85,8 @@ class EmbeddingLookup:
         """Returns the query of the request's history, else of its user; without a vector for cold users.
 
         Raises:
-            UserError: an id is not of the catalogue's type, there is no such event type, or the model does not read
-                one of the features.
+            UserError: an id is not of the catalogue's type, an event type does not exist, or the model does
+                not read a feature.
         """
         started = time.perf_counter()
         known = await self._histories.of_request(request, request_time, EVENTS_SHARE * timeout_s)

@@ -220,7 +220,7 @@ def _reasons(
 
 
 def _pins(ordering: _Compiled, candidates: Candidates, k: int) -> list[tuple[int, int]]:
-    """Returns the index and the position of each pinned candidate that retrieval allowed, up to position k."""
+    """Returns the index and the position, at most k, of each pinned candidate that retrieval allowed."""
     allowed = {int(row) for found in candidates.found if found.source == PINNED for row in found.rows_K}
     index_of = {int(row): index for index, row in enumerate(candidates.rows_C) if int(row) in allowed}
     pins = zip(ordering.config.pins, ordering.pinned_rows, strict=True)

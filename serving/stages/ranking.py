@@ -36,7 +36,8 @@ class Ranking:
         if self._features.names != manifest.features:
             differing = sorted(set(self._features.names) ^ set(manifest.features)) or "their order"
             raise UserError(
-                f"{bundle.path}: its ranker has other features than this code computes ({differing}): train and export again"
+                f"{bundle.path}: its ranker has other features than this code computes ({differing}): "
+                "train and export again"
             )
         self._inference = inference
         self._version = version

@@ -24,10 +24,10 @@ ENCODER_DOWN, RANKER_DOWN, EVENTS_DOWN = "query_encoder", "ranker", "events"
 
 @dataclass(frozen=True)
 class RequestTime:
-    """The time of one request: read once by the recommender and passed to every stage, also in other processes."""
+    """The time of a request, read once by the recommender and passed to every stage in any process."""
 
     timestamp_ms: int
-    """When the request happens, milliseconds since the epoch: the time that its context gives, else `now_ms`."""
+    """Time of the request, milliseconds since the epoch: the one that its context gives, else `now_ms`."""
     now_ms: int
     """Wall clock of the service when the request arrived, milliseconds since the epoch."""
 
@@ -75,16 +75,17 @@ class Candidates:
 
     rows_C: Int64Array
     scores_C: Float32Array
-    """Inner products with the query, best first; without a query, the score of the source that put the item first."""
+    """Inner products with the query, best first; without a query, scores of the item's first source."""
     found: tuple[Found, ...]
     mixed: bool = False
-    """Items of several sources were interleaved, whose scores cannot be compared: the order of `rows_C` counts."""
+    """Items of several sources are interleaved: the order of `rows_C` counts, not the scores."""
     fallback: str | None = None
     """Names the sources of an answer that is not personal."""
     offers: tuple[dict[str, Any] | None, ...] | None = None
     """[C] the best offer of each; None where there are no offers."""
     num_found: int | None = None
-    """The first so many are found by sources; those after them fill the answer up, and come last whatever their scores."""
+    """Number of candidates that sources found.
+    Those after them fill the answer up, and come last whatever their scores."""
 
 
 class Stage(Protocol):

@@ -34,7 +34,7 @@ from serving.stages.types import EVENTS_DOWN, RequestTime
 ASSUMED_GAP_MS = 60_000
 ERASURE_REFRESH_INTERVAL_S = 5.0
 _REFRESH_COST_FACTOR = 50
-"""The list of erased users is read less often where it is long: reading takes a fiftieth of the time at most."""
+"""A long list of erased users is read less often: reading it takes a fiftieth of the time at most."""
 NO_HISTORY = History(*(np.empty(0, dtype=np.int64) for _ in History._fields))
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class UserHistory:
 
     history: History
     user_row: int
-    """Row of the user in the bundle; `UNKNOWN_ROW` where the bundle does not know the user or must not use what it has."""
+    """Row of the user in the bundle; `UNKNOWN_ROW` for an unknown or erased user."""
     ignored: int
     """Number of given ids that are unknown."""
     given: bool
@@ -192,7 +192,7 @@ class UserHistories:
         return History(*(values_L[known_L] for values_L in given)), int(np.count_nonzero(~known_L))
 
     def _event_types(self, request: RecommendRequest, length: int) -> Int64Array:
-        """Returns the codes of the given event types; the code of the first event type where none are given."""
+        """Returns the codes of the given event types; zeros, the first event type, where none are given."""
         if request.history_event_types is None:
             return np.zeros(length, dtype=np.int64)
         names = self._bundle.manifest.event_types

@@ -1,4 +1,4 @@
-"""Triton over gRPC: the only file that knows `tritonclient`.
+"""Triton over gRPC: the only file that imports `tritonclient`.
 
 client = TritonClient("127.0.0.1:8001")
 outputs = await client.infer("ranker", 3, {"features": features_CF})
@@ -24,10 +24,12 @@ LOAD_TIMEOUT_S = 60.0
 READY_TIMEOUT_S = 1.0
 _CHANNEL = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),  # else a server that comes back is found after up to two minutes
-    ("grpc.max_send_message_length", -1),  # without limit, as tritonclient has them
+    # By default a server that comes back is found after up to two minutes.
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Unlimited, as in tritonclient's own channels.
+    ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # Else clients of one address share what they know of it, and a new client of a server started again is told that it is gone.
+    # Clients of one address would share their state: a new client of a restarted server would find it gone.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
@@ -51,7 +53,7 @@ class TritonClient:
     async def infer(
         self, model: str, version: int, inputs: Arrays, timeout_s: float = INFER_TIMEOUT_S
     ) -> dict[str, npt.NDArray[Any]]:
-        """Run one version of a model and return every output by name.
+        """Runs one version of a model and returns every output by name.
 
         Raises:
             TritonError: no answer within `timeout_s`, an unknown model or version, or inputs that do not fit.
@@ -66,7 +68,7 @@ class TritonClient:
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
     async def max_batch_size(self, model: str, version: int, timeout_s: float = INFER_TIMEOUT_S) -> int:
-        """Most rows of one request, as the loaded configuration says; asked once."""
+        """Returns the largest number of rows of one request, from the loaded configuration; asked once."""
         key = (model, version)
         if key not in self._max_batch_sizes:
             try:
@@ -77,7 +79,7 @@ class TritonClient:
         return self._max_batch_sizes[key]
 
     async def ready(self, model: str, version: int) -> bool:
-        """Whether this version of the model answers requests; False also when the server does not answer."""
+        """Returns whether this version of the model answers requests; False also without the server."""
         try:
             return bool(
                 await self._client().is_model_ready(model, str(version), client_timeout=READY_TIMEOUT_S)
@@ -88,9 +90,9 @@ class TritonClient:
     async def load(
         self, model: str, config_path: Path, versions: Iterable[int], timeout_s: float = LOAD_TIMEOUT_S
     ) -> None:
-        """Serve exactly these versions of a model, with the configuration of `config_path`; no file is changed.
+        """Has Triton serve exactly these versions of a model, with the configuration of `config_path`.
 
-        A version that is served already goes on answering while another one loads.
+        No file is changed, and a version that is served already goes on answering while another one loads.
 
         Raises:
             TritonError: Triton refuses, or is not done within `timeout_s`.
@@ -105,7 +107,7 @@ class TritonClient:
             raise _typed(f"loading {model} at {self.address}", error) from None
 
     async def unload(self, model: str) -> None:
-        """Stop serving every version of a model.
+        """Has Triton stop serving every version of a model.
 
         Raises:
             TritonError: Triton refuses.
@@ -116,7 +118,7 @@ class TritonClient:
             raise _typed(f"unloading {model} at {self.address}", error) from None
 
     async def loaded_versions(self, model: str) -> list[int]:
-        """Versions of a model that answer now.
+        """Returns the versions of a model that answer now.
 
         Raises:
             TritonError: the server does not answer.
@@ -130,19 +132,20 @@ class TritonClient:
         )
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Closes the connection."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await connection.close()
 
     def _client(self) -> Any:
-        if self._connection is None:  # made on first use: gRPC ties a channel to the running event loop
+        # Made on first use: gRPC ties a channel to the running event loop.
+        if self._connection is None:
             self._connection = triton.InferenceServerClient(self.address, channel_args=_CHANNEL)
         return self._connection
 
 
 def read_model_config(path: Path) -> Any:
-    """Parse a `config.pbtxt` into Triton's `ModelConfig` message.
+    """Parses a `config.pbtxt` into Triton's `ModelConfig` message.
 
     Raises:
         UserError: the file is missing, or is not a model configuration.
@@ -155,7 +158,7 @@ def read_model_config(path: Path) -> Any:
 
 
 def parse_model_config(text: str, where: str) -> Any:
-    """The same for text already read; `where` names it in errors."""
+    """Parses the text of a `config.pbtxt`; `where` names it in errors."""
     try:
         return text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:

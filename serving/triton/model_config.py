@@ -1,4 +1,7 @@
-"""Makes a `config.pbtxt` agree with the networks of a bundle; everything else in the file, comments included, stays as it is."""
+"""Makes a `config.pbtxt` agree with the networks of a bundle.
+
+Everything else in the file, comments included, stays as it is.
+"""
 
 import re
 from collections.abc import Mapping
@@ -25,15 +28,15 @@ def fitted_config(
     where: str,
     widths: Mapping[str, int] = MappingProxyType({}),
 ) -> str:
-    """The text with the network's fixed dims written into it; the warm-up gets them too, and no history longer than the bundle's.
+    """Returns the text with the network's fixed dims, also in the warm-up, whose histories fit the bundle.
 
-    Triton's rule: a dimension that the ONNX file fixes must be written in the configuration; a free one may be anything there.
+    Triton's rule: a dimension that the ONNX file fixes must be written in the configuration.
 
     Args:
-        widths: columns that the warm-up has to give inputs of a free width, at least; other versions may read more.
+        widths: minimum width of inputs of a free width in the warm-up; other versions may read more.
 
     Raises:
-        UserError: the text is not a configuration, has no batching, or its tensors are not those of the network.
+        UserError: the text is not a configuration, has no batching, or its tensors are not the network's.
     """
     parse_model_config(text, where)
     for tensor in (*network.inputs, *network.outputs):
@@ -45,7 +48,7 @@ def fitted_config(
 
 
 def disagreements(text: str, network: NetworkSpec, where: str) -> list[str]:
-    """What in the configuration contradicts the network, one sentence each.
+    """Returns the contradictions between the configuration and the network, one sentence each.
 
     Raises:
         UserError: the text is not a configuration.
@@ -73,7 +76,7 @@ def disagreements(text: str, network: NetworkSpec, where: str) -> list[str]:
 
 
 def _dims(spec: TensorSpec) -> list[int]:
-    """Dims as a configuration writes them: without the batch, -1 for a free one."""
+    """Returns dims as a configuration writes them: without the batch, -1 for a free one."""
     return [size if isinstance(size, int) else -1 for size in spec.shape[1:]]
 
 
@@ -93,7 +96,10 @@ def _tensor_disagreements(kind: str, spec: TensorSpec, tensor: Any) -> list[str]
 
 
 def _with_dims(text: str, spec: TensorSpec, max_history: int, width: int | None) -> str:
-    """Write the dims wherever the tensor is named with dims after it; a free one that is within bounds keeps what is there."""
+    """Writes the dims wherever the tensor is named with dims after it.
+
+    A free dim within bounds keeps its value.
+    """
 
     def rewrite(found: re.Match[str]) -> str:
         sizes = [int(size) for size in found["sizes"].split(",")]

@@ -9,7 +9,7 @@ from passerelle.errors import UserError
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Different ports that nothing listens on at this moment."""
+    """Returns different ports that nothing listens on at this moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -18,7 +18,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 
 def require_free(port: int, host: str, remedy: str) -> None:
-    """Check that a port can be listened on.
+    """Checks that a port can be listened on.
 
     Raises:
         UserError: naming the port, the process that holds it, and `remedy`.
@@ -34,7 +34,7 @@ def require_free(port: int, host: str, remedy: str) -> None:
 
 
 def holder_of(port: int) -> str | None:
-    """`NAME (pid N)` of the process listening on a port, None when there is none or it is hidden from this user."""
+    """Returns `NAME (pid N)` of the process listening on a port; None if there is none, or it is hidden."""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:

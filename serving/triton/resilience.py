@@ -1,4 +1,4 @@
-"""Networks that fail now and then: retries with jitter, and a circuit breaker that spares a server that is down."""
+"""Retries with jitter, and a circuit breaker for each network."""
 
 import asyncio
 import random
@@ -15,20 +15,20 @@ ATTEMPTS = 3
 FIRST_PAUSE_S = 0.01
 FAILURES_TO_OPEN = 5
 OPEN_S = 0.5
-FAIR_S = 0.25
-"""A server that does not answer within so much time is at fault."""
-_WORTH_A_RETRY = ("UNAVAILABLE",)
-_SERVERS_FAULT = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED")
+MIN_FAIR_TIMEOUT_S = 0.25
+"""A timeout shorter than this says nothing about the server."""
+_RETRIED = ("UNAVAILABLE",)
+_SERVER_FAULTS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "CANCELLED")
 OPEN = "CIRCUIT_OPEN"
 
 
 class CircuitBreaker:
-    """After some failures in a row nothing is asked for a while; then one request finds out whether it works again.
+    """Opens for a while after consecutive failures; then one request probes whether the server works again.
 
     Args:
-        failures: how many in a row.
-        open_s: for how long.
-        clock: seconds that only grow.
+        failures: number of consecutive failures that open it.
+        open_s: how long it stays open.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CircuitBreaker:
         return self._failures >= self._limit and self._clock() < self._closed_again_at
 
     def admit(self) -> bool:
-        """Whether to ask; of those who come after the pause, the first alone may."""
+        """Returns whether a request may be sent; after the pause, only the first one may."""
         if self._failures < self._limit:
             return True
         if self._clock() < self._closed_again_at:
@@ -58,22 +58,22 @@ class CircuitBreaker:
         return True
 
     def succeeded(self) -> None:
-        """It works."""
+        """Records a success."""
         self._failures = 0
 
     def failed(self) -> None:
-        """It does not."""
+        """Records a failure."""
         self._failures += 1
         if self._failures >= self._limit:
             self._closed_again_at = self._clock() + self._open_s
 
 
 class ResilientInference:
-    """Asks again where an answer may come, within the time there is, and no more where none comes.
+    """Retries requests within their timeout, and sends none to a network that keeps failing.
 
     Args:
-        inference: what is asked.
-        new_breaker: makes one for each model: one that fails does not close the way to the others.
+        inference: runs the networks.
+        new_breaker: makes the breaker of each model: a failing model does not stop requests to the others.
         seed: of the jitter.
     """
 
@@ -94,7 +94,7 @@ class ResilientInference:
         inputs: Mapping[str, npt.NDArray[Any]],
         timeout_s: float = INFER_TIMEOUT_S,
     ) -> dict[str, npt.NDArray[Any]]:
-        """As the inference itself, at most `ATTEMPTS` times and `timeout_s` in all.
+        """Runs a network with at most `ATTEMPTS` attempts and `timeout_s` in all.
 
         Raises:
             InferenceError: of the last attempt, or `CIRCUIT_OPEN`.
@@ -105,16 +105,15 @@ class ResilientInference:
             if left_s <= 0:
                 raise InferenceError(f"{model} version {version}", "DEADLINE_EXCEEDED", "no time is left")
             if not breaker.admit():
-                raise InferenceError(
-                    f"{model} version {version}", OPEN, "it has failed again and again, and is asked later"
-                )
+                raise _circuit_open(model, version)
             try:
                 answer = await self._inference.infer(model, version, inputs, left_s)
             except InferenceError as error:
-                hurried = error.code == "DEADLINE_EXCEEDED" and left_s < FAIR_S
-                if not hurried:  # whoever gives too little time learns nothing of the server, and must not close it to others
-                    breaker.failed() if error.code in _SERVERS_FAULT else breaker.succeeded()
-                if error.code not in _WORTH_A_RETRY or attempt == ATTEMPTS:
+                # A caller with little time must not open the breaker for the others.
+                too_short = error.code == "DEADLINE_EXCEEDED" and left_s < MIN_FAIR_TIMEOUT_S
+                if not too_short:
+                    breaker.failed() if error.code in _SERVER_FAULTS else breaker.succeeded()
+                if error.code not in _RETRIED or attempt == ATTEMPTS:
                     raise
                 pause_s = FIRST_PAUSE_S * 2**attempt * self._random.random()
                 await asyncio.sleep(min(pause_s, max(0.0, until - time.monotonic())))
@@ -124,17 +123,21 @@ class ResilientInference:
         raise AssertionError("the last attempt returns or raises")
 
     async def max_batch_size(self, model: str, version: int, timeout_s: float = INFER_TIMEOUT_S) -> int:
-        """As the inference itself; not asked where the breaker is open.
+        """Returns the largest number of rows of one request.
 
         Raises:
             InferenceError: of the inference, or `CIRCUIT_OPEN`.
         """
         if self._breakers[model].is_open:
-            raise InferenceError(
-                f"{model} version {version}", OPEN, "it has failed again and again, and is asked later"
-            )
+            raise _circuit_open(model, version)
         return await self._inference.max_batch_size(model, version, timeout_s)
 
     async def ready(self, model: str, version: int) -> bool:
-        """As the inference itself."""
+        """Returns whether this version of the model answers requests."""
         return await self._inference.ready(model, version)
+
+
+def _circuit_open(model: str, version: int) -> InferenceError:
+    return InferenceError(
+        f"{model} version {version}", OPEN, "it has failed again and again, and is asked later"
+    )

@@ -1,9 +1,11 @@
-"""A Triton Inference Server started and stopped by this process: the binary of the `nvidia-pytriton` wheel and our `onnxruntime` backend.
+"""A Triton Inference Server that this process starts and stops.
+
+It is the binary of the `nvidia-pytriton` wheel with our `onnxruntime` backend.
 
     with TritonServer(Path("model_repository")) as server:
         client = TritonClient(server.grpc_address)
 
-It listens on loopback only, loads no model until it is told to, and does not outlive the process that started it.
+It listens on loopback only, loads no model by itself, and does not outlive the process that started it.
 """
 
 import contextlib
@@ -30,7 +32,8 @@ HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 
-# The kernel sends Triton SIGTERM when the thread that started it ends, also by kill -9. The first check closes the moment before.
+# The kernel sends Triton SIGTERM when the thread that started it ends, also by kill -9.
+# The check covers a parent that ended before the call of prctl.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -46,7 +49,8 @@ _ERROR_LINE = re.compile(r"^(E\d{4} |error:|Error|Failed|failed|.*No module name
 class TritonServer:
     """The embedded server; a context manager that yields once Triton answers.
 
-    `start` must be called from a thread that lives as long as the server should: Linux ties a child to the thread, not the process.
+    `start` must be called from a thread that lives as long as the server should.
+    Linux ties the child to the thread, not to the process.
 
     Args:
         repository: model repository, as NVIDIA's container reads it.
@@ -67,10 +71,10 @@ class TritonServer:
         self._log: IO[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process; returns at once.
+        """Starts the process and returns at once.
 
         Raises:
-            UserError: there is no such repository, no server binary, or the port is busy.
+            UserError: the repository or the server binary does not exist, or the port is busy.
         """
         assert self._process is None, "started twice"
         if not self._repository.is_dir():
@@ -98,46 +102,48 @@ class TritonServer:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             env=server_environment(wheel),
-            start_new_session=True,  # Ctrl-C in the terminal must reach this process alone, which then stops Triton last
+            # Ctrl-C in the terminal must reach this process alone, which stops Triton last.
+            start_new_session=True,
         )
 
     def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until the server answers.
+        """Waits until the server answers.
 
         Raises:
-            UserError: it ended, or was not ready in time; with Triton's own last error lines.
+            UserError: the server ended, or was not ready in time; with Triton's own last error lines.
         """
         deadline = time.monotonic() + timeout_s
         while not self._answers():
             self.require_running()
             if time.monotonic() > deadline:
+                errors = self.last_errors()
                 raise UserError(
-                    f"Triton was not ready after {timeout_s:.0f} s: {self.last_errors()} (log: {self.log_path})"
+                    f"Triton was not ready after {timeout_s:.0f} s: {errors} (log: {self.log_path})"
                 )
             time.sleep(0.05)
 
     @property
     def started(self) -> bool:
-        """Whether there is a process, be it at its end."""
+        """Whether the process was started, even if it has ended since."""
         return self._process is not None
 
     @property
     def ended(self) -> bool:
-        """Whether the process was started and has come to an end by itself."""
+        """Whether the process was started and has ended by itself."""
         return self._process is not None and self._process.poll() is not None
 
     def ends_within(self, seconds: float) -> bool:
-        """Whether the process has come to an end by itself when that time is over; returns earlier when it has."""
+        """Waits for the process to end by itself, at most this long, and returns whether it has."""
         assert self._process is not None, "not started"
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         return self.ended
 
     def require_running(self) -> None:
-        """Check that the process has not ended.
+        """Checks that the process has not ended.
 
         Raises:
-            UserError: it has; with Triton's own last error lines.
+            UserError: the process has ended; with Triton's own last error lines.
         """
         assert self._process is not None, "not started"
         status = self._process.poll()
@@ -145,7 +151,7 @@ class TritonServer:
             raise UserError(f"Triton ended with status {status}: {self.last_errors()} (log: {self.log_path})")
 
     def stop(self) -> None:
-        """Stop the process and remove its log; a log that holds the reason of a failure stays."""
+        """Stops the process and removes its log; a log that holds the reason of a failure stays."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -153,10 +159,9 @@ class TritonServer:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_S)
+        # The stubs of its backend outlive a server that was killed.
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(
-                process.pid, signal.SIGKILL
-            )  # the stubs of its backend outlive a server that was killed
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if self._log is not None:
             self._log.close()
@@ -164,7 +169,7 @@ class TritonServer:
             self.log_path.unlink(missing_ok=True)
 
     def last_errors(self, count: int = 3) -> str:
-        """Triton's own last error lines, or its last lines when none looks like an error."""
+        """Returns Triton's own last error lines, or its last lines when none looks like an error."""
         lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         lines = [line for line in lines if line.strip() and not any(word in line for word in _HARMLESS)]
         errors = [line for line in lines if _ERROR_LINE.match(line)] or lines
@@ -200,10 +205,10 @@ def _address_options(protocol: str, address: str) -> list[str]:
 
 
 def wheel_directory() -> Path:
-    """Where nvidia-pytriton keeps its server, found without importing it.
+    """Returns the folder of the server in nvidia-pytriton, found without importing it.
 
     Raises:
-        UserError: it is not installed.
+        UserError: nvidia-pytriton is not installed.
     """
     found = importlib.util.find_spec("pytriton")
     wheel = (
@@ -213,13 +218,18 @@ def wheel_directory() -> Path:
     )
     if wheel is None or not (wheel / "bin" / "tritonserver").is_file():
         raise UserError(
-            "no embedded Triton here: `pip install --no-deps nvidia-pytriton==0.7.0`, or name a server with --triton HOST:PORT"
+            "no embedded Triton here: `pip install --no-deps nvidia-pytriton==0.7.0`, "
+            "or name a server with --triton HOST:PORT"
         )
     return wheel
 
 
 def server_environment(wheel: Path) -> dict[str, str]:
-    """The server needs the wheel's shared libraries, and its Python stub takes the first `python3` on PATH: ours, which has numpy."""
+    """Returns the environment of the server.
+
+    The server needs the wheel's shared libraries.
+    Its Python stub runs the first `python3` on PATH, which has to be ours, with numpy.
+    """
     libraries = wheel.parent.parent / "nvidia_pytriton.libs"
     binaries = Path(sys.executable).parent
     return {
@@ -230,7 +240,10 @@ def server_environment(wheel: Path) -> dict[str, str]:
 
 
 def _backend_directory(wheel: Path) -> Path:
-    """Triton's Python backend with our `onnxruntime` beside it, copied once for each content: Triton refuses links that lead outside."""
+    """Returns a folder with Triton's Python backend and our `onnxruntime` backend.
+
+    It is copied once for each content: Triton refuses links that lead outside of the folder.
+    """
     stub = (
         wheel
         / "python_backend_stubs"
@@ -238,9 +251,8 @@ def _backend_directory(wheel: Path) -> Path:
         / "triton_python_backend_stub"
     )
     if not stub.is_file():
-        raise UserError(
-            f"the embedded Triton has no stub for Python {sys.version_info.major}.{sys.version_info.minor}: use 3.11"
-        )
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise UserError(f"the embedded Triton has no stub for Python {python}: use 3.11")
     sources = {
         "python/libtriton_python.so": wheel / "backends" / "python" / "libtriton_python.so",
         "python/triton_python_backend_utils.py": wheel

@@ -13,7 +13,7 @@ from passerelle.bundle import Bundle
 from passerelle.errors import UserError
 from serving.api.admission import read_keys
 from serving.stages.rules import read_block_list
-from serving.watched_file import MAX_LOOKS, WatchedFile
+from serving.watched_file import MAX_CHANGED_CHECKS, WatchedFile
 from tests.support.waiting import eventually, throughout
 
 NEVER_S = 1000.0
@@ -156,16 +156,16 @@ def test_keys_that_could_not_be_read_for_a_moment(path: Path, monkeypatch: pytes
 def test_a_file_that_changes_all_the_time_is_read_anyway(path: Path) -> None:
     watched = WatchedFile(path, number_of, poll_s=NEVER_S)
     values = []
-    for value in range(2, 2 + 3 * MAX_LOOKS):
+    for value in range(2, 2 + 3 * MAX_CHANGED_CHECKS):
         replace(path, str(value))
         watched.check()
         values.append(watched.value)
-    in_force = [1, 1 + MAX_LOOKS, 1 + 2 * MAX_LOOKS]
+    in_force = [1, 1 + MAX_CHANGED_CHECKS, 1 + 2 * MAX_CHANGED_CHECKS]
     assert values == [
-        *in_force[:1] * (MAX_LOOKS - 1),
-        *in_force[1:2] * MAX_LOOKS,
-        *in_force[2:] * MAX_LOOKS,
-        1 + 3 * MAX_LOOKS,
+        *in_force[:1] * (MAX_CHANGED_CHECKS - 1),
+        *in_force[1:2] * MAX_CHANGED_CHECKS,
+        *in_force[2:] * MAX_CHANGED_CHECKS,
+        1 + 3 * MAX_CHANGED_CHECKS,
     ]
 
 

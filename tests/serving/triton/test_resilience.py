@@ -137,7 +137,7 @@ def test_a_full_disk_costs_no_answer(bundle: Bundle, caplog: pytest.LogCaptureFi
 def test_the_log_goes_on_in_a_new_file_after_a_rotation(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.observability.served_log.LOOK_INTERVAL_S", 0.0)
+    monkeypatch.setattr("serving.observability.served_log.ROTATION_CHECK_INTERVAL_S", 0.0)
     log = ServedLog(tmp_path / "log.jsonl")
     app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, log=log))
     post(app, {"user_id": 1003})

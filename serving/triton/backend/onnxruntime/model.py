@@ -1,8 +1,9 @@
 """Triton's `onnxruntime` backend in Python, for the embedded server, which has no C++ one.
 
-Triton's Python stub executes this file; nothing in the project imports it. It serves `<model>/<version>/model.onnx` with the same
-`config.pbtxt` as NVIDIA's C++ backend: the same parameter names, the same rule for dims (a fixed dimension of the file must be
-written in the configuration), the same completion of a configuration that names no tensors.
+Triton's Python stub executes this file; nothing in the project imports it.
+It serves `<model>/<version>/model.onnx` with the same `config.pbtxt` as NVIDIA's C++ backend.
+That means the same parameter names, the same rule for dims (a fixed dimension of the file must be written in
+the configuration), and the same completion of a configuration that names no tensors.
 """
 
 import ctypes
@@ -14,7 +15,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 _CONSUMED = ctypes.c_char_p(b"used_dltensor")
-DEFAULT_MAX_BATCH_SIZE = 4  # what NVIDIA's backend sets where the configuration is silent
+# NVIDIA's backend sets it where the configuration has none.
+DEFAULT_MAX_BATCH_SIZE = 4
 
 _TRITON_TYPES = {
     "tensor(float)": "TYPE_FP32",
@@ -34,7 +36,7 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
-        """Add the inputs, outputs and batching of the ONNX file to a configuration that leaves them out."""
+        """Adds the inputs, outputs and batching of the ONNX file to a configuration that leaves them out."""
         config = auto_complete_model_config.as_dict()
         if (
             all(_is_complete(tensor) for tensor in config["input"] + config["output"])
@@ -56,15 +58,17 @@ class TritonPythonModel:
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the ONNX file and compare it with the configuration.
+        """Opens the ONNX file and compares it with the configuration.
 
         Raises:
-            TritonModelException: the file is missing or broken, its tensors are not those of the configuration, or a GPU is asked for.
+            TritonModelException: the file is missing or broken, its tensors are not the configuration's, or a
+                GPU is asked for.
         """
         config = json.loads(args["model_config"])
         if args["model_instance_kind"] == "GPU":
             raise pb_utils.TritonModelException(
-                f"{args['model_name']}: this backend runs on the CPU; for KIND_GPU serve the repository with NVIDIA's container"
+                f"{args['model_name']}: this backend runs on the CPU; "
+                "for KIND_GPU serve the repository with NVIDIA's container"
             )
         filename = config["default_model_filename"] or "model.onnx"
         path = Path(args["model_repository"]) / args["model_version"] / filename
@@ -76,7 +80,10 @@ class TritonPythonModel:
         self._outputs: list[str] = [tensor["name"] for tensor in config["output"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run the requests of a batch together; the dynamic batcher has made their shapes equal but for the batch dimension."""
+        """Runs the requests of a batch together.
+
+        The dynamic batcher has made their shapes equal except for the batch dimension.
+        """
         feeds = [
             {name: _as_array(pb_utils.get_input_tensor_by_name(request, name)) for name in self._inputs}
             for request in requests
@@ -89,33 +96,38 @@ class TritonPythonModel:
             merged, [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         )
 
-    def _respond(self, feed: dict[str, Any], parts: list[slice | None]) -> list[Any]:
-        """One response a part of the batch; when the run fails, every part gets the error."""
+    def _respond(self, feed: dict[str, Any], slices: list[slice | None]) -> list[Any]:
+        """Returns one response for each slice of the batch; when the run fails, each of them is the error."""
         try:
             values = self._session.run(self._outputs, feed)
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            return [pb_utils.InferenceResponse([], pb_utils.TritonError(str(error))) for _ in parts]
+        # The exceptions of onnxruntime share no base class.
+        except Exception as error:
+            return [pb_utils.InferenceResponse([], pb_utils.TritonError(str(error))) for _ in slices]
         return [
             pb_utils.InferenceResponse(
                 [
-                    _as_tensor(name, value if part is None else value[part])
+                    _as_tensor(name, value if rows is None else value[rows])
                     for name, value in zip(self._outputs, values, strict=True)
                 ]
             )
-            for part in parts
+            for rows in slices
         ]
 
 
 def _as_array(tensor: Any) -> Any:
-    """A tensor's values. Through DLPack: under numpy 2 the stub's own `as_numpy` repeats the first value, without an error."""
+    """Returns a tensor's values.
+
+    Under numpy 2 the stub's own `as_numpy` repeats the first value without an error; DLPack does not.
+    """
     return np.from_dlpack(tensor)
 
 
 def _as_tensor(name: str, array: Any) -> Any:
-    """A named output. Through DLPack: under numpy 2 the stub's `Tensor(name, array)` is empty, without an error.
+    """Returns a named output.
 
-    The stub marks the capsule as consumed under a name that numpy does not know; without the right one numpy writes an error to the
-    log for every output.
+    Under numpy 2 the stub's `Tensor(name, array)` is empty without an error; DLPack works.
+    The stub marks the capsule as consumed under a name that numpy does not know.
+    Without the right name numpy would write an error to the log for every output.
     """
     capsule = array.__dlpack__()
     tensor = pb_utils.Tensor.from_dlpack(name, capsule)
@@ -124,12 +136,16 @@ def _as_tensor(name: str, array: Any) -> Any:
 
 
 def _path_given_to_stub() -> Path:
-    """The model file: `auto_complete_config` is not told, but it is the first argument of the stub's own command line."""
+    """Returns the model file, which is the first argument of the stub's own command line.
+
+    `auto_complete_config` is called without it.
+    """
     return Path(Path("/proc/self/cmdline").read_text(encoding="utf-8").split("\0")[1])
 
 
 def _open_session(path: Path, parameters: dict[str, Any]) -> Any:
-    import onnxruntime  # here, because completing a complete configuration does not need it
+    # Imported here: a complete configuration does not need it.
+    import onnxruntime
 
     if not path.is_file():
         raise pb_utils.TritonModelException(f"{path}: no such file; every version folder holds a model.onnx")
@@ -137,17 +153,20 @@ def _open_session(path: Path, parameters: dict[str, Any]) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = _thread_count(parameters, "intra_op_thread_count")
     options.inter_op_num_threads = _thread_count(parameters, "inter_op_thread_count")
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # an idle model must not take a core from its neighbours
+    # Threads of an idle model must not keep a core busy.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
+    # The exceptions of onnxruntime share no base class.
+    except Exception as error:
         raise pb_utils.TritonModelException(f"{path}: not a valid ONNX model ({error})") from None
 
 
 def _thread_count(parameters: dict[str, Any], key: str) -> int:
-    """A thread count from `parameters { key: ... value: { string_value: ... } }`; 0, the default, is one a core."""
+    """Returns a thread count from `parameters { key: ... value: { string_value: ... } }`.
+
+    The default 0 means a thread for each core.
+    """
     text = parameters.get(key, {}).get("string_value", "0")
     if not text.isascii() or not text.isdigit():
         raise pb_utils.TritonModelException(f"parameters {key}: expected a number of threads, got {text!r}")
