@@ -1,4 +1,4 @@
-"""ONNX Runtime in this process, in the place of Triton: the stages cannot tell."""
+"""ONNX Runtime in this process instead of Triton, and networks that hang."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +7,8 @@ import onnxruntime
 
 from passerelle.arrays import AnyArray
 from passerelle.bundle import Bundle
+from serving.triton.inference import InferenceError
+from tests.support.waiting import slow_answer
 
 MAX_BATCH_SIZE = 64
 
@@ -38,3 +40,13 @@ class OnnxInference:
 
     async def ready(self, model: str, version: int) -> bool:
         return True
+
+
+class HangingInference(OnnxInference):
+    """Networks that do not answer before the timeout."""
+
+    async def infer(
+        self, model: str, version: int, inputs: Mapping[str, AnyArray], timeout_s: float = 2.0
+    ) -> dict[str, AnyArray]:
+        await slow_answer(timeout_s)
+        raise InferenceError(model, "DEADLINE_EXCEEDED", "it hangs")

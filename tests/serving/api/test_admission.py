@@ -20,6 +20,7 @@ from serving.events.intake import EventIntake
 from serving.events.sqlite_store import SqliteEventStore
 from serving.triton.inference import InferenceError
 from tests.serving.conftest import recommender_of
+from tests.support.asgi import with_client
 from tests.support.inference import OnnxInference
 from tests.support.waiting import slow_answer
 
@@ -27,14 +28,6 @@ from tests.support.waiting import slow_answer
 def app_with(bundle: Bundle, inference: Any = None, **limits: Any) -> Any:
     config = validate(ServingConfig, {"limits": limits}, "test")
     return build_app(recommender_of(bundle, inference or OnnxInference(bundle), 7, config))
-
-
-def run(app: Any, work: Any) -> Any:
-    async def main() -> Any:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await work(client)
-
-    return asyncio.run(main())
 
 
 def test_requests_without_a_known_key_are_refused(
@@ -69,7 +62,7 @@ def test_requests_without_a_known_key_are_refused(
         ]
         return found
 
-    statuses = run(app, work)
+    statuses = with_client(app, work)
     assert statuses[:10] == [401, 200, 200, 401, 200, 401, 401, 200, 200, 401], (
         "the scheme is compared without case"
     )
@@ -109,7 +102,7 @@ def test_large_bodies_are_refused_without_content_length_too(bundle: Bundle) -> 
         fits = await client.post("/v1/recommend", json={})
         return [said.status_code, silent.status_code, odd.status_code, fits.status_code]
 
-    assert run(app, work) == [413, 413, 413, 200]
+    assert with_client(app, work) == [413, 413, 413, 200]
 
 
 def test_rate_limit_applies_to_each_caller_separately(bundle: Bundle, tmp_path: Path) -> None:
@@ -122,7 +115,7 @@ def test_rate_limit_applies_to_each_caller_separately(bundle: Bundle, tmp_path: 
         other = await client.get("/v1/items/7", headers={"authorization": "Bearer b"})
         return [[answer.status_code for answer in mine], other.status_code, mine[-1].headers["retry-after"]]
 
-    assert run(app, work) == [[200, 200, 200, 429, 429], 200, "1"]
+    assert with_client(app, work) == [[200, 200, 200, 429, 429], 200, "1"]
 
 
 SLOW_S = 0.3
@@ -149,7 +142,7 @@ def test_requests_above_max_in_flight_are_refused(bundle: Bundle) -> None:
         health = await client.get("/healthz")
         return [*(answer.status_code for answer in answers), after.status_code, health.status_code]
 
-    statuses = run(app, work)
+    statuses = with_client(app, work)
     assert statuses[:-2].count(200) == 5 and statuses[:-2].count(429) == 25 and statuses[-2:] == [200, 200]
 
 
@@ -198,7 +191,7 @@ def test_hanging_store_limits_only_requests_that_need_it(
         await store.close()
         return [answer.status_code for answer in answers]
 
-    assert run(app, work) == [429, 429, *[200] * 5, 200]
+    assert with_client(app, work) == [429, 429, *[200] * 5, 200]
 
 
 def test_cors_allows_only_configured_origins(bundle: Bundle, tmp_path: Path) -> None:
@@ -213,15 +206,15 @@ def test_cors_allows_only_configured_origins(bundle: Bundle, tmp_path: Path) -> 
     async def preflight(client: httpx.AsyncClient) -> httpx.Response:
         return await client.options("/v1/recommend", headers=asks)
 
-    assert "access-control-allow-origin" not in run(app_with(bundle), preflight).headers
-    allowed = run(
+    assert "access-control-allow-origin" not in with_client(app_with(bundle), preflight).headers
+    allowed = with_client(
         app_with(bundle, allowed_origins=["https://shop.example"], api_keys_file=str(keys)), preflight
     )
     assert (
         allowed.status_code == 200
         and allowed.headers["access-control-allow-origin"] == "https://shop.example"
     )
-    other = run(app_with(bundle, allowed_origins=["https://other.example"]), preflight)
+    other = with_client(app_with(bundle, allowed_origins=["https://other.example"]), preflight)
     assert "access-control-allow-origin" not in other.headers
 
 
@@ -242,7 +235,7 @@ def test_short_deadlines_skip_the_ranker_or_answer_503(
         monkeypatch.setattr(recommender.stages.retrieval, "run", slowly)
         return [*answers, await client.post("/v1/recommend", json=bodies[1])]
 
-    full, short, none = run(build_app(recommender), work)
+    full, short, none = with_client(build_app(recommender), work)
     assert (
         full.json()["degraded"] == [] and short.json()["degraded"] == ["ranker"] and short.status_code == 200
     )

@@ -15,16 +15,7 @@ from serving.item_info import to_json_value
 from serving.recommender import Recommender
 from serving.triton.client import TritonClient
 from tests.serving.conftest import recommender_of
-
-
-def call(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
-    """One request to an application in this process; an exception inside it fails the test."""
-
-    async def request() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(request())
+from tests.support.asgi import call, open_client
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +192,7 @@ def test_no_triton(bundle: Bundle) -> None:
     async def answers() -> list[httpx.Response]:
         client = TritonClient("127.0.0.1:9")
         app = build_app(recommender_of(bundle, client, 1))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        async with open_client(app) as http:
             found = [
                 await http.post("/v1/recommend", json={"user_id": 1000}),
                 await http.get("/readyz"),

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
@@ -17,6 +16,7 @@ from serving.config import ServingConfig
 from serving.events.intake import EventIntake
 from serving.events.sqlite_store import SqliteEventStore
 from tests.serving.conftest import recommender_of
+from tests.support.asgi import open_client
 from tests.support.inference import OnnxInference
 from tests.support.request_fuzzer import requests
 
@@ -45,7 +45,7 @@ def fuzz(app: Any, count: int, seed: int) -> tuple[Counter[int], list[float]]:
 
     async def main() -> Counter[int]:
         statuses: Counter[int] = Counter()
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with open_client(app) as client:
             for place, (method, path, body, headers) in enumerate(requests(app.openapi(), count, seed)):
                 answer = await client.request(method, path, content=body, headers=headers)
                 hurried = (
