@@ -44,7 +44,7 @@ class Broken(OnnxInference):
         return {name: np.full_like(values, self._answer) for name, values in outputs.items()}
 
 
-def test_cold_answers_have_as_much_to_choose_from_as_others(bundle: Bundle) -> None:
+def test_cold_users_get_a_full_set_of_candidates(bundle: Bundle) -> None:
     kind_of = dict(
         zip(bundle.items.column("item_id").to_pylist(), bundle.items.column("kind").to_pylist(), strict=True)
     )
@@ -58,7 +58,7 @@ def test_cold_answers_have_as_much_to_choose_from_as_others(bundle: Bundle) -> N
     assert answer.fallback == "popular" and sorted(named) == sorted(set(named)) and len(named) == kinds > 1
 
 
-def test_what_sources_lack_is_filled_up(bundle: Bundle, offers: Path) -> None:
+def test_popular_items_fill_up_short_answers(bundle: Bundle, offers: Path) -> None:
     few = recommender_with(bundle, config_with(cold_start={"sources": [source("popular", candidates=5)]}))
     assert len(ask(few, k=10).items) == 10
     after = {"timestamp_ms": NOW_MS + 1000 * HOUR_MS}
@@ -74,7 +74,7 @@ def test_what_sources_lack_is_filled_up(bundle: Bundle, offers: Path) -> None:
 
 
 @pytest.mark.parametrize("user_id", [None, KNOWN_USER])
-def test_what_fills_up_comes_after_what_was_found(bundle: Bundle, user_id: int | None) -> None:
+def test_backfilled_items_come_last(bundle: Bundle, user_id: int | None) -> None:
     nine = [source("trending", candidates=9)]
     four = [source("popular", candidates=4)]
     playlists = {"p": {"sources": nine, "cold_sources": nine}, "q": {"sources": four, "cold_sources": four}}
@@ -88,7 +88,7 @@ def test_what_fills_up_comes_after_what_was_found(bundle: Bundle, user_id: int |
     assert sorted(item.sources[0].rank for item in again.items) == list(range(1, 11))
 
 
-def test_items_like_those_of_a_history_are_named_once(bundle: Bundle) -> None:
+def test_similar_replaces_personal_only_once_without_encoder(bundle: Bundle) -> None:
     sources = [{"kind": "personal"}, {"kind": "similar", "candidates": 40}]
     broken = recommender_of(
         bundle, Broken(bundle, QUERY_ENCODER, None), 7, config_with(playlists={"p": {"sources": sources}})
@@ -98,16 +98,14 @@ def test_items_like_those_of_a_history_are_named_once(bundle: Bundle) -> None:
     assert all(-1.001 <= item.score <= 1.001 for item in found.items), "cosines"
 
 
-def test_what_cannot_be_filled_up_is_not_called_a_fallback(bundle: Bundle) -> None:
+def test_empty_answer_is_no_fallback(bundle: Bundle) -> None:
     nothing = [{"op": "equals", "column": "kind", "value": "no such kind"}]
     answer = ask(recommender_with(bundle, ServingConfig()), user_id=KNOWN_USER, filters=nothing)
     assert answer.items == () and answer.fallback is None
 
 
 @pytest.mark.parametrize("answer", [None, float("nan"), float("inf")])
-def test_without_the_query_encoder_a_playlist_keeps_its_own_sources(
-    bundle: Bundle, answer: float | None
-) -> None:
+def test_playlist_keeps_its_sources_without_the_query_encoder(bundle: Bundle, answer: float | None) -> None:
     playlists = {
         "trending": {"sources": [{"kind": "trending"}]},
         "both": {"sources": [{"kind": "personal"}, {"kind": "trending"}]},
@@ -125,15 +123,13 @@ def test_without_the_query_encoder_a_playlist_keeps_its_own_sources(
 
 
 @pytest.mark.parametrize("answer", [None, float("nan"), float("inf")])
-def test_a_ranker_that_gives_no_numbers_leaves_the_order_of_retrieval(
-    bundle: Bundle, answer: float | None
-) -> None:
+def test_non_finite_ranker_scores_leave_the_order_of_retrieval(bundle: Bundle, answer: float | None) -> None:
     found = ask(recommender_of(bundle, Broken(bundle, RANKER, answer), 7), user_id=KNOWN_USER)
     assert found.degraded == ("ranker",) and found.fallback is None
     assert [item.sources[0].rank for item in found.items] == list(range(1, 11))
 
 
-def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(
+def test_retrieval_in_a_thread_finds_the_same_and_keeps_the_deadline(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
@@ -166,9 +162,7 @@ def test_what_searches_apart_finds_the_same_and_keeps_the_deadline(
     assert max(asyncio.run(both())) < 1.5
 
 
-def test_a_ranker_that_hangs_leaves_time_for_what_comes_after_it(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_ranker_leaves_time_for_ordering(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where each stage is a journey away."""
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
 
@@ -189,9 +183,7 @@ def test_a_ranker_that_hangs_leaves_time_for_what_comes_after_it(
     assert answer.degraded == ("ranker",) and len(answer.items) == 10
 
 
-def test_an_ordering_that_hangs_ends_with_the_deadline(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_ordering_ends_with_the_deadline(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
 
     async def hang(*_: Any, **__: Any) -> Any:
@@ -204,7 +196,7 @@ def test_an_ordering_that_hangs_ends_with_the_deadline(
     assert time.perf_counter() - begun < 2
 
 
-def test_the_most_items_of_one_answer(bundle: Bundle) -> None:
+def test_k_is_limited_by_max_k(bundle: Bundle) -> None:
     recommender = recommender_with(bundle, config_with(limits={"max_k": 20}))
     assert len(ask(recommender, user_id=KNOWN_USER, k=20).items) == 20
     with pytest.raises(UserError, match=r"k: 21 is more than the 20 items that this service gives at a time"):

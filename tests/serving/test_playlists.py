@@ -31,7 +31,7 @@ def every_source(bundle: Bundle, offers: Path) -> Recommender:
     return recommender_with(bundle, config_of(offers, playlists=playlists))
 
 
-def test_every_source_finds_what_its_name_says(bundle: Bundle, every_source: Recommender) -> None:
+def test_every_source_finds_its_items(bundle: Bundle, every_source: Recommender) -> None:
     paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
     position_of = {
         item_id: position for position, item_id in enumerate(bundle.items.column("item_id").to_pylist())
@@ -67,7 +67,7 @@ def test_candidates_of_all_sources_carry_every_source_that_found_them(every_sour
     assert any(len(one) > 1 for one in names) and len(set(ids(answer))) == 60
 
 
-def test_items_that_are_named_are_what_similar_starts_from(every_source: Recommender) -> None:
+def test_similar_starts_from_the_named_items(every_source: Recommender) -> None:
     answer = ask(every_source, playlist="similar", similar_to=[17, 27], k=5)
     direct = asyncio.run(every_source.similar(SimilarRequest(item_ids=(17, 27), k=5)))
     assert ids(answer) == ids(direct) and answer.fallback == "similar"
@@ -197,7 +197,7 @@ def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) 
         ),
     ],
 )
-def test_serving_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_serving_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "serving.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
@@ -234,14 +234,14 @@ def test_serving_files_that_make_no_sense(tmp_path: Path, text: str, message: st
         ),
     ],
 )
-def test_what_a_bundle_does_not_have_is_named_at_the_start(
+def test_missing_columns_and_items_are_named_at_the_start(
     bundle: Bundle, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         recommender_with(bundle, validate(ServingConfig, values, "test"))
 
 
-def test_paths_are_as_seen_from_the_file(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_serving_file(tmp_path: Path) -> None:
     path = tmp_path / "serving.toml"
     path.write_text(
         '[rules]\nblock_list = "b.txt"\n[offers]\nfile = "o.parquet"\n[log]\nfile = "/x/log"\n',
@@ -252,7 +252,7 @@ def test_paths_are_as_seen_from_the_file(tmp_path: Path) -> None:
     assert config.offers is not None and config.offers.file == tmp_path / "o.parquet"
 
 
-def test_a_place_needs_no_query(bundle: Bundle, offers: Path) -> None:
+def test_near_needs_a_place_but_no_query(bundle: Bundle, offers: Path) -> None:
     """A source without what it starts from finds nothing, and what is popular fills the answer up."""
     recommender = recommender_with(bundle, config_of(offers, cold_start={"sources": [source("near")]}))
     assert ask(recommender, k=4).fallback == "popular"

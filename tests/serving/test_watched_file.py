@@ -53,7 +53,7 @@ def replace(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def test_a_file_that_breaks_later_keeps_what_was_loaded(path: Path) -> None:
+def test_invalid_content_keeps_the_loaded_value(path: Path) -> None:
     watched = WatchedFile(path, number_of, poll_s=NEVER_S)
     for text, expected in (("2", 2), ("x", 2), ("33", 33)):
         path.write_text(text, encoding="utf-8")
@@ -70,7 +70,7 @@ def test_a_file_that_breaks_later_keeps_what_was_loaded(path: Path) -> None:
         WatchedFile(path, number_of)
 
 
-def test_what_makes_no_sense_is_read_once(path: Path) -> None:
+def test_invalid_content_is_read_once(path: Path) -> None:
     disk = Disk()
     watched = WatchedFile(path, disk.load, poll_s=NEVER_S)
     replace(path, "x")
@@ -99,7 +99,7 @@ def out_of_memory(path: Path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", [vanished, stale, stale_in_other_words, out_of_memory])
-def test_what_may_pass_is_tried_again_and_said_once(
+def test_temporary_errors_are_retried_and_logged_once(
     path: Path, obstacle: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = Disk()
@@ -116,7 +116,9 @@ def test_what_may_pass_is_tried_again_and_said_once(
     watched.close()
 
 
-def test_a_block_list_that_vanishes_while_it_is_opened(bundle: Bundle, path: Path, tmp_path: Path) -> None:
+def test_block_list_that_vanishes_while_it_is_opened_stays_in_force(
+    bundle: Bundle, path: Path, tmp_path: Path
+) -> None:
     """Five are blocked, and stay so; the same file is read when it is back."""
     ids = bundle.items.column("item_id").to_pylist()
     path.write_text("\n".join(map(str, ids[:5])), encoding="utf-8")
@@ -141,7 +143,7 @@ def test_a_block_list_that_vanishes_while_it_is_opened(bundle: Bundle, path: Pat
     assert watched.value == 7
 
 
-def test_keys_that_could_not_be_read_for_a_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_read_again_after_a_temporary_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = WatchedFile(path, read_keys, poll_s=NEVER_S)
     replace(path, "new key")
     with monkeypatch.context() as patched:
@@ -153,7 +155,7 @@ def test_keys_that_could_not_be_read_for_a_moment(path: Path, monkeypatch: pytes
     assert watched.value == (b"new key",)
 
 
-def test_a_file_that_changes_all_the_time_is_read_anyway(path: Path) -> None:
+def test_file_that_changes_at_every_check_is_read(path: Path) -> None:
     watched = WatchedFile(path, number_of, poll_s=NEVER_S)
     values = []
     for value in range(2, 2 + 3 * MAX_CHANGED_CHECKS):
@@ -188,14 +190,14 @@ def restless(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restless")
-def test_a_file_that_changes_more_often_than_it_is_looked_at(path: Path) -> None:
+def test_file_that_changes_between_checks_is_read(path: Path) -> None:
     watched = WatchedFile(path, number_of, poll_s=0.1)
     first = watched.value
     eventually(lambda: watched.value > first, "it is never read")
     watched.close()
 
 
-def test_it_ends_with_what_it_works_for(path: Path) -> None:
+def test_thread_ends_with_the_watched_file(path: Path) -> None:
     path = path.rename(path.with_name("of its own"))
     watched = WatchedFile(path, number_of, poll_s=0.01)
     assert any(thread.name == "watch of its own" for thread in threading.enumerate())

@@ -47,7 +47,7 @@ def test_recommend(app: Any) -> None:
     )
 
 
-def test_popularity_for_a_stranger(app: Any) -> None:
+def test_unknown_user_gets_popular_items(app: Any) -> None:
     values = call(app, "POST", "/v1/recommend", json={"user_id": 1, "k": 3}).json()
     assert values["fallback"] == "popular" and [item["score"] for item in values["items"]] == [
         300,
@@ -106,7 +106,7 @@ def test_exclusion_and_filters(app: Any) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_named(app: Any, body: dict[str, Any], loc: list[Any], message: str) -> None:
+def test_errors_name_the_field(app: Any, body: dict[str, Any], loc: list[Any], message: str) -> None:
     answer = call(app, "POST", "/v1/recommend", json=body)
     problem = answer.json()["detail"][0]
     assert answer.status_code == 422 and problem["loc"] == loc and message in problem["msg"]
@@ -186,7 +186,7 @@ def test_metrics_count_outcomes(recommender: Recommender) -> None:
     assert 'passerelle_stage_seconds_count{stage="ranking"} 3.0' in lines
 
 
-def test_no_triton(bundle: Bundle) -> None:
+def test_answers_without_triton(bundle: Bundle) -> None:
     """The networks are asked for where nobody answers: items like those of the history, flagged, and not ready."""
 
     async def answers() -> list[httpx.Response]:
@@ -248,7 +248,7 @@ BODIES = st.fixed_dictionaries(
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(["/v1/recommend", "/v1/similar"]), BODIES | ANYTHING)
-def test_nothing_that_is_sent_makes_it_fail(app: Any, path: str, body: Any) -> None:
+def test_no_body_causes_a_server_error(app: Any, path: str, body: Any) -> None:
     answer = call(
         app, "POST", path, content=json.dumps(body).encode(), headers={"content-type": "application/json"}
     )

@@ -26,7 +26,7 @@ KNOWN_USER = 1003
 KNOWN_USER = 1003
 
 
-def test_a_mistake_of_ours_is_counted_and_said_without_values(
+def test_unexpected_error_is_counted_and_logged_without_ids(
     bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
@@ -48,7 +48,7 @@ def test_a_mistake_of_ours_is_counted_and_said_without_values(
     )
 
 
-def test_a_mistake_of_ours_in_a_stage_elsewhere_carries_no_values(
+def test_unexpected_error_of_a_remote_stage_carries_no_ids(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = GraphSettings(
@@ -72,7 +72,7 @@ def test_a_mistake_of_ours_in_a_stage_elsewhere_carries_no_values(
     )
 
 
-def test_the_servers_own_log_has_no_values_either(
+def test_server_log_of_an_unexpected_error_has_no_ids(
     bundle: Bundle, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
@@ -134,13 +134,13 @@ WITHIN = {"op": "within", "column": "a", "latitude": 1, "longitude": 1, "radius_
         "features",
     ],
 )
-def test_little_is_said_of_many_mistakes(recommender: Recommender, body: dict[str, Any]) -> None:
+def test_errors_of_large_bodies_are_cut_short(recommender: Recommender, body: dict[str, Any]) -> None:
     """Pydantic makes an object of each mistake: a body of 2 MB once gave an answer of 144 MB after 24 s."""
     answer = call(build_app(recommender), "POST", "/v1/recommend", json=body)
     assert answer.status_code == 422 and len(answer.content) < 20_000 and len(answer.json()["detail"]) <= 50
 
 
-def test_without_the_explorer_nobody_sees_users_and_histories(bundle: Bundle) -> None:
+def test_disabled_explorer_hides_users_and_histories(bundle: Bundle) -> None:
     app = build_app(recommender_with(bundle, config_with(limits={"explorer": False})))
     for path in ("/", "/v1/explorer", f"/v1/users/{KNOWN_USER}/history"):
         assert call(app, "GET", path).status_code in (404, 405), path

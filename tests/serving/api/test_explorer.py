@@ -136,7 +136,7 @@ def screenshot(browser: webdriver.Chrome, name: str) -> None:
         browser.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
-def test_it_opens_with_a_user_and_asks_nobody_else(page: webdriver.Chrome, url: str) -> None:
+def test_page_opens_with_a_user_and_loads_nothing_from_other_sites(page: webdriver.Chrome, url: str) -> None:
     screenshot(page, "start")
     assert "version 7: 300 items, 40 users" in page.find_element(By.ID, "about").text
     assert len(items(page)) == 10 and all(text.startswith("Title №") for text in items(page))
@@ -154,7 +154,7 @@ def test_it_opens_with_a_user_and_asks_nobody_else(page: webdriver.Chrome, url: 
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_a_stranger_gets_what_is_popular_and_is_told_so(page: webdriver.Chrome) -> None:
+def test_unknown_user_gets_popular_items_with_a_note(page: webdriver.Chrome) -> None:
     user = page.find_element(By.ID, "user")
     user.clear()
     user.send_keys("4")
@@ -200,7 +200,7 @@ def test_similar_items(page: webdriver.Chrome) -> None:
     screenshot(page, "similar")
 
 
-def test_a_mistake_is_told(page: webdriver.Chrome) -> None:
+def test_errors_are_shown(page: webdriver.Chrome) -> None:
     user = page.find_element(By.ID, "user")
     user.clear()
     user.send_keys("ann")
@@ -229,9 +229,7 @@ def test_markup_in_titles_is_text(page: webdriver.Chrome) -> None:
     assert text == "&lt;img src=x onerror=alert(1)&gt;"
 
 
-def test_a_service_with_keys_is_asked_with_one(
-    browser: webdriver.Chrome, bundle: Bundle, tmp_path: Path
-) -> None:
+def test_page_asks_for_an_api_key(browser: webdriver.Chrome, bundle: Bundle, tmp_path: Path) -> None:
     """The page asks for a key, and again while it is none of the service's."""
     (tmp_path / "keys.txt").write_text("the right one\n", encoding="utf-8")
     with served(bundle, tmp_path, {"limits": {"api_keys_file": str(tmp_path / "keys.txt")}}) as url:

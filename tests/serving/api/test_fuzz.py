@@ -71,14 +71,16 @@ def fuzz(app: Any, count: int, seed: int) -> tuple[Counter[int], list[float]]:
     return asyncio.run(main()), memory
 
 
-def test_two_thousand_requests(app: Any) -> None:
+def test_two_thousand_fuzzed_requests(app: Any) -> None:
     statuses, _ = fuzz(app, 2000, seed=1)
     assert statuses[200] > 300 and statuses[422] > 200 and statuses[202] > 10
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_thousand_requests_and_flat_memory(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twenty_thousand_fuzzed_requests_keep_memory_flat(
+    app: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     statuses, memory = fuzz(app, 20_000, seed=2)
     with capsys.disabled():
         print(f"\n{dict(statuses)}, MiB at the quarters: {[round(one) for one in memory]}")

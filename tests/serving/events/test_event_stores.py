@@ -33,7 +33,7 @@ def open_one(
         server.wait()
 
 
-def test_events_come_back_in_the_order_of_time_once_each(open_one: Callable[[], EventStore]) -> None:
+def test_events_are_returned_once_in_order_of_time(open_one: Callable[[], EventStore]) -> None:
     user = new_user()
 
     async def work(store: EventStore) -> None:
@@ -72,7 +72,7 @@ def test_many_writers_at_once(open_one: Callable[[], EventStore]) -> None:
     with_store(open_one, work)
 
 
-def test_what_is_erased_is_gone_and_remembered_as_erased(open_one: Callable[[], EventStore]) -> None:
+def test_erasure_deletes_events_and_is_remembered(open_one: Callable[[], EventStore]) -> None:
     user, other = new_user(), new_user()
 
     async def work(store: EventStore) -> None:
@@ -147,7 +147,7 @@ def test_events_are_counted_by_hour_and_item(open_one: Callable[[], EventStore])
     with_store(open_one, work)
 
 
-def test_who_is_erased_can_be_listed(open_one: Callable[[], EventStore]) -> None:
+def test_erased_users_are_listed(open_one: Callable[[], EventStore]) -> None:
     user, other = new_user(), new_user()
 
     async def work(store: EventStore) -> frozenset[str]:
@@ -159,7 +159,7 @@ def test_who_is_erased_can_be_listed(open_one: Callable[[], EventStore]) -> None
     assert user_digest(user) in erased and user_digest(other) not in erased
 
 
-def test_stores_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_stores_that_cannot_be_opened_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "no.sqlite"
     path.write_text(
         "this is no database, but a text that is long enough to be told from an empty file", encoding="utf-8"

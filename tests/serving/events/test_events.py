@@ -40,7 +40,7 @@ def test_events_count_in_the_next_recommendation(bundle: Bundle, store: SqliteEv
     assert same.status_code == 202 and given.json()["items"] != after.json()["items"]
 
 
-def test_an_erased_user_is_a_stranger(bundle: Bundle, store: SqliteEventStore) -> None:
+def test_erased_user_is_treated_as_unknown(bundle: Bundle, store: SqliteEventStore) -> None:
     app = build_app(
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)
     )
@@ -76,7 +76,7 @@ def test_an_erased_user_is_a_stranger(bundle: Bundle, store: SqliteEventStore) -
         ({"events": [{"event_id": "x", "user_id": 1, "item_id": 7}] * 1001}, "at most 1000 items"),
     ],
 )
-def test_events_that_make_no_sense(bundle: Bundle, store: SqliteEventStore, body: Any, message: str) -> None:
+def test_invalid_events_are_refused(bundle: Bundle, store: SqliteEventStore, body: Any, message: str) -> None:
     app = build_app(
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)
     )
@@ -86,7 +86,7 @@ def test_events_that_make_no_sense(bundle: Bundle, store: SqliteEventStore, body
     ), answer.text
 
 
-def test_an_event_that_the_bundle_has_counts_once(bundle: Bundle, store: SqliteEventStore) -> None:
+def test_event_of_the_bundle_counts_once(bundle: Bundle, store: SqliteEventStore) -> None:
     app = build_app(
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)
     )
@@ -109,7 +109,7 @@ def test_an_event_that_the_bundle_has_counts_once(bundle: Bundle, store: SqliteE
     assert after.json()["events"][0]["item_id"] == 7
 
 
-def test_events_of_a_bundle_with_other_ids_are_left_out(bundle: Bundle, store: SqliteEventStore) -> None:
+def test_events_with_ids_of_other_bundles_are_ignored(bundle: Bundle, store: SqliteEventStore) -> None:
     strangers = [Event("a", "4", "an item with a name", "view", 5), Event("b", "4", "7", "unheard of", 6)]
     asyncio.run(store.append([*strangers, Event("c", "4", "7", "view", 7)]))
     app = build_app(

@@ -51,7 +51,7 @@ class Breaking:
 
 
 @pytest.mark.parametrize("hang_s", [0.0, 30.0])
-def test_a_store_that_is_down_is_done_without(bundle: Bundle, hang_s: float) -> None:
+def test_answers_without_a_failing_store(bundle: Bundle, hang_s: float) -> None:
     store: Any = Breaking(hang_s)
     config = validate(ServingConfig, {"events": {"timeout_ms": 50}}, "test")
     app = build_app(
@@ -89,7 +89,7 @@ def test_a_store_that_is_down_is_done_without(bundle: Bundle, hang_s: float) -> 
         assert ready.json()["checks"] == {"networks": True, "events": False}
 
 
-def test_of_whom_it_is_not_known_whether_they_are_erased_nothing_is_known(bundle: Bundle) -> None:
+def test_every_user_counts_as_erased_until_erasures_were_read(bundle: Bundle) -> None:
     store: Any = Breaking()
     store.broken = True
     app = build_app(
@@ -100,7 +100,7 @@ def test_of_whom_it_is_not_known_whether_they_are_erased_nothing_is_known(bundle
 
 
 @pytest.mark.parametrize("here", [True, False])
-def test_who_was_erased_a_moment_ago_is_a_stranger_also_without_the_store(
+def test_erased_user_stays_unknown_while_the_store_is_down(
     bundle: Bundle, store: SqliteEventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
 ) -> None:
     """By this process; or by another one, as soon as it was read who is erased."""

@@ -27,9 +27,7 @@ class ErasedMeanwhile(SqliteEventStore):
         self.attempts += 1
 
 
-def test_nothing_leads_from_lines_of_the_log_to_a_user_who_was_erased_meanwhile(
-    bundle: Bundle, tmp_path: Path
-) -> None:
+def test_pseudonym_is_not_kept_for_a_user_erased_meanwhile(bundle: Bundle, tmp_path: Path) -> None:
     store = ErasedMeanwhile(tmp_path / "events.sqlite")
     config = validate(ServingConfig, {"log": {"file": str(tmp_path / "served.jsonl")}}, "test")
     recommender = recommender_of(bundle, OnnxInference(bundle), 7, config, store)
@@ -46,7 +44,9 @@ def test_nothing_leads_from_lines_of_the_log_to_a_user_who_was_erased_meanwhile(
     assert [(state.erasures, state.pseudonym) for state in asyncio.run(main())] == [(1, None), (2, None)]
 
 
-def test_who_was_served_is_not_in_the_log(bundle: Bundle, store: SqliteEventStore, tmp_path: Path) -> None:
+def test_log_has_pseudonyms_and_rounded_locations_only(
+    bundle: Bundle, store: SqliteEventStore, tmp_path: Path
+) -> None:
     path = tmp_path / "served.jsonl"
     log = ServedLog(path)
     config = validate(ServingConfig, {"log": {"file": str(path)}}, "test")

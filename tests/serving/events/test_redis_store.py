@@ -18,7 +18,7 @@ from tests.support.waiting import eventually_async, slow_answer
 
 
 @needs_redis
-def test_a_server_that_would_lose_events_is_refused(tmp_path: Path) -> None:
+def test_server_without_durable_writes_is_refused(tmp_path: Path) -> None:
     server, url = start_redis(tmp_path)
     try:
         with pytest.raises(EventStoreError, match="set `appendonly yes` and `appendfsync always`"):
@@ -39,7 +39,7 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
 
 
 @needs_redis
-def test_events_of_many_users_take_a_few_journeys(redis_url: str) -> None:
+def test_events_of_many_users_take_few_round_trips(redis_url: str) -> None:
     port = int(redis_url.rpartition(":")[2].partition("/")[0])
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
@@ -69,7 +69,7 @@ def test_events_of_many_users_take_a_few_journeys(redis_url: str) -> None:
 
 
 @needs_redis
-def test_a_server_deletes_old_events(redis_url: str) -> None:
+def test_old_events_are_deleted(redis_url: str) -> None:
     now_ms, day_ms, digest = int(1e3 * time.time()), 86_400_000, user_digest("u")
     prefix = f"passerelle:{{{digest[:16]}}}:{digest}"
 
@@ -119,7 +119,7 @@ async def gone_from(folder: Path, *texts: bytes) -> None:
 
 
 @needs_redis
-def test_erased_text_is_soon_not_in_the_log_of_a_server(redis_url: str, tmp_path: Path) -> None:
+def test_erased_text_leaves_the_append_only_file(redis_url: str, tmp_path: Path) -> None:
     async def work(store: Any) -> None:
         await store.append([event(f"u{number}", "an id", item_id="secret item") for number in range(3)])
         await store.append([event("other", "an id", item_id="known item")])
@@ -148,7 +148,7 @@ def test_erased_text_is_soon_not_in_the_log_of_a_server(redis_url: str, tmp_path
 
 
 @needs_redis
-def test_a_log_that_is_being_written_anew_is_written_once_more(
+def test_rewrite_in_progress_is_followed_by_another(
     redis_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(store: Any) -> None:
@@ -164,9 +164,7 @@ def test_a_log_that_is_being_written_anew_is_written_once_more(
 
 
 @needs_redis
-def test_a_server_that_does_not_write_its_log_anew_erases_all_the_same(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_server_without_rewrites_erases_events_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     server, url = start_redis(tmp_path, *DURABLE, "--rename-command", "BGREWRITEAOF", "")
 
     async def work(store: EventStore) -> None:
@@ -186,7 +184,7 @@ def test_a_server_that_does_not_write_its_log_anew_erases_all_the_same(
 
 
 @needs_redis
-def test_what_a_server_acknowledged_survives_its_kill_9(tmp_path: Path) -> None:
+def test_acknowledged_events_survive_kill_9_of_the_server(tmp_path: Path) -> None:
     acknowledged = 0
 
     async def write(url: str, until: float) -> None:
@@ -224,7 +222,7 @@ def test_what_a_server_acknowledged_survives_its_kill_9(tmp_path: Path) -> None:
 
 
 @needs_redis
-def test_counts_by_hour_name_nothing_that_is_gone(redis_url: str) -> None:
+def test_hourly_counts_hold_no_deleted_items(redis_url: str) -> None:
     """Neither what was erased after its hour had been forgotten, nor what was too old to be kept, nor what was deleted for its age."""
     user, now_hour = new_user(), int(time.time()) // 3600
     recent, old = now_hour * HOUR_MS, (now_hour - 48) * HOUR_MS

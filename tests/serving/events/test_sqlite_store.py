@@ -41,7 +41,7 @@ def test_erased_text_is_not_in_the_files_of_sqlite(tmp_path: Path) -> None:
         assert b"a secret" not in file.read_bytes(), file
 
 
-def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(
+def test_old_events_are_deleted_at_opening_and_every_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, now_ms = tmp_path / "events.sqlite", int(1e3 * time.time())
@@ -84,9 +84,7 @@ def test_old_events_are_deleted_when_the_file_is_opened_and_then_every_hour(
     with_store(lambda: open_kept(2), again)
 
 
-def test_deleting_old_events_does_not_disturb_those_who_write(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failing_prune_does_not_disturb_writers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "events.sqlite"
 
     async def work(store: EventStore) -> None:
@@ -109,7 +107,7 @@ def test_deleting_old_events_does_not_disturb_those_who_write(
     ]
 
 
-def test_a_locked_file_is_said_and_then_used_again(tmp_path: Path) -> None:
+def test_locked_file_raises_and_is_used_again(tmp_path: Path) -> None:
     path = tmp_path / "events.sqlite"
 
     async def work(store: EventStore) -> None:
@@ -165,11 +163,11 @@ def killed_writers(tmp_path: Path, times: int) -> None:
     assert len(acknowledged) >= times and acknowledged <= kept
 
 
-def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+def test_acknowledged_events_survive_kill_9(tmp_path: Path) -> None:
     killed_writers(tmp_path, 15)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_what_was_acknowledged_survives_kill_9_a_thousand_times(tmp_path: Path) -> None:
+def test_acknowledged_events_survive_a_thousand_kill_9(tmp_path: Path) -> None:
     killed_writers(tmp_path, 1000)

@@ -13,7 +13,7 @@ from tests.support.asgi import recommend
 from tests.support.inference import HangingInference, OnnxInference
 
 
-def test_a_full_disk_costs_no_answer(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_does_not_fail_answers(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     log = ServedLog(Path("/dev/full"))
     app = build_app(recommender_of(bundle, OnnxInference(bundle), 7, log=log))
     assert [recommend(app, {"user_id": 1003}).status_code for _ in range(3)] == [200] * 3
@@ -21,7 +21,7 @@ def test_a_full_disk_costs_no_answer(bundle: Bundle, caplog: pytest.LogCaptureFi
     log.close()
 
 
-def test_the_log_goes_on_in_a_new_file_after_a_rotation(
+def test_log_continues_in_a_new_file_after_rotation(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.observability.served_log.ROTATION_CHECK_INTERVAL_S", 0.0)
@@ -39,7 +39,7 @@ def test_the_log_goes_on_in_a_new_file_after_a_rotation(
     assert lines == [1, 2]
 
 
-def test_what_is_done_without_is_in_the_log(bundle: Bundle, tmp_path: Path) -> None:
+def test_degraded_answers_are_logged(bundle: Bundle, tmp_path: Path) -> None:
     log = ServedLog(tmp_path / "log.jsonl")
     recommend(
         build_app(recommender_of(bundle, HangingInference(bundle), 7, log=log)),

@@ -23,7 +23,7 @@ def offers_of(bundle: Bundle, folder: Path, **columns: list[Any]) -> Path:
     return folder / "some.parquet"
 
 
-def test_caps_mixing_and_margin_go_by_the_offers_that_are_shown(bundle: Bundle, tmp_path: Path) -> None:
+def test_caps_mixing_and_margin_use_the_shown_offers(bundle: Bundle, tmp_path: Path) -> None:
     sellers = ["a"] * 20 + ["b"] * 10 + [None] * 5
     file = offers_of(bundle, tmp_path, seller=sellers, margin=[float(number) for number in range(35)])
     seller_of = dict(zip(bundle.items.column("item_id").to_pylist(), sellers, strict=False))
@@ -55,7 +55,7 @@ def test_caps_mixing_and_margin_go_by_the_offers_that_are_shown(bundle: Bundle, 
         recommender_with(bundle, config_with(offers={"file": str(file)}, playlists=wrong))
 
 
-def test_what_is_over_stays_over_whatever_time_is_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+def test_past_offers_stay_excluded_whatever_time_is_given(bundle: Bundle, tmp_path: Path) -> None:
     now_ms = time.time_ns() // 1_000_000
     ends = [now_ms + hours * HOUR_MS for hours in (-48, -1, 1, 48)] + [None]
     file = offers_of(bundle, tmp_path, ends=pa.array(ends, pa.timestamp("ms")))
@@ -67,7 +67,7 @@ def test_what_is_over_stays_over_whatever_time_is_asked_for(bundle: Bundle, tmp_
         assert set(ids(ask(recommender, context={"timestamp_ms": asked_ms}))) == set(open_)
 
 
-def test_a_price_that_is_no_number_is_no_price(bundle: Bundle, tmp_path: Path) -> None:
+def test_nan_price_is_no_price(bundle: Bundle, tmp_path: Path) -> None:
     prices = [10.0, 90.0, float("nan"), float("inf"), None]
     file = offers_of(bundle, tmp_path, price=prices)
     config = config_with(

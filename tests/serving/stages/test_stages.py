@@ -84,14 +84,14 @@ def test_history_in_the_request_wins_and_unknown_items_are_counted(bundle: Bundl
         ),
     ],
 )
-def test_what_the_model_does_not_know_is_named(
+def test_unknown_event_types_and_features_are_named(
     bundle: Bundle, request_: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         look_up(bundle, history=[17, 27], **request_)
 
 
-def test_one_kind_of_event_for_each_item() -> None:
+def test_one_event_type_for_each_item() -> None:
     with pytest.raises(ValueError, match="history_event_types has 1 values for the 2 items of history"):
         RecommendRequest(history=(1, 2), history_event_types=("view",))
 
@@ -109,7 +109,7 @@ def test_times_reach_the_encoder(bundle: Bundle) -> None:
         RecommendRequest(history=(1, 2, 3), history_timestamps_ms=(1, 2))
 
 
-def test_histories_have_vectors_of_their_own_where_the_bundle_does(bundle: Bundle) -> None:
+def test_history_vectors_of_the_bundle_are_used(bundle: Bundle) -> None:
     other = replace(bundle, history_vectors_RD=np.flip(bundle.vectors_RD, axis=1).copy())
     times = [NOW_MS - 10**9, NOW_MS - 10**8]
     inputs = encoder_inputs(other.history_vectors_RD[[3, 4]][None], np.array([times]), NOW_MS)
@@ -119,7 +119,7 @@ def test_histories_have_vectors_of_their_own_where_the_bundle_does(bundle: Bundl
     np.testing.assert_allclose(query.query_D, expected_BD[0], atol=1e-5)
 
 
-def test_padding_changes_nothing(bundle: Bundle) -> None:
+def test_padding_does_not_change_the_query(bundle: Bundle) -> None:
     inference = OnnxInference(bundle)
     lookup = EmbeddingLookup(bundle, inference, 1)
     history = [7 + 10 * position for position in range(24)]
@@ -140,7 +140,7 @@ def test_padding_changes_nothing(bundle: Bundle) -> None:
     ]  # a power of two, or the longest history
 
 
-def test_only_the_end_of_a_long_history_makes_the_query_but_all_of_it_is_seen(bundle: Bundle) -> None:
+def test_long_history_is_truncated_for_the_query_but_seen_whole(bundle: Bundle) -> None:
     long = look_up(bundle, history=tuple(7 + 10 * (position % 300) for position in range(10_000)))
     short = look_up(bundle, history=tuple(7 + 10 * (position % 300) for position in range(9_976, 10_000)))
     assert len(long.history_L) == bundle.manifest.max_history == 24 and len(long.seen_S) == 300
@@ -150,7 +150,7 @@ def test_only_the_end_of_a_long_history_makes_the_query_but_all_of_it_is_seen(bu
 @pytest.mark.parametrize(
     "request_", [{}, {"user_id": 5}, {"user_id": 1000, "history": ()}, {"history": (1, 2, 3)}]
 )
-def test_nothing_known(bundle: Bundle, request_: dict[str, Any]) -> None:
+def test_no_query_without_known_items(bundle: Bundle, request_: dict[str, Any]) -> None:
     query = look_up(bundle, **request_)
     assert (
         query.query_D is None
@@ -159,12 +159,12 @@ def test_nothing_known(bundle: Bundle, request_: dict[str, Any]) -> None:
     )
 
 
-def test_seen_items_may_be_kept(bundle: Bundle) -> None:
+def test_exclude_seen_can_be_switched_off(bundle: Bundle) -> None:
     query = look_up(bundle, user_id=1000, exclude_seen=False)
     assert not len(query.seen_S) and len(query.history_L)
 
 
-def test_an_id_of_the_wrong_type_is_named(bundle: Bundle) -> None:
+def test_ids_of_the_wrong_type_are_refused(bundle: Bundle) -> None:
     with pytest.raises(UserError, match=r"history\.1: item_id 'x': this catalogue's ids are integers"):
         look_up(bundle, history=(7, "x"))
     with pytest.raises(UserError, match="user_id: user_id 'ann'"):
@@ -218,7 +218,7 @@ def test_similar_items_by_cosine(bundle: Bundle) -> None:
         np.testing.assert_allclose(found.scores_C, cosines_1K[0], atol=1e-5)
 
 
-def test_ranking_in_parts_no_larger_than_the_model_takes(bundle: Bundle) -> None:
+def test_ranking_splits_candidates_into_batches(bundle: Bundle) -> None:
     inference = OnnxInference(bundle)
     rows_C, history_L = np.arange(2, 202), np.array([5, 9])
     candidates = personal(rows_C, np.linspace(1, 0, 200, dtype=np.float32))
@@ -229,7 +229,7 @@ def test_ranking_in_parts_no_larger_than_the_model_takes(bundle: Bundle) -> None
     assert scores_C.shape == (200,) and len(np.unique(scores_C)) > 100
 
 
-def test_ranking_of_nothing(bundle: Bundle) -> None:
+def test_ranking_without_candidates(bundle: Bundle) -> None:
     candidates = personal(NOTHING, np.empty(0, dtype=np.float32))
     query = Query(np.array([5]), NOTHING, None, 0, 0.0)
     assert asyncio.run(Ranking(bundle, OnnxInference(bundle), 1).run(query, candidates, NOW)).shape == (0,)
@@ -257,7 +257,7 @@ def test_ordering_breaks_ties_by_retrieval(bundle: Bundle) -> None:
     ]
 
 
-def test_the_chain_agrees_with_the_reference(bundle: Bundle, recommender: Recommender) -> None:
+def test_recommendations_agree_with_the_reference(bundle: Bundle, recommender: Recommender) -> None:
     for user in bundle.reference().users():
         request = RecommendRequest(user_id=user.user_id, context=Context(timestamp_ms=user.timestamp_ms))
         answer = asyncio.run(recommender.recommend(request))
@@ -268,7 +268,7 @@ def test_the_chain_agrees_with_the_reference(bundle: Bundle, recommender: Recomm
         assert 0 < parts.lookup + parts.encode + parts.retrieval + parts.ranking <= parts.total
 
 
-def test_the_time_of_the_request_reaches_the_ranker(recommender: Recommender) -> None:
+def test_time_of_the_request_reaches_the_ranker(recommender: Recommender) -> None:
     def scores(timestamp_ms: int) -> list[float]:
         request = RecommendRequest(user_id=1000, context=Context(timestamp_ms=timestamp_ms))
         return [item.score for item in asyncio.run(recommender.recommend(request)).items]
@@ -276,7 +276,7 @@ def test_the_time_of_the_request_reaches_the_ranker(recommender: Recommender) ->
     assert scores(0) == scores(0) != scores(5 * 3_600_000)
 
 
-def test_string_ids_through_the_chain(unicode_bundle: Bundle, unicode_recommender: Recommender) -> None:
+def test_string_ids_through_all_stages(unicode_bundle: Bundle, unicode_recommender: Recommender) -> None:
     answer = asyncio.run(
         unicode_recommender.recommend(RecommendRequest(history=("商品 0", "item-é1", "商品 1"), k=5))
     )

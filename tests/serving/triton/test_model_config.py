@@ -33,16 +33,16 @@ def text() -> str:
     return (REPOSITORY / "query_encoder" / "config.pbtxt").read_text()
 
 
-def test_a_compact_style_is_kept(text: str) -> None:
+def test_compact_style_is_kept(text: str) -> None:
     compact = text.replace("[ -1, 64 ]", "[-1,64]")
     assert fitted_config(compact, network(64), 200, "config") == compact
 
 
-def test_ours_fits_and_is_left_alone(text: str) -> None:
+def test_our_configuration_is_left_unchanged(text: str) -> None:
     assert fitted_config(text, network(64), 200, "config") == text
 
 
-def test_other_dims_are_written_and_the_rest_stays(text: str) -> None:
+def test_other_dims_are_written_and_the_rest_is_kept(text: str) -> None:
     fitted = fitted_config(text, network(128), 50, "config")
     config = parse_model_config(fitted, "config")
     assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [
@@ -68,7 +68,7 @@ def test_other_dims_are_written_and_the_rest_stays(text: str) -> None:
     ]
 
 
-def test_the_warm_up_has_as_many_columns_as_the_network_reads(text: str) -> None:
+def test_warm_up_has_the_width_of_the_network(text: str) -> None:
     tensor = '"context_numbers" value: { data_type: TYPE_FP32 dims: '
     text = text.replace(f"{tensor}[ 1 ]", f"{tensor}[ 9 ]")
     widths = {"user_codes": 5, "user_numbers": 300, "context_codes": 1, "context_numbers": 1}
@@ -98,6 +98,6 @@ def test_the_warm_up_has_as_many_columns_as_the_network_reads(text: str) -> None
         ("max_batch_size: 64", "max_batch: 64", "query: not a Triton model configuration .*max_batch"),
     ],
 )
-def test_what_cannot_be_fitted_is_named(text: str, old: str, new: str, message: str) -> None:
+def test_contradictions_are_named(text: str, old: str, new: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         fitted_config(text.replace(old, new), network(64), 200, "query")

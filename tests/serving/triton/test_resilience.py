@@ -64,7 +64,7 @@ def ask(inference: ResilientInference, timeout_s: float = 2.0) -> str:
         (("INVALID_ARGUMENT",), "INVALID_ARGUMENT", 1),
     ],
 )
-def test_what_is_worth_a_retry(codes: tuple[str, ...], outcome: str, asked: int) -> None:
+def test_only_unavailable_is_retried(codes: tuple[str, ...], outcome: str, asked: int) -> None:
     inference = Failing(*codes)
     assert ask(ResilientInference(inference, seed=1)) == outcome and inference.asked == asked
     assert inference.timeouts_s == sorted(inference.timeouts_s, reverse=True), (
@@ -77,7 +77,7 @@ def test_no_attempt_without_time() -> None:
     assert ask(ResilientInference(inference), timeout_s=0.0) == "DEADLINE_EXCEEDED" and inference.asked == 0
 
 
-def test_the_breaker_opens_lets_one_through_and_closes() -> None:
+def test_breaker_opens_probes_and_closes() -> None:
     now = [0.0]
     breaker = CircuitBreaker(failures=3, open_s=10.0, clock=lambda: now[0])
     inference = Failing(*["DEADLINE_EXCEEDED"] * 4)
@@ -92,14 +92,14 @@ def test_the_breaker_opens_lets_one_through_and_closes() -> None:
     assert [ask(resilient) for _ in range(3)] == ["ok"] * 3 and not breaker.is_open
 
 
-def test_a_caller_in_a_hurry_does_not_close_the_way_to_others() -> None:
+def test_short_timeouts_do_not_open_the_breaker() -> None:
     resilient = ResilientInference(Failing(*["DEADLINE_EXCEEDED"] * 20))
     assert [ask(resilient, timeout_s=0.05) for _ in range(20)] == ["DEADLINE_EXCEEDED"] * 20 and ask(
         resilient
     ) == "ok"
 
 
-def test_networks_that_hang_leave_time_for_an_answer_without_them(bundle: Bundle) -> None:
+def test_hanging_networks_leave_time_for_an_answer(bundle: Bundle) -> None:
     answer = recommend(
         build_app(recommender_of(bundle, HangingInference(bundle), 7)), {"user_id": 1003, "deadline_ms": 300}
     )
@@ -110,14 +110,14 @@ def test_networks_that_hang_leave_time_for_an_answer_without_them(bundle: Bundle
     )
 
 
-def test_a_model_that_fails_leaves_the_others_alone() -> None:
+def test_each_model_has_its_own_breaker() -> None:
     inference = Failing(*["DEADLINE_EXCEEDED"] * 5)
     resilient = ResilientInference(inference)
     assert [ask(resilient) for _ in range(6)] == ["DEADLINE_EXCEEDED"] * 5 + [OPEN]
     assert asyncio.run(resilient.infer("query_encoder", 1, {})) == {}
 
 
-def test_errors_cross_processes() -> None:
+def test_errors_can_be_pickled() -> None:
     for error in (
         InferenceError("ranker", "UNAVAILABLE", "gone"),
         TritonError("ranker", "UNAVAILABLE", "gone"),
@@ -126,7 +126,7 @@ def test_errors_cross_processes() -> None:
         assert type(other) is type(error) and str(other) == str(error) and other.code == "UNAVAILABLE"
 
 
-def test_a_mistake_of_ours_does_not_open_it() -> None:
+def test_invalid_requests_do_not_open_the_breaker() -> None:
     resilient = ResilientInference(Failing(*["INVALID_ARGUMENT"] * 20), lambda: CircuitBreaker(failures=3))
     assert [ask(resilient) for _ in range(20)] == ["INVALID_ARGUMENT"] * 20
 
@@ -140,7 +140,7 @@ class RankerDown(OnnxInference):
         return await super().infer(model, *arguments, **options)
 
 
-def test_without_the_ranker_the_order_of_retrieval(bundle: Bundle, recommender: Recommender) -> None:
+def test_order_of_retrieval_without_the_ranker(bundle: Bundle, recommender: Recommender) -> None:
     down = build_app(recommender_of(bundle, RankerDown(bundle), 7))
     body = {"user_id": 1003, "k": 50, "context": {"timestamp_ms": 1_700_000_000_000}}
     answer, full = recommend(down, body).json(), recommend(build_app(recommender), body).json()

@@ -119,7 +119,7 @@ def test_answers_are_those_of_onnxruntime(ask: Any, repository: Path, bundle: Bu
         )
 
 
-def test_another_width(ask: Any, repository: Path, tmp_path: Path) -> None:
+def test_model_of_another_width(ask: Any, repository: Path, tmp_path: Path) -> None:
     """A bundle of dim 32 with short histories gets a configuration of its own, warm-up included."""
     small = Shape(num_items=30, num_users=5, num_reference_users=2, dim=32, max_history=8, num_candidates=10)
     bundle = open_bundle(build_bundle(tmp_path / "bundle", small))
@@ -202,7 +202,7 @@ def test_a_model_that_cannot_be_loaded_says_why(ask: Any, repository: Path) -> N
         assert isinstance(error, TritonError | UserError) and re.search(reason, str(error)), error
 
 
-def test_a_silent_configuration_is_completed(ask: Any, repository: Path) -> None:
+def test_configuration_without_tensors_is_completed(ask: Any, repository: Path) -> None:
     """As NVIDIA's backend does: inputs and outputs from the file, batches of up to four."""
 
     async def work(client: TritonClient) -> tuple[int, Any]:
@@ -215,7 +215,7 @@ def test_a_silent_configuration_is_completed(ask: Any, repository: Path) -> None
     assert size == 4 and outputs["score"].shape == (4, 1)
 
 
-def test_nobody_answers() -> None:
+def test_missing_server_raises_unavailable() -> None:
     async def work() -> None:
         client = TritonClient("127.0.0.1:9")
         assert not await client.ready("ranker", 1)
@@ -227,7 +227,7 @@ def test_nobody_answers() -> None:
     asyncio.run(work())
 
 
-def test_a_server_that_ends_tells_its_own_last_lines(server: TritonServer, repository: Path) -> None:
+def test_error_of_an_ended_server_has_its_last_lines(server: TritonServer, repository: Path) -> None:
     """Two servers cannot share a port; the second one's log says so."""
     second = TritonServer(repository)
     second.http_address = server.http_address
