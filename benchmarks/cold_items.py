@@ -32,7 +32,7 @@ from training.config import Recipe, load_recipe
 from training.data.evaluation_batches import EvaluationBatch
 from training.data.statistics import num_events
 from training.evaluation.evaluate import rank_users, ranking_metrics
-from training.model.factory import item_content
+from training.model.factory import encode_item_features
 from training.runs.fit import train_in_process
 from training.runs.open_run import OpenRun, load_run
 
@@ -64,7 +64,7 @@ class ByContent:
     """Scores of whoever knows a film's raw features alone."""
 
     def __init__(self, run: OpenRun) -> None:
-        content = item_content(run.dataset, run.split, run.manifest.config.items)
+        content = encode_item_features(run.dataset, run.split, run.manifest.config.items)
         slots = content.encoding.slots()["genres"]
         genres_RC = F.one_hot(content.codes_RS[:, slots], content.encoding.num_codes).amax(1)[:, 1:].float()
         self._genres_RC = genres_RC / genres_RC.sum(1, keepdim=True).clamp_min(1)

@@ -25,13 +25,13 @@ from tests.support.runs import with_split_file
 from tests.support.waiting import eventually
 from training.data.evaluation_batches import EvaluationBatches
 from training.evaluation.evaluate import evaluate
-from training.model.factory import make_model
+from training.model.epoch_loss import mean_over_ranks
+from training.model.factory import build_training_model
 from training.model.sequence_model import MONITOR
 from training.runs.callbacks import read_checkpoint
 from training.runs.fit import train_in_process
 from training.runs.open_run import load_run
 from training.runs.run import BEST, LAST, RunManifest, open_run, open_run_dataset, refit_config
-from training.tables.sharded import ShardedTable
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,10 +147,10 @@ def validate_on_rank(rank: int, world_size: int, folder: str) -> None:
         read_checkpoint(Path(folder) / "shared" / BEST),
     )
     split = make_split(dataset, config.split)
-    model = make_model(dataset, split, config, total_steps=1, num_shards=world_size)
-    model.checkpoints = Path(folder) / "shared" / "checkpoints"
-    assert isinstance(model.items.ids, ShardedTable)
-    model.items.ids.place(world_size, torch.device("cpu"))
+    model = build_training_model(dataset, split, config, total_steps=1, num_shards=world_size)
+    model.table_checkpoint.directory = Path(folder) / "shared" / "checkpoints"
+    assert not model.items.ids.holds_all_rows
+    model.items.ids.materialize(world_size, torch.device("cpu"))
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
     users = evaluation_users(split, "validation")
@@ -159,7 +159,7 @@ def validate_on_rank(rank: int, world_size: int, folder: str) -> None:
             dataset, users, max_history=12, token_budget=512, rank=rank, world_size=world_size
         ):
             model.validation_step(batch, 0)
-    total, count = model._mean_over_ranks(model._validation_sums)
+    total, count = mean_over_ranks(model._validation_sums, model.device)
     if rank == 0:
         (Path(folder) / f"validated{world_size}").write_text(str(float(total / count)))
     torch.distributed.barrier()

@@ -134,7 +134,7 @@ def event_types_of(items_BL: Tensor) -> Tensor:
 
 
 def inputs_of(model: SequenceModel, histories: Histories) -> dict[str, Tensor]:
-    """What the exported network is given."""
+    """Returns the inputs of the exported network, by name."""
     vectors_RD = model.history_vectors()
     return query_inputs(
         model, histories, (model.item_vectors() if vectors_RD is None else vectors_RD).numpy()

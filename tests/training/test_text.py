@@ -13,7 +13,7 @@ from passerelle.dataset import Dataset, FeatureColumn
 from passerelle.errors import UserError
 from passerelle.splits import make_split
 from training import text
-from training.model.factory import item_content
+from training.model.factory import encode_item_features
 from training.model_config import ItemsConfig
 from training.text import TextEncoder, with_text_vectors
 
@@ -100,7 +100,7 @@ def test_a_tower_takes_text_where_a_recipe_says_so(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     split = make_split(dataset, small_recipe().split)
     without, with_text = (
-        item_content(dataset, split, ItemsConfig(kind="tower", text_encoder=name))
+        encode_item_features(dataset, split, ItemsConfig(kind="tower", text_encoder=name))
         for name in (None, "wordllama")
     )
     assert with_text.encoding.num_numbers == without.encoding.num_numbers + 257

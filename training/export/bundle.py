@@ -34,7 +34,6 @@ from training.export.onnx_files import (
     export_ranker,
 )
 from training.export.parity import check_candidate_encoder, check_onnx, expected_answers, reference_users
-from training.model.items import TowerItems
 from training.model.query_features import QueryFeatures
 from training.ranker import load_ranker
 from training.runs.open_run import OpenRun
@@ -101,8 +100,8 @@ def export(run: OpenRun, out: Path, *, overwrite: bool = False, progress: Progre
 
 def _export_candidate_encoder(run: OpenRun, directory: Path) -> ItemEncoding | None:
     """Write the candidate tower and return how features become its input; None of a model without one."""
-    items, config = run.model.items, run.manifest.config
-    if not isinstance(items, TowerItems):
+    items, config = run.model.items.candidate_tower, run.manifest.config
+    if items is None:
         return None
     path = directory / f"{CANDIDATE_ENCODER}.onnx"
     export_candidate_encoder(items.tower, path, config.model.dim, items.encoding)

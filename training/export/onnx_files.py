@@ -3,6 +3,7 @@
 import logging
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from passerelle.encoding import FeatureEncoding
 from passerelle.features import RETRIEVAL_SCORE
 from passerelle.ids import PADDING_ROW
 from training.data.evaluation_batches import Histories
-from training.model.encoder import QueryEncoder
+from training.model.query_encoder import HistoryInputs, QueryEncoder
 from training.model.sequence_model import SequenceModel
 from training.model.towers import CandidateTower, QueryFeatureBatch
 
@@ -38,7 +39,7 @@ It never splits between this number and its negative, and reads smaller ones as 
 
 
 def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
-    """Write a network from the inputs of `QueryEncoder.forward` to `query` float32 [batch, D].
+    """Write a network from the fields of `HistoryInputs` and `QueryFeatureBatch` to `query` float32 [batch, D].
 
     Every network has inputs for times and features, whether it reads them or not, and features may have more
     columns than it reads: so that versions with and without them can replace each other.
@@ -60,7 +61,14 @@ def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
     dynamic["query_timestamp_ms"] = {0: batch}
     for name, width in network.widths.items():
         dynamic[name] = {0: batch, 1: torch.export.Dim(name, min=width, max=MAX_COLUMNS)}
-    _export(network, example, "query", dynamic, path)
+    _export(network, query_arguments(example), list(example), "query", query_arguments(dynamic), path)
+
+
+def query_arguments(values: Mapping[str, Any]) -> tuple[HistoryInputs, QueryFeatureBatch]:
+    """Returns the arguments of `QueryEncoder.forward`, given by name."""
+    history = (values[name] for name in HistoryInputs._fields)
+    features = (values[name] for name in QueryFeatureBatch._fields)
+    return HistoryInputs(*history), QueryFeatureBatch(*features)
 
 
 @torch.no_grad()
@@ -103,14 +111,17 @@ def export_candidate_encoder(tower: CandidateTower, path: Path, dim: int, encodi
         "codes": torch.zeros(2, encoding.num_slots, dtype=torch.int64),
         "numbers": torch.zeros(2, encoding.num_numbers),
     }
-    _export(tower.eval(), example, "vector", {name: {0: torch.export.Dim("batch")} for name in example}, path)
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} for _ in example)
+    _export(tower.eval(), tuple(example.values()), list(example), "vector", shapes, path)
 
 
 def _export(
     network: torch.nn.Module,
-    example: dict[str, torch.Tensor],
+    arguments: tuple[Any, ...],
+    input_names: list[str],
     output: str,
-    dynamic: dict[str, Any],
+    dynamic_shapes: tuple[Any, ...],
     path: Path,
 ) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -119,10 +130,10 @@ def _export(
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network,
-            tuple(example.values()),
-            input_names=list(example),
+            arguments,
+            input_names=input_names,
             output_names=[output],
-            dynamic_shapes=tuple(dynamic.values()),
+            dynamic_shapes=dynamic_shapes,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,

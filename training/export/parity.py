@@ -27,7 +27,6 @@ from passerelle.splits import EvaluationUsers
 from training.data.evaluation_batches import EvaluationBatches, Histories, request_times_ms
 from training.export.onnx_files import query_inputs
 from training.export.onnx_session import open_session
-from training.model.items import TowerItems
 from training.ranker import Candidates, Ranker, rerank, retrieve_candidates
 from training.runs.open_run import OpenRun
 
@@ -144,8 +143,8 @@ def check_candidate_encoder(run: OpenRun, directory: Path) -> float:
     Raises:
         UserError: it is above `MAX_COSINE_DISTANCE`.
     """
-    items = run.model.items
-    assert isinstance(items, TowerItems)
+    items = run.model.items.candidate_tower
+    assert items is not None
     session = open_session(directory / f"{CANDIDATE_ENCODER}.onnx")
     largest = 0.0
     for start in range(FIRST_ITEM_ROW, len(run.vectors_RD), _CHUNK_ROWS):

@@ -1,9 +1,10 @@
-"""Attention under a recipe's preferences: near rather than far, perhaps only the past, perhaps by elapsed time.
+"""Attention with biases of a recipe: by distance, by direction, and optionally by elapsed time.
 
-Two kernels with one meaning. `DenseAttention` adds a [B, H, L, L] bias to the logits of PyTorch's fused kernels: batches hold
-histories of like length, so little of it is padding. `FlexAttention` computes the same bias inside the kernel and skips
-blocks that nothing may see, for which a bool mask of each pair is made once a batch, and once more where the last block answers few
-positions; it needs a CUDA device, for PyTorch has no backward pass of it elsewhere.
+Two kernels compute the same. `DenseAttention` adds a [B, H, L, L] bias to the logits of PyTorch's fused kernels.
+Batches hold histories of similar length, so little of it is padding.
+`FlexAttention` computes the bias inside the kernel and skips blocks of pairs that are not allowed.
+It makes a bool mask of each pair once a batch, and once more where the last block computes few columns.
+It needs a CUDA device, for PyTorch has no backward pass of it elsewhere.
 
 Shape legend: B sequences, L padded length, P queries of each (L of them, or fewer), H heads, K width of a head, N time buckets.
 """
@@ -21,22 +22,23 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 @dataclass(frozen=True)
 class AttentionBias:
-    """What the positions of some padded sequences may attend to, and how much their logits fall."""
+    """Which positions of padded sequences may attend to which, and the biases of their logits."""
 
     visible_BL: Tensor
-    """bool; False in the padding and where the item is hidden, which nothing but itself attends to (so that no row is without a key)."""
+    """bool; False in the padding and at masked items, which only they themselves attend to, so that every row has a key."""
     slopes_H: Tensor
-    """float32; what a head's logits lose with each item of distance."""
+    """float32; the fall of a head's logits with each item of distance."""
     direction_H: Tensor
-    """int64, one a head or one for all; positions see themselves and, where 1, older ones only, where -1, newer ones only, where 0, all."""
+    """int64, for each head or for all: 1 attends to a position and older ones, -1 to it and newer ones, 0 to all."""
     buckets_BLL: Tensor | None
-    """int64 time bucket of each query and key, for encoders whose heads prefer some."""
+    """int64 time bucket of each query and key; None for encoders without a time bias."""
 
 
 class AttentionKernel(Protocol):
-    """Queries [B, H, P, K], keys and values [B, H, L, K] and a table [N, H] of logits for each time bucket to attended values.
+    """Maps queries [B, H, P, K], keys and values [B, H, L, K] to attended values [B, H, P, K].
 
-    `columns_BP` says which positions the queries are of; without it, of all.
+    `table_NH` holds the bias of each time bucket.
+    `columns_BP` holds the columns of the queries; None: all.
     """
 
     def __call__(
@@ -50,21 +52,17 @@ class AttentionKernel(Protocol):
 
 
 class DenseAttention:
-    """With the whole bias in memory."""
+    """Attention with the whole bias in memory."""
 
-    def __init__(self, preferences: AttentionBias) -> None:
-        visible_BL, slopes_H, direction_H = (
-            preferences.visible_BL,
-            preferences.slopes_H,
-            preferences.direction_H,
-        )
+    def __init__(self, bias: AttentionBias) -> None:
+        visible_BL = bias.visible_BL
         position_L = torch.arange(visible_BL.shape[1], device=visible_BL.device)
         distance_LL = position_L[:, None] - position_L[None, :]
         allowed_BLL = visible_BL[:, None, :] | (distance_LL == 0)
-        bias_HLL = -slopes_H[:, None, None] * distance_LL.abs()
-        bias_HLL = torch.where(direction_H[:, None, None] * distance_LL >= 0, bias_HLL, float("-inf"))
+        bias_HLL = -bias.slopes_H[:, None, None] * distance_LL.abs()
+        bias_HLL = torch.where(bias.direction_H[:, None, None] * distance_LL >= 0, bias_HLL, float("-inf"))
         self._bias_BHLL = torch.where(allowed_BLL[:, None], bias_HLL, float("-inf"))
-        self._buckets_BLL = preferences.buckets_BLL
+        self._buckets_BLL = bias.buckets_BLL
 
     def __call__(
         self,
@@ -76,8 +74,8 @@ class DenseAttention:
     ) -> Tensor:
         bias_BHPL, buckets_BPL = self._bias_BHLL, self._buckets_BLL
         if columns_BP is not None:
-            bias_BHPL = take(bias_BHPL.transpose(1, 2), columns_BP).transpose(1, 2)
-            buckets_BPL = None if buckets_BPL is None else take(buckets_BPL, columns_BP)
+            bias_BHPL = take_columns(bias_BHPL.transpose(1, 2), columns_BP).transpose(1, 2)
+            buckets_BPL = None if buckets_BPL is None else take_columns(buckets_BPL, columns_BP)
         if table_NH is not None:
             assert buckets_BPL is not None
             bias_BHPL = bias_BHPL + time_bias(table_NH, buckets_BPL)
@@ -85,23 +83,26 @@ class DenseAttention:
 
 
 class FlexAttention:
-    """With the bias computed where it is used."""
+    """Attention with the bias computed inside the kernel."""
 
-    def __init__(self, preferences: AttentionBias, kernel: Callable[..., Any] | None = None) -> None:
-        self._preferences = preferences
+    def __init__(self, bias: AttentionBias, kernel: Callable[..., Any] | None = None) -> None:
+        self._bias = bias
         self._kernel = kernel or _compiled_kernel()
-        visible_BL = preferences.visible_BL
-        self._every_BL = torch.arange(visible_BL.shape[1], device=visible_BL.device).expand_as(visible_BL)
-        self._blocks = self._visible(self._every_BL)
+        visible_BL = bias.visible_BL
+        self._all_columns_BL = torch.arange(visible_BL.shape[1], device=visible_BL.device).expand_as(
+            visible_BL
+        )
+        self._blocks = self._block_mask(self._all_columns_BL)
 
-    def _visible(self, columns_BP: Tensor) -> Any:
-        visible_BL, direction_H = self._preferences.visible_BL, self._preferences.direction_H
-        shared = len(direction_H) == 1  # the kernel asks for every head, though one block mask serves all
+    def _block_mask(self, columns_BP: Tensor) -> Any:
+        visible_BL, direction_H = self._bias.visible_BL, self._bias.direction_H
+        # The kernel asks for every head, even where one block mask serves all.
+        is_shared = len(direction_H) == 1
 
         def allowed(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
             column = columns_BP[b, query]
             seen = visible_BL[b, key] | (column == key)
-            direction = direction_H[0] if shared else direction_H[h]
+            direction = direction_H[0] if is_shared else direction_H[h]
             return seen & (direction * (column - key) >= 0)
 
         num_keys, device = visible_BL.shape[1], visible_BL.device
@@ -117,11 +118,11 @@ class FlexAttention:
         table_NH: Tensor | None,
         columns_BP: Tensor | None,
     ) -> Tensor:
-        slopes_H, buckets_BLL = self._preferences.slopes_H, self._preferences.buckets_BLL
-        asked_BP = self._every_BL if columns_BP is None else columns_BP
+        slopes_H, buckets_BLL = self._bias.slopes_H, self._bias.buckets_BLL
+        query_columns_BP = self._all_columns_BL if columns_BP is None else columns_BP
 
-        def preferred(logit: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            column = asked_BP[b, query]
+        def biased(logit: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            column = query_columns_BP[b, query]
             logit = logit - slopes_H[h] * (column - key).abs()
             return (
                 logit
@@ -129,15 +130,15 @@ class FlexAttention:
                 else logit + table_NH[buckets_BLL[b, column, key], h]
             )
 
-        blocks = self._blocks if columns_BP is None else self._visible(columns_BP)
+        blocks = self._blocks if columns_BP is None else self._block_mask(columns_BP)
         attended_BHPK: Tensor = self._kernel(
-            query_BHPK, key_BHLK, value_BHLK, score_mod=preferred, block_mask=blocks
+            query_BHPK, key_BHLK, value_BHLK, score_mod=biased, block_mask=blocks
         )
         return attended_BHPK
 
 
-def take(values_BL: Tensor, columns_BP: Tensor) -> Tensor:
-    """The values [B, P, ...] of some columns of [B, L, ...]."""
+def take_columns(values_BL: Tensor, columns_BP: Tensor) -> Tensor:
+    """Returns the values [B, P, ...] of int64 columns of [B, L, ...]."""
     index = columns_BP.reshape(*columns_BP.shape, *[1] * (values_BL.ndim - 2)).expand(
         -1, -1, *values_BL.shape[2:]
     )
@@ -150,13 +151,13 @@ def _compiled_kernel() -> Callable[..., Any]:
 
 
 def time_bias(table_NH: Tensor, buckets_BLL: Tensor) -> Tensor:
-    """[B, H, L, L] logits of each head for the time bucket of each query and key."""
+    """Returns the bias [B, H, L, L] of each head for the time bucket of each query and key."""
     bias_BHLL: Tensor = _TableLookup.apply(table_NH, buckets_BLL)
     return bias_BHLL
 
 
 class _TableLookup(torch.autograd.Function):
-    """Rows of a tiny table for very many indices; the gradient counts by bucket, where PyTorch's own adds row after row."""
+    """Looks up many rows of a tiny table; the gradient sums by bucket, where PyTorch's own adds row after row."""
 
     @staticmethod
     def forward(ctx: Any, table_NH: Tensor, buckets_BLL: Tensor) -> Tensor:
@@ -169,5 +170,5 @@ class _TableLookup(torch.autograd.Function):
         (buckets_BLL,) = ctx.saved_tensors
         flat_T = buckets_BLL.flatten()
         grad_HT = grad_outputs[0].transpose(0, 1).flatten(1)
-        counted_HN = [torch.bincount(flat_T, weights=grad_T, minlength=ctx.num_buckets) for grad_T in grad_HT]
-        return torch.stack(counted_HN, dim=1).to(grad_HT.dtype), None
+        sums_HN = [torch.bincount(flat_T, weights=grad_T, minlength=ctx.num_buckets) for grad_T in grad_HT]
+        return torch.stack(sums_HN, dim=1).to(grad_HT.dtype), None

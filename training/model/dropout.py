@@ -49,7 +49,7 @@ class Dropout:
         return values_BLD * (kept_BLD.to(values_BLD.dtype) * self._scale)
 
 
-def kept_rows(rows: Tensor, probability: float, seed: int) -> Tensor:
+def keep_mask(rows: Tensor, probability: float, seed: int) -> Tensor:
     """bool: which rows a step keeps, each with the given chance of being left out; the same wherever they are looked at."""
     golden = torch.full((), _GOLDEN, device=rows.device)
     bits = _mixed(_mixed(rows * golden + seed)).view(torch.int16)[..., ::4]

@@ -14,14 +14,15 @@ from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import Split
 from training.config import Recipe
 from training.data.statistics import num_events, sampler_counts
-from training.model.items import IdTable, ItemFeatures, sparse_table
+from training.model.items import ItemFeatures, make_sparse_table
 from training.model.query_features import chosen_query_features, query_features
 from training.model.sequence_model import SequenceModel
 from training.model_config import ItemsConfig
+from training.tables.base import EmbeddingTable
 from training.text import TextEncoder, with_text_vectors
 
 
-def make_model(
+def build_training_model(
     dataset: Dataset, split: Split, config: Recipe, total_steps: int, *, num_shards: int = 1
 ) -> SequenceModel:
     """The model of a recipe for a dataset, before training.
@@ -40,7 +41,7 @@ def make_model(
         split,
         config,
         counts_R,
-        sparse_table(config, dataset.num_rows, num_shards=num_shards),
+        make_sparse_table(config, dataset.num_rows, num_shards=num_shards),
         total_steps,
     )
 
@@ -50,11 +51,11 @@ def build_model(
     split: Split,
     config: Recipe,
     counts_R: Tensor,
-    ids: IdTable | None = None,
+    ids: EmbeddingTable | None = None,
     total_steps: int = 1,
 ) -> SequenceModel:
     """The same with given counts for the sampler [R], and a given sparse table."""
-    content = item_content(dataset, split, config.items) if config.items.kind == "tower" else None
+    content = encode_item_features(dataset, split, config.items) if config.items.kind == "tower" else None
     reads_anything = config.query.time_features or any(chosen_query_features(dataset, config.query))
     known = query_features(dataset, split, config.query) if reads_anything else None
     num_event_types = len(dataset.manifest.event_types)
@@ -74,7 +75,7 @@ def check_features(dataset: Dataset, config: Recipe) -> None:
     chosen_query_features(dataset, config.query)
 
 
-def item_content(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemFeatures:
+def encode_item_features(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemFeatures:
     """Codes and numbers of every item, by an encoding learnt from those with training events.
 
     Raises:

@@ -1,6 +1,7 @@
-"""The parts of a transformer block, and the choices a recipe has for each.
+"""The layers of a transformer block, with the variants that a recipe may choose.
 
-Shape legend: B sequences, L padded length, P positions wanted of each, D width, H heads, K = D / H, F feed-forward width, N time buckets.
+Shape legend: B sequences, L padded length, P requested columns of each, D width, H heads, K = D / H, F feed-forward width,
+N time buckets.
 """
 
 from collections.abc import Callable
@@ -10,24 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.model.attention import AttentionKernel, take
+from training.model.attention import AttentionKernel, take_columns
 from training.model.dropout import Dropout
 from training.model_config import ModelConfig
 
 ROTARY_BASE = 10_000.0
 NUM_TIME_BUCKETS = 64
-_EDGE = 1e-9  # keeps exact powers of two in their bucket whatever a runtime's logarithm rounds to
+# Keeps exact powers of two in their bucket whatever a runtime's logarithm rounds to.
+_EDGE = 1e-9
 
 
 def norm(config: ModelConfig) -> nn.Module:
-    """Layer norm, or RMS norm (Zhang and Sennrich, 2019), which neither centres nor shifts."""
+    """Returns layer norm, or RMS norm (Zhang and Sennrich, 2019), which neither centres nor shifts."""
     return nn.LayerNorm(config.dim) if config.norm == "layer" else nn.RMSNorm(config.dim, eps=1e-5)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, with rotary positions and a time bias where the recipe wants them.
+    """Multi-head self-attention, optionally with rotary positions and a time bias.
 
-    The time bias is a learned logit of each head for each time between two events (Zhai et al., 2024, HSTU; here for both
+    The time bias is a learned logit of each head for the time between two events (Zhai et al., 2024, HSTU; here for both
     directions).
     """
 
@@ -41,18 +43,19 @@ class Attention(nn.Module):
         )
 
     def forward(
-        self, hidden_BLD: Tensor, columns_BP: Tensor | None, attend: AttentionKernel, angles_LK: Tensor | None
+        self, hidden_BLD: Tensor, columns_BP: Tensor | None, kernel: AttentionKernel, angles_LK: Tensor | None
     ) -> Tensor:
-        """What the positions `columns_BP` find, [B, P, D]; all of them without it."""
+        """Returns attended values of the columns `columns_BP`, [B, P, D], or of all columns, [B, L, D]."""
         if columns_BP is None:
             query_key_value_BLF = self.query_key_value(hidden_BLD)
             query_BPD, key_value_BLF = query_key_value_BLF.tensor_split([hidden_BLD.shape[-1]], dim=-1)
-        else:  # keys and values of all positions, queries of some
+        else:
+            # Keys and values of all columns, queries of some.
             (query_DD, key_value_FD), (query_D, key_value_F) = (
                 parameter.tensor_split([hidden_BLD.shape[-1]])
                 for parameter in (self.query_key_value.weight, self.query_key_value.bias)
             )
-            query_BPD = F.linear(take(hidden_BLD, columns_BP), query_DD, query_D)
+            query_BPD = F.linear(take_columns(hidden_BLD, columns_BP), query_DD, query_D)
             key_value_BLF = F.linear(hidden_BLD, key_value_FD, key_value_F)
         query_BHPK = query_BPD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key_BHLK, value_BHLK = (
@@ -63,13 +66,13 @@ class Attention(nn.Module):
             query_BHPK = rotate(
                 query_BHPK, angles_LK if columns_BP is None else angles_LK[columns_BP][:, None]
             )
-        attended_BHPK = attend(query_BHPK, key_BHLK, value_BHLK, self.time_table_NH, columns_BP)
+        attended_BHPK = kernel(query_BHPK, key_BHLK, value_BHLK, self.time_table_NH, columns_BP)
         attended_BPD: Tensor = self.out(attended_BHPK.transpose(1, 2).flatten(-2))
         return attended_BPD
 
 
 class FeedForward(nn.Module):
-    """Two layers with GELU between them, or SwiGLU (Shazeer, 2020), whose first layer also makes a gate."""
+    """Two layers with GELU between them, or SwiGLU (Shazeer, 2020), whose first layer also computes a gate."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -90,9 +93,9 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """A layer beside a residual path: normalised before it or after the sum, and gated where the recipe wants it.
+    """A layer with a residual connection, normalised before the layer or after the sum, and optionally gated.
 
-    The gate multiplies what the layer adds by sigmoid(W x + b), as in LiGR (Borisyuk et al., 2025, "From features to
+    The gate multiplies the update by sigmoid(W x + b), as in LiGR (Borisyuk et al., 2025, "From features to
     transformers: redefining ranking for scalable impact").
     """
 
@@ -104,7 +107,7 @@ class Residual(nn.Module):
         self.gate = nn.Linear(config.dim, config.dim) if config.gated else None
 
     def input(self, hidden_BLD: Tensor) -> Tensor:
-        """What the layer is to be given."""
+        """Returns the input of the layer."""
         return self.norm(hidden_BLD) if self.norm_first else hidden_BLD
 
     def output(
@@ -114,7 +117,7 @@ class Residual(nn.Module):
         update_BPD: Tensor,
         noise: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Hidden states with what the layer made of its input."""
+        """Returns hidden states with the update that the layer computed from its input, and the noise of dropout."""
         if self.gate is not None:
             update_BPD = update_BPD * torch.sigmoid(self.gate(input_BPD))
         out_BPD = hidden_BPD + (noise(update_BPD) if noise else update_BPD)
@@ -122,7 +125,7 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then feed-forward."""
+    """Self-attention, then a feed-forward layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -133,16 +136,20 @@ class Block(nn.Module):
         self,
         hidden_BLD: Tensor,
         columns_BP: Tensor | None,
-        attend: AttentionKernel,
+        kernel: AttentionKernel,
         angles_LK: Tensor | None,
         dropout: Dropout | None,
     ) -> Tensor:
-        """[B, P, D] of the positions `columns_BP`, and no work for the others but to be attended to; [B, L, D] without it."""
+        """Returns hidden states of the columns `columns_BP`, [B, P, D], or of all, [B, L, D].
+
+        Other columns only provide keys and values.
+        """
         noise = partial(dropout, columns_BP=columns_BP) if dropout else None
         input_BLD = self.attention.input(hidden_BLD)
-        update_BPD = self.attention.layer(input_BLD, columns_BP, attend, angles_LK)
+        update_BPD = self.attention.layer(input_BLD, columns_BP, kernel, angles_LK)
         hidden_BPD, input_BPD = (
-            values if columns_BP is None else take(values, columns_BP) for values in (hidden_BLD, input_BLD)
+            values if columns_BP is None else take_columns(values, columns_BP)
+            for values in (hidden_BLD, input_BLD)
         )
         hidden_BPD = self.attention.output(hidden_BPD, input_BPD, update_BPD, noise)
         input_BPD = self.feedforward.input(hidden_BPD)
@@ -150,10 +157,10 @@ class Block(nn.Module):
 
 
 class TimeGap(nn.Module):
-    """A learned vector for the time between the item that a position predicts and the event before that one.
+    """A learned vector for the time between the item that a position predicts and the event before it.
 
-    A person who comes back after a month chooses otherwise than one in the middle of a session; attention over past times
-    tells a position little of that (docs/decisions.md has the figures).
+    After a month away, users choose differently than within a session.
+    Attention over past times does not tell a position how long it has been (docs/decisions.md has the figures).
     """
 
     def __init__(self, config: ModelConfig, *, causal: bool) -> None:
@@ -162,8 +169,9 @@ class TimeGap(nn.Module):
         self.table_ND = nn.Parameter(torch.empty(2 * NUM_TIME_BUCKETS, config.dim))
 
     def forward(self, query_times_ms_BL: Tensor, key_times_ms_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """[B, L, D] to add to item vectors; zero where a bidirectional position has no event before it."""
-        if self.causal:  # a position asks for the item after its own
+        """Returns [B, L, D] to add to item vectors; zero where a bidirectional position has no event before it."""
+        if self.causal:
+            # A position predicts the item after its own.
             return F.embedding(time_buckets(query_times_ms_BL - key_times_ms_BL), self.table_ND)
         later_BLD = F.embedding(
             time_buckets(query_times_ms_BL[:, 1:] - key_times_ms_BL[:, :-1]), self.table_ND
@@ -172,7 +180,7 @@ class TimeGap(nn.Module):
 
 
 def time_buckets(elapsed_ms: Tensor) -> Tensor:
-    """int64 bucket of each time: two an octave of whole seconds, apart for past and future."""
+    """Returns the int64 bucket of each duration: two per octave of whole seconds, with separate buckets for negative ones."""
     elapsed_s = torch.div(elapsed_ms, 1000, rounding_mode="trunc")
     octaves = torch.log2(elapsed_s.abs().double() + 1)
     buckets = (2 * octaves + _EDGE).long().clamp_max(NUM_TIME_BUCKETS - 1)
@@ -180,13 +188,13 @@ def time_buckets(elapsed_ms: Tensor) -> Tensor:
 
 
 def rotary_angles(length: int, head_width: int) -> Tensor:
-    """float32 [L, K / 2] angles of positions 0 .. L - 1 (Su et al., 2021, RoFormer)."""
+    """Returns float32 angles [L, K / 2] of positions 0 .. L - 1 (Su et al., 2021, RoFormer)."""
     frequency = ROTARY_BASE ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     return (torch.arange(length, dtype=torch.float64)[:, None] * frequency).float()
 
 
 def rotate(vectors_BHLK: Tensor, angles_LK: Tensor) -> Tensor:
-    """Turn each pair (k, k + K / 2) of a vector by its position's angle, so that inner products depend on distance alone."""
+    """Rotates each pair (k, k + K / 2) of a vector by its position's angle, so that inner products depend on distance alone."""
     first, second = vectors_BHLK.chunk(2, dim=-1)
     cosine, sine = angles_LK.cos(), angles_LK.sin()
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)

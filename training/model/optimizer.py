@@ -9,7 +9,7 @@ from torch import nn
 
 from training.config import OptimizerConfig
 
-FINAL_LEARNING_RATE_SHARE = 0.05
+FINAL_LEARNING_RATE_SCALE = 0.05
 
 
 def make_optimizer(
@@ -34,12 +34,12 @@ def make_optimizer(
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, partial(learning_rate_share, config, total_steps=total_steps)
+        optimizer, partial(learning_rate_scale, config, total_steps=total_steps)
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def learning_rate_share(config: OptimizerConfig, step: int, total_steps: int) -> float:
+def learning_rate_scale(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """The part of `config.learning_rate` that a step has."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
@@ -47,4 +47,4 @@ def learning_rate_share(config: OptimizerConfig, step: int, total_steps: int) ->
     into_decay = step - (total_steps - decay_steps)
     if decay_steps == 0 or into_decay <= 0:
         return 1.0
-    return 1 - (1 - FINAL_LEARNING_RATE_SHARE) * min(1.0, into_decay / decay_steps)
+    return 1 - (1 - FINAL_LEARNING_RATE_SCALE) * min(1.0, into_decay / decay_steps)

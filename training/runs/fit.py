@@ -18,7 +18,7 @@ from training.config import Recipe
 from training.data.batches import EpochBatches
 from training.data.loaders import SequenceData
 from training.data.windows import training_split
-from training.model.factory import make_model
+from training.model.factory import build_training_model
 from training.runs.callbacks import BestCheckpoint, LastCheckpoint, Patience, RunJournal, WholeCheckpoints
 from training.runs.run import LAST, RunManifest, finish_run, plan_run, start_run
 
@@ -72,14 +72,14 @@ def fit(
     whole = make_split(dataset, config.split)
     users, split = evaluation_users(whole, "validation"), training_split(whole, config)
     steps_per_epoch = len(EpochBatches(dataset, split, config, epoch=0, world_size=workers.count))
-    model = make_model(
+    model = build_training_model(
         dataset,
         split,
         config,
         total_steps=steps_per_epoch * config.training.max_epochs,
         num_shards=workers.count,
     )
-    model.checkpoints = checkpoints = run_path / "checkpoints"
+    model.table_checkpoint.directory = checkpoints = run_path / "checkpoints"
     model.local_world_size = workers.local_world_size
     choice: list[pl.Callback] = (
         []

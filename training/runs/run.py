@@ -29,8 +29,8 @@ from training.data.windows import training_split
 from training.model.factory import build_model, check_features
 from training.model.sequence_model import MONITOR, SequenceModel
 from training.runs.callbacks import read_checkpoint, read_history
-from training.tables.files import TABLE_KEY, open_table, remove_other_tables, table_files, table_of
-from training.tables.sparse import MappedTable
+from training.tables.checkpoint import map_table
+from training.tables.files import TABLE_KEY, remove_other_tables, table_files
 
 LIBRARIES = ("torch", "pytorch-lightning", "numpy", "pyarrow")
 BEST = "checkpoints/best.ckpt"
@@ -248,7 +248,7 @@ def load_model(path: Path, manifest: RunManifest, dataset: Dataset, split: Split
     config, checkpoint, checkpoints = manifest.config, read_checkpoint(path / BEST), (path / BEST).parent
     ids = None
     if config.items.table == "sparse":
-        ids = MappedTable(open_table(checkpoints, table_of(checkpoint, str(path))).weight_RD, checkpoints)
+        ids = map_table(checkpoint, checkpoints)
     model = build_model(
         dataset,
         training_split(split, config),

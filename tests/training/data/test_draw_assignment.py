@@ -18,7 +18,7 @@ from tests.support.datasets import small_recipe
 from training.data.batches import Batch, EpochBatches
 from training.data.draw_assignment import assign_draws
 from training.data.statistics import num_events
-from training.model import step_loss
+from training.model import sequence_model, step_loss
 from training.model.sequence_model import SequenceModel
 
 NO_NOISE = "model.dropout=0"
@@ -81,7 +81,7 @@ def test_a_target_takes_the_same_draw_for_any_number_of_ranks(
 
 def loss_sum(model: SequenceModel, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Of a step of one rank: what `training_step` divides by the weights of all."""
-    monkeypatch.setattr(model, "_mean_over_ranks", lambda _: torch.ones(()))
+    monkeypatch.setattr(sequence_model, "mean_over_ranks", lambda *_: torch.ones(()))
     monkeypatch.setattr(model, "log", lambda *_, **__: None)
     return model.training_step(batch, 0)
 

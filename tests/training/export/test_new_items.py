@@ -21,7 +21,6 @@ from training.export.bundle import export
 from training.export.new_items import add_items, read_items
 from training.export.onnx_session import open_session
 from training.export.parity import REFERENCE_USERS, check_candidate_encoder
-from training.model.items import TowerItems
 from training.ranker import train_ranker
 from training.runs.fit import train_in_process
 from training.runs.open_run import OpenRun, load_run
@@ -59,12 +58,12 @@ def test_exported_tower_equals_torch(towers: Bundle, two_tower: OpenRun) -> None
     assert 0 <= parity["max_vector_cosine_distance"] <= 1e-5
     assert parity["identical_top_10"] == REFERENCE_USERS
     assert towers.manifest.networks[CANDIDATE_ENCODER].outputs[0].shape == ("batch", 32)
-    items = two_tower.model.items
-    assert isinstance(items, TowerItems)
+    items = two_tower.model.items.candidate_tower
+    assert items is not None
     with torch.no_grad():
         kept = items.tower.content.out.bias.clone()
         items.tower.content.out.bias.add_(0.5)
-        items._kept = None
+        items._candidates_cache = None
     vars(two_tower).pop("vectors_RD", None)
     try:
         with pytest.raises(UserError, match="ONNX Runtime's item vectors are not torch's"):
@@ -72,7 +71,7 @@ def test_exported_tower_equals_torch(towers: Bundle, two_tower: OpenRun) -> None
     finally:
         with torch.no_grad():
             items.tower.content.out.bias.copy_(kept)
-            items._kept = None
+            items._candidates_cache = None
         vars(two_tower).pop("vectors_RD", None)
 
 

@@ -29,7 +29,7 @@ class Problem:
 
     heads: tuple[Tensor, Tensor, Tensor]
     table_NH: Tensor | None
-    preferences: AttentionBias
+    bias: AttentionBias
 
 
 def problem(*, directions: list[int], timed: bool, device: str) -> Problem:
@@ -43,10 +43,10 @@ def problem(*, directions: list[int], timed: bool, device: str) -> Problem:
     buckets_BLL = torch.randint(0, 128, (3, 37, 37), generator=generator).to(device) if timed else None
     table_NH = torch.randn(128, 2, generator=generator).to(device) if timed else None
     slopes_H = torch.tensor([0.5, 0.03], device=device)
-    preferences = AttentionBias(
+    bias = AttentionBias(
         visible_BL.to(device), slopes_H, torch.tensor(directions, device=device), buckets_BLL
     )
-    return Problem((query_BHLK, key_BHLK, value_BHLK), table_NH, preferences)
+    return Problem((query_BHLK, key_BHLK, value_BHLK), table_NH, bias)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -56,15 +56,15 @@ def problem(*, directions: list[int], timed: bool, device: str) -> Problem:
 @torch.no_grad()
 def test_both_attention_kernels_mean_the_same(directions: list[int], timed: bool, device: str) -> None:
     posed = problem(directions=directions, timed=timed, device=device)
-    dense_BHLK = DenseAttention(posed.preferences)(*posed.heads, posed.table_NH, None)
-    flex_BHLK = FlexAttention(posed.preferences, kernel=flex_attention)(*posed.heads, posed.table_NH, None)
+    dense_BHLK = DenseAttention(posed.bias)(*posed.heads, posed.table_NH, None)
+    flex_BHLK = FlexAttention(posed.bias, kernel=flex_attention)(*posed.heads, posed.table_NH, None)
     torch.testing.assert_close(flex_BHLK, dense_BHLK, atol=2e-5, rtol=2e-5)
     query_BHLK, *others = posed.heads
     columns_BP = torch.tensor([[36, 3], [36, 30], [36, 36]], device=device)
     query_BHPK = torch.stack([query_BHLK[row][:, columns] for row, columns in enumerate(columns_BP.tolist())])
     for attention in (
-        DenseAttention(posed.preferences),
-        FlexAttention(posed.preferences, kernel=flex_attention),
+        DenseAttention(posed.bias),
+        FlexAttention(posed.bias, kernel=flex_attention),
     ):
         some_BHPK = attention(query_BHPK, *others, posed.table_NH, columns_BP)
         for row, columns in enumerate(columns_BP.tolist()):
@@ -78,7 +78,7 @@ def test_both_attention_kernels_learn_the_same(directions: list[int], timed: boo
     posed = problem(directions=directions, timed=timed, device="cuda")
     leaves = [*posed.heads, *([] if posed.table_NH is None else [posed.table_NH])]
     gradients = []
-    for attention in (DenseAttention(posed.preferences), FlexAttention(posed.preferences)):
+    for attention in (DenseAttention(posed.bias), FlexAttention(posed.bias)):
         for leaf in leaves:
             leaf.requires_grad_()
             leaf.grad = None

@@ -31,6 +31,7 @@ from tests.support.encoders import (
 from tests.support.histories import untimed
 from tests.support.slow_encoder import slow_bucket, slow_encoder, slow_query
 from training.data.padding import columns_of_rows, pad_right_aligned
+from training.export.onnx_files import query_arguments
 from training.model.dropout import Dropout
 from training.model.encoder import Times
 from training.model.layers import time_buckets
@@ -120,7 +121,7 @@ def test_query_encoder_equals_the_model(overrides: tuple[str, ...]) -> None:
     network = model.query_encoder()
     for lengths in ([1], [9, 2, 1], [5, 5]):
         histories, _ = histories_of(random_items(lengths))
-        query_BD = network(**inputs_of(model, histories))
+        query_BD = network(*query_arguments(inputs_of(model, histories)))
         torch.testing.assert_close(query_BD, model.encode_histories(histories), atol=1e-5, rtol=1e-5)
 
 
@@ -193,9 +194,9 @@ def test_time_buckets_equal_the_slow_ones(elapsed_ms: int) -> None:
 def test_query_encoder_shares_no_memory_with_the_table() -> None:
     model = random_model()
     network, inputs = model.query_encoder(), inputs_of(model, untimed(padded(random_items([4]))))
-    before_BD = network(**inputs)
+    before_BD = network(*query_arguments(inputs))
     model.items.ids.weight.zero_()
-    assert torch.equal(network(**inputs), before_BD)
+    assert torch.equal(network(*query_arguments(inputs)), before_BD)
 
 
 @torch.no_grad()
@@ -220,7 +221,9 @@ def test_vectors_in_the_padding_do_not_matter() -> None:
         "item_vectors": spoilt_BLD,
         "event_types": torch.where(inputs["mask"], inputs["event_types"], 2),
     }
-    torch.testing.assert_close(network(**spoilt), network(**inputs), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        network(*query_arguments(spoilt)), network(*query_arguments(inputs)), atol=1e-6, rtol=1e-6
+    )
 
 
 @torch.no_grad()

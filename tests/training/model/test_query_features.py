@@ -20,7 +20,7 @@ from tests.support.datasets import START_MS, small_recipe
 from training.data.batches import EpochBatches
 from training.data.evaluation_batches import UNKNOWN
 from training.evaluation.evaluate import evaluate
-from training.model.factory import make_model
+from training.model.factory import build_training_model
 from training.model.query_features import query_features
 from training.model.towers import QueryFeatureBatch
 from training.model_config import QueryConfig
@@ -72,8 +72,8 @@ def test_a_recipe_that_takes_all_features_takes_none_where_none_is_declared(data
         dataset, manifest=dataset.manifest.model_copy(update={"user_features": (), "context_features": ()})
     )
     split = make_split(dataset, config.split)
-    assert make_model(bare, split, config, total_steps=1).query_tower is None
-    assert make_model(dataset, split, config, total_steps=1).query_tower is not None
+    assert build_training_model(bare, split, config, total_steps=1).query_tower is None
+    assert build_training_model(dataset, split, config, total_steps=1).query_tower is not None
 
 
 def test_all_leaves_out_what_is_made_of_events(dataset: Dataset) -> None:
@@ -94,7 +94,7 @@ def test_every_parameter_of_a_step_has_a_gradient(dataset: Dataset, features: st
         "items.kind=tower", "items.features=['year']", "objective.kind=causal", f"query.features={features}"
     )
     split = make_split(dataset, config.split)
-    model = make_model(dataset, split, config, total_steps=1)
+    model = build_training_model(dataset, split, config, total_steps=1)
     model.log = lambda *_, **__: None  # type: ignore[method-assign]
     model.training_step(next(iter(EpochBatches(dataset, split, config, epoch=0))), 0).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
@@ -155,12 +155,12 @@ def test_training_leaves_out_features_of_some_windows(dataset: Dataset) -> None:
     """Of users and of circumstances apart, of whole windows, differently in each step."""
     config = small_recipe("query.features=all", "query.dropout=0.4", "objective.kind=causal")
     split = make_split(dataset, config.split)
-    model = make_model(dataset, split, config, total_steps=1)
+    model = build_training_model(dataset, split, config, total_steps=1)
     users, contexts = [], []
     for batch in EpochBatches(dataset, split, config, epoch=0):
         window_T = torch.repeat_interleave(torch.arange(len(batch.user_rows_B)), batch.offsets_B1.diff())
         row_M = window_T[batch.target_positions_M]
-        facts = model._facts(batch, row_M)
+        facts = model._target_features(batch, row_M)
         assert facts is not None
         for values, found in ((facts.user_numbers, users), (facts.context_numbers, contexts)):
             known_M = values[:, 0]

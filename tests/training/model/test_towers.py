@@ -18,8 +18,8 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import make_split
 from tests.support.datasets import small_recipe
-from training.model.dropout import kept_rows
-from training.model.factory import item_content, make_model
+from training.model.dropout import keep_mask
+from training.model.factory import build_training_model, encode_item_features
 from training.model.towers import FeatureTower
 from training.model_config import ItemsConfig
 
@@ -48,13 +48,13 @@ def test_content_by_hand() -> None:
 
 def test_kept_rows_are_a_share_that_the_seed_decides() -> None:
     rows = torch.arange(100_000)
-    kept = kept_rows(rows, 0.3, seed=5)
+    kept = keep_mask(rows, 0.3, seed=5)
     assert 0.69 < kept.double().mean() < 0.71
-    assert torch.equal(kept_rows(rows[77:99], 0.3, seed=5), kept[77:99]), (
+    assert torch.equal(keep_mask(rows[77:99], 0.3, seed=5), kept[77:99]), (
         "a row's noise depends on the others"
     )
-    assert 0.4 < (kept_rows(rows, 0.3, seed=6) != kept).double().mean() < 0.44, "another seed, the same noise"
-    assert kept_rows(rows, 0.0, seed=5).all()
+    assert 0.4 < (keep_mask(rows, 0.3, seed=6) != kept).double().mean() < 0.44, "another seed, the same noise"
+    assert keep_mask(rows, 0.0, seed=5).all()
 
 
 def without_events_of(dataset: Dataset, rows: list[int]) -> Dataset:
@@ -74,10 +74,10 @@ def test_items_without_training_events_are_what_their_features_say(dataset: Data
     bare = without_events_of(dataset, cold)
     config = small_recipe(*TOWER)
     split = make_split(bare, config.split)
-    content = item_content(bare, split, config.items)
+    content = encode_item_features(bare, split, config.items)
     known = content.known_R.tolist()
     assert not any(known[row] for row in cold) and all(known[:FIRST_ITEM_ROW])
-    model = make_model(bare, split, config, total_steps=1)
+    model = build_training_model(bare, split, config, total_steps=1)
     with torch.no_grad():
         model.items.get_parameter("ids.weight").normal_(generator=torch.Generator().manual_seed(0))
         vectors_RD = model.items.exact().candidates_UD
@@ -95,7 +95,7 @@ def test_items_without_training_events_are_what_their_features_say(dataset: Data
 
 def test_a_step_leaves_out_some_ids(dataset: Dataset) -> None:
     config = small_recipe(*TOWER, "items.id_dropout=0.5")
-    model = make_model(dataset, make_split(dataset, config.split), config, total_steps=1)
+    model = build_training_model(dataset, make_split(dataset, config.split), config, total_steps=1)
     with torch.no_grad():
         model.items.get_parameter("ids.weight").normal_(generator=torch.Generator().manual_seed(0))
     exact_RD, first_RD, again_RD, other_RD = (
@@ -111,7 +111,7 @@ def test_a_step_leaves_out_some_ids(dataset: Dataset) -> None:
 
 def test_what_is_kept_of_the_items_is_forgotten_by_a_step(dataset: Dataset) -> None:
     config = small_recipe(*TOWER)
-    model = make_model(dataset, make_split(dataset, config.split), config, total_steps=1)
+    model = build_training_model(dataset, make_split(dataset, config.split), config, total_steps=1)
     with torch.inference_mode():
         before_RD = model.items.exact().candidates_UD.clone()
         assert model.items.exact().candidates_UD is model.items.exact().candidates_UD
@@ -130,7 +130,7 @@ def test_features_that_a_tower_cannot_use(dataset: Dataset, name: str) -> None:
         UserError,
         match=rf"items\.features: {name}: no item feature of .* that a tower can use; there are: genres, year",
     ):
-        item_content(dataset, split, ItemsConfig(kind="tower", features=(name,)))
+        encode_item_features(dataset, split, ItemsConfig(kind="tower", features=(name,)))
 
 
 def test_a_run_with_towers_is_trained_and_opened_again(dataset: Dataset, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from training.config import Recipe
 from training.data.batches import EpochBatches
 from training.data.evaluation_batches import Histories
 from training.data.windows import training_windows
+from training.model import sequence_model
 from training.model.factory import build_model
 from training.model.sequence_model import SequenceModel
 
@@ -97,7 +98,7 @@ def test_a_step_asks_what_serving_asks(
     """The loss of all steps, position by position through the code that serves."""
     config, split = small_recipe(*overrides), make_split(dataset, SplitConfig())
     model = model_of(dataset, config)
-    monkeypatch.setattr(model, "_mean_over_ranks", lambda _: torch.ones(()))
+    monkeypatch.setattr(sequence_model, "mean_over_ranks", lambda *_: torch.ones(()))
     monkeypatch.setattr(model, "log", lambda *_, **__: None)
     windows = training_windows(split, config.model.max_history + 1)
     with torch.no_grad():

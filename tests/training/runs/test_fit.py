@@ -21,7 +21,7 @@ from training.config import OptimizerConfig
 from training.data.batches import EpochBatches
 from training.evaluation.evaluate import evaluate
 from training.losses.samplers import UniformSampler
-from training.model.optimizer import learning_rate_share
+from training.model.optimizer import learning_rate_scale
 from training.model.sequence_model import MONITOR, SequenceModel
 from training.runs.callbacks import PROGRESS
 from training.runs.fit import train_in_process
@@ -220,7 +220,7 @@ def test_the_loss_of_an_epoch_is_that_of_full_softmax(dataset: Dataset, tmp_path
 def test_learning_rate_schedules_by_hand() -> None:
     def shares(decay_fraction: float) -> list[float]:
         config = OptimizerConfig(warmup_steps=3, decay_fraction=decay_fraction)
-        return [learning_rate_share(config, step, 20) for step in (0, 1, 2, 3, 10, 15, 20, 30)]
+        return [learning_rate_scale(config, step, 20) for step in (0, 1, 2, 3, 10, 15, 20, 30)]
 
     assert shares(0.0) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
     assert shares(0.5) == pytest.approx([0.25, 0.5, 0.75, 1, 1, (1 + 0.05) / 2, 0.05, 0.05])

@@ -155,7 +155,7 @@ def save_and_load_on_rank(rank: int, folder: str) -> None:
     saved, resumed = (
         SequenceModel(small_recipe(), torch.zeros(9, dtype=torch.float64), total_steps=1) for _ in range(2)
     )
-    saved._train_loss = torch.tensor([(6.0, 2.0), (10.0, 2.0)][rank], dtype=torch.float64)
+    saved.epoch_loss.restore(torch.tensor([(6.0, 2.0), (10.0, 2.0)][rank], dtype=torch.float64))
     made: dict[str, Any] = {}
     saved.on_save_checkpoint(made)
     if rank == 0:
@@ -163,7 +163,7 @@ def save_and_load_on_rank(rank: int, folder: str) -> None:
     dist.barrier()
     resumed.on_load_checkpoint(torch.load(f"{folder}/checkpoint", weights_only=True))
     means = [float(model.mean_train_loss()) for model in (saved, resumed)]
-    torch.save((means, saved._train_loss.tolist()), f"{folder}/{rank}.pt")
+    torch.save((means, saved.epoch_loss._sums.tolist()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -41,12 +41,11 @@ def on_rank(rank: int, world_size: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/store{world_size}", rank=rank, world_size=world_size
     )
     table, checkpoints = ShardedTable(ROWS, DIM, **OPTIONS), Path(folder)
-    table.place(world_size, torch.device("cpu"))
+    table.materialize(world_size, torch.device("cpu"))
     first = write_table(checkpoints, ROWS, DIM, table.shards)
     if world_size == 2:
         for step, share in enumerate(SHARES):
-            table.learning_rate_share = share
-            assert table.learning_rate_share == pytest.approx(share)
+            table.set_learning_rate_scale(share)
             rows_N, gradient_ND = asked(step, rank)
             (table(rows_N) * gradient_ND).sum().backward()
     else:
@@ -100,7 +99,7 @@ def test_two_ranks_step_as_one_and_four_read_what_they_saved(tmp_path: Path) -> 
     alone = SparseTable(ROWS, DIM, **OPTIONS)
     first = alone.weight.detach().clone()
     for step, share in enumerate(SHARES):
-        alone.learning_rate_share = share
+        alone.set_learning_rate_scale(share)
         both = [asked(step, rank) for rank in (0, 1)]
         rows_U, places_N = torch.unique(torch.cat([rows_N for rows_N, _ in both]), return_inverse=True)
         (alone(rows_U)[places_N] * torch.cat([gradient_ND for _, gradient_ND in both])).sum().div(
@@ -128,7 +127,7 @@ def too_large(rank: int, folder: str) -> None:
     with pytest.raises(
         UserError, match=r"a table of 100000000000 rows x 64 does not fit 2 workers: .+"
     ) as failure:
-        ShardedTable(10**11, 64, **OPTIONS).place(2, torch.device("cpu"))
+        ShardedTable(10**11, 64, **OPTIONS).materialize(2, torch.device("cpu"))
     assert "\n" not in str(failure.value)
     dist.destroy_process_group()
 

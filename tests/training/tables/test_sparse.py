@@ -17,7 +17,7 @@ from tests.support.datasets import small_recipe
 from training.data.batches import EpochBatches
 from training.data.windows import training_split
 from training.evaluation.evaluate import evaluate
-from training.model.factory import make_model
+from training.model.factory import build_training_model
 from training.model.sequence_model import SequenceModel
 from training.runs.fit import train_in_process
 from training.runs.open_run import load_run
@@ -69,7 +69,7 @@ def test_row_wise_adagrad_by_hand() -> None:
     weights, momentum = table.weight.detach().double().clone(), [0.0] * 12
     for rows_N, gradient_ND in steps_of(12, 5):
         rows_U, places_N = torch.unique(rows_N, return_inverse=True)
-        table.learning_rate_share = 0.5
+        table.set_learning_rate_scale(0.5)
         (table(rows_U)[places_N] * gradient_ND).sum().backward()
         assert table.weight.grad is None
         for row in rows_U.tolist():
@@ -138,7 +138,7 @@ def test_a_sparse_step_is_a_dense_step(dataset: Dataset, options: tuple[str, ...
     losses, gradients = [], []
     made = [small_recipe(*SAMPLED, *options), small_recipe(*SPARSE, *options)]
     split = training_split(make_split(dataset, made[0].split), made[0])
-    dense, sparse = (make_model(dataset, split, config, total_steps=9) for config in made)
+    dense, sparse = (build_training_model(dataset, split, config, total_steps=9) for config in made)
     for model in (dense, with_ids_of(sparse, dense)):
         batch = next(iter(EpochBatches(dataset, split, model.config, epoch=0)))
         model.log = lambda *_, **__: None  # type: ignore[method-assign]
