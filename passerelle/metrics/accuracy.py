@@ -1,11 +1,14 @@
 """Ranking metrics over the full catalogue, for users with one or several relevant items.
 
-Those in `METRICS` take `hits_QK` (bool: is the item at this place relevant?) and `num_relevant_Q` (int: how many are there
-in all?), those in `auc` counts over the whole ranking; each returns one float64 a user; the metric of a model is the mean
-over users. Definitions: Herlocker et al., "Evaluating collaborative filtering recommender systems", TOIS 2004 (precision,
-recall, AUC); Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002 (NDCG).
+The functions in `METRICS` take `hits_QK` (bool: whether the item at a position is relevant) and
+`num_relevant_Q` (int: relevant items of each user); `auc` takes counts over the whole ranking.
+Each returns one float64 per user, and the metric of a model is the mean over users.
 
-Shape legend: Q users, Q1 = Q + 1, K places of the ranking, G relevant items of all users, one after the other.
+Definitions:
+    precision, recall, AUC: Herlocker et al., "Evaluating collaborative filtering recommender systems", TOIS 2004
+    NDCG: Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002
+
+Shape legend: Q users, Q1 = Q + 1, K positions of the ranking, G relevant items of all users, concatenated.
 """
 
 import numpy as np
@@ -14,7 +17,9 @@ from passerelle.arrays import BoolArray, Float64Array, IntArray
 
 
 def hits(ranked_rows_QK: IntArray, relevant_rows_G: IntArray, offsets_Q1: IntArray) -> BoolArray:
-    """Whether each ranked item is among its user's relevant ones, `relevant_rows_G[offsets_Q1[q] : offsets_Q1[q + 1]]`.
+    """Return whether each ranked item is relevant to its user.
+
+    The relevant items of user q are `relevant_rows_G[offsets_Q1[q] : offsets_Q1[q + 1]]`.
 
     >>> hits(np.array([[5, 7], [7, 5]]), np.array([5, 8, 9]), np.array([0, 2, 3])).tolist()
     [[True, False], [False, False]]
@@ -29,7 +34,9 @@ def hits(ranked_rows_QK: IntArray, relevant_rows_G: IntArray, offsets_Q1: IntArr
 
 
 def recall(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
-    """Relevant items in the first k, over all relevant items. With one relevant item it is the hit rate.
+    """Relevant items in the first k, over all relevant items.
+
+    With one relevant item it is the hit rate.
 
     >>> recall(np.array([[True, False, True]]), np.array([4]), 3).tolist()
     [0.5]
@@ -56,7 +63,7 @@ def hit_rate(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Arr
 
 
 def ndcg(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
-    """Sum of 1 / log2(place + 1) over hits in the first k, over its largest possible value.
+    """Sum of 1 / log2(position + 1) over hits in the first k, over its largest possible value.
 
     >>> ndcg(np.array([[False, True, False]]), np.array([1]), 3).round(4).tolist()
     [0.6309]
@@ -67,7 +74,7 @@ def ndcg(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
 
 
 def reciprocal_rank(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
-    """1 / place of the first hit in the first k, 0 without one; its mean is the MRR.
+    """1 / position of the first hit in the first k, 0 without one; its mean is the MRR.
 
     >>> reciprocal_rank(np.array([[False, True], [False, False]]), np.array([1, 1]), 2).tolist()
     [0.5, 0.0]
@@ -77,7 +84,7 @@ def reciprocal_rank(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Flo
 
 
 def average_precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
-    """Sum over hits in the first k of the precision at the place of the hit, over min(num_relevant, k); its mean is the MAP.
+    """Sum over hits in the first k of the precision at the hit, over min(num_relevant, k); its mean is the MAP.
 
     With that divisor the best ranking of k items scores 1, also for a user with more than k relevant items.
 
@@ -90,17 +97,19 @@ def average_precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> F
 
 
 def auc(above_G: IntArray, ties_G: IntArray, num_others_G: IntArray, offsets_Q1: IntArray) -> Float64Array:
-    """Area under the ROC curve of the whole ranking: the chance that a relevant item is scored above one that is not.
+    """Area under the ROC curve of the whole ranking: the chance that a relevant item scores above another.
 
     A user's value is the mean over relevant items of `1 - (above + ties / 2) / num_others`.
 
     Args:
         above_G: ranked items that are not relevant and score higher than the relevant one.
         ties_G: ranked items that are not relevant and score the same.
-        num_others_G: ranked items that are not relevant, of the user of each relevant one; where there is none, the value is 1/2.
+        num_others_G: ranked items that are not relevant, of the user of each relevant one.
+            Where there is none, the value is 1/2.
         offsets_Q1: relevant items of user q are `offsets_Q1[q] : offsets_Q1[q + 1]`, one at least.
 
-    >>> auc(np.array([0, 2, 1]), np.array([0, 0, 2]), np.array([4, 4, 4]), np.array([0, 2, 3])).tolist()  # (1 + 1/2) / 2; 1 - 2/4
+    >>> above_G, ties_G, num_others_G = np.array([[0, 2, 1], [0, 0, 2], [4, 4, 4]])
+    >>> auc(above_G, ties_G, num_others_G, np.array([0, 2, 3])).tolist()  # (1 + 1/2) / 2; 1 - 2/4
     [0.75, 0.5]
     """
     if not len(above_G):

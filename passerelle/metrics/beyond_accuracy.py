@@ -1,9 +1,9 @@
-"""What a ranking does beside being right: how much of the catalogue it shows, how novel, how popular and how varied its items are.
+"""Metrics beyond accuracy: coverage, novelty, popularity lift and diversity.
 
-Every function looks at the first k places of `ranked_QK`; a place with `PADDING_ROW` holds nothing and does not count.
+Every function uses the first k positions of `ranked_QK`; a position with `PADDING_ROW` is empty and does not count.
 
-Shape legend: Q users, K places of the ranking, R item rows (special rows included), I items, D width of an item vector,
-S events of all histories.
+Shape legend: Q users, K positions of the ranking, R item rows (special rows included), I items,
+D width of an item vector, S events of all histories.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,15 @@ from passerelle.dataset import FeatureColumn
 from passerelle.ids import FIRST_ITEM_ROW, PADDING_ROW
 
 MAX_CATEGORIES = 1000
-"""Most distinct values for which categories are made into item vectors: 4 kB an item."""
+"""Maximum number of distinct values for which categories become item vectors: 4 kB per item."""
 _CHUNK_VALUES = 2**24
-"""Most float64 values gathered at once: 128 MB."""
+"""Maximum number of float64 values gathered at once: 128 MB."""
 
 
 def coverage(ranked_QK: IntArray, num_items: int, k: int) -> float:
-    """Share of the catalogue that is among the first k of at least one user (aggregate diversity; Ge et al., RecSys 2010).
+    """Share of the catalogue that is among the first k of at least one user.
+
+    Also called aggregate diversity (Ge et al., RecSys 2010).
 
     >>> coverage(np.array([[2, 3], [3, 0]]), 4, 2)
     0.5
@@ -33,10 +35,13 @@ def coverage(ranked_QK: IntArray, num_items: int, k: int) -> float:
 
 
 def novelty(ranked_QK: IntArray, counts_R: NumberArray, k: int) -> Float64Array:
-    """Mean self-information of each user's first k items in bits, `-log2(count / all counts)` (Vargas and Castells, RecSys 2011).
+    """Mean self-information of each user's first k items in bits, `-log2(count / all counts)`.
+
+    As defined by Vargas and Castells, RecSys 2011.
 
     Args:
-        counts_R: training events of each item; an item without any counts as one event, for its information would be infinite.
+        counts_R: training events of each item.
+            An item without any counts as one event, because its information would be infinite.
 
     >>> novelty(np.array([[2, 3], [3, 4]]), np.array([0, 0, 4, 2, 2]), 2).tolist()  # 1 and 2 bits, 2 and 2 bits
     [1.5, 2.0]
@@ -46,13 +51,14 @@ def novelty(ranked_QK: IntArray, counts_R: NumberArray, k: int) -> Float64Array:
 
 
 def history_popularity(counts_R: NumberArray, history_rows_S: IntArray, offsets_Q1: IntArray) -> Float64Array:
-    """Mean training events of an item of each user's history, what `popularity_lift` compares with.
+    """Mean training events of the items of each user's history, which `popularity_lift` compares with.
 
     Args:
         counts_R: training events of each item.
-        history_rows_S: item rows of user q at `offsets_Q1[q] : offsets_Q1[q + 1]`, one at least.
+        history_rows_S: item rows of user q at `offsets_Q1[q] : offsets_Q1[q + 1]`, at least one.
 
-    >>> history_popularity(np.array([0, 0, 9, 3, 2]), np.array([3, 4, 4, 3]), np.array([0, 1, 4])).round(2).tolist()
+    >>> counts_R, history_rows_S = np.array([0, 0, 9, 3, 2]), np.array([3, 4, 4, 3])
+    >>> history_popularity(counts_R, history_rows_S, np.array([0, 1, 4])).round(2).tolist()
     [3.0, 2.33]
     """
     popularity_S = counts_R[history_rows_S].astype(np.float64)
@@ -64,13 +70,15 @@ def popularity_lift(
 ) -> float:
     """How much more popular recommendations are than histories: `(GAP_ranked - GAP_history) / GAP_history`.
 
-    GAP, the group average popularity, is the mean over users of the mean training events of an item of theirs. 0: as popular
-    as what users chose; 1: twice as popular; below 0: less popular (Abdollahpouri et al., "The connection between popularity
-    bias, calibration, and fairness in recommendation", RecSys 2020). 0 where histories hold only items without training events.
+    GAP, the group average popularity, is the mean over users of the mean training events of their items.
+    0: as popular as what users chose; 1: twice as popular; below 0: less popular.
+    It is 0 where histories hold only items without training events.
+    As defined by Abdollahpouri et al., "The connection between popularity bias, calibration, and fairness in
+    recommendation", RecSys 2020.
 
     Args:
         counts_R: training events of each item.
-        history_popularity_Q: of the same users, by the function of that name; their mean is the GAP of histories.
+        history_popularity_Q: `history_popularity` of the same users; its mean is the GAP of histories.
 
     >>> popularity_lift(np.array([[2, 3]]), np.array([0, 0, 9, 3, 2]), np.array([2.5]), 2)
     1.4
@@ -81,7 +89,9 @@ def popularity_lift(
 
 
 def unit_vectors(vectors_RD: FloatArray) -> FloatArray:
-    """Item vectors [R, D] of length 1, what `intra_list_diversity` looks at; zero vectors stay zero, and the padding row becomes so.
+    """Return item vectors [R, D] of length 1, as `intra_list_diversity` takes them.
+
+    Zero vectors stay zero, and the padding row becomes zero.
 
     >>> unit_vectors(np.array([[9.0, 9.0], [0.0, 0.0], [3.0, 4.0]])).tolist()
     [[0.0, 0.0], [0.0, 0.0], [0.6, 0.8]]
@@ -93,13 +103,15 @@ def unit_vectors(vectors_RD: FloatArray) -> FloatArray:
 
 
 def intra_list_diversity(ranked_QK: IntArray, unit_RD: FloatArray, k: int) -> Float64Array:
-    """Mean cosine distance over all pairs of each user's first k items (Ziegler et al., WWW 2005; Vargas and Castells, 2011).
+    """Mean cosine distance over all pairs of each user's first k items, in [0, 2].
 
-    In [0, 2]; a zero vector is at distance 1 from every other. A user with fewer than two items has 0. The pairs are never
-    made: the cosines of n unit vectors sum to `(|sum of vectors|^2 - sum of |vector|^2) / 2`.
+    As defined by Ziegler et al., WWW 2005, and Vargas and Castells, 2011.
+    A zero vector is at distance 1 from every other, and a user with fewer than two items has 0.
+    The pairs are never formed: the cosines of n unit vectors sum to
+    `(|sum of vectors|^2 - sum of |vector|^2) / 2`.
 
     Args:
-        unit_RD: item vectors as `unit_vectors` makes them.
+        unit_RD: item vectors as `unit_vectors` returns them.
 
     >>> unit_RD = unit_vectors(np.array([[0, 0], [0, 0], [1, 0], [0, 1], [0, 5]]))
     >>> intra_list_diversity(np.array([[2, 3, 4]]), unit_RD, 3).round(4).tolist()
@@ -119,9 +131,10 @@ def intra_list_diversity(ranked_QK: IntArray, unit_RD: FloatArray, k: int) -> Fl
 
 
 def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> Float32Array | None:
-    """One column a value of every categorical item feature, 1 where the item has it, [R, D]; the special rows are zero.
+    """Return one column per value of every categorical item feature, [R, D]: 1 where the item has it, else 0.
 
-    None where there is no such feature, or where they have more than `MAX_CATEGORIES` distinct values together.
+    Special rows are zero.
+    Returns None where there is no such feature, or more than `MAX_CATEGORIES` distinct values in all.
     """
     columns, rows, width = [], [], 0
     for feature in features:
@@ -139,7 +152,7 @@ def category_vectors(items: pa.Table, features: Sequence[FeatureColumn]) -> Floa
 
 
 def _mean_of_items(values_R: Float64Array, rows_QK: IntArray) -> Float64Array:
-    """Mean of a value of each user's items, 0 for a user without any."""
+    """Mean of a value over each user's items, 0 for a user without items."""
     found_QK = rows_QK != PADDING_ROW
     return np.asarray(
         np.where(found_QK, values_R[rows_QK], 0.0).sum(axis=1) / np.maximum(found_QK.sum(axis=1), 1)

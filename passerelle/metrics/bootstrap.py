@@ -1,9 +1,11 @@
-"""How sure a mean over users is: percentile bootstrap.
+"""Confidence intervals of means over users, by percentile bootstrap.
 
-Users are drawn with replacement, as many as there are, again and again; the spread of the means of the draws is that of the
-mean (Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13). One draw serves every column. Two models are
-compared by their difference user by user, in which what they have in common cancels out; an interval of it without 0 says that
-they differ.
+Users are drawn with replacement, as many as there are, many times.
+The spread of the means of the draws estimates that of the mean
+(Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13).
+One draw serves every column.
+Two models are compared by their difference per user, in which common effects cancel out.
+They differ where the interval of that difference does not contain 0.
 
 Shape legend: Q users, M values of a user (metrics, or models), S resamples, C resamples of a chunk.
 """
@@ -17,7 +19,7 @@ from passerelle.arrays import Float64Array
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 _CHUNK_DRAWS = 2**22
-"""Most users drawn at once: 32 MB of positions."""
+"""Maximum number of users drawn at once: 32 MB of positions."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Interval:
 def resampled_means(
     values_QM: Float64Array, generator: np.random.Generator, num_resamples: int = NUM_RESAMPLES
 ) -> Float64Array:
-    """Means [S, M] of every column over S draws of Q users with replacement; memory does not grow with S times Q.
+    """Return means [S, M] of every column over S draws of Q users with replacement.
+
+    Memory does not grow with S times Q.
 
     >>> means_SM = resampled_means(np.array([[0.0, 1.0], [0.0, 3.0]]), np.random.default_rng(0), 50)
     >>> np.unique(means_SM).tolist()
@@ -59,10 +63,10 @@ def intervals(
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> list[Interval]:
-    """The mean of each column over users with its percentile interval, all from the same draws.
+    """Return the mean of each column over users with its percentile interval, all from the same draws.
 
     Args:
-        values_QM: float64, one row a user, one at least.
+        values_QM: float64, one row per user, at least one.
         num_resamples: draws; 1000 make the ends of a 95 % interval steady to about a tenth of its width.
         confidence: share of the draws inside the interval, in (0, 1).
     """

@@ -1,4 +1,4 @@
-"""Users in groups by the length of their history, so that a metric can be told for each group.
+"""Groups of users by the length of their history, so that a metric can be reported for each.
 
 Shape legend: Q users, S segments.
 """
@@ -26,17 +26,21 @@ class Segment:
 
 
 def length_segments(lengths_Q: IntArray, edges: tuple[int, ...] | None = None) -> list[Segment]:
-    """Cut users by history length, shortest first; a segment's name tells the lengths that occur in it, an empty one is left out.
+    """Cut users by history length, shortest first.
+
+    A segment's name has the lengths that occur in it, and an empty one is left out.
 
     Args:
-        edges: a user belongs to the segment after the last edge that is not above the length: (20, 100) cuts into below 20,
-            20 to 99, and 100 or more. Without it, terciles: users of the same length stay together, so that the
-            thirds are equal only as far as ties allow.
+        edges: a user belongs to the segment after the last edge that is not above the length.
+            (20, 100) cuts into below 20, 20 to 99, and 100 or more.
+            Without edges, terciles: users of the same length stay together, so that the thirds are equal only
+            as far as ties allow.
 
     Raises:
         UserError: the edges do not rise, or the first is below 1.
 
-    >>> [(segment.name, segment.members.tolist()) for segment in length_segments(np.array([5, 30, 7, 200, 20]), (20, 100))]
+    >>> segments = length_segments(np.array([5, 30, 7, 200, 20]), (20, 100))
+    >>> [(segment.name, segment.members.tolist()) for segment in segments]
     [('5-7 events', [0, 2]), ('20-30 events', [1, 4]), ('200-200 events', [3])]
     """
     if edges is None:
