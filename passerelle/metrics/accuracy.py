@@ -5,7 +5,8 @@ The functions in `METRICS` take `hits_QK` (bool: whether the item at a position 
 Each returns one float64 per user, and the metric of a model is the mean over users.
 
 Definitions:
-    precision, recall, AUC: Herlocker et al., "Evaluating collaborative filtering recommender systems", TOIS 2004
+    precision, recall, AUC: Herlocker et al., "Evaluating collaborative filtering recommender systems",
+        TOIS 2004
     NDCG: Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002
 
 Shape legend: Q users, Q1 = Q + 1, K positions of the ranking, G relevant items of all users, concatenated.
@@ -84,11 +85,13 @@ def reciprocal_rank(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Flo
 
 
 def average_precision(hits_QK: BoolArray, num_relevant_Q: IntArray, k: int) -> Float64Array:
-    """Sum over hits in the first k of the precision at the hit, over min(num_relevant, k); its mean is the MAP.
+    """Sum over hits in the first k of the precision at the hit, over min(num_relevant, k).
 
+    Its mean is the MAP.
     With that divisor the best ranking of k items scores 1, also for a user with more than k relevant items.
 
-    >>> average_precision(np.array([[True, False, True]]), np.array([2]), 3).round(4).tolist()  # (1/1 + 2/3) / 2
+    >>> hits_QK = np.array([[True, False, True]])
+    >>> average_precision(hits_QK, np.array([2]), 3).round(4).tolist()  # (1/1 + 2/3) / 2
     [0.8333]
     """
     first_QK = hits_QK[:, :k]

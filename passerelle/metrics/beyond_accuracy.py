@@ -1,6 +1,7 @@
 """Metrics beyond accuracy: coverage, novelty, popularity lift and diversity.
 
-Every function uses the first k positions of `ranked_QK`; a position with `PADDING_ROW` is empty and does not count.
+Every function uses the first k positions of `ranked_QK`.
+A position with `PADDING_ROW` is empty and does not count.
 
 Shape legend: Q users, K positions of the ranking, R item rows (special rows included), I items,
 D width of an item vector, S events of all histories.
@@ -43,7 +44,8 @@ def novelty(ranked_QK: IntArray, counts_R: NumberArray, k: int) -> Float64Array:
         counts_R: training events of each item.
             An item without any counts as one event, because its information would be infinite.
 
-    >>> novelty(np.array([[2, 3], [3, 4]]), np.array([0, 0, 4, 2, 2]), 2).tolist()  # 1 and 2 bits, 2 and 2 bits
+    >>> ranked_QK, counts_R = np.array([[2, 3], [3, 4]]), np.array([0, 0, 4, 2, 2])
+    >>> novelty(ranked_QK, counts_R, 2).tolist()  # 1 and 2 bits, 2 and 2 bits
     [1.5, 2.0]
     """
     bits_R = np.log2(max(counts_R.sum(), 1)) - np.log2(np.maximum(counts_R, 1))

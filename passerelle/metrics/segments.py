@@ -49,7 +49,8 @@ def length_segments(lengths_Q: IntArray, edges: tuple[int, ...] | None = None) -
         cuts = np.array(edges)
         if not len(cuts) or cuts[0] < 1 or (np.diff(cuts) <= 0).any():
             raise UserError(
-                f"segments {','.join(map(str, edges))}: lengths of history must rise, from 1 or more, such as 20,100"
+                f"segments {','.join(map(str, edges))}: lengths of history must rise, from 1 or more, "
+                "such as 20,100"
             )
     number_Q = np.searchsorted(cuts, lengths_Q, side="right")
     members = [np.flatnonzero(number_Q == number) for number in range(len(cuts) + 1)]
