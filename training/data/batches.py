@@ -33,31 +33,31 @@ class Batch:
     """One rank's share of a step."""
 
     items_T: Tensor
-    """int64 item rows of all windows, one after the other, `MASK_ROW` where an item is to be predicted."""
+    """int64 item rows of all windows, concatenated; `MASK_ROW` where an item is masked."""
     offsets_B1: Tensor
     """int64 start of each window in `items_T`."""
     windows_B: Tensor
     """int64 number of each window among those of the step over all ranks."""
     user_rows_B: Tensor
-    """int64 whose window it is."""
+    """int64 user row of each window."""
     event_types_T: Tensor
-    """int64 what each event was."""
+    """int64 event type of each token."""
     key_times_ms_T: Tensor
-    """int64 when each item happened."""
+    """int64 time of the event of each token."""
     query_times_ms_T: Tensor
-    """int64 the time each position asks for: its own when items are masked, else that of the next event."""
+    """int64 time that each position predicts at: its own for masked items, else that of the next event."""
     target_positions_M: Tensor
-    """int64 positions in `items_T` that answers are read from."""
+    """int64 positions in `items_T` that targets are predicted from."""
     target_rows_M: Tensor
-    """int64 item rows that are the right answers."""
+    """int64 item rows of the targets."""
     target_events_M: Tensor
-    """int64 positions of their events in the dataset."""
+    """int64 positions of the targets' events in the dataset."""
     weights_M: Tensor
     """float32 weight of each target (`make_targets`)."""
     draw_assignment: DrawAssignment
     """Which targets take which draw of negatives."""
     seed: int
-    """Seeds what the step draws beside the batch (negatives, dropout); the same on every rank."""
+    """Seed of negatives and dropout of the step; the same on every rank."""
 
 
 def group_by_budget(
@@ -136,32 +136,32 @@ class EpochBatches:
         windows = self._windows.take(group)
         positions_E, offsets_B1 = windows.events()
         masked = self._objective.kind == "masked"
-        question = masked_items(offsets_B1, self._objective, generator) if masked else next_items(offsets_B1)
+        predicted = masked_items(offsets_B1, self._objective, generator) if masked else next_items(offsets_B1)
         if self._targets.is_target_E is not None:
-            question = question.about(self._targets.is_target_E[positions_E])
+            predicted = predicted.only(self._targets.is_target_E[positions_E])
         longest_first = np.argsort(-windows.lengths_W, kind="stable")
         mine = np.arange(self._rank, len(longest_first), self._world_size)
         mine_B = longest_first[mine]
-        targets_W = question.targets_per_window()[longest_first]
+        targets_W = predicted.targets_per_window()[longest_first]
         end_W = np.cumsum(targets_W)
         numbers_M, _ = gather_ragged((end_W - targets_W)[mine], end_W[mine])
-        question = select_windows(question, mine_B)
+        predicted = select_windows(predicted, mine_B)
         dataset = self._dataset
         rows_E = dataset.item_rows_E[positions_E].astype(np.int64)
         times_ms_E = dataset.timestamps_ms_E[positions_E]
-        target_events_M = positions_E[question.answer_M]
+        target_events_M = positions_E[predicted.target_M]
         return Batch(
-            items_T=torch.from_numpy(np.where(question.masked_T, MASK_ROW, rows_E[question.event_T])),
-            offsets_B1=torch.from_numpy(question.offsets_B1),
+            items_T=torch.from_numpy(np.where(predicted.masked_T, MASK_ROW, rows_E[predicted.event_T])),
+            offsets_B1=torch.from_numpy(predicted.offsets_B1),
             windows_B=torch.from_numpy(mine_B),
             user_rows_B=torch.from_numpy(dataset.user_rows_of(windows.start_W[mine_B])),
             event_types_T=torch.from_numpy(
-                dataset.event_types_E[positions_E[question.event_T]].astype(np.int64)
+                dataset.event_types_E[positions_E[predicted.event_T]].astype(np.int64)
             ),
-            key_times_ms_T=torch.from_numpy(times_ms_E[question.event_T]),
-            query_times_ms_T=torch.from_numpy(times_ms_E[question.asked_T]),
-            target_positions_M=torch.from_numpy(question.token_M),
-            target_rows_M=torch.from_numpy(rows_E[question.answer_M]),
+            key_times_ms_T=torch.from_numpy(times_ms_E[predicted.event_T]),
+            query_times_ms_T=torch.from_numpy(times_ms_E[predicted.time_event_T]),
+            target_positions_M=torch.from_numpy(predicted.token_M),
+            target_rows_M=torch.from_numpy(rows_E[predicted.target_M]),
             target_events_M=torch.from_numpy(target_events_M),
             weights_M=torch.from_numpy(self._targets.weights_E[target_events_M]),
             draw_assignment=assign_draws(numbers_M, self._num_draws),

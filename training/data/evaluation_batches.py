@@ -27,25 +27,25 @@ four times as large."""
 
 @dataclass
 class Histories:
-    """What users did before their request, right-aligned."""
+    """Histories of users before a request, right-aligned."""
 
     items_BL: Tensor
     """int64 item rows, at most `max_history` of them a user, 0 in the padding."""
     timestamps_ms_BL: Tensor
-    """int64 when each item happened, 0 in the padding."""
+    """int64 time of each event, 0 in the padding."""
     request_timestamp_ms_B1: Tensor
-    """int64 [B, 1] the time of the request (`request_times_ms`)."""
+    """int64 [B, 1] time of the request (`request_times_ms`)."""
     event_types_BL: Tensor
-    """int64 what each event was, 0 in the padding."""
+    """int64 event type of each event, 0 in the padding."""
     user_rows_B: Tensor
-    """int64 whose history it is; -1: nobody's that is known."""
+    """int64 user row of each history; -1 for an unknown user."""
     request_events_B: Tensor
-    """int64 position of the event in whose circumstances the request is made; -1: they are not known."""
+    """int64 position of the event whose context features the request has; -1 for none."""
 
 
 @dataclass
 class EvaluationBatch:
-    """Some users, with what is relevant to them."""
+    """Some users, with the items that are relevant to them."""
 
     histories: Histories
     seen_row_S: Tensor
@@ -63,7 +63,7 @@ class EvaluationBatch:
     positions_B: Int64Array
     """Position of each user in the `EvaluationUsers` the batches were made from."""
     is_repeat: bool = False
-    """Whether it was there before, and is here so that every rank has as many."""
+    """Whether this batch was there before, and repeats so that every rank has as many."""
 
     @property
     def num_relevant_B(self) -> Int64Array:
@@ -71,8 +71,8 @@ class EvaluationBatch:
 
 
 def request_events(users: EvaluationUsers) -> Int64Array:
-    """The event [Q] in whose circumstances each user asks: the first target; without a target they are not
-    known (-1).
+    """Returns the event [Q] whose context features each request has: the first target, or -1 without a
+    target.
     """
     positions_G, offsets_Q1 = users.targets()
     found_Q = offsets_Q1[1:] > offsets_Q1[:-1]
@@ -80,9 +80,7 @@ def request_events(users: EvaluationUsers) -> Int64Array:
 
 
 def request_times_ms(dataset: Dataset, users: EvaluationUsers) -> Int64Array:
-    """The time [Q] at which each user asks: that of the first target; without a target, that of the last
-    event itself.
-    """
+    """Returns the time [Q] of each request: that of the first target, or else of the last event itself."""
     events_Q = request_events(users)
     return np.asarray(
         dataset.timestamps_ms_E[np.where(events_Q == UNKNOWN, users.history_end_Q - 1, events_Q)]
@@ -90,7 +88,9 @@ def request_times_ms(dataset: Dataset, users: EvaluationUsers) -> Int64Array:
 
 
 def relevant_items(dataset: Dataset, users: EvaluationUsers) -> tuple[Int64Array, Int64Array]:
-    """(distinct item rows of each user's targets, one user after the other; offsets [Q1] between users)."""
+    """Returns the distinct item rows of each user's targets, concatenated, and the offsets [Q1] between
+    users.
+    """
     positions_G, offsets_Q1 = users.targets()
     user_G = np.repeat(np.arange(len(users)), np.diff(offsets_Q1))
     user_G, rows_G = np.divmod(
@@ -120,21 +120,21 @@ class EvaluationBatches:
         lengths_Q = np.minimum(users.history_end_Q - users.history_start_Q, max_history)
         order_Q = np.argsort(-lengths_Q, kind="stable")
         max_users = max(1, _MAX_SCORES // dataset.num_rows)
+        # the mask is a token, too
+        lengths_Q = lengths_Q + 1
         groups = [
-            groups_within_budget(
-                order_Q[other::world_size], lengths_Q + 1, token_budget, max_users
-            )  # the mask is a token, too
+            groups_within_budget(order_Q[other::world_size], lengths_Q, token_budget, max_users)
             for other in range(world_size)
         ]
-        self._groups, self._most = groups[rank], max(map(len, groups))
+        self._groups, self._num_batches = groups[rank], max(map(len, groups))
 
     def __len__(self) -> int:
-        return self._most
+        return self._num_batches
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
         for positions_B in self._groups:
             yield self._batch(positions_B)
-        for _ in range(self._most - len(self._groups)):
+        for _ in range(self._num_batches - len(self._groups)):
             yield replace(self._batch(self._groups[-1]), is_repeat=True)
 
     def _batch(self, positions_B: Int64Array) -> EvaluationBatch:

@@ -1,5 +1,6 @@
-"""Loaders for Lightning: a new one each epoch, so that an epoch's batches depend on its number and nothing
-else.
+"""Loaders for Lightning.
+
+There is a new one each epoch, so that the batches of an epoch depend on its number alone.
 """
 
 import queue
@@ -21,7 +22,7 @@ Item = TypeVar("Item")
 
 
 class EpochLoader:
-    """The batches of one epoch, collated ahead by a thread; a checkpoint within the epoch knows where it was."""
+    """The batches of one epoch, collated ahead by a thread; checkpoints hold the position in the epoch."""
 
     def __init__(self, batches: EpochBatches, trainer: pl.Trainer) -> None:
         self._batches, self._trainer, self._epoch = batches, trainer, trainer.current_epoch
@@ -33,14 +34,12 @@ class EpochLoader:
         return prefetched(self._batches, PREFETCHED_BATCHES)
 
     def state_dict(self) -> dict[str, int]:
-        """Steps whose weights a checkpoint made after a step holds; how many batches were prefetched does not
-        matter.
-        """
+        """Returns the number of steps that are in the weights, however many batches were prefetched."""
         steps = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return {"epoch": self._epoch, "steps": steps, "steps_per_epoch": len(self)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where the checkpoint was made; one made at an epoch's end says nothing of the next.
+        """Continues where the checkpoint was made; one made at the end of an epoch does not affect the next.
 
         Raises:
             UserError: it was made within an epoch of other batches: those of very few windows depend on the
@@ -50,15 +49,16 @@ class EpochLoader:
             begun = state_dict["steps_per_epoch"]
             if begun != len(self):
                 raise UserError(
-                    f"epoch {self._epoch + 1} was begun with {begun} steps and has {len(self)} with this number of workers: "
-                    "resume with the number it had"
+                    f"epoch {self._epoch + 1} was begun with {begun} steps and has {len(self)} "
+                    "with this number of workers: resume with the number it had"
                 )
             self._batches.first_step = state_dict["steps"]
 
 
 class SequenceData(pl.LightningDataModule):
-    """Training windows and validation histories of one dataset; use with
-    `reload_dataloaders_every_n_epochs=1`.
+    """Training windows and validation histories of one dataset.
+
+    Use it with `reload_dataloaders_every_n_epochs=1`.
     """
 
     def __init__(
@@ -93,8 +93,9 @@ class SequenceData(pl.LightningDataModule):
 
 
 def prefetched(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """The same items in the same order, made by a thread that is at most `depth` ahead; its errors are raised
-    here.
+    """Yields the same items in the same order, made by a thread that is at most `depth` ahead.
+
+    Errors of the thread are raised here.
     """
     ready: queue.Queue[Item | _End] = queue.Queue(depth)
     abandoned = threading.Event()
@@ -114,7 +115,7 @@ def prefetched(items: Iterable[Item], depth: int) -> Iterator[Item]:
                 if not put(item):
                     return
             put(_End(None))
-        except BaseException as error:  # whatever it is, it belongs to whoever asks for the next item
+        except BaseException as error:  # raised where the next item is asked for
             put(_End(error))
 
     threading.Thread(target=work, name="prefetch", daemon=True).start()
@@ -128,5 +129,7 @@ def prefetched(items: Iterable[Item], depth: int) -> Iterator[Item]:
 
 
 class _End:
+    """The end of the items, or the error that ended them."""
+
     def __init__(self, error: BaseException | None) -> None:
         self.error = error

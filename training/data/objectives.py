@@ -1,4 +1,4 @@
-"""What a window of history asks of the encoder: hidden items (BERT4Rec) or each next item (SASRec).
+"""What the encoder predicts in a window of history: masked items (BERT4Rec) or each next item (SASRec).
 
 Shape legend: B windows, B1 = B + 1, E events of the windows, T tokens given to the encoder, M target
 positions.
@@ -15,35 +15,38 @@ from training.config import ObjectiveConfig
 
 @dataclass(frozen=True)
 class PredictionTargets:
-    """Which events become tokens, and what is asked of them; events are counted from 0 over all windows."""
+    """Which events become tokens, and which are predicted; events are counted from 0 over all windows."""
 
     event_T: Int64Array
     """The event of each token."""
     offsets_B1: Int64Array
     """Start of each window among the tokens."""
     masked_T: BoolArray
-    """Tokens whose item is hidden."""
-    asked_T: Int64Array
-    """The event for whose time each token asks."""
+    """Which tokens are masked."""
+    time_event_T: Int64Array
+    """The event whose time each token predicts at."""
     token_M: Int64Array
-    """The token each answer is read from."""
-    answer_M: Int64Array
-    """The event whose item is the right answer."""
+    """The token that each target is predicted from."""
+    target_M: Int64Array
+    """The event whose item is the target."""
 
-    def about(self, wanted_E: BoolArray) -> "PredictionTargets":
-        """The same tokens, asked for some events alone."""
-        asked_M = wanted_E[self.answer_M]
-        return replace(self, token_M=self.token_M[asked_M], answer_M=self.answer_M[asked_M])
+    def only(self, is_target_E: BoolArray) -> "PredictionTargets":
+        """Returns the same tokens with targets among some events alone."""
+        kept_M = is_target_E[self.target_M]
+        return replace(self, token_M=self.token_M[kept_M], target_M=self.target_M[kept_M])
 
     def targets_per_window(self) -> Int64Array:
-        """How many answers [B] each window has."""
+        """Returns the number of targets [B] of each window."""
         return np.diff(np.searchsorted(self.token_M, self.offsets_B1))
 
 
 def masked_items(
     offsets_B1: Int64Array, config: ObjectiveConfig, generator: np.random.Generator
 ) -> PredictionTargets:
-    """Cloze; a window where chance masks nothing, or that is drawn to, has its last item alone masked."""
+    """Masks items at random (the Cloze task).
+
+    The last item alone is masked in windows that are drawn for it, and in those where nothing else would be.
+    """
     lengths_B = np.diff(offsets_B1)
     masked_T = generator.random(offsets_B1[-1]) < config.mask_probability
     last_only_B = generator.random(len(lengths_B)) < config.last_only_probability
@@ -56,7 +59,7 @@ def masked_items(
 
 
 def next_items(offsets_B1: Int64Array) -> PredictionTargets:
-    """Every event but the last of its window is a token, and asks for the event after it."""
+    """Predicts the next event from every event of a window but its last."""
     is_last_E = np.zeros(offsets_B1[-1], dtype=np.bool_)
     is_last_E[offsets_B1[1:] - 1] = True
     event_T = np.flatnonzero(~is_last_E)
@@ -68,7 +71,7 @@ def next_items(offsets_B1: Int64Array) -> PredictionTargets:
 
 
 def expected_targets(offsets_B1: Int64Array, config: ObjectiveConfig) -> Float64Array:
-    """How often each event [E] of some windows is a right answer in an epoch, on average."""
+    """Returns how often each event [E] of some windows is a target in an epoch, on average."""
     lengths_B = np.diff(offsets_B1)
     last_B, first_B = offsets_B1[1:] - 1, offsets_B1[:-1]
     if config.kind == "causal":
@@ -82,17 +85,17 @@ def expected_targets(offsets_B1: Int64Array, config: ObjectiveConfig) -> Float64
     return expected_E
 
 
-def select_windows(question: PredictionTargets, mine_B: Int64Array) -> PredictionTargets:
-    """The part of a question that concerns some windows, in the given order."""
-    token_T, offsets_B1 = gather_ragged(question.offsets_B1[mine_B], question.offsets_B1[mine_B + 1])
-    answer_T = np.full(len(question.event_T), -1)
-    answer_T[question.token_M] = question.answer_M
-    token_M = np.flatnonzero(answer_T[token_T] >= 0)
+def select_windows(targets: PredictionTargets, mine_B: Int64Array) -> PredictionTargets:
+    """Returns the tokens and targets of some windows, in the given order."""
+    token_T, offsets_B1 = gather_ragged(targets.offsets_B1[mine_B], targets.offsets_B1[mine_B + 1])
+    target_T = np.full(len(targets.event_T), -1)
+    target_T[targets.token_M] = targets.target_M
+    token_M = np.flatnonzero(target_T[token_T] >= 0)
     return PredictionTargets(
-        question.event_T[token_T],
+        targets.event_T[token_T],
         offsets_B1,
-        question.masked_T[token_T],
-        question.asked_T[token_T],
+        targets.masked_T[token_T],
+        targets.time_event_T[token_T],
         token_M,
-        answer_T[token_T][token_M],
+        target_T[token_T][token_M],
     )

@@ -19,16 +19,16 @@ from training.data.windows import training_events
 
 @dataclass(frozen=True)
 class ItemStatistics:
-    """How often each item was chosen."""
+    """Weighted counts of events of each item."""
 
     counts_R: Float64Array
-    """Weights of its events, over all of training."""
+    """Sum of weights of its training events."""
     recent_counts_R: Float64Array
-    """Weights of its events, over the last days of training."""
+    """The same over the last days of training."""
 
 
 def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemStatistics:
-    """Counts over the training events of every user; nothing of validation or test."""
+    """Returns counts over training events; those of validation and test are left out."""
     positions_T, _ = training_events(split)
     rows_T, weights_T = dataset.item_rows_E[positions_T], dataset.weights_E[positions_T]
     times_ms_T = dataset.timestamps_ms_E[positions_T]
@@ -42,7 +42,7 @@ def item_statistics(dataset: Dataset, split: Split, recent_days: int) -> ItemSta
 
 
 def sampler_counts(dataset: Dataset, split: Split, config: Recipe) -> Float64Array:
-    """What `make_sampler` is to be given [R]; zeros where the loss needs no counts."""
+    """Returns the counts [R] for `make_sampler`; zeros where the loss needs none."""
     counts = config.loss.sampler.counts if config.loss.kind == "sampled" else None
     if counts == "events":
         return num_events(dataset, split).astype(np.float64)
@@ -52,13 +52,14 @@ def sampler_counts(dataset: Dataset, split: Split, config: Recipe) -> Float64Arr
 
 
 def num_events(dataset: Dataset, split: Split) -> Int64Array:
-    """Training events [R] of each item, each counting one."""
+    """Returns the number of training events [R] of each item."""
     return np.bincount(dataset.item_rows_E[training_events(split)[0]], minlength=dataset.num_rows)
 
 
 def num_targets(dataset: Dataset, split: Split, config: Recipe) -> Float64Array:
-    """How often each item [R] is a right answer in an epoch, on average: fewer than its events, and not in
-    proportion to them.
+    """Returns how often each item [R] is a target in an epoch, on average.
+
+    That is less than its events, and not in proportion to them.
     """
     targets = make_targets(dataset, config.objective)
     positions_E, offsets_B1 = target_windows(split, config, targets).events()

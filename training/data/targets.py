@@ -1,4 +1,4 @@
-"""Which events training asks for, and how much each weighs.
+"""Which events are predicted in training, and how much each weighs.
 
 Shape legend: E events, W windows.
 """
@@ -16,20 +16,19 @@ from training.data.windows import Windows, training_windows
 
 @dataclass(frozen=True)
 class Targets:
-    """Of a dataset, as a recipe wants them."""
+    """Targets of a dataset, as a recipe chooses them."""
 
     is_target_E: BoolArray | None
-    """Which events are right answers; None: all."""
+    """Which events may be targets; None: all."""
     weights_E: Float32Array
-    """What each weighs as one."""
+    """Weight of each event as a target."""
 
 
 def make_targets(dataset: Dataset, config: ObjectiveConfig) -> Targets:
-    """Events of the kinds that the recipe names, with the weights of the dataset, repeats counting as it
-    says.
+    """Returns the events of the recipe's event types, weighted as the dataset and `objective.repeats` say.
 
     Raises:
-        UserError: there is no such kind of event.
+        UserError: there is no such event type.
     """
     is_target_E = (
         dataset.is_of_type(config.event_types, "objective.event_types") if config.event_types else None
@@ -44,8 +43,10 @@ def make_targets(dataset: Dataset, config: ObjectiveConfig) -> Targets:
 
 
 def times_before(dataset: Dataset, positions: Int64Array) -> Int64Array:
-    """How many of some events (positions in ascending order) each is a repeat of: before it, by the same
-    user, with the same item.
+    """Returns, for each of some events, how many of them are earlier ones of the same user and item.
+
+    Args:
+        positions: positions of the events, ascending.
     """
     pairs = dataset.user_rows_of(positions) * np.int64(dataset.num_rows) + dataset.item_rows_E[positions]
     order = np.argsort(pairs, kind="stable")
@@ -54,18 +55,17 @@ def times_before(dataset: Dataset, positions: Int64Array) -> Int64Array:
         if len(order)
         else np.zeros(0, dtype=bool)
     )
-    place = np.arange(len(order))
+    index = np.arange(len(order))
     before = np.empty(len(order), dtype=np.int64)
-    before[order] = place - np.maximum.accumulate(np.where(starts_group, place, 0))
+    before[order] = index - np.maximum.accumulate(np.where(starts_group, index, 0))
     return before
 
 
 def target_windows(split: Split, config: Recipe, targets: Targets) -> Windows:
-    """The training windows that ask for anything."""
+    """Returns the training windows that have a target."""
     windows = training_windows(split, config.model.max_history + 1)
     if targets.is_target_E is None:
         return windows
     before_E1 = np.concatenate([[0], np.cumsum(targets.is_target_E)])
-    return windows.take(
-        np.flatnonzero(before_E1[windows.end_W] > before_E1[windows.start_W + 1])
-    )  # the first event is never asked for
+    # the first event is never a target
+    return windows.take(np.flatnonzero(before_E1[windows.end_W] > before_E1[windows.start_W + 1]))

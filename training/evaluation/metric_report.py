@@ -1,4 +1,4 @@
-"""What rankings are worth: accuracy user by user, what is beyond it, and how sure the means are.
+"""Metrics of rankings: accuracy by user, metrics beyond accuracy, and confidence intervals of the means.
 
 Shape legend: B users of a batch, Q users in all, Q1 = Q + 1, R item rows (special rows included), K ranked
 items, G relevant items, S events of all histories, D width of an item vector, C relevant items of a chunk, M
@@ -24,15 +24,15 @@ from training.data.evaluation_batches import EvaluationBatch
 from training.data.statistics import num_events
 
 Members = Int64Array | slice
-EVERYBODY = slice(None)
+ALL_USERS = slice(None)
 
 _MAX_SCORES = 2**24
-"""Most scores compared with those of relevant items at once: 128 MB of float64."""
+"""Maximum of scores compared with those of relevant items at once: 128 MB of float64."""
 
 
 @dataclass(frozen=True)
 class MetricReport:
-    """The measures of one scorer on one part."""
+    """The metrics of one scorer on one part."""
 
     accuracy: dict[str, Float64Array]
     """Metric -> float64 [Q], such as `ndcg@10`; `auc` is of the whole ranking and has no k."""
@@ -53,23 +53,23 @@ class MetricReport:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What measures beyond accuracy compare rankings with, the same for every scorer."""
+    """Statistics of the catalogue that metrics beyond accuracy need, the same for every scorer."""
 
     num_items: int
     counts_R: Int64Array
     """Training events of each item, not weighted."""
     history_popularity_Q: Float64Array
-    """How popular the history of each evaluated user is (`beyond_accuracy.history_popularity`)."""
+    """Popularity of the history of each evaluated user (`beyond_accuracy.history_popularity`)."""
     unit_RD: FloatArray
-    """Unit vectors of the items, that diversity is measured between."""
+    """Unit vectors of the items, between which diversity is measured."""
     diversity_of: str
-    """What these vectors are: `categories` or `model`."""
+    """Origin of these vectors: `categories` or `model`."""
 
 
 def describe_catalogue(
     dataset: Dataset, split: Split, users: EvaluationUsers, vectors_RD: Float32Array
 ) -> Catalogue:
-    """Counts over training events, how popular histories are, and the vectors for diversity.
+    """Returns counts over training events, the popularity of histories, and the vectors for diversity.
 
     The vectors are one-hots of the categorical item features, which say the same of every model; a dataset
     without such a feature, or with more than `beyond_accuracy.MAX_CATEGORIES` values, gets the given item
@@ -90,11 +90,10 @@ def describe_catalogue(
 
 
 def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> Float64Array:
-    """AUC [B] of each user's relevant items among all items whose score is not -inf; `scores_BR` is
-    overwritten.
+    """Returns the AUC [B] of each user's relevant items among all items whose score is not -inf.
 
-    A relevant item that is itself -inf, because it was seen, is below all others: the ranking does not have
-    it.
+    `scores_BR` is overwritten.
+    A relevant item that is itself -inf, because it was seen, counts as below all others.
     """
     rows_G = torch.from_numpy(batch.relevant_rows_G)
     user_G = torch.from_numpy(np.repeat(np.arange(len(batch.positions_B)), batch.num_relevant_B))
@@ -123,7 +122,7 @@ def metric_report(
     catalogue: Catalogue,
     segments: Sequence[Segment] = (),
 ) -> MetricReport:
-    """Every measure at every k of rankings [Q, K] that are as long as the largest k."""
+    """Returns every metric at every k of rankings [Q, K] that are as long as the largest k."""
     accuracy = {
         **metrics.user_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks),
         "auc": auc_Q,
@@ -142,12 +141,12 @@ def metric_report(
     )
 
 
-def _means(accuracy: dict[str, Float64Array], members: Members = EVERYBODY) -> dict[str, float]:
+def _means(accuracy: dict[str, Float64Array], members: Members = ALL_USERS) -> dict[str, float]:
     return {name: float(values_Q[members].mean()) for name, values_Q in accuracy.items()}
 
 
 def _beyond(
-    rows_QK: Int64Array, ks: tuple[int, ...], catalogue: Catalogue, members: Members = EVERYBODY
+    rows_QK: Int64Array, ks: tuple[int, ...], catalogue: Catalogue, members: Members = ALL_USERS
 ) -> dict[str, float]:
     rows_QK, history_popularity_Q = rows_QK[members], catalogue.history_popularity_Q[members]
     beyond: dict[str, float] = {}

@@ -1,8 +1,8 @@
-"""What a model has to beat: recommenders that are fitted in seconds and ranked by the same code as the model.
+"""Baselines: recommenders that are fitted in seconds and ranked by the same code as the model.
 
 Each is a class whose constructor takes its hyper-parameters and whose `fit(dataset, split)` learns from the
 training events of the split alone; the fitted object is a `Scorer`.
-Dacrema, Cremonesi and Jannach, "Are we really making much progress?", RecSys 2019, is why they are here.
+Dacrema, Cremonesi and Jannach, "Are we really making much progress?", RecSys 2019, give the reason for them.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ RECENT_DAYS = RecentPopularity.days
 
 
 def make_baselines(names: tuple[str, ...], recent_days: int = RECENT_DAYS) -> dict[str, Baseline]:
-    """Baselines by name, not yet fitted, in the given order; `all` stands for every one.
+    """Returns baselines by name, not yet fitted, in the given order; `all` stands for every one.
 
     Args:
         recent_days: how far `recent_popularity` looks back.
 
     Raises:
-        UserError: a name is not known, or what `recent_days` is for is not among them.
+        UserError: a name is not known, or `recent_days` is given without `recent_popularity`.
     """
     if unknown := [name for name in names if name not in (*BASELINES, "all")]:
         raise UserError(f"baseline {unknown[0]!r}: not one of {', '.join(BASELINES)}, nor all")

@@ -1,5 +1,4 @@
-"""What baselines share: the events they may learn from, sparse matrices of who saw what, and an order by
-popularity.
+"""Helpers of baselines: fitted events, sparse user-item matrices, and an order by popularity.
 
 Shape legend: U users, U1 = U + 1, T fitted events, B users of a batch, I items, R item rows (the special
 rows, then the items).
@@ -23,8 +22,7 @@ from training.data.evaluation_batches import EvaluationBatch
 from training.data.windows import training_events
 
 Scorer = Callable[[EvaluationBatch], Tensor]
-"""Float scores [B, R] of every item row for the users of a batch, in a tensor that the caller may overwrite.
-"""
+"""Returns float scores [B, R] of every item row for the users of a batch; the caller may overwrite them."""
 
 
 class Baseline(Protocol):
@@ -34,32 +32,31 @@ class Baseline(Protocol):
     """
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Learn from events `start_U : train_end_U` of the split, and from nothing after them; fitting again
-        forgets what was before.
-        """
+        """Learns from the events `start_U : train_end_U` of the split alone, and forgets an earlier fit."""
         ...
 
     def __call__(self, batch: EvaluationBatch) -> Tensor:
-        """float64 scores [B, R]; a history that is not in the fitted events (validation items, new users) is
-        used in full.
+        """Returns float64 scores [B, R].
+
+        Histories that are not in the fitted events (validation items, new users) are used in full.
         """
         ...
 
 
 def hyper_parameters(baseline: Baseline) -> dict[str, Any]:
-    """Name -> value of what the baseline was constructed with."""
+    """Returns name -> value of the parameters that a baseline was constructed with."""
     assert dataclasses.is_dataclass(baseline)
     return {field.name: getattr(baseline, field.name) for field in dataclasses.fields(baseline) if field.init}
 
 
 def fitted_events(dataset: Dataset, split: Split) -> tuple[Int64Array, Int64Array]:
-    """(item rows [T] of the training events, user after user, oldest first; offsets [U1] between users)."""
+    """Returns item rows [T] of the training events by user, oldest first, and the offsets [U1] between users."""
     positions_T, offsets_U1 = training_events(split)
     return dataset.item_rows_E[positions_T].astype(np.int64), offsets_U1
 
 
 def user_item_matrix(dataset: Dataset, split: Split) -> sparse.csr_array:
-    """float64 [U, I]: 1 where the user has a training event of the item, however many."""
+    """Returns float64 [U, I]: 1 where the user has a training event of the item, however many."""
     rows_T, offsets_U1 = fitted_events(dataset, split)
     return binary_matrix(
         np.repeat(np.arange(len(offsets_U1) - 1), np.diff(offsets_U1)),
@@ -70,7 +67,7 @@ def user_item_matrix(dataset: Dataset, split: Split) -> sparse.csr_array:
 
 
 def history_matrix(batch: EvaluationBatch, num_items: int) -> sparse.csr_array:
-    """float64 [B, I]: 1 where the whole history of the user has the item."""
+    """Returns float64 [B, I]: 1 where the whole history of the user has the item."""
     return binary_matrix(
         batch.seen_row_S.numpy(), batch.seen_item_S.numpy(), len(batch.positions_B), num_items
     )
@@ -79,7 +76,7 @@ def history_matrix(batch: EvaluationBatch, num_items: int) -> sparse.csr_array:
 def binary_matrix(
     users_T: Int64Array, rows_T: Int64Array, num_users: int, num_items: int
 ) -> sparse.csr_array:
-    """float64 [users, items] with a 1 for each pair of user and item row that occurs."""
+    """Returns float64 [users, items] with a 1 for each pair of user and item row that occurs."""
     matrix = sparse.csr_array(
         (np.ones(len(users_T)), (users_T, rows_T - FIRST_ITEM_ROW)), shape=(num_users, num_items)
     )
@@ -88,15 +85,16 @@ def binary_matrix(
 
 
 def with_special_rows(scores_BI: Float64Array) -> Tensor:
-    """Scores [B, R] of scores of the items; the special rows, which are never ranked, have 0."""
+    """Returns scores [B, R] of all rows; the special rows, which are never ranked, have 0."""
     scores_BR = torch.zeros(scores_BI.shape[0], scores_BI.shape[1] + FIRST_ITEM_ROW, dtype=torch.float64)
     scores_BR[:, FIRST_ITEM_ROW:] = torch.from_numpy(scores_BI)
     return scores_BR
 
 
 def order_shares(*counts_R: npt.NDArray[np.number]) -> Float64Array:
-    """A different value in (0, 1] for each item row: higher for a higher first count, then for a higher
-    second one, then a lower row.
+    """Returns a different value in (0, 1] for each item row.
+
+    It is higher for a higher first count, then for a higher second one, then for a lower row.
 
     >>> order_shares(np.array([5, 1, 5, 7])).tolist()
     [0.75, 0.25, 0.5, 1.0]

@@ -18,16 +18,17 @@ from training.data.evaluation_batches import EvaluationBatch
 from training.evaluation.baselines.base import history_matrix, user_item_matrix, with_special_rows
 
 _CHUNK_VALUES = 2**24
-"""Most co-occurrences held as a sparse product at once."""
+"""Maximum of co-occurrences held as a sparse product at once."""
 
 
 @dataclass
 class Ease:
-    """Embarrassingly Shallow Autoencoder (Steck, WWW 2019): the weights [I, I] with a zero diagonal that best
-    rebuild the binary user-item matrix from itself, under a squared penalty.
+    """Embarrassingly Shallow Autoencoder (Steck, WWW 2019).
 
-    With `P = inverse(X'X + regularization * identity)`, the weight of item i for item j is `-P[i, j] / P[j,
-    j]`; the score of an item is the sum of the weights of the whole history for it.
+    Its weights [I, I], with a zero diagonal, reconstruct the binary user-item matrix from itself with least
+    error, under a squared penalty.
+    With `P = inverse(X'X + regularization * identity)`, the weight of item i for item j is
+    `-P[i, j] / P[j, j]`; the score of an item is the sum of the weights of the whole history for it.
     Solved in float64; repeated events count once.
 
     Args:
@@ -43,13 +44,13 @@ class Ease:
     _weights_II: Float64Array | None = field(default=None, init=False, repr=False)
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Invert one [I, I] matrix."""
+        """Inverts one [I, I] matrix."""
         num_items = dataset.num_items
         if num_items > self.max_items:
             gigabytes = 4 * 8 * num_items**2 / 1e9  # the matrix, its inverse, and the solver's copies of both
             raise UserError(
-                f"baseline ease: {num_items} items are above its limit of {self.max_items}, and would take about {gigabytes:.0f} GB of "
-                "memory: name the baselines without it, and not all"
+                f"baseline ease: {num_items} items are above its limit of {self.max_items}, and would take "
+                f"about {gigabytes:.0f} GB of memory: name the baselines without it, and not all"
             )
         seen_UI = user_item_matrix(dataset, split)
         by_item_IU = seen_UI.T.tocsr()

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class ImplicitAls:
-    """Alternating least squares on the binary user-item matrix (Hu, Koren and Volinsky, ICDM 2008), by the
-    library `implicit`.
+    """Alternating least squares on the binary user-item matrix (Hu, Koren and Volinsky, ICDM 2008).
+
+    The library `implicit` does the work.
 
     The factors of a user are solved anew from the whole history and the fitted item factors, so that users
     and events that were not fitted are used like all others; the score of an item is the inner product.
@@ -32,7 +33,7 @@ class ImplicitAls:
         regularization: penalty on squared factors (>= 0).
         confidence: weight of a seen item (>= 1); an unseen one has 1.
         iterations: times both sides are solved.
-        seed: of the first random factors.
+        seed: seeds the initial factors.
     """
 
     factors: int = 64
@@ -43,8 +44,8 @@ class ImplicitAls:
     _model: "AlternatingLeastSquares | None" = field(default=None, init=False, repr=False)
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Factorise with as many threads as torch has; the result does not depend on their number."""
-        # Imported here, so that those who do not ask for this baseline do not wait for the library.
+        """Factorises with as many threads as torch has; the result does not depend on their number."""
+        # Imported here, because loading the library takes long.
         from implicit.cpu.als import AlternatingLeastSquares
         from threadpoolctl import threadpool_limits
 
@@ -69,5 +70,5 @@ class ImplicitAls:
 
 
 def _for_implicit(matrix: sparse.csr_array) -> sparse.csr_matrix:
-    """The library asks for the older class and float32."""
+    """Converts to what the library takes: the older class, and float32."""
     return sparse.csr_matrix(matrix, dtype="float32")

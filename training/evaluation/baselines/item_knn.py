@@ -1,4 +1,4 @@
-"""Items seen by the same users as those of the history: item-based nearest neighbours.
+"""Item-based nearest neighbours: items seen by the same users as those of the history.
 
 Shape legend: U users, B users of a batch, I items, C items of a chunk, R item rows (the special rows, then
 the items).
@@ -23,24 +23,24 @@ from training.evaluation.baselines.base import (
 )
 
 TIE_WEIGHT = 1e-9
-"""What the most popular item gets beside its sum of similarities, so that equal sums, zero among them, have
-an order."""
+"""Added to the sum of similarities of the most popular item, so that equal sums, also zero, have an order."""
 _CHUNK_VALUES = 2**23
-"""Most similarities of a chunk: 64 MB."""
+"""Maximum of similarities in a chunk: 64 MB."""
 
 
 @dataclass
 class ItemKnn:
-    """By the sum of similarities to the items of the whole history (Deshpande and Karypis, TOIS 2004).
+    """Scores items by the sum of similarities to the items of the whole history (Deshpande and Karypis, TOIS
+    2004).
 
     The similarity of items i and j is the shrunk cosine of their users, `both / (sqrt(users of i * users of
     j) + shrinkage)`; each item of the history votes for its `num_neighbours` most similar items (not itself),
     equal ones by lower row.
     Repeated events count once.
-    Items of equal sums stand in the order of their users, most first.
+    Items of equal sums are in descending order of their number of users.
 
     Args:
-        num_neighbours: most items that one item of a history votes for (> 0).
+        num_neighbours: items that one item of a history votes for, at most (> 0).
         shrinkage: in users (>= 0); takes weight from similarities that rest on few of them (Bell and Koren,
             ICDM 2007).
     """
@@ -51,8 +51,9 @@ class ItemKnn:
     _ties_I: Float64Array | None = field(default=None, init=False, repr=False)
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Find neighbours [I, I] of all items, a chunk at a time: dense matrices have 64 MB at most, and a
-        handful exist at once.
+        """Finds neighbours [I, I] of all items, a chunk at a time.
+
+        Dense matrices have 64 MB at most, and a handful exist at once.
         """
         seen_UI = user_item_matrix(dataset, split)
         by_item_IU = seen_UI.T.tocsr()
@@ -76,8 +77,9 @@ class ItemKnn:
 
 
 def keep_largest(values_CI: Float64Array, count: int) -> Float64Array:
-    """The same values with all but the `count` largest of each row set to 0; of equal ones, those further
-    left stay.
+    """Returns the values with all but the `count` largest of each row set to 0.
+
+    Of equal values, those further left stay.
 
     >>> keep_largest(np.array([[1.0, 3.0, 1.0, 2.0]]), 3).tolist()
     [[1.0, 3.0, 0.0, 2.0]]
@@ -85,7 +87,7 @@ def keep_largest(values_CI: Float64Array, count: int) -> Float64Array:
     width = values_CI.shape[1]
     if count >= width:
         return values_CI
-    least_C1 = np.partition(values_CI, width - count, axis=1)[:, width - count, None]
-    above_CI, equal_CI = values_CI > least_C1, values_CI == least_C1
-    room_C1 = count - above_CI.sum(axis=1, keepdims=True)
-    return np.where(above_CI | (equal_CI & (np.cumsum(equal_CI, axis=1) <= room_C1)), values_CI, 0.0)
+    smallest_C1 = np.partition(values_CI, width - count, axis=1)[:, width - count, None]
+    above_CI, equal_CI = values_CI > smallest_C1, values_CI == smallest_C1
+    num_equal_C1 = count - above_CI.sum(axis=1, keepdims=True)
+    return np.where(above_CI | (equal_CI & (np.cumsum(equal_CI, axis=1) <= num_equal_C1)), values_CI, 0.0)

@@ -1,4 +1,4 @@
-"""The last item decides: what users did next after it (a first-order Markov chain, by maximum likelihood).
+"""A first-order Markov chain, by maximum likelihood: what users did next after the last item.
 
 Shape legend: T fitted events, B users of a batch, I items, R item rows (the special rows, then the items).
 """
@@ -18,14 +18,15 @@ from training.data.evaluation_batches import EvaluationBatch
 from training.evaluation.baselines.base import fitted_events, order_shares, with_special_rows
 
 TIE_WEIGHT = 0.5
-"""What the most popular item gets beside its count: less than one transition, so that popularity orders equal
-counts alone."""
+"""Added to the count of the most popular item: less than one transition, so that it orders equal counts
+alone."""
 
 
 @dataclass
 class Markov:
-    """By how often an item came right after the last item of the history, over consecutive training events of
-    each user.
+    """Scores items by how often they came right after the last item of the history.
+
+    Pairs are consecutive training events of each user.
 
     Equal counts, and with them all items that never followed, are ordered by training events (not weighted),
     then by lower row.
@@ -35,7 +36,7 @@ class Markov:
     _ties_I: Float64Array | None = field(default=None, init=False, repr=False)
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Count transitions [I, I] from an item to the next."""
+        """Counts transitions [I, I] from an item to the next."""
         rows_T, offsets_U1 = fitted_events(dataset, split)
         from_same_user_T = np.ones(len(rows_T), dtype=bool)
         from_same_user_T[offsets_U1[:-1][np.diff(offsets_U1) > 0]] = False

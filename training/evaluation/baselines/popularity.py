@@ -1,4 +1,4 @@
-"""The same items for everybody: those with most training events, ever or lately.
+"""Popularity: the same items for every user, by training events of all time or of late.
 
 Shape legend: B users of a batch, R item rows (special rows included).
 """
@@ -18,8 +18,9 @@ from training.evaluation.baselines.base import Scorer, order_shares
 
 
 def order_scorer(*counts_R: Float64Array) -> Scorer:
-    """The same scores for everybody, by the first count, ties by the next one, then by lower row, as in
-    serving, whatever k is.
+    """Returns a scorer that gives every user the same scores.
+
+    They follow the first count, ties by the next one, then by lower row, as in serving, whatever k is.
     """
     shares_R = torch.from_numpy(order_shares(*counts_R))
     return lambda batch: shares_R.repeat(len(batch.positions_B), 1)
@@ -27,12 +28,12 @@ def order_scorer(*counts_R: Float64Array) -> Scorer:
 
 @dataclass
 class Popularity:
-    """By weighted training events of each item; ties by lower row."""
+    """Scores items by their weighted training events; ties by lower row."""
 
     _scorer: Scorer | None = field(default=None, init=False, repr=False)
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Count events."""
+        """Counts events."""
         self._scorer = order_scorer(item_statistics(dataset, split, recent_days=1).counts_R)
         return self
 
@@ -43,8 +44,9 @@ class Popularity:
 
 @dataclass
 class RecentPopularity:
-    """By weighted training events in the last days before the end of training; ties, such as items without
-    any, by those of all time.
+    """Scores items by their weighted training events in the last days before the end of training.
+
+    Ties, such as items without any, are ordered by events of all time.
 
     Args:
         days: how far to look back (> 0) from the newest training event of all users.
@@ -54,7 +56,7 @@ class RecentPopularity:
     _scorer: Scorer | None = field(default=None, init=False, repr=False)
 
     def fit(self, dataset: Dataset, split: Split) -> Self:
-        """Count events."""
+        """Counts events."""
         statistics = item_statistics(dataset, split, self.days)
         self._scorer = order_scorer(statistics.recent_counts_R, statistics.counts_R)
         return self

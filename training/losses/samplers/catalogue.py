@@ -13,7 +13,7 @@ from training.losses.samplers.base import CatalogueSampler, search
 
 
 class UniformSampler(CatalogueSampler):
-    """Every item alike.
+    """Draws every item with the same probability.
 
     Args:
         num_rows: item rows, special rows included.
@@ -66,7 +66,7 @@ class LogUniformSampler(CatalogueSampler):
 
 
 class PopularitySampler(CatalogueSampler):
-    """Items in proportion to (count + 1) ** exponent: every item has a chance.
+    """Draws items in proportion to (count + 1) ** exponent, so that every item can be drawn.
 
     An exponent of 1 is how often items occur in training, 0 is uniform, 0.75 that of word2vec (Mikolov et
     al., 2013, "Distributed representations of words and phrases and their compositionality").

@@ -16,9 +16,10 @@ from training.losses.samplers.streaming import Frequency
 
 
 class InBatchSampler(Sampler):
-    """Targets of the step, each as often as it is there; a draw takes at most `num_negatives` of them,
-    without replacement, from what draws before it have left as long as that is enough.
+    """Draws from the targets of the step, repetitions included.
 
+    A draw takes at most `num_negatives` of them without replacement, from what earlier draws have left as
+    long as that is enough.
     Where it takes all of them there is one draw.
 
     Targets of different positions come from the frequency q of targets.
@@ -41,15 +42,15 @@ class InBatchSampler(Sampler):
         self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator
     ) -> Negatives:
         pool_G = _pool(target_rows_M, gather=self._gather)
-        entry_SN = _take(pool_G, num_draws, num_negatives, generator)
+        index_SN = _take(pool_G, num_draws, num_negatives, generator)
         others = _log_share_of_others(len(pool_G))
 
         def log_probability(rows: Tensor) -> Tensor:
             return self.frequency.log_probability(rows) + others
 
-        pool_indices = PoolIndices(entry_SN, torch.searchsorted(pool_G, target_rows_M))
+        pool_indices = PoolIndices(index_SN, torch.searchsorted(pool_G, target_rows_M))
         negatives = Negatives.with_probabilities(
-            pool_G[entry_SN], target_rows_M, log_probability, pool_indices
+            pool_G[index_SN], target_rows_M, log_probability, pool_indices
         )
         if self.frequency.learns:
             self.frequency.observe(pool_G if self._gather else gather_rows(target_rows_M))
@@ -57,19 +58,20 @@ class InBatchSampler(Sampler):
 
 
 class MixedSampler(Sampler):
-    """A share from the targets of the step, the rest uniform from the catalogue (Yang et al., 2020, "Mixed
-    negative sampling for learning two-tower neural networks in recommendations").
+    """Draws a share from the targets of the step, the rest uniformly from the catalogue.
 
-    Every item has a chance in every step, so the correction need not know how often items are targets: given
-    the step, a place among the N negatives has an item that is there m times among G targets with probability
+    Yang et al., 2020, "Mixed negative sampling for learning two-tower neural networks in recommendations".
+
+    Every item can be drawn in every step, so the correction need not know how often items are targets: given
+    the step, a negative is an item that is m times among G targets with probability
     C / N m / G + (1 - C / N) / I.
     That is what is reported, wherever a negative came from (the balance heuristic: Veach and Guibas, 1995,
     "Optimally combining sampling techniques for Monte Carlo rendering").
-    A step of few histories, whose targets are like each other, is so corrected for what it is.
+    A step of few histories, whose targets are similar, is corrected for its own distribution.
 
     A position's own target is in the step because it is its target.
-    Given what the others ask for, of which it knows nothing, it has a chance as though it were there m - 1
-    times, and that is what is reported of it: with m, rare targets would be held too likely.
+    Given the targets of the others, its probability is that of an item that is there m - 1 times, and this is
+    what is reported: with m, rare targets would be considered too likely.
 
     Args:
         num_rows: item rows, special rows included.
@@ -87,15 +89,15 @@ class MixedSampler(Sampler):
         self, num_draws: int, num_negatives: int, target_rows_M: Tensor, generator: torch.Generator
     ) -> Negatives:
         pool_G = _pool(target_rows_M, gather=self._gather)
-        entry_SC = _take(pool_G, num_draws, round(num_negatives * self._in_batch_share), generator).expand(
+        index_SC = _take(pool_G, num_draws, round(num_negatives * self._in_batch_share), generator).expand(
             num_draws, -1
         )
-        num_uniform = num_negatives - entry_SC.shape[1]
+        num_uniform = num_negatives - index_SC.shape[1]
         uniform_rows = self._uniform.sample(num_draws * num_uniform, generator, pool_G.device).view(
             num_draws, num_uniform
         )
-        rows_SN = torch.cat([pool_G[entry_SC], uniform_rows], dim=1)
-        in_batch = entry_SC.shape[1] / num_negatives / max(1, len(pool_G))
+        rows_SN = torch.cat([pool_G[index_SC], uniform_rows], dim=1)
+        in_batch = index_SC.shape[1] / num_negatives / max(1, len(pool_G))
 
         def log_probability(rows: Tensor, times: Tensor) -> Tensor:
             uniform = self._uniform.log_probability(rows).exp() * num_uniform / num_negatives
@@ -106,37 +108,37 @@ class MixedSampler(Sampler):
             log_probability(rows_SN, _times(rows_SN, pool_G)),
             log_probability(target_rows_M, _times(target_rows_M, pool_G) - 1),
             PoolIndices(
-                torch.cat([entry_SC, torch.full_like(uniform_rows, -1)], dim=1),
+                torch.cat([index_SC, torch.full_like(uniform_rows, -1)], dim=1),
                 torch.searchsorted(pool_G, target_rows_M),
             ),
         )
 
 
 def _pool(target_rows_M: Tensor, *, gather: bool) -> Tensor:
-    """int64 [G] targets in ascending order: of equal ones it does not matter which is a position's own."""
+    """Returns int64 [G] targets in ascending order; which of equal ones is a position's own does not matter."""
     return gather_rows(target_rows_M) if gather else target_rows_M.sort().values
 
 
 def _take(pool_G: Tensor, num_draws: int, count: int, generator: torch.Generator) -> Tensor:
-    """int64 [S, count] places of a pool, or all of them once, [1, G]."""
+    """Returns int64 [S, count] indices of a pool, or all of them once, [1, G]."""
     if len(pool_G) <= count:
         return torch.arange(len(pool_G), device=pool_G.device)[None]
     at_once = min(num_draws, len(pool_G) // max(1, count))
     rounds = -(-num_draws // at_once)
-    places_SC = torch.stack(
+    indices_SC = torch.stack(
         [torch.randperm(len(pool_G), generator=generator)[: at_once * count] for _ in range(rounds)]
     )
-    return places_SC.view(rounds * at_once, count)[:num_draws].to(pool_G.device)
+    return indices_SC.view(rounds * at_once, count)[:num_draws].to(pool_G.device)
 
 
 def _times(rows: Tensor, pool_G: Tensor) -> Tensor:
-    """float64 how often each row is in the pool."""
+    """Returns how often each row is in the pool, as float64."""
     return (torch.searchsorted(pool_G, rows, right=True) - torch.searchsorted(pool_G, rows)).double()
 
 
 def _log_share_of_others(pool_size: int) -> float:
-    """log(1 - 1 / G).
+    """Returns log(1 - 1 / G).
 
-    Of a pool of one target nothing remains but what the loss leaves out: any finite number will do.
+    For a pool of one target any finite number will do: the loss leaves out all negatives.
     """
     return math.log1p(-1 / pool_size) if pool_size > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Item rows of all ranks in one place.
+"""Item rows gathered from all ranks.
 
 Shape legend: M positions of this rank, G positions of all ranks together, W ranks.
 """

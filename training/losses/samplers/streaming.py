@@ -20,14 +20,14 @@ class Frequency(nn.Module, ABC):
 
     @abstractmethod
     def log_probability(self, rows: Tensor) -> Tensor:
-        """float64, the shape of `rows`, on their device; finite for every row that can be a target."""
+        """Returns float64 in the shape of `rows`, on their device; finite for every row that can be a target."""
 
     @abstractmethod
     def observe(self, target_rows_G: Tensor) -> None:
-        """Learn from the targets of a step, those of all ranks."""
+        """Learns from the targets of a step, those of all ranks."""
 
     learns: bool
-    """Whether `observe` does anything: otherwise nothing has to be gathered for it."""
+    """Whether `observe` does anything; otherwise nothing is gathered for it."""
 
 
 class CountedFrequency(Frequency):
@@ -108,7 +108,7 @@ class StreamingFrequency(Frequency):
         self.last_R[rows_U] = self.clock
 
     def weights(self) -> Tensor:
-        """float64 [R] frequencies, up to a factor; 0 for the special rows."""
+        """Returns float64 [R] frequencies, up to a factor; 0 for the special rows."""
         remembered_R = self.seen_R.clamp_min(1).double().clamp_max(1 / self._rate)
         # n appearances over the time of n gaps and the open one: n / (n gap + open).
         weights_R = 1 / (self.gap_R + (self.clock - self.last_R).double() / remembered_R)
