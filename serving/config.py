@@ -14,12 +14,12 @@ from passerelle.config import Config, load_config
 from passerelle.errors import UserError
 from serving.eligibility_config import Offers, Rules
 from serving.ordering_config import OrderingConfig
+from serving.schemas.base import MAX_K
 from serving.schemas.filters import Filter
 from serving.source_config import CandidateSource, PersonalSource, PopularSource, SourceList
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 DEFAULT = "default"
-MAX_K = 10_000
 
 
 class Playlist(Config):

@@ -20,6 +20,8 @@ class _First(FailFast):
 
 Several = Annotated[tuple[T, ...], _First()]
 """A list; validation ends with its first error."""
+MAX_K = 10_000
+"""Maximum number of items of an answer, whatever the configuration says."""
 _MAX_UNKNOWN_FIELDS = 20
 """Maximum number of unknown fields that errors name."""
 

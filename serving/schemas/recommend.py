@@ -8,8 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from passerelle.config import Config
-from serving.config import MAX_K
-from serving.schemas.base import RequestModel, Several
+from serving.schemas.base import MAX_K, RequestModel, Several
 from serving.schemas.filters import MAX_CONDITIONS, MAX_VALUES, Filter, count_conditions, count_values
 
 MAX_HISTORY_ITEMS = 100_000
