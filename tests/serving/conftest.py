@@ -1,4 +1,4 @@
-"""A recommender whose networks run in this process."""
+"""Recommenders whose networks run in this process."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def recommender_of(
     log: ServedLog | None = None,
     tracer: Tracer | None = None,
 ) -> Recommender:
-    """All stages over a bundle."""
+    """Returns a recommender with all stages over a bundle."""
     stages = Stages(
         EmbeddingLookup(bundle, inference, version, config, events),
         Retrieval(bundle, config),
@@ -53,5 +53,5 @@ def unicode_recommender(unicode_bundle: Bundle) -> Recommender:
 
 @pytest.fixture(scope="session")
 def offers(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `write_offers` writes."""
+    """The file of `write_offers`."""
     return write_offers(bundle, tmp_path_factory.mktemp("offers") / "offers.parquet")

@@ -28,7 +28,7 @@ KNOWN_USER = 1003
 
 
 class Broken(OnnxInference):
-    """One network fails, or answers what is no number."""
+    """One network fails, or returns values that are not finite."""
 
     def __init__(self, bundle: Bundle, model: str, answer: float | None) -> None:
         super().__init__(bundle)
@@ -140,11 +140,11 @@ def test_retrieval_in_a_thread_finds_the_same_and_keeps_the_deadline(
 
     def slow(*_: Any, **__: Any) -> Any:
         slow_call(2)
-        raise AssertionError("nobody waits for this")
+        raise AssertionError("the answer came after the deadline")
 
     monkeypatch.setattr(Retriever, "search", slow)
 
-    async def asked(coroutine: Any) -> float:
+    async def seconds_to_deadline_error(coroutine: Any) -> float:
         begun = time.perf_counter()
         with pytest.raises(DeadlineError):
             await coroutine
@@ -155,15 +155,15 @@ def test_retrieval_in_a_thread_finds_the_same_and_keeps_the_deadline(
             RecommendRequest.model_validate({"user_id": KNOWN_USER, "deadline_ms": 50})
         )
         return [
-            await asked(recommend),
-            await asked(apart.similar(SimilarRequest(item_id=17, deadline_ms=50))),
+            await seconds_to_deadline_error(recommend),
+            await seconds_to_deadline_error(apart.similar(SimilarRequest(item_id=17, deadline_ms=50))),
         ]
 
     assert max(asyncio.run(both())) < 1.5
 
 
 def test_hanging_ranker_leaves_time_for_ordering(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where each stage is a journey away."""
+    """Also where every stage takes a round trip."""
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
 
     async def hang(*_: Any, **__: Any) -> Any:

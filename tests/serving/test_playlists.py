@@ -1,4 +1,4 @@
-"""Playlists, sources, experiments and cold users through the whole chain, with the networks in this process."""
+"""Playlists, sources, experiments and cold users through all stages, with networks in this process."""
 
 import asyncio
 from pathlib import Path
@@ -253,7 +253,7 @@ def test_paths_are_relative_to_the_serving_file(tmp_path: Path) -> None:
 
 
 def test_near_needs_a_place_but_no_query(bundle: Bundle, offers: Path) -> None:
-    """A source without what it starts from finds nothing, and what is popular fills the answer up."""
+    """Without a place `near` finds nothing, and popular items fill the answer up."""
     recommender = recommender_with(bundle, config_of(offers, cold_start={"sources": [source("near")]}))
     assert ask(recommender, k=4).fallback == "popular"
     nowhere = recommender_with(bundle, config_of(offers, playlists={"p": {"sources": [source("near")]}}))

@@ -1,4 +1,4 @@
-"""Files that change, vanish, break and come back while they are served."""
+"""Files that change, vanish, become invalid and come back while they are served."""
 
 import errno
 import itertools
@@ -27,7 +27,7 @@ def number_of(path: Path) -> int:
 
 
 class Disk:
-    """Loads numbers, as long as nothing is in the way."""
+    """Loads numbers, unless there is an obstacle."""
 
     def __init__(self) -> None:
         self.obstacle: Callable[[Path], None] | None = None
@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def replace(path: Path, text: str) -> None:
-    """At once: another file."""
+    """Replaces a file atomically."""
     beside = path.with_suffix(".new")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
@@ -57,13 +57,14 @@ def test_invalid_content_keeps_the_loaded_value(path: Path) -> None:
     watched = WatchedFile(path, number_of, poll_s=NEVER_S)
     for text, expected in (("2", 2), ("x", 2), ("33", 33)):
         path.write_text(text, encoding="utf-8")
-        watched.check()  # perhaps it is still being written
+        # At the first check the file may still be being written.
+        watched.check()
         watched.check()
         assert watched.value == expected
     path.unlink()
     watched.check()
     watched.check()
-    assert watched.value == 33, "what is gone for a moment says nothing"
+    assert watched.value == 33, "a missing file changes nothing"
     watched.close()
     path.write_text("y", encoding="utf-8")
     with pytest.raises(UserError, match="no number"):
@@ -119,7 +120,7 @@ def test_temporary_errors_are_retried_and_logged_once(
 def test_block_list_that_vanishes_while_it_is_opened_stays_in_force(
     bundle: Bundle, path: Path, tmp_path: Path
 ) -> None:
-    """Five are blocked, and stay so; the same file is read when it is back."""
+    """Five items are blocked and stay blocked; the same file is read when it is back."""
     ids = bundle.items.column("item_id").to_pylist()
     path.write_text("\n".join(map(str, ids[:5])), encoding="utf-8")
     vanishing = False
@@ -173,7 +174,7 @@ def test_file_that_changes_at_every_check_is_read(path: Path) -> None:
 
 @pytest.fixture
 def restless(path: Path) -> Iterator[None]:
-    """A writer that leaves no two looks in peace."""
+    """A writer that changes the file between any two checks."""
     stopped = threading.Event()
 
     def write() -> None:

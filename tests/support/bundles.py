@@ -1,6 +1,7 @@
-"""A small but real bundle for tests: hand-made ONNX networks, every file of the contract, a reference computed here.
+"""A small but real bundle for tests: hand-made ONNX networks and every file of the contract.
 
-Shape legend: I items, R = I + FIRST_ITEM_ROW, D vector width, U users, L history length, C candidates, F features.
+Shape legend: I items, R = I + FIRST_ITEM_ROW, D vector width, U users, L history length, C candidates,
+F features.
 """
 
 import tempfile
@@ -72,7 +73,10 @@ def _save(
 
 
 def write_query_encoder(path: Path, dim: int, max_history: int, rng: np.random.Generator) -> None:
-    """query = (sum of masked vectors weighted by place and by age) @ W: padding on the left changes nothing, order and time do."""
+    """Writes a network: query = (sum of masked vectors weighted by position and by age) @ W.
+
+    Padding on the left changes nothing, order and time do.
+    """
     node = helper.make_node
     nodes = [
         node("Shape", ["item_vectors"], ["shape"]),

@@ -14,14 +14,14 @@ MAX_BATCH_SIZE = 64
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
-    """An ONNX file in this process, on one thread."""
+    """Opens an ONNX file in this process, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxInference:
-    """Runs a bundle's networks; remembers the shapes it was given."""
+    """Runs a bundle's networks and records the shape of each input."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._sessions = {model: session(bundle.path / f"{model}.onnx") for model in bundle.manifest.networks}

@@ -13,7 +13,10 @@ NOW_MS = 1_700_000_000_000
 
 
 def write_offers(bundle: Bundle, path: Path) -> Path:
-    """Two offers for each item but every seventh: one in Paris that is dear, one in Lyon that is cheap, at times around now."""
+    """Writes two offers for each item but every seventh, at times around now.
+
+    One is expensive and in Paris, the other cheap and in Lyon.
+    """
     rows = []
     for position, item_id in enumerate(bundle.items.column("item_id").to_pylist()):
         if position % 7 == 0:

@@ -1,4 +1,4 @@
-"""What tests of playlists share: offers, configurations, requests."""
+"""Configurations and requests for tests of playlists."""
 
 import asyncio
 from pathlib import Path

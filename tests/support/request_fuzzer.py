@@ -1,4 +1,4 @@
-"""Requests that an attacker, a broken client or a cat on a keyboard would send: from the OpenAPI schema, and by hand."""
+"""Invalid and hostile requests, from the OpenAPI schema and by hand."""
 
 import json
 import random
@@ -64,11 +64,11 @@ LIKELY: dict[str, tuple[Any, ...]] = {
     "deadline_ms": (None, 60_000),
     "filters": ([],),
 }
-"""By name of a field: what makes a request that is answered, so that more than the first check is reached."""
+"""Values of fields, by name, with which a request is answered and reaches more than the first check."""
 
 
 def deep(depth: int) -> dict[str, Any]:
-    """A filter within a filter within a filter."""
+    """Returns a filter nested this deep."""
     tree: dict[str, Any] = {"op": "present", "column": "year"}
     for level in range(depth):
         tree = {"op": "not", "condition": tree} if level % 2 else {"op": "and", "conditions": [tree]}
@@ -76,7 +76,7 @@ def deep(depth: int) -> dict[str, Any]:
 
 
 def filters(rng: random.Random, depth: int = 3) -> Any:
-    """A tree of conditions, mostly right."""
+    """Returns a tree of conditions, mostly valid."""
     kind = rng.random()
     if depth and kind < 0.3:
         return {
@@ -108,7 +108,7 @@ def filters(rng: random.Random, depth: int = 3) -> Any:
 
 
 def valid(schema: Any, definitions: dict[str, Any], rng: random.Random, depth: int = 0) -> Any:
-    """A value that a schema describes, or now and then one that it does not."""
+    """Returns a value that a schema describes, or now and then one that it does not."""
     if rng.random() < 0.015:
         return rng.choice(NASTY)
     if depth > 6:
@@ -127,8 +127,8 @@ def valid(schema: Any, definitions: dict[str, Any], rng: random.Random, depth: i
             known = {
                 name: rng.choice(LIKELY[name])
                 if name in LIKELY and rng.random() < 0.93
-                else valid(part, definitions, rng, depth + 1)
-                for name, part in schema.get("properties", {}).items()
+                else valid(property_, definitions, rng, depth + 1)
+                for name, property_ in schema.get("properties", {}).items()
                 if name in schema.get("required", ()) or rng.random() < 0.4
             }
             if rng.random() < 0.03:
@@ -154,7 +154,7 @@ def valid(schema: Any, definitions: dict[str, Any], rng: random.Random, depth: i
 def requests(
     openapi: dict[str, Any], count: int, seed: int
 ) -> Iterator[tuple[str, str, bytes, dict[str, str]]]:
-    """Method, path, body, headers."""
+    """Yields method, path, body and headers of requests."""
     rng = random.Random(seed)
     definitions = openapi["components"]["schemas"]
     operations = [
@@ -185,7 +185,7 @@ def requests(
 
 
 def encoded(content: Any) -> bytes:
-    """As JSON, however deep, with what JSON does not have."""
+    """Returns JSON, also of values too deep for the encoder or unknown to JSON."""
     try:
         return json.dumps(content).encode()
     except RecursionError:
@@ -193,12 +193,12 @@ def encoded(content: Any) -> bytes:
 
 
 def mangled(body: bytes, rng: random.Random) -> bytes:
-    """Cut short, with a byte changed, or doubled."""
-    place = rng.randrange(len(body) + 1)
+    """Returns the body cut short, with a byte inserted, doubled, or with a byte order mark."""
+    position = rng.randrange(len(body) + 1)
     return rng.choice(
         [
-            body[:place],
-            body[:place] + bytes([rng.randrange(256)]) + body[place:],
+            body[:position],
+            body[:position] + bytes([rng.randrange(256)]) + body[position:],
             body + body,
             b"\xff\xfe" + body,
         ]

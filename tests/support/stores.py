@@ -1,4 +1,4 @@
-"""What tests of event stores share: a real Redis server, events, users."""
+"""A real Redis server, events and users for tests of event stores."""
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ _users = itertools.count()
 
 
 def start_redis(folder: Path, *options: str) -> tuple[subprocess.Popen[bytes], str]:
-    """A real server on loopback, and its address, once it answers."""
+    """Starts a real server on loopback, and returns it with its address once it answers."""
     (port,) = free_ports(1)
     assert REDIS is not None
     server = subprocess.Popen(

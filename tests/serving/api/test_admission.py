@@ -221,7 +221,7 @@ def test_cors_allows_only_configured_origins(bundle: Bundle, tmp_path: Path) -> 
 def test_short_deadlines_skip_the_ranker_or_answer_503(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without time for the ranker items stand in the order of retrieval; without time for candidates it is a 503."""
+    """Without time for the ranker the order is that of retrieval; without time for candidates it is a 503."""
     recommender = recommender_of(bundle, Slow(bundle), 7)
     retrieve = recommender.stages.retrieval.run
 

@@ -1,4 +1,4 @@
-"""The HTTP interface without Ray: what it answers, and that no input makes it fail."""
+"""The HTTP interface without Ray: its answers, and that no input causes a server error."""
 
 import asyncio
 import json
@@ -187,7 +187,7 @@ def test_metrics_count_outcomes(recommender: Recommender) -> None:
 
 
 def test_answers_without_triton(bundle: Bundle) -> None:
-    """The networks are asked for where nobody answers: items like those of the history, flagged, and not ready."""
+    """Answers are degraded, with items similar to the history, and the service is not ready."""
 
     async def answers() -> list[httpx.Response]:
         client = TritonClient("127.0.0.1:9")

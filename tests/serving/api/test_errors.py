@@ -135,7 +135,7 @@ WITHIN = {"op": "within", "column": "a", "latitude": 1, "longitude": 1, "radius_
     ],
 )
 def test_errors_of_large_bodies_are_cut_short(recommender: Recommender, body: dict[str, Any]) -> None:
-    """Pydantic makes an object of each mistake: a body of 2 MB once gave an answer of 144 MB after 24 s."""
+    """Pydantic makes an object of each error: a body of 2 MB once gave an answer of 144 MB after 24 s."""
     answer = call(build_app(recommender), "POST", "/v1/recommend", json=body)
     assert answer.status_code == 422 and len(answer.content) < 20_000 and len(answer.json()["detail"]) <= 50
 

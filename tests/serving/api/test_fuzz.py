@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is a refusal or an answer: no 5xx, no exception, no memory that stays."""
+"""Fuzzed requests: no server errors, no exceptions, no leaked memory."""
 
 import asyncio
 import json
@@ -40,20 +40,23 @@ def app(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[An
 
 
 def fuzz(app: Any, count: int, seed: int) -> tuple[Counter[int], list[float]]:
-    """Statuses, and the memory of this process at the quarters of the way, MiB; an exception inside the application is raised here."""
+    """Returns the number of answers by status, and the memory of this process after each quarter, MiB.
+
+    An exception inside the application fails the test.
+    """
     process, memory = psutil.Process(), []
 
     async def main() -> Counter[int]:
         statuses: Counter[int] = Counter()
         async with open_client(app) as client:
-            for place, (method, path, body, headers) in enumerate(requests(app.openapi(), count, seed)):
+            for i, (method, path, body, headers) in enumerate(requests(app.openapi(), count, seed)):
                 answer = await client.request(method, path, content=body, headers=headers)
-                hurried = (
+                past_deadline = (
                     answer.status_code == 503
                     and b'"deadline_ms"' in body
                     and "time of the request is over" in answer.text
                 )
-                assert hurried or answer.status_code in ALLOWED, (
+                assert past_deadline or answer.status_code in ALLOWED, (
                     answer.status_code,
                     answer.text[:300],
                     method,
@@ -64,7 +67,7 @@ def fuzz(app: Any, count: int, seed: int) -> tuple[Counter[int], list[float]]:
                     json.loads(answer.text)
                 assert "Traceback" not in answer.text and "x-injected" not in answer.headers
                 statuses[answer.status_code] += 1
-                if place % (count // 4) == count // 4 - 1:
+                if i % (count // 4) == count // 4 - 1:
                     memory.append(process.memory_info().rss / 2**20)
         return statuses
 

@@ -20,7 +20,7 @@ from tests.support.stores import DURABLE, event, needs_redis, new_user, start_re
 def open_one(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[], EventStore]]:
-    """Opens a store; all that it opens hold the same events."""
+    """Returns a function that opens stores over the same events."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "sqlite":
         yield lambda: SqliteEventStore(folder / "events.sqlite")
@@ -77,9 +77,9 @@ def test_erasure_deletes_events_and_is_remembered(open_one: Callable[[], EventSt
 
     async def work(store: EventStore) -> None:
         await store.append([event(user, "a"), event(user, "b"), event(other, "a")])
-        await store.assign_pseudonym(user, "nobody", 0)
-        await store.assign_pseudonym(user, "somebody else", 0)
-        assert (await store.user(user, 10)).pseudonym == "nobody"
+        await store.assign_pseudonym(user, "a pseudonym", 0)
+        await store.assign_pseudonym(user, "another", 0)
+        assert (await store.user(user, 10)).pseudonym == "a pseudonym"
         assert await store.erase(user) == 2
         state = await store.user(user, 10)
         assert state.events == () and state.pseudonym is None and state.erased
@@ -99,7 +99,7 @@ def test_pseudonym_chosen_before_an_erasure_is_not_kept(open_one: Callable[[], E
             before = await store.user(user, 10)
             assert before.erasures == erasures
             await store.erase(user)
-            await store.assign_pseudonym(user, "in lines of the log already", before.erasures)
+            await store.assign_pseudonym(user, "chosen before", before.erasures)
             after = await store.user(user, 10)
             assert after.pseudonym is None
             await store.assign_pseudonym(user, f"new {erasures}", after.erasures)

@@ -46,11 +46,11 @@ def test_erased_user_is_treated_as_unknown(bundle: Bundle, store: SqliteEventSto
     )
     click = ("POST", "/v1/events", {"event_id": "x", "user_id": 1000, "item_id": 47})
     ask = ("POST", "/v1/recommend", {"user_id": 1000})
-    known, _, gone, stranger = call_all(app, ask, click, ("DELETE", "/v1/users/1000", None), ask)
+    known, _, gone, unknown = call_all(app, ask, click, ("DELETE", "/v1/users/1000", None), ask)
     assert (
         known.json()["fallback"] is None
         and gone.json() == {"events": 1}
-        and stranger.json()["fallback"] == "popular"
+        and unknown.json()["fallback"] == "popular"
     )
 
 
@@ -94,12 +94,12 @@ def test_event_of_the_bundle_counts_once(bundle: Bundle, store: SqliteEventStore
     known = before.json()["events"]
     again = [
         {
-            "event_id": str(place),
+            "event_id": str(i),
             "user_id": 1003,
             "item_id": event["item_id"],
             "timestamp_ms": event["timestamp_ms"],
         }
-        for place, event in enumerate(known)
+        for i, event in enumerate(known)
     ]
     new = {"event_id": "new", "user_id": "1003", "item_id": 7}
     kept, after = call_all(
@@ -110,8 +110,8 @@ def test_event_of_the_bundle_counts_once(bundle: Bundle, store: SqliteEventStore
 
 
 def test_events_with_ids_of_other_bundles_are_ignored(bundle: Bundle, store: SqliteEventStore) -> None:
-    strangers = [Event("a", "4", "an item with a name", "view", 5), Event("b", "4", "7", "unheard of", 6)]
-    asyncio.run(store.append([*strangers, Event("c", "4", "7", "view", 7)]))
+    other = [Event("a", "4", "an item with a name", "view", 5), Event("b", "4", "7", "unheard of", 6)]
+    asyncio.run(store.append([*other, Event("c", "4", "7", "view", 7)]))
     app = build_app(
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)
     )

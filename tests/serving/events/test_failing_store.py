@@ -1,4 +1,4 @@
-"""Answers while the event store is down: without events, and without anything of erased users."""
+"""Answers while the event store is down: without events, and without data of erased users."""
 
 import asyncio
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually_async, slow_answer
 
 
 class Breaking:
-    """A store that works, has erased user 1001, and then is down or hangs."""
+    """A store that has erased user 1001, and fails or hangs when it is `broken`."""
 
     def __init__(self, hang_s: float = 0.0) -> None:
         self._hang_s = hang_s
@@ -80,9 +80,7 @@ def test_answers_without_a_failing_store(bundle: Bundle, hang_s: float) -> None:
         and answer.json()["degraded"] == ["events"]
         and answer.json()["fallback"] is None
     )
-    assert erased.json()["degraded"] == ["events"] and erased.json()["fallback"] == "popular", (
-        "forgotten, also now"
-    )
+    assert erased.json()["degraded"] == ["events"] and erased.json()["fallback"] == "popular", "still erased"
     if others:
         kept, ready = others
         assert kept.status_code == 503 and kept.headers["retry-after"] == "1"
@@ -103,7 +101,7 @@ def test_every_user_counts_as_erased_until_erasures_were_read(bundle: Bundle) ->
 def test_erased_user_stays_unknown_while_the_store_is_down(
     bundle: Bundle, store: SqliteEventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
 ) -> None:
-    """By this process; or by another one, as soon as it was read who is erased."""
+    """An erasure by this process counts at once, one by another process when erasures were read again."""
     monkeypatch.setattr("serving.stages.user_history.ERASURE_REFRESH_INTERVAL_S", 0.05)
     app = build_app(
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)

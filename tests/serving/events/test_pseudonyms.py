@@ -17,7 +17,7 @@ from tests.support.waiting import eventually_async
 
 
 class ErasedMeanwhile(SqliteEventStore):
-    """Somebody erases the user whenever a pseudonym is about to be kept."""
+    """Erases the user whenever a pseudonym is about to be kept."""
 
     attempts = 0
 

@@ -1,4 +1,4 @@
-"""What is particular to events in Redis: what it must promise, its log, its old events, its end by `kill -9`."""
+"""The Redis event store: durability, the append-only file, old events and `kill -9`."""
 
 import asyncio
 import contextlib
@@ -223,7 +223,7 @@ def test_acknowledged_events_survive_kill_9_of_the_server(tmp_path: Path) -> Non
 
 @needs_redis
 def test_hourly_counts_hold_no_deleted_items(redis_url: str) -> None:
-    """Neither what was erased after its hour had been forgotten, nor what was too old to be kept, nor what was deleted for its age."""
+    """Neither erased events, nor events too old to be kept, nor events deleted for their age."""
     user, now_hour = new_user(), int(time.time()) // 3600
     recent, old = now_hour * HOUR_MS, (now_hour - 48) * HOUR_MS
 

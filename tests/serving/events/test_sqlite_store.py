@@ -79,7 +79,8 @@ def test_old_events_are_deleted_at_opening_and_every_interval(
     async def again(store: EventStore) -> None:
         await left(store, 1)
         await store.append([event("u2", "late again", old_ms)])
-        await left(store, 1)  # though nobody writes
+        # Pruned without another write.
+        await left(store, 1)
 
     with_store(lambda: open_kept(2), again)
 
@@ -147,7 +148,7 @@ asyncio.run(main())
 
 
 def killed_writers(tmp_path: Path, times: int) -> None:
-    """Processes that write and are killed at moments of chance: whatever they said was kept is there."""
+    """Kills writing processes at random moments, and asserts that acknowledged events are kept."""
     path = tmp_path / "events.sqlite"
     acknowledged: set[str] = set()
     for attempt in range(times):

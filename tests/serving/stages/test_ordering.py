@@ -21,7 +21,7 @@ GROUPS = st.lists(st.integers(-1, 4), min_size=1, max_size=40)
 
 @given(GROUPS, st.integers(1, 45), st.integers(2, 6), st.integers(1, 3))
 def test_mixing_against_its_definition(groups: list[int], k: int, window: int, max_items: int) -> None:
-    """The next item is the first whose group is below its limit in the last window - 1, else the first that is left."""
+    """The next item is the first whose group is below its limit, else the first that is left."""
     left, expected = list(range(len(groups))), []
     while left and len(expected) < k:
         recent = [groups[position] for position in expected[-(window - 1) :]]
@@ -150,7 +150,7 @@ def test_mixing_caps_and_pins_through_the_stage(bundle: Bundle) -> None:
     rows = [row for row in range(2, 80) if kinds[row] == "film"][:6] + [
         row for row in range(2, 80) if kinds[row] == "book"
     ][:3]
-    scores = [float(9 - place) for place in range(9)]
+    scores = [float(9 - i) for i in range(9)]
     mixing = {"diversify": "mixing", "mixing": {"column": "kind", "window": 2, "max_items": 1}}
     found = [bundle.item_ids.row(item.item_id) for item in order(bundle, mixing, rows, scores, 4)]
     assert [kinds[row] for row in found] == ["film", "book", "film", "book"] and found == [

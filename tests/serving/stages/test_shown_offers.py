@@ -1,4 +1,4 @@
-"""What depends on the offer that is shown: caps, mixing and margins, what is over, prices that are none."""
+"""Ordering and rules that depend on the shown offer: caps, mixing, margins, past offers and NaN prices."""
 
 import itertools
 import time

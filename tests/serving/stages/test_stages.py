@@ -264,8 +264,8 @@ def test_recommendations_agree_with_the_reference(bundle: Bundle, recommender: R
         assert [item.item_id for item in answer.items] == bundle.item_ids.ids(user.top_rows_K)
         np.testing.assert_allclose([item.score for item in answer.items], user.top_scores_K, atol=1e-6)
         assert answer.fallback is None and answer.model_version == 7
-        parts = answer.timings_ms
-        assert 0 < parts.lookup + parts.encode + parts.retrieval + parts.ranking <= parts.total
+        timings = answer.timings_ms
+        assert 0 < timings.lookup + timings.encode + timings.retrieval + timings.ranking <= timings.total
 
 
 def test_time_of_the_request_reaches_the_ranker(recommender: Recommender) -> None:

@@ -18,15 +18,15 @@ from tests.support.inference import HangingInference, OnnxInference
 
 
 class Failing:
-    """Answers as told: a code is an error, None an answer."""
+    """Raises the given codes one after the other; None is an answer."""
 
     def __init__(self, *codes: str | None) -> None:
         self.codes = list(codes)
-        self.asked = 0
+        self.calls = 0
         self.timeouts_s: list[float] = []
 
     async def infer(self, model: str, version: int, inputs: Any, timeout_s: float = 2.0) -> Any:
-        self.asked += 1
+        self.calls += 1
         self.timeouts_s.append(timeout_s)
         code = self.codes.pop(0) if self.codes else None
         if code is not None:
@@ -54,7 +54,7 @@ def ask(inference: ResilientInference, timeout_s: float = 2.0) -> str:
 
 
 @pytest.mark.parametrize(
-    ("codes", "outcome", "asked"),
+    ("codes", "outcome", "calls"),
     [
         ((), "ok", 1),
         (("UNAVAILABLE",), "ok", 2),
@@ -64,9 +64,9 @@ def ask(inference: ResilientInference, timeout_s: float = 2.0) -> str:
         (("INVALID_ARGUMENT",), "INVALID_ARGUMENT", 1),
     ],
 )
-def test_only_unavailable_is_retried(codes: tuple[str, ...], outcome: str, asked: int) -> None:
+def test_only_unavailable_is_retried(codes: tuple[str, ...], outcome: str, calls: int) -> None:
     inference = Failing(*codes)
-    assert ask(ResilientInference(inference, seed=1)) == outcome and inference.asked == asked
+    assert ask(ResilientInference(inference, seed=1)) == outcome and inference.calls == calls
     assert inference.timeouts_s == sorted(inference.timeouts_s, reverse=True), (
         "each attempt has the time that is left"
     )
@@ -74,7 +74,7 @@ def test_only_unavailable_is_retried(codes: tuple[str, ...], outcome: str, asked
 
 def test_no_attempt_without_time() -> None:
     inference = Failing()
-    assert ask(ResilientInference(inference), timeout_s=0.0) == "DEADLINE_EXCEEDED" and inference.asked == 0
+    assert ask(ResilientInference(inference), timeout_s=0.0) == "DEADLINE_EXCEEDED" and inference.calls == 0
 
 
 def test_breaker_opens_probes_and_closes() -> None:
@@ -84,9 +84,9 @@ def test_breaker_opens_probes_and_closes() -> None:
     resilient = ResilientInference(inference, lambda: breaker)
     assert [ask(resilient) for _ in range(5)] == ["DEADLINE_EXCEEDED"] * 3 + [
         OPEN
-    ] * 2 and inference.asked == 3
+    ] * 2 and inference.calls == 3
     now[0] = 10.1
-    assert ask(resilient) == "DEADLINE_EXCEEDED", "one finds out that it still fails"
+    assert ask(resilient) == "DEADLINE_EXCEEDED", "the probe fails"
     assert ask(resilient) == OPEN and breaker.is_open
     now[0] = 20.3
     assert [ask(resilient) for _ in range(3)] == ["ok"] * 3 and not breaker.is_open

@@ -1,4 +1,4 @@
-"""A real Triton: the backend's answers and complaints, versions side by side, and what becomes of the process."""
+"""A real Triton: answers and errors of the backend, versions side by side, and the end of the process."""
 
 import asyncio
 import re
@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parents[3] / "model_repository"
 
 
 def add_version(repository: Path, bundle: Bundle, model: str, version: int) -> None:
-    """What publishing does, without its gate."""
+    """Publishes a bundle without the parity gate."""
     folder = repository / model / str(version)
     folder.mkdir(parents=True)
     shutil.copy(bundle.path / f"{model}.onnx", folder / "model.onnx")
