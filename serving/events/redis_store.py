@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from passerelle.calendar_time import HOUR_MS
@@ -132,42 +132,35 @@ class RedisEventStore:
             by_user.setdefault(event.user_id, [oldest_ms, self._keep_s]).extend(
                 (event.event_id, value, event.timestamp_ms)
             )
-        try:
+        with _store_errors():
             # One pipeline: the server writes all of it to disk at once.
             async with self._client.pipeline(transaction=False) as pipeline:
                 for user_id, arguments in by_user.items():
                     await self._append(keys=_keys(user_id), args=arguments, client=pipeline)
                 answers = await pipeline.execute()
-        except (RedisError, OSError) as error:
-            raise _failed(error) from None
         new, deleted = ([value for answer in answers for value in answer[i]] for i in (0, 1))
         await self._count(new, 1)
         await self._count(deleted, -1)
         return len(new)
 
     async def user(self, user_id: str, limit: int) -> UserState:
-        try:
+        with _store_errors():
             found, pseudonym, erasures = await self._user(keys=_keys(user_id), args=[limit])
-        except (RedisError, OSError) as error:
-            raise _failed(error) from None
         # The script returns values without event ids, which no caller needs.
         events = (Event("", user_id, *json.loads(value)) for value in reversed(found))
         return UserState(tuple(events), int(erasures or 0), pseudonym or None)
 
     async def assign_pseudonym(self, user_id: str, pseudonym: str, erasures: int) -> None:
-        try:
+        with _store_errors():
             await self._assign_pseudonym(keys=_keys(user_id), args=[pseudonym, erasures])
-        except (RedisError, OSError) as error:
-            raise _failed(error) from None
 
     async def erase(self, user_id: str) -> int:
         # Remembered first: a command that fails may have been carried out.
         self.erased_here.add(digest := user_digest(user_id))
         try:
-            await self._client.sadd(_ALL_ERASED, digest)
-            deleted = await self._erase(keys=_keys(user_id))
-        except (RedisError, OSError) as error:
-            raise _failed(error) from None
+            with _store_errors():
+                await self._client.sadd(_ALL_ERASED, digest)
+                deleted = await self._erase(keys=_keys(user_id))
         finally:
             self._file_holds_erased = True
             if self._rewriting is None or self._rewriting.done():
@@ -176,20 +169,16 @@ class RedisEventStore:
         return len(deleted)
 
     async def erased(self) -> frozenset[str]:
-        try:
+        with _store_errors():
             return frozenset(await self._client.smembers(_ALL_ERASED))
-        except (RedisError, OSError) as error:
-            raise _failed(error) from None
 
     async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
         hours = range(first_hour, last_hour + 1)
-        try:
+        with _store_errors():
             async with self._client.pipeline(transaction=False) as pipeline:
                 for hour in hours:
                     pipeline.hgetall(_hour_key(hour))
                 found = await pipeline.execute()
-        except (RedisError, OSError) as error:
-            raise _failed(error) from None
         counts = [
             (hour, item_id, int(count))
             for hour, items in zip(hours, found, strict=True)
@@ -210,10 +199,8 @@ class RedisEventStore:
                 await pipeline.execute()
 
     async def ping(self) -> None:
-        try:
+        with _store_errors():
             await self._client.ping()
-        except (RedisError, OSError) as error:
-            raise _failed(error) from None
 
     async def close(self) -> None:
         self._closing.set()
@@ -246,13 +233,11 @@ class RedisEventStore:
         Raises:
             EventStoreError: the server could lose acknowledged events in a crash.
         """
-        try:
+        with _store_errors():
             settings = {
                 **await self._client.config_get("appendonly"),
                 **await self._client.config_get("appendfsync"),
             }
-        except (RedisError, OSError) as error:
-            raise _failed(error) from None
         if (settings.get("appendonly"), settings.get("appendfsync")) != ("yes", "always"):
             raise EventStoreError(
                 "the event server may lose what it has acknowledged: "
@@ -272,5 +257,11 @@ def _hour_key(hour: int) -> str:
     return f"passerelle:hour:{hour}"
 
 
-def _failed(error: Exception) -> EventStoreError:
-    return EventStoreError(f"the event server does not answer: {' '.join(str(error).split())}")
+@contextlib.contextmanager
+def _store_errors() -> Iterator[None]:
+    """Raises the errors of the client as `EventStoreError`."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        message = " ".join(str(error).split())
+        raise EventStoreError(f"the event server does not answer: {message}") from None
