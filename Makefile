@@ -1,11 +1,13 @@
-# `make help` lists the targets. Each is self-contained: on a fresh machine it first does what `make setup` does.
+# `make help` lists the targets.
+# Each is self-contained: on a fresh machine it first does what `make setup` does.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo serve test test-slow test-gpu bench-peers check docs clean distclean
+.PHONY: help setup demo serve test test-slow test-gpu test-wheel tour bench-peers check docs clean distclean
 
-# `make setup CUDA=1` for a machine with an NVIDIA GPU. Once installed, the other targets keep what is there.
+# `make setup CUDA=1` for a machine with an NVIDIA GPU.
+# Once installed, the other targets keep what is there.
 installed := $(firstword $(file <.venv/passerelle-installed))
 flavour := $(if $(filter-out 0,$(CUDA)),cuda,$(if $(CUDA),cpu,$(or $(installed),cpu)))
 bin := .venv/bin
@@ -14,7 +16,7 @@ pytest := $(bin)/python -m pytest --quiet
 help:  ## List these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-setup:  ## Create .venv and install everything, pinned; the second time does nothing (CUDA=1 for an NVIDIA GPU)
+setup:  ## Create .venv and install everything, pinned; once (CUDA=1 for an NVIDIA GPU)
 	@requirements/install.sh $(flavour)
 
 demo: setup  ## MovieLens-1M from raw ratings to recommendations, on this machine
@@ -23,17 +25,28 @@ demo: setup  ## MovieLens-1M from raw ratings to recommendations, on this machin
 serve: setup  ## The same, and leave it serving until Ctrl-C
 	@exec $(bin)/python -m ray_cluster.demo --keep-serving
 
-test: setup  ## Tests, without the slow ones and those for a GPU
-	@$(pytest) -n 2 --dist loadfile -m "not slow and not gpu"  # two processes: most of the time is waiting for Ray and Triton to start
+# Two processes: most of the time goes into waiting for Ray and Triton to start.
+test: setup  ## Tests, without the slow ones and those for a GPU; installs what they need where it may
+	@requirements/system.sh
+	@$(pytest) -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: setup  ## Tests that take more than half a minute each
+	@requirements/system.sh
 	@$(pytest) -m "slow and not gpu"
+
+test-wheel: setup  ## The wheel in an empty environment, from raw logs to an answer; about five minutes
+	@$(pytest) -m slow tests/packaging
+
+tour: setup  ## Execute docs/tour.ipynb, and keep its output
+	@$(bin)/python -m jupyter execute --inplace docs/tour.ipynb
 
 test-gpu: setup  ## Tests that need a CUDA device
 	@$(pytest) -m gpu
 
-bench-peers: setup  ## Epoch times beside RecTools, which gets an environment of its own; an hour on a quiet machine
-	@test -e .venv-peers/installed || { $(bin)/python -m venv --clear .venv-peers && .venv-peers/bin/pip install --quiet --requirement requirements/peers.txt && touch .venv-peers/installed; }
+bench-peers: setup  ## Epoch times beside RecTools, in an environment of its own; an hour on a quiet machine
+	@test -e .venv-peers/installed || $(bin)/python -m venv --clear .venv-peers
+	@test -e .venv-peers/installed || .venv-peers/bin/pip install --quiet --requirement requirements/peers.txt
+	@touch .venv-peers/installed
 	@exec $(bin)/python -m benchmarks.peers --peer-python .venv-peers/bin/python
 
 check: setup  ## Format, lint, types, import directions, and whether generated docs are current

@@ -69,6 +69,9 @@ def provenance(
 def git_commit() -> str | None:
     """Commit of the checkout this code runs from, `+dirty` when files differ; None outside a checkout."""
     here = Path(__file__).parent
+    # An installed package may lie inside a repository that is not ours.
+    if not (here.parent / "pyproject.toml").is_file():
+        return None
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True

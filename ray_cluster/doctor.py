@@ -81,7 +81,12 @@ def run_probe(
     command = [sys.executable, "-m", "ray_cluster.import_probe", *modules]
     try:
         done = subprocess.run(
-            command, cwd=REQUIREMENTS.parent, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         output, code = done.stdout, done.returncode
         ended = (
@@ -152,7 +157,7 @@ def data_sets() -> dict[str, str | None]:
 
 def examine() -> list[Finding]:
     """Returns the findings about this machine; takes as long as importing torch."""
-    pins = read_pins(REQUIREMENTS, ["base.txt", "torchrec-cpu.txt"])
+    pins = read_pins(REQUIREMENTS, ["base.txt", "torch.txt", "torchrec-cpu.txt"])
     # One of its two builds is installed: `check_pairs` checks which.
     pins.pop("fbgemm-gpu-cpu", None)
     installed = installed_versions([*pins, "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"])

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ray_cluster.resources import is_checkout, resource
+
 FBGEMM_MINOR_OFFSET = 5
 """torchrec 1.X and fbgemm 1.X are built against torch 2.(X + 5); any other pair fails at import."""
 
-REQUIREMENTS = Path(__file__).parent.parent / "requirements"
+REQUIREMENTS = resource("requirements")
+SETUP = (
+    "make setup" if is_checkout() else f"pip install -r {REQUIREMENTS}/base.txt -r {REQUIREMENTS}/torch.txt"
+)
 GIB = 1 << 30
 
 
@@ -62,10 +67,10 @@ def check_packages(pins: Mapping[str, str], installed: Mapping[str, str | None])
     for name, pin in pins.items():
         version = installed[name]
         if version is None:
-            findings.append(Finding(name, "error", f"not installed; {pin} is pinned", "make setup"))
+            findings.append(Finding(name, "error", f"not installed; {pin} is pinned", SETUP))
         elif version.split("+")[0] != pin:
             findings.append(
-                Finding(name, "warning", f"{version} is installed, {pin} is what is tested", "make setup")
+                Finding(name, "warning", f"{version} is installed, {pin} is what is tested", SETUP)
             )
     return findings
 
@@ -91,7 +96,7 @@ def check_pairs(installed: Mapping[str, str | None]) -> Finding:
     text = ", ".join(f"{name} {version or 'absent'}" for name, version in parts.items())
     torch_minor = _minor(parts["torch"], major=2)
     if torch_minor is None:
-        return Finding(subject, "error", f"{text}: torch 2 is needed", "make setup")
+        return Finding(subject, "error", f"{text}: torch 2 is needed", SETUP)
     expected = torch_minor - FBGEMM_MINOR_OFFSET
     if all(_minor(version, major=1) == expected for name, version in parts.items() if name != "torch"):
         return Finding(subject, "ok", f"{text} fit together")

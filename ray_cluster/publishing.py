@@ -39,6 +39,7 @@ from passerelle.manifest import open_manifest, write_manifest
 from passerelle.progress import Progress, silent
 from ray_cluster.networks import Networks
 from ray_cluster.parity import HttpParity, TritonParity, http_parity, triton_parity
+from ray_cluster.resources import resource
 from serving.config import LimitsConfig, LiveEventsConfig, ServingConfig
 from serving.retrievers.index_store import build_index
 from serving.retrievers.retriever import SCAN_LIMIT
@@ -52,7 +53,7 @@ _GATE_CONFIG = ServingConfig(
     events=LiveEventsConfig(store="none"),
     limits=LimitsConfig(max_in_flight=10_000, max_expected_ms=60_000, deadline_ms=60_000),
 )
-_TEMPLATES = Path(__file__).parent.parent / "model_repository"
+_TEMPLATES = resource("model_repository")
 
 
 class PublishedVersion(Config):

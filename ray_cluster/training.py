@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 from passerelle.dataset import Dataset, open_dataset
 from passerelle.errors import UserError
 from ray_cluster.local_ray import local_ray, own_signals, users_mistake
+from ray_cluster.resources import runtime_env
 from training.config import Recipe
 from training.runs.fit import Workers, fit
 from training.runs.run import LAST, RunManifest, finish_run, plan_run, start_run, with_own_split
@@ -131,13 +132,12 @@ def _cluster(address: str | None) -> Iterator[None]:
         with local_ray():
             yield
         return
-    working_dir = str(Path(__file__).resolve().parents[1])
     with own_signals():
         ray.init(
             address,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            runtime_env={"working_dir": working_dir},
+            runtime_env=runtime_env(),
         )
     try:
         yield

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Create .venv and install what the requirement files pin; do nothing when that is already so. Called by `make setup`.
+# Create .venv and install what the requirement files pin; do nothing when that is already so.
+# Called by `make setup`.
 #   requirements/install.sh cpu|cuda
 #   PYTHON=/opt/python3.12/bin/python3 requirements/install.sh cpu
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu requirements/install.sh cpu    (see torch.txt)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 flavour=${1:?say cpu or cuda}
-stamp=.venv/passerelle-installed     # flavour and digest of the last complete install
-begun=.venv/passerelle-installing    # there while pip works: if it is there at the start, the last run was cut short
+# Flavour and digest of the last complete install.
+stamp=.venv/passerelle-installed
+# It is there while pip works: if it is there at the start, the last run was cut short.
+begun=.venv/passerelle-installing
 
 # The folder is part of the digest because the editable install and the scripts hold its name.
-digest=$({ pwd; cat requirements/{install.sh,base.txt,dev.txt,lock.txt,"torchrec-$flavour.txt"} pyproject.toml; } | sha256sum | cut -c 1-64)
+pinned=(requirements/{install.sh,base.txt,dev.txt,lock.txt,torch.txt,"torchrec-$flavour.txt"} pyproject.toml)
+digest=$({ pwd; cat "${pinned[@]}"; } | sha256sum | cut -c 1-64)
 if [[ -e $stamp && ! -e $begun && $(<"$stamp") == "$flavour $digest" ]]; then
     exit 0
 fi
@@ -17,22 +22,25 @@ fi
 # The end of the range is what the Triton server's Python stubs cover.
 fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+    local candidate candidates=${PYTHON:-python3.11 python3.12 python3.13 python3}
+    for candidate in $candidates; do
         if "$candidate" -c "$fits" 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "setup: Python 3.11, 3.12 or 3.13 is needed, and none of these is one: ${PYTHON:-python3.11 python3.12 python3.13 python3}." \
+    echo "setup: Python 3.11, 3.12 or 3.13 is needed, and none of these is one: $candidates." \
         "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2
     return 1
 }
 
 keep_environment() {
-    [[ ! -e $begun ]] || return 1                                           # a half-installed package looks installed to pip
-    [[ ! -e $stamp || $(<"$stamp") == "$flavour "* ]] || return 1           # the two fbgemm builds overwrite each other's files
-    grep --quiet --fixed-strings "$PWD/.venv/bin/" .venv/bin/pip || return 1  # moved or copied: its scripts start another Python
+    # A half-installed package looks installed to pip.
+    [[ ! -e $begun ]] || return 1
+    # The two fbgemm builds overwrite each other's files.
+    [[ ! -e $stamp || $(<"$stamp") == "$flavour "* ]] || return 1
+    # In a folder that was moved or copied the scripts start another Python.
+    grep --quiet --fixed-strings "$PWD/.venv/bin/" .venv/bin/pip || return 1
     .venv/bin/python -c "import pip; $fits"
 }
 
@@ -48,10 +56,12 @@ fi
 
 rm -f "$stamp"
 touch "$begun"
-pip=(.venv/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check --constraint requirements/lock.txt)
+pip=(.venv/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check)
 echo "setup: installing ($flavour); about two minutes with an empty pip cache"
-"${pip[@]}" --requirement requirements/base.txt --requirement requirements/dev.txt
-"${pip[@]}" --no-deps --requirement "requirements/torchrec-$flavour.txt"
+# The lock is complete and the dependencies of torchrec-*.txt are wrong: pip looks for no further ones.
+"${pip[@]}" --no-deps --require-hashes --requirement requirements/lock.txt
+"${pip[@]}" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --requirement requirements/torch.txt
+"${pip[@]}" --no-deps --require-hashes --requirement "requirements/torchrec-$flavour.txt"
 "${pip[@]}" --no-deps --no-build-isolation --editable .
 rm "$begun"
 echo "$flavour $digest" >"$stamp"

@@ -1,16 +1,14 @@
 #!/usr/bin/env bash
-# Write lock.txt anew from the direct pins, after one of them has moved. Takes minutes; look at the difference before committing it.
+# Write lock.txt anew from the direct pins, after one of them has moved.
+# It takes minutes; look at the difference before committing it.
 #   requirements/lock.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 .venv/bin/python -m venv "$scratch/venv"
-"$scratch/venv/bin/python" -m pip install --quiet --quiet --no-input --disable-pip-version-check --requirement requirements/base.txt --requirement requirements/dev.txt
-{
-    echo '# Every version, direct and transitive, of the first install step (`pip install -r base.txt -r dev.txt -c lock.txt`).'
-    echo '# Written by requirements/lock.sh with Python 3.11 on Linux x86-64. The CUDA build of torch brings further packages, which torch pins itself.'
-    # A local suffix (torch's +cpu) names one build; the constraint has to allow the others too. CUDA libraries are torch's own pins.
-    "$scratch/venv/bin/python" -m pip freeze --all --exclude pip | sed 's/+[^+]*$//' | grep -viE '^(nvidia|cuda|triton=)'
-} >"$scratch/lock.txt"
-mv "$scratch/lock.txt" requirements/lock.txt
+# An index, a wheel folder or a constraint of this machine must not decide what others install.
+unset PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_CONSTRAINT
+export PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1
+"$scratch/venv/bin/python" -m pip install --quiet pip==26.3
+"$scratch/venv/bin/python" requirements/write_lock.py

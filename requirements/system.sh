@@ -1,14 +1,35 @@
 #!/usr/bin/env bash
-# What some tests want from the system: a Redis server, and a browser with its driver. Called by .ci/run; without them those tests are skipped.
+# What some tests need beside Python packages: a Redis or Valkey server, a browser with its driver, data sets.
+# Installs the programs where it may (root, with apt), else says in one line what is skipped.
+# Called by `make test`.
 #   requirements/system.sh
 set -euo pipefail
-packages=(redis-server chromium chromium-driver)
-if command -v redis-server >/dev/null && command -v chromium >/dev/null && command -v chromedriver >/dev/null; then
-    exit 0
-fi
+cd "$(dirname "$0")/.."
+
+has() { command -v "$1" >/dev/null; }
+has_redis() { has redis-server || has valkey-server; }
+has_browser() { has chromium && has chromedriver; }
+
+updated=
 install() {
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends "${packages[@]}"
+    [[ $(id -u) == 0 ]] && has apt-get || return 1
+    if [[ -z $updated ]]; then
+        echo "test: installing what some tests need; about a minute, once"
+        apt-get update --quiet >/dev/null 2>&1 || true
+        updated=1
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends "$@" >/dev/null 2>&1
 }
-if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null || ! { install || { apt-get update --quiet && install; }; } >/dev/null 2>&1; then
-    echo "system: tests that want them are skipped: ${packages[*]}" >&2
+
+has_redis || install redis-server || install valkey-server || true
+has_browser || install chromium chromium-driver || true
+
+lacking=()
+has_redis || lacking+=("redis-server or valkey-server")
+has_browser || lacking+=("chromium with chromedriver")
+data=${PASSERELLE_DATA:-../shared/data}
+[[ -d $data ]] || lacking+=("the public data sets (no folder ${PASSERELLE_DATA:-\$PASSERELLE_DATA or $data})")
+if (( ${#lacking[@]} )); then
+    list=$(printf '; %s' "${lacking[@]}")
+    echo "test: skipped is what needs: ${list:2} (programs are installed for root where there is apt-get)"
 fi

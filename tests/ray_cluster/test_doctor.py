@@ -57,7 +57,7 @@ def test_both_builds_of_fbgemm_are_an_error() -> None:
 
 def test_pins_follow_the_pair_rule() -> None:
     for flavour, build in (("cpu", "fbgemm-gpu-cpu"), ("cuda", "fbgemm-gpu")):
-        pins = doctor.read_pins(doctor.REQUIREMENTS, ["base.txt", f"torchrec-{flavour}.txt"])
+        pins = doctor.read_pins(doctor.REQUIREMENTS, ["torch.txt", f"torchrec-{flavour}.txt"])
         assert findings.check_pairs(pins).level == "ok"
         assert build in pins
 
