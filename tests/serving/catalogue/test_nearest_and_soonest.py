@@ -17,7 +17,7 @@ from serving.catalogue.catalogue import Catalogue
 from serving.catalogue.columns import Columns
 from serving.catalogue.offers import read_offers
 from serving.schemas.filters import Equals
-from tests.serving.schemas.test_filters import great_circle_km
+from tests.support.filters import great_circle_km
 
 COUNT = 400
 FEATURES = [

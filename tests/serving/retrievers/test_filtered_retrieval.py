@@ -13,7 +13,7 @@ from serving.catalogue.catalogue import Catalogue, item_columns
 from serving.retrievers.index_store import KINDS, make_index
 from serving.retrievers.retriever import Retriever
 from serving.schemas.filters import Filter
-from tests.serving.schemas.test_filters import TREES, meets
+from tests.support.filters import TREES, meets
 
 
 @pytest.fixture(scope="module", params=KINDS)

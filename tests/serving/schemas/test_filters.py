@@ -1,4 +1,4 @@
-"""Filters against a definition that looks at one row after the other."""
+"""Filters against a definition that checks one row after the other."""
 
 import math
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.catalogue import Catalogue
-from serving.catalogue.columns import EARTH_RADIUS_KM, Columns
+from serving.catalogue.columns import Columns
 from serving.schemas.filters import And, Contains, Equals, Filter, In, Not, Or, Present, Range, Within
 from serving.schemas.recommend import RecommendRequest
-from tests.support.items import GENRES
+from tests.support.filters import TREES, great_circle_km, meets
 
 
 class ItemFilters:
@@ -32,61 +32,9 @@ class ItemFilters:
         return self._catalogue.eligible(filters).rows_R
 
 
-KINDS = st.sampled_from(["film", "book", "unheard of"])
-YEARS = st.integers(1948, 2022)
-
-CONDITIONS = st.one_of(
-    st.builds(Equals, op=st.just("equals"), column=st.just("kind"), value=KINDS),
-    st.builds(Equals, op=st.just("equals"), column=st.just("year"), value=YEARS),
-    st.builds(In, op=st.just("in"), column=st.just("kind"), values=st.lists(KINDS, min_size=1).map(tuple)),
-    st.builds(In, op=st.just("in"), column=st.just("year"), values=st.lists(YEARS, min_size=1).map(tuple)),
-    st.builds(Range, op=st.just("range"), column=st.just("year"), min=YEARS, max=st.none() | YEARS),
-    st.builds(Range, op=st.just("range"), column=st.just("year"), max=st.floats(1948, 2022)),
-    st.builds(
-        Contains, op=st.just("contains"), column=st.just("genres"), value=st.sampled_from([*GENRES, "Noir"])
-    ),
-    st.builds(Present, op=st.just("present"), column=st.sampled_from(["kind", "year", "genres"])),
-)
-
-
-def groups(inner: st.SearchStrategy[Filter]) -> st.SearchStrategy[Filter]:
-    """Of conditions, or of groups of them."""
-    several = st.lists(inner, min_size=1, max_size=4).map(tuple)
-    return st.one_of(
-        st.builds(And, op=st.just("and"), conditions=several),
-        st.builds(Or, op=st.just("or"), conditions=several),
-        st.builds(Not, op=st.just("not"), condition=inner),
-    )
-
-
-TREES: st.SearchStrategy[Filter] = st.recursive(CONDITIONS, groups, max_leaves=12)
-
-
-def meets(item: dict[str, Any], condition: Any) -> bool:
-    """The definition of one tree for one item."""
-    if condition.op == "not":
-        return not meets(item, condition.condition)
-    if condition.op in ("and", "or"):
-        return (all if condition.op == "and" else any)(meets(item, part) for part in condition.conditions)
-    value = item[condition.column]
-    if condition.op == "present":
-        return value is not None and value != []
-    if value is None:
-        return False
-    if condition.op == "equals":
-        return bool(value == condition.value)
-    if condition.op == "in":
-        return value in condition.values
-    if condition.op == "contains":
-        return condition.value in value
-    return (condition.min is None or value >= condition.min) and (
-        condition.max is None or value <= condition.max
-    )
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.lists(TREES, max_size=3))
-def test_against_the_definition(bundle: Bundle, conditions: list[Filter]) -> None:
+def test_masks_match_the_definition(bundle: Bundle, conditions: list[Filter]) -> None:
     mask_R = ItemFilters(bundle.items, bundle.manifest.item_features).mask(conditions)
     expected = [all(meets(item, condition) for condition in conditions) for item in bundle.items.to_pylist()]
     assert mask_R.tolist() == [False] * FIRST_ITEM_ROW + expected
@@ -116,13 +64,13 @@ def test_against_the_definition(bundle: Bundle, conditions: list[Filter]) -> Non
         (Equals(op="equals", column="year", value=True), "column 'year' holds numbers, got True"),
     ],
 )
-def test_what_does_not_fit_is_named(bundle: Bundle, condition: Filter, message: str) -> None:
+def test_conditions_that_do_not_fit_are_refused(bundle: Bundle, condition: Filter, message: str) -> None:
     with pytest.raises(UserError) as error:
         ItemFilters(bundle.items, bundle.manifest.item_features).mask([condition])
     assert message in str(error.value)
 
 
-def test_the_second_condition_is_numbered(bundle: Bundle) -> None:
+def test_errors_name_the_position_of_the_condition(bundle: Bundle) -> None:
     good, bad = Equals(op="equals", column="kind", value="film"), Equals(op="equals", column="x", value=1)
     with pytest.raises(UserError, match=r"filters\.1: column 'x'"):
         ItemFilters(bundle.items, bundle.manifest.item_features).mask([good, bad])
@@ -140,12 +88,12 @@ def test_the_second_condition_is_numbered(bundle: Bundle) -> None:
         {"op": "range", "column": "year", "min": 10**400},
     ],
 )
-def test_malformed_conditions(values: dict[str, Any]) -> None:
+def test_malformed_conditions_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Filter).validate_python(values)
 
 
-def test_flags_and_dictionaries() -> None:
+def test_boolean_and_dictionary_columns() -> None:
     items = pa.table(
         {
             "item_id": [1, 2, 3],
@@ -163,7 +111,7 @@ def test_flags_and_dictionaries() -> None:
         filters.mask([Equals(op="equals", column="free", value=1)])
 
 
-def test_timestamps_are_numbers_and_vectors_are_for_networks() -> None:
+def test_timestamps_compare_as_numbers_and_vectors_are_refused() -> None:
     opens = pa.array([10, None, 30], pa.int64())
     venue = pa.array([{"latitude": 1.0, "longitude": 2.0}, None, None])
     items = pa.table(
@@ -206,16 +154,6 @@ def test_timestamps_are_numbers_and_vectors_are_for_networks() -> None:
     ]
 
 
-def great_circle_km(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """By the haversine formula."""
-    (north, east), (to_north, to_east) = (tuple(map(math.radians, point)) for point in (one, other))
-    half = (
-        math.sin((to_north - north) / 2) ** 2
-        + math.cos(north) * math.cos(to_north) * math.sin((to_east - east) / 2) ** 2
-    )
-    return 2 * EARTH_RADIUS_KM * math.asin(math.sqrt(min(1.0, half)))
-
-
 PLACES = st.tuples(st.floats(-90, 90), st.floats(-180, 180))
 
 
@@ -225,7 +163,7 @@ PLACES = st.tuples(st.floats(-90, 90), st.floats(-180, 180))
     centre=PLACES,
     radius_km=st.floats(0.01, 20_000),
 )
-def test_places_within_a_distance(
+def test_within_matches_the_great_circle_distance(
     places: list[tuple[float, float] | None], centre: tuple[float, float], radius_km: float
 ) -> None:
     values = [None if place is None else {"latitude": place[0], "longitude": place[1]} for place in places]
@@ -244,7 +182,7 @@ def test_places_within_a_distance(
             assert is_within == (distance_km <= radius_km)
 
 
-def test_paris_and_lyon() -> None:
+def test_within_a_known_distance() -> None:
     venue = pa.array(
         [{"latitude": 48.8566, "longitude": 2.3522}, {"latitude": 45.7640, "longitude": 4.8357}, None]
     )
@@ -256,7 +194,7 @@ def test_paris_and_lyon() -> None:
         assert np.flatnonzero(filters.mask([condition])).tolist() == expected
 
 
-def test_a_condition_within_a_tree_is_named_by_its_path(bundle: Bundle) -> None:
+def test_errors_name_the_path_of_a_nested_condition(bundle: Bundle) -> None:
     bad = Equals(op="equals", column="x", value=1)
     tree = Or(
         op="or",
@@ -272,7 +210,7 @@ def test_a_condition_within_a_tree_is_named_by_its_path(bundle: Bundle) -> None:
         ItemFilters(bundle.items, bundle.manifest.item_features).mask([tree])
 
 
-def test_a_forest_is_refused() -> None:
+def test_too_many_or_too_deep_conditions_are_refused() -> None:
     tree: dict[str, Any] = {"op": "present", "column": "kind"}
     wide = {"op": "or", "conditions": [{"op": "and", "conditions": [tree] * 100}] * 10}
     RecommendRequest.model_validate({"filters": [{"op": "or", "conditions": [tree] * 99}] * 10})

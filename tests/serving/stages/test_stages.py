@@ -22,8 +22,8 @@ from serving.stages.ordering import Ordering
 from serving.stages.ranking import Ranking
 from serving.stages.retrieval import Retrieval
 from serving.stages.types import PERSONAL, Candidates, Found, Query, RequestTime
-from tests.serving.schemas.test_filters import CONDITIONS, meets
 from tests.support.bundles import encoder_inputs
+from tests.support.filters import CONDITIONS, meets
 from tests.support.inference import MAX_BATCH_SIZE, OnnxInference
 
 NOW_MS = 1_700_000_000_000
