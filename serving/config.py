@@ -178,19 +178,19 @@ class ServingConfig(Config):
                 raise ValueError(
                     f"playlists.{name}.size is {playlist.size}, limits.max_k {self.limits.max_k}"
                 )
-        asked: dict[str, str] = {}
+        experiment_of: dict[str, str] = {}
         for name, experiment in self.experiments.items():
             self._require(experiment.playlist, f"experiments.{name}.playlist")
             for variant in experiment.variants:
                 self._require(variant.playlist, f"experiments.{name}.variants.{variant.name}.playlist")
             if len({variant.name for variant in experiment.variants}) < len(experiment.variants):
                 raise ValueError(f"experiments.{name} has two variants of one name")
-            if experiment.playlist in asked:
+            if experiment.playlist in experiment_of:
                 raise ValueError(
-                    f"experiments {asked[experiment.playlist]} and {name} are both of playlist "
+                    f"experiments {experiment_of[experiment.playlist]} and {name} are both of playlist "
                     f"{experiment.playlist!r}"
                 )
-            asked[experiment.playlist] = name
+            experiment_of[experiment.playlist] = name
         return self
 
     def _require(self, playlist: str, where: str) -> None:

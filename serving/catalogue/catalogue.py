@@ -130,12 +130,12 @@ class Catalogue:
     def nearest_in_time(
         self, name: str, from_ms: int, k: int, allowed_R: Mask, listings_G: Mask | None, *, ahead: bool
     ) -> tuple[Int64Array, Float64Array]:
-        """Returns the k allowed items whose times are nearest to a moment, and the milliseconds between.
+        """Returns the k allowed items whose times are nearest to a given one, and the milliseconds between.
 
         Of several offers of an item the nearest counts; reads no more of the times than it has to.
 
         Args:
-            from_ms: the moment; an item at this time is included.
+            from_ms: the given time, milliseconds since the epoch; an item at this time is included.
             ahead: read the times after it rather than those before it.
             listings_G: the eligible listings, where the column is one of offers; None for all.
         """

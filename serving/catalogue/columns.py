@@ -189,7 +189,7 @@ class Columns:
             case Range():
                 return self._between(self._numbers[condition.column], condition.min, condition.max)
             case Within():
-                return self._within(condition, path)
+                return self._within_radius(condition, path)
             case Present():
                 return self._present(condition.column)
             case In() | Equals() | Contains():
@@ -215,7 +215,7 @@ class Columns:
         open_R = True if condition.min is None else ~(ends_R < condition.min)
         return np.asarray(begun_R & open_R & ~(np.isnan(starts_R) & np.isnan(ends_R)))
 
-    def _within(self, condition: Within, path: str) -> Mask:
+    def _within_radius(self, condition: Within, path: str) -> Mask:
         by = condition.radius_by
         angles = (
             _angle(condition.radius_km)

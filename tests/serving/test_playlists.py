@@ -31,7 +31,7 @@ def every_source(bundle: Bundle, offers: Path) -> Recommender:
     return recommender_with(bundle, config_of(offers, playlists=playlists))
 
 
-def test_every_source_finds_its_items(bundle: Bundle, every_source: Recommender) -> None:
+def test_each_source_finds_its_items(bundle: Bundle, every_source: Recommender) -> None:
     paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
     position_of = {
         item_id: position for position, item_id in enumerate(bundle.items.column("item_id").to_pylist())
@@ -51,7 +51,7 @@ def test_every_source_finds_its_items(bundle: Bundle, every_source: Recommender)
     assert found("popular") == list(np.argsort(-bundle.counts_R[FIRST_ITEM_ROW:], kind="stable")[:5])
 
 
-def test_candidates_of_all_sources_carry_every_source_that_found_them(every_source: Recommender) -> None:
+def test_items_name_every_source_that_found_them(every_source: Recommender) -> None:
     paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
     answer = ask(every_source, playlist="all", user_id=1003, k=60, context=paris)
     names = [{one.name for one in item.sources} for item in answer.items]
@@ -67,7 +67,7 @@ def test_candidates_of_all_sources_carry_every_source_that_found_them(every_sour
     assert any(len(one) > 1 for one in names) and len(set(ids(answer))) == 60
 
 
-def test_similar_starts_from_the_named_items(every_source: Recommender) -> None:
+def test_similar_starts_from_the_items_of_the_request(every_source: Recommender) -> None:
     answer = ask(every_source, playlist="similar", similar_to=[17, 27], k=5)
     direct = asyncio.run(every_source.similar(SimilarRequest(item_ids=(17, 27), k=5)))
     assert ids(answer) == ids(direct) and answer.fallback == "similar"
@@ -75,7 +75,7 @@ def test_similar_starts_from_the_named_items(every_source: Recommender) -> None:
     assert alone != ids(direct)
 
 
-def test_the_answer_carries_the_nearest_offer_or_the_cheapest(bundle: Bundle, offers: Path) -> None:
+def test_items_carry_their_nearest_or_cheapest_offer(bundle: Bundle, offers: Path) -> None:
     nearest = recommender_with(bundle, config_of(offers, offers={"best_by": "nearest"}))
     cheapest = recommender_with(bundle, config_of(offers))
     paris = {"place": {"latitude": PARIS[0], "longitude": PARIS[1]}}
@@ -91,7 +91,7 @@ def test_the_answer_carries_the_nearest_offer_or_the_cheapest(bundle: Bundle, of
     assert answer.items and all(item.offer and item.offer.values["price"] >= 41 for item in answer.items)
 
 
-def test_unknown_users_with_a_place_get_what_is_popular_there(bundle: Bundle, offers: Path) -> None:
+def test_unknown_users_with_a_place_get_popular_items_nearby(bundle: Bundle, offers: Path) -> None:
     near = source("popular", column="offer.place", radius_km=5)
     recommender = recommender_with(bundle, config_of(offers, cold_start={"sources": [near]}))
     around = {"place": {"latitude": PARIS[0] + 0.1, "longitude": PARIS[1]}}
@@ -108,7 +108,7 @@ def test_unknown_users_with_a_place_get_what_is_popular_there(bundle: Bundle, of
     assert many.fallback == "popular" and len(many.items) == 150
 
 
-def test_the_rule_for_cold_users(bundle: Bundle) -> None:
+def test_cold_start_by_number_of_events(bundle: Bundle) -> None:
     rule = {"cold_start": {"min_events_of": {"view": 6}, "min_request_items": 3}}
     recommender = recommender_with(bundle, validate(ServingConfig, rule, "test"))
     for user_row, user_id in enumerate(bundle.reference().user_ids()[:10]):
@@ -126,7 +126,7 @@ def test_the_rule_for_cold_users(bundle: Bundle) -> None:
         )
 
 
-def test_variants_are_sticky_and_in_the_shares_of_their_weights(bundle: Bundle) -> None:
+def test_variants_are_sticky_and_drawn_by_weight(bundle: Bundle) -> None:
     variants = [{"name": "a", "weight": 3, "playlist": "default"}, {"name": "b", "playlist": "other"}]
     values = {
         "playlists": {"other": {"size": 4}},
@@ -234,7 +234,7 @@ def test_invalid_serving_files_are_refused(tmp_path: Path, text: str, message: s
         ),
     ],
 )
-def test_missing_columns_and_items_are_named_at_the_start(
+def test_unknown_columns_and_items_are_refused_at_the_start(
     bundle: Bundle, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

@@ -64,7 +64,7 @@ def meets(record: Mapping[str, Any], condition: Any) -> bool:
         case "contains":
             return condition.value in value
         case "within":
-            return _within(record, value, condition)
+            return _is_within(record, value, condition)
     return (condition.min is None or value >= condition.min) and (
         condition.max is None or value <= condition.max
     )
@@ -77,7 +77,7 @@ def _overlaps(start: int | None, end: int | None, condition: Any) -> bool:
     return has_begun and (condition.min is None or end is None or end >= condition.min)
 
 
-def _within(record: Mapping[str, Any], place: Mapping[str, float], condition: Any) -> bool:
+def _is_within(record: Mapping[str, Any], place: Mapping[str, float], condition: Any) -> bool:
     radius_km = condition.radius_km
     if condition.radius_by is not None:
         radius_km = condition.radius_by.radii_km.get(record[condition.radius_by.column], radius_km)

@@ -1,4 +1,4 @@
-"""What is nearest and what is next, of items and of offers, against a definition that looks at each."""
+"""Nearest items in space and in time, by columns of items and of offers, against a loop over all of them."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def places(count: int, rng: np.random.Generator) -> list[dict[str, float] | None
 
 
 class World:
-    """A catalogue and the same as lists."""
+    """A catalogue, and its values as lists."""
 
     def __init__(self, folder: Path) -> None:
         rng = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def smallest(values: list[tuple[int, float]], allowed_R: BoolArray, k: int) -> l
 @pytest.mark.parametrize("only", [None, "a"])
 @pytest.mark.parametrize("k", [1, 7, 1000])
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
-def test_nearest(world: World, name: str, only: str | None, k: int, share: float) -> None:
+def test_nearest_matches_a_loop(world: World, name: str, only: str | None, k: int, share: float) -> None:
     column = "offer.kind" if name.startswith("offer.") else "kind"
     eligible = world.catalogue.eligible(
         [] if only is None else [Equals(op="equals", column=column, value=only)]
@@ -134,7 +134,9 @@ def test_nearest(world: World, name: str, only: str | None, k: int, share: float
 @pytest.mark.parametrize("k", [1, 7, 1000])
 @pytest.mark.parametrize("now", [-1, 0, 17, 39, 50])
 @pytest.mark.parametrize("ahead", [True, False])
-def test_nearest_in_time(world: World, name: str, only: str | None, k: int, now: int, ahead: bool) -> None:
+def test_nearest_in_time_matches_a_loop(
+    world: World, name: str, only: str | None, k: int, now: int, ahead: bool
+) -> None:
     column = "offer.kind" if name.startswith("offer.") else "kind"
     eligible = world.catalogue.eligible(
         [] if only is None else [Equals(op="equals", column=column, value=only)]

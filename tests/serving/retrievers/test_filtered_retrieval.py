@@ -1,4 +1,4 @@
-"""Thousands of random filter trees through every retriever: all that a row-by-row definition lets pass comes back, in the exact order."""
+"""Random filter trees through every retriever: exactly the matching rows are found, best first."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.support.filters import TREES, meets
 def retriever(
     request: pytest.FixtureRequest, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> Retriever:
-    """Over the first 280 of 300 items, so that some came later; a search that has more than 20 to look at asks the index."""
+    """A retriever with an index over the first 280 of 300 items; 20 allowed vectors or fewer are scanned."""
     vectors_ND = np.asarray(bundle.vectors_RD)[FIRST_ITEM_ROW:]
     folder: Path = tmp_path_factory.mktemp(request.param)
     return Retriever(vectors_ND, make_index(request.param, folder, vectors_ND[:280]), scan_limit=20)
@@ -28,7 +28,7 @@ def retriever(
 
 @settings(max_examples=1000)
 @given(st.lists(TREES, max_size=2), st.integers(0, 2**32 - 1))
-def test_every_retriever_under_random_trees(
+def test_filtered_retrieval_matches_the_definition(
     bundle: Bundle, retriever: Retriever, filters: list[Filter], seed: int
 ) -> None:
     query_D = np.random.default_rng(seed).standard_normal(bundle.manifest.dim).astype(np.float32)
@@ -42,6 +42,5 @@ def test_every_retriever_under_random_trees(
     exact = bundle.vectors_RD[FIRST_ITEM_ROW:].astype(np.float64) @ query_D
     assert sorted(hits.positions_K.tolist()) == passing
     in_order = np.sort(exact[passing])[::-1]
-    np.testing.assert_allclose(
-        exact[hits.positions_K], in_order, atol=1e-5
-    )  # float32 may tell two that are nearly equal apart otherwise
+    # in float32, two nearly equal scores may be in the other order
+    np.testing.assert_allclose(exact[hits.positions_K], in_order, atol=1e-5)

@@ -30,7 +30,7 @@ def copy(bundle: Bundle, tmp_path: Path) -> Bundle:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_is_built_measured_and_opened(copy: Bundle, kind: str) -> None:
+def test_index_is_built_measured_and_opened(copy: Bundle, kind: str) -> None:
     assert open_retriever(copy)[1] is None, "without an index all is scanned"
     built = build_index(copy, kind, scan_limit=0)  # type: ignore[arg-type]
     assert (
@@ -49,7 +49,7 @@ def test_an_index_is_built_measured_and_opened(copy: Bundle, kind: str) -> None:
     open_bundle(copy.path)  # the bundle is as it was
 
 
-def test_a_target_that_is_not_reached_leaves_nothing(copy: Bundle) -> None:
+def test_missed_target_recall_writes_nothing(copy: Bundle) -> None:
     with pytest.raises(
         UserError, match=r"recall@100 is 1\.0000 where a filter lets pass: all, below the target 1\.1"
     ):
@@ -58,14 +58,14 @@ def test_a_target_that_is_not_reached_leaves_nothing(copy: Bundle) -> None:
     assert [path.name for path in copy.path.parent.iterdir()] == ["bundle"]
 
 
-def test_the_index_of_other_vectors_is_refused(copy: Bundle) -> None:
+def test_index_of_other_vectors_is_refused(copy: Bundle) -> None:
     build_index(copy)
     for vectors_RD in (copy.vectors_RD[:-1], np.flip(copy.vectors_RD, axis=1)):
         with pytest.raises(UserError, match="is not of the vectors of"):
             open_retriever(Bundle(**{**copy.__dict__, "vectors_RD": vectors_RD}))
 
 
-def test_a_bundle_that_grew_keeps_its_index(copy: Bundle) -> None:
+def test_added_items_are_found_with_the_old_index(copy: Bundle) -> None:
     """What `add-items` writes: the same vectors, and some more."""
     build_index(copy)
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def test_a_bundle_that_grew_keeps_its_index(copy: Bundle) -> None:
         assert retriever.search(query_D[None], 1)[0].positions_K[0] >= 300
 
 
-def test_what_is_compared_with_training_asks_no_index(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_retrieval_uses_no_index(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate of `publish`: an index that misses one candidate of a user would change the answer."""
     build_index(copy, scan_limit=0)
     monkeypatch.setattr(dependencies, "SCAN_LIMIT", 0)
@@ -104,7 +104,7 @@ def test_what_is_compared_with_training_asks_no_index(copy: Bundle, monkeypatch:
         retrieved(exact=False)
 
 
-def test_the_command(copy: Bundle) -> None:
+def test_build_index_command(copy: Bundle) -> None:
     done = CliRunner().invoke(command, [str(copy.path), "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["num_vectors"] == 300
     again = CliRunner().invoke(command, [str(copy.path)])

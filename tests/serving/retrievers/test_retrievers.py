@@ -1,4 +1,4 @@
-"""One behaviour for every retriever: what a search finds, under filters of any kind, is what a scan finds, or nearly so."""
+"""Every retriever finds what a scan finds, or nearly so, under filters of any kind."""
 
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def recall(
 
 
 @pytest.mark.parametrize("share", [1.0, 0.54, 0.1, 0.01, 0.0001])
-def test_random_filters(retriever: Retriever, vectors_ND: Float32Array, share: float) -> None:
+def test_recall_under_random_filters(retriever: Retriever, vectors_ND: Float32Array, share: float) -> None:
     rng = np.random.default_rng(7)
     masks: list[Mask | None] = [
         None if share == 1.0 else rng.random(len(vectors_ND)) < share for _ in range(20)
@@ -93,7 +93,9 @@ def test_random_filters(retriever: Retriever, vectors_ND: Float32Array, share: f
     assert recall(retriever, vectors_ND, clustered(20, 32, rng), masks, 100) >= 0.99
 
 
-def test_filters_that_go_with_the_vectors(retriever: Retriever, vectors_ND: Float32Array) -> None:
+def test_recall_under_filters_that_correlate_with_vectors(
+    retriever: Retriever, vectors_ND: Float32Array
+) -> None:
     """Whole regions pass, near the query or far from it: a tenth of all along some direction."""
     rng = np.random.default_rng(8)
     masks: list[Mask | None] = []
@@ -103,14 +105,16 @@ def test_filters_that_go_with_the_vectors(retriever: Retriever, vectors_ND: Floa
     assert recall(retriever, vectors_ND, clustered(20, 32, rng), masks, 100) >= 0.99
 
 
-def test_what_fits_the_query_worst_still_fills_k(retriever: Retriever, vectors_ND: Float32Array) -> None:
+def test_results_far_from_the_query_fill_k(retriever: Retriever, vectors_ND: Float32Array) -> None:
     query_1D = clustered(1, 32, np.random.default_rng(9))
     allowed_N = np.zeros(len(vectors_ND), dtype=bool)
     allowed_N[np.argsort(vectors_ND @ query_1D[0])[:6_000]] = True
     assert recall(retriever, vectors_ND, query_1D, [allowed_N], 3_000) >= 0.9
 
 
-def test_rows_that_came_later_are_found_exactly(retriever: Retriever, vectors_ND: Float32Array) -> None:
+def test_vectors_added_after_the_index_are_found_exactly(
+    retriever: Retriever, vectors_ND: Float32Array
+) -> None:
     later_N = np.arange(len(vectors_ND)) >= 19_000
     queries_QD = clustered(10, 32, np.random.default_rng(10))
     for hits, query_D in zip(retriever.search(queries_QD, 50, [later_N] * 10), queries_QD, strict=True):
@@ -120,7 +124,7 @@ def test_rows_that_came_later_are_found_exactly(retriever: Retriever, vectors_ND
         assert {p for p in expected if p >= 19_000} <= set(hits.positions_K.tolist())
 
 
-def test_nothing_allowed_and_more_asked_for_than_there_is(
+def test_nothing_allowed_and_k_above_the_number_of_vectors(
     retriever: Retriever, vectors_ND: Float32Array
 ) -> None:
     query_1D = clustered(1, 32, np.random.default_rng(11))
@@ -128,7 +132,7 @@ def test_nothing_allowed_and_more_asked_for_than_there_is(
     assert len(retriever.search(query_1D, len(vectors_ND) + 5)[0]) == len(vectors_ND)
 
 
-def test_one_search_of_many_equals_many_of_one(retriever: Retriever, vectors_ND: Float32Array) -> None:
+def test_batched_search_equals_single_searches(retriever: Retriever, vectors_ND: Float32Array) -> None:
     rng = np.random.default_rng(12)
     queries_QD = clustered(6, 32, rng)
     masks: list[Mask | None] = [
@@ -148,7 +152,7 @@ def test_one_search_of_many_equals_many_of_one(retriever: Retriever, vectors_ND:
         )
 
 
-def test_an_opened_index_answers_as_the_built_one(
+def test_opened_index_equals_the_built_one(
     indexed: tuple[Kind, Path, Index], retriever: Retriever, vectors_ND: Float32Array
 ) -> None:
     kind, folder, index = indexed
@@ -162,7 +166,7 @@ def test_an_opened_index_answers_as_the_built_one(
         assert one.positions_K.tolist() == other.positions_K.tolist()
 
 
-def test_an_index_that_cannot_reach_the_target_is_refused(
+def test_unreachable_target_recall_is_refused(
     indexed: tuple[Kind, Path, Index], vectors_ND: Float32Array
 ) -> None:
     with pytest.raises(UserError, match=r"below the target 1\.01"):
@@ -170,7 +174,7 @@ def test_an_index_that_cannot_reach_the_target_is_refused(
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 90), st.floats(0, 1))
-def test_a_scan_is_exact(seed: int, k: int, share: float) -> None:
+def test_scan_is_exact(seed: int, k: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     few_ND = rng.standard_normal((80, 16)).astype(np.float32)
     query_D, allowed_N = rng.standard_normal(16).astype(np.float32), rng.random(80) < share
@@ -180,7 +184,7 @@ def test_a_scan_is_exact(seed: int, k: int, share: float) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 70))
-def test_equal_scores_come_by_position(scores: list[int], k: int) -> None:
+def test_equal_scores_are_ordered_by_position(scores: list[int], k: int) -> None:
     positions = np.random.default_rng(1).permutation(len(scores))
     found = best(positions, np.array(scores, dtype=np.float32), k)
     expected = sorted(zip((-score for score in scores), positions.tolist(), strict=True))[:k]

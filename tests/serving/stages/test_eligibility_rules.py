@@ -1,4 +1,4 @@
-"""Hard rules through every source, the block list, and files that change while they are served."""
+"""Eligibility rules under every source, and the block list, which may change while it is served."""
 
 import asyncio
 from pathlib import Path
@@ -20,10 +20,10 @@ from tests.support.waiting import eventually
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_source_gets_around_a_hard_rule(
+def test_eligibility_rules_hold_for_every_source(
     bundle: Bundle, offers: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
-    """Blocked, too dear, sold out, for others' age: not by any source, fallback, pin or similarity."""
+    """No source, fallback, pin or similar item is blocked, too expensive, sold out or for another age."""
     all_ids = bundle.items.column("item_id").to_pylist()
     blocked = data.draw(st.sets(st.sampled_from(all_ids), max_size=200))
     block_list = tmp_path / "blocked.txt"
@@ -66,7 +66,9 @@ def test_no_source_gets_around_a_hard_rule(
         assert answer.items[0].item_id == pinned
 
 
-def test_the_block_list_is_hot(bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_block_list_is_reloaded_after_a_change(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     block_list = tmp_path / "blocked.txt"
     block_list.touch()
     recommender = recommender_with(
@@ -76,12 +78,12 @@ def test_the_block_list_is_hot(bundle: Bundle, tmp_path: Path, caplog: pytest.Lo
     block_list.write_text(f"{first[0]}\n{first[2]}\n", encoding="utf-8")
     eventually(lambda: first[0] not in ids(ask(recommender, k=3)), "the block list is not read again")
     assert first[1] == ids(ask(recommender, k=3))[0] and first[2] not in ids(ask(recommender, k=3))
-    block_list.write_bytes(b"\xff\xfe")  # half-written, perhaps: what was blocked stays blocked
+    block_list.write_bytes(b"\xff\xfe")  # half-written, perhaps: the blocked items stay blocked
     eventually(lambda: caplog.records, "the block list is not read again")
     assert first[0] not in ids(ask(recommender, k=3))
 
 
-def test_a_block_list_that_is_missing_at_the_start(bundle: Bundle, tmp_path: Path) -> None:
+def test_unreadable_block_list_is_refused_at_the_start(bundle: Bundle, tmp_path: Path) -> None:
     for block_list, said in (
         (tmp_path / "blocked.txt", "no such block list: make an empty file"),
         (tmp_path, "cannot be read"),
@@ -92,7 +94,7 @@ def test_a_block_list_that_is_missing_at_the_start(bundle: Bundle, tmp_path: Pat
             )
 
 
-def test_a_block_list_of_another_editor(bundle: Bundle, tmp_path: Path) -> None:
+def test_block_list_with_byte_order_mark_and_crlf(bundle: Bundle, tmp_path: Path) -> None:
     plain = ids(ask(recommender_with(bundle, ServingConfig()), k=2))
     block_list = tmp_path / "blocked.txt"
     block_list.write_bytes(b"\xef\xbb\xbf" + f"{plain[0]}\r\n".encode())
@@ -102,7 +104,7 @@ def test_a_block_list_of_another_editor(bundle: Bundle, tmp_path: Path) -> None:
     assert ids(ask(recommender, k=1)) == plain[1:]
 
 
-def test_an_item_that_is_pinned_twice_under_two_names(bundle: Bundle) -> None:
+def test_item_pinned_twice_is_refused(bundle: Bundle) -> None:
     pins = [{"item_id": 57, "position": 1}, {"item_id": "57", "position": 3}]
     with pytest.raises(UserError, match="an item is pinned twice"):
         recommender_with(
@@ -110,7 +112,7 @@ def test_an_item_that_is_pinned_twice_under_two_names(bundle: Bundle) -> None:
         )
 
 
-def test_similar_items_are_those_of_no_playlist(bundle: Bundle) -> None:
+def test_similar_items_ignore_the_ordering_of_playlists(bundle: Bundle) -> None:
     capped = validate(
         ServingConfig,
         {"playlists": {"default": {"ordering": {"caps": [{"column": "kind", "max_items": 1}]}}}},

@@ -1,4 +1,4 @@
-"""Trends: each event halved with its age, in the bundle and since, however often what happened since is read."""
+"""Trends: weights halve with the age of events, however often live events are read."""
 
 import asyncio
 import dataclasses
@@ -37,8 +37,10 @@ def newest_hour(bundle: Bundle) -> int:
     return int(max(bundle.histories[1].values.to_pylist())) // HOUR_MS
 
 
-def slowly(bundle: Bundle, live: Sequence[tuple[int, int, int]], half_life_days: float) -> dict[int, float]:
-    """Weight of each row, up to a factor: every event by itself. `live` are hour, row, count."""
+def weights_by_loop(
+    bundle: Bundle, live: Sequence[tuple[int, int, int]], half_life_days: float
+) -> dict[int, float]:
+    """Returns the weight of each row, up to a factor, event by event; `live` are (hour, row, count)."""
     weights: dict[int, float] = defaultdict(float)
     rows, times_ms = (column.values.to_pylist() for column in bundle.histories[:2])
     newest_ms, half_life_ms = max(times_ms), half_life_days * 24 * HOUR_MS
@@ -50,7 +52,7 @@ def slowly(bundle: Bundle, live: Sequence[tuple[int, int, int]], half_life_days:
 
 
 def check(trend: Trend, weights: dict[int, float]) -> None:
-    """The weights are proportional, and their order is that of the rows."""
+    """Checks that weights are proportional to the expected ones, and rows are ranked by them."""
     expected_N = np.array([weights[row] for row in range(FIRST_ITEM_ROW, len(trend.weights_R))])
     np.testing.assert_allclose(
         trend.weights_R[FIRST_ITEM_ROW:] / trend.weights_R.max(),
@@ -62,7 +64,7 @@ def check(trend: Trend, weights: dict[int, float]) -> None:
     assert (np.diff(trend.weights_R[trend.ranked_N]) <= 0).all()
 
 
-def kept(path: Path, events: Sequence[Event]) -> SqliteEventStore:
+def store_with(path: Path, events: Sequence[Event]) -> SqliteEventStore:
     store = SqliteEventStore(path)
     asyncio.run(store.append(events))
     return store
@@ -72,9 +74,9 @@ def event(number: int, item_id: object, hour: int) -> Event:
     return Event(str(number), "1", str(item_id), "view", hour * HOUR_MS + number)
 
 
-def test_trending_counts_lately_more(bundle: Bundle) -> None:
+def test_trending_weighs_events_by_age(bundle: Bundle) -> None:
     answer = ask(recommender_with(bundle, TRENDING), k=10)
-    weights = slowly(bundle, [], DAYS)
+    weights = weights_by_loop(bundle, [], DAYS)
     check(Trends(bundle, {DAYS}).trend(DAYS), weights)
     rows = [bundle.item_ids.row(item_id) for item_id in ids(answer)]
     assert (
@@ -88,12 +90,12 @@ def test_trending_counts_lately_more(bundle: Bundle) -> None:
     st.lists(st.tuples(st.integers(1, 30), st.integers(0, 299)), max_size=60),
     st.lists(st.integers(1, 32), max_size=4),
 )
-def test_however_often_it_is_read_live_events_count_like_those_of_the_bundle(
+def test_live_events_weigh_like_those_of_the_bundle(
     bundle: Bundle, tmp_path_factory: pytest.TempPathFactory, live: list[tuple[int, int]], read_at: list[int]
 ) -> None:
-    """Events come in when they happen; readings fall between them."""
+    """Events are stored when they happen, and read in between."""
     start, item_ids, clock = newest_hour(bundle), bundle.items.column("item_id").to_pylist(), [0.0]
-    store = kept(
+    store = store_with(
         tmp_path_factory.mktemp("trends") / "events.sqlite",
         [event(0, item_ids[5], start - 1), event(1, "unknown", start + 1)],
     )
@@ -112,25 +114,23 @@ def test_however_often_it_is_read_live_events_count_like_those_of_the_bundle(
     asyncio.run(live_through())
     counted = [(start + hour, item + FIRST_ITEM_ROW, 1) for hour, item in live]
     for days in (DAYS, 7.0):
-        check(trends.trend(days), slowly(bundle, counted, days))
+        check(trends.trend(days), weights_by_loop(bundle, counted, days))
 
 
-def test_what_is_dated_in_the_future_is_left_out(bundle: Bundle) -> None:
+def test_events_dated_in_the_future_are_left_out(bundle: Bundle) -> None:
     """One wrong date would otherwise halve everything else to nothing."""
     rows, times_ms = (np.array(column.values) for column in bundle.histories[:2])
     wrong = times_ms.copy()
     wrong[0] = 4_070_908_800_000  # 2099
     columns = [pa.LargeListArray.from_arrays(bundle.histories[0].offsets, values) for values in (rows, wrong)]
     changed = dataclasses.replace(bundle, histories=(*columns, bundle.histories[2]))
-    weights = slowly(bundle, [], DAYS)
+    weights = weights_by_loop(bundle, [], DAYS)
     weights[int(rows[0])] -= 2.0 ** ((int(times_ms[0]) - int(times_ms.max())) / (DAYS * 24 * HOUR_MS))
     trends = Trends(changed, {DAYS})
     check(trends.trend(DAYS), weights)
 
 
-def test_what_happened_long_after_the_bundle_comes_first_and_the_rest_keeps_its_order(
-    bundle: Bundle, tmp_path: Path
-) -> None:
+def test_events_long_after_the_bundle_rank_first(bundle: Bundle, tmp_path: Path) -> None:
     long_after = newest_hour(bundle) + 24 * 365 * 20
     item_ids = bundle.items.column("item_id").to_pylist()
     events = [
@@ -142,7 +142,7 @@ def test_what_happened_long_after_the_bundle_comes_first_and_the_rest_keeps_its_
         event(4, item_ids[11], long_after - LOOK_BACK_HOURS - 1),
         event(5, item_ids[11], long_after + 1),
     ]
-    store = kept(tmp_path / "events.sqlite", [*events, *forgotten])
+    store = store_with(tmp_path / "events.sqlite", [*events, *forgotten])
     trends = Trends(bundle, {DAYS}, store, clock=lambda: long_after * HOUR_MS / 1e3)
     before = trends.trend(DAYS).ranked_N.tolist()
     asyncio.run(trends.read())
@@ -151,9 +151,9 @@ def test_what_happened_long_after_the_bundle_comes_first_and_the_rest_keeps_its_
     assert trends.trend(DAYS).weights_R[live].tolist() == [2.0, 1.0]
 
 
-def test_recommendations_follow_what_happens(bundle: Bundle, tmp_path: Path) -> None:
+def test_recommendations_follow_live_events(bundle: Bundle, tmp_path: Path) -> None:
     unpopular = bundle.items.column("item_id").to_pylist()[int(np.argmin(bundle.counts_R[FIRST_ITEM_ROW:]))]
-    store = kept(
+    store = store_with(
         tmp_path / "events.sqlite", [Event("1", "1", str(unpopular), "view", int(1e3 * time.time()))]
     )
     retrieval = Retrieval(bundle, TRENDING, store)
@@ -172,7 +172,7 @@ def test_recommendations_follow_what_happens(bundle: Bundle, tmp_path: Path) -> 
     assert asyncio.run(asked())[0] != bundle.item_ids.row(unpopular)
 
 
-def test_a_store_that_does_not_tell_leaves_trends_as_they_were(
+def test_failing_store_leaves_trends_unchanged(
     bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SqliteEventStore(tmp_path / "events.sqlite")
@@ -185,7 +185,7 @@ def test_a_store_that_does_not_tell_leaves_trends_as_they_were(
     async def work() -> None:
         monkeypatch.setattr(store, "hourly", refuse)
         trends.start_refreshing()
-        trends.start_refreshing()  # it does already
+        trends.start_refreshing()  # a second call changes nothing
         await eventually_async(lambda: caplog.messages)
 
     with caplog.at_level(logging.WARNING):
