@@ -82,7 +82,9 @@ def _searches() -> dict[str, dict[str, float]]:
 
 
 def _networks(bundle: Bundle, merged: bool, seconds: float) -> dict[str, Any]:
-    """Both networks on a Triton of their own, with requests merged as the repository says, or run one by one."""
+    """Both networks on a Triton of their own, with requests merged as the repository says, or run one by
+    one.
+    """
     rng, version = np.random.default_rng(0), published_version(bundle, REPOSITORY)
     length = bucket_length(HISTORY, bundle.manifest.max_history)
     inputs: dict[str, dict[str, npt.NDArray[Any]]] = {

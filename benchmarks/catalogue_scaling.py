@@ -1,12 +1,13 @@
-"""What does a training step cost as the catalogue grows?
+"""The cost of a training step as the catalogue grows.
 
 Time and memory with a sparse table, and with a dense one under Adam.
+It takes about ten minutes on 2 quiet cores, and 12 GiB.
 
-    .venv/bin/python -m benchmarks.catalogue_scaling                       (about ten minutes on 2 quiet cores, 12 GiB)
+    .venv/bin/python -m benchmarks.catalogue_scaling
     .venv/bin/python -m benchmarks.catalogue_scaling --items 10000,1000000 --tables sparse
 
-Every row is a run of the `sasrec` recipe with sampled softmax, in a process of its own; batches have the same
-shape whatever the catalogue.
+Every row is a run of the `sasrec` recipe with sampled softmax, in a process of its own; batches have the
+same shape whatever the catalogue.
 `bytes_above_tables` is what the process held at its peak beyond the vectors and their optimizer's state.
 """
 
@@ -31,7 +32,9 @@ BYTES_OF_A_ROW = {"sparse": 4 * DIM + 4, "dense": 3 * 4 * DIM}
 
 
 class Measured(Stopwatch):
-    """Also notes the memory when the clock stops: a checkpoint that is written later is not part of a step."""
+    """Also notes the memory when the clock stops: a checkpoint that is written later is not part of a
+    step.
+    """
 
     peak_bytes = 0
 

@@ -1,14 +1,15 @@
-"""Are new items found by what is said of them?
+"""Recall of new items, which are found by their declared features.
 
-A tenth of MovieLens-1M's films is removed from training altogether, and then asked for.
+A tenth of MovieLens-1M's films is removed from training, and then to be recommended.
+It takes about an hour on one core.
 
-    .venv/bin/python -m benchmarks.cold_items                              (about an hour on one core)
-    .venv/bin/python -m benchmarks.cold_items --set items.text_encoder=wordllama --set training.max_epochs=12 --seeds 0
+    .venv/bin/python -m benchmarks.cold_items
+    .venv/bin/python -m benchmarks.cold_items --seeds 0 --set items.text_encoder=wordllama
 
-Asked is each user's newest event of such a film, after the events of other films before it; all films but
-those of the history are ranked, the known ones too.
-Beside the candidate tower stand what knows as much of a new film: the popularity of its genres, also as far
-as the user likes them, and the distance of its raw features from those of the history.
+The target is each user's newest event of such a film, after the events of other films before it; all films
+but those of the history are ranked, the known ones too.
+The candidate tower is compared with methods that have the same data of a new film: the popularity of its
+genres, also as far as the user likes them, and the distance of its raw features from those of the history.
 
 Shape legend: U users, E events, R item rows, B users of a batch, C width of a content vector.
 """

@@ -87,7 +87,9 @@ def _beauty(path: Path) -> Dataset:
 
 @dataclass(frozen=True)
 class PlainEvents:
-    """Events of one type and weight 1, sorted by user, then time; users and items have ids and no features."""
+    """Events of one type and weight 1, sorted by user, then time; users and items have ids and no
+    features.
+    """
 
     item_rows_E: Int64Array
     timestamps_ms_E: Int64Array

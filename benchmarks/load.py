@@ -112,7 +112,10 @@ def _run(load: Load, seconds: float, clients: int | None, rate: float | None) ->
 
 def _requests(load: Load) -> list[bytes]:
     target = urlsplit(load.url)
-    head = f"{load.method} {load.path} HTTP/1.1\r\nhost: {target.netloc}\r\ncontent-type: application/json\r\ncontent-length: "
+    head = (
+        f"{load.method} {load.path} HTTP/1.1\r\nhost: {target.netloc}\r\n"
+        "content-type: application/json\r\ncontent-length: "
+    )
     return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in load.bodies]
 
 

@@ -169,7 +169,10 @@ def main(peer_python: Path, cases: str, rounds: int, threads: int) -> None:
     names = cases.split(",")
     if unknown := sorted(set(names) - set(CASES)):
         raise click.BadParameter(f"{', '.join(unknown)}: not among {', '.join(CASES)}")
-    versions = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('rectools', 'torch', 'pytorch-lightning')}))"
+    versions = (
+        "import json, importlib.metadata as m; "
+        "print(json.dumps({n: m.version(n) for n in ('rectools', 'torch', 'pytorch-lightning')}))"
+    )
     peer = json.loads(_run([str(peer_python), "-c", versions]))
     found = {name: _case(CASES[name], rounds, threads, peer_python) for name in names}
     whole = set(names) == set(CASES)

@@ -1,24 +1,26 @@
-"""How good are the recipes?
+"""The quality of the recipes.
 
 Leave-one-out, the whole catalogue ranked, seen items left out, by seeds, baselines in the same table.
+Without options, everything is trained, which takes most of a day on 2 cores.
+`--collect` writes the table of all runs that are complete.
 
-    .venv/bin/python -m benchmarks.quality                            (train everything; most of a day on 2 cores)
+    .venv/bin/python -m benchmarks.quality
     .venv/bin/python -m benchmarks.quality --cases sasrec_beauty --refit
-    .venv/bin/python -m benchmarks.quality --cases sasrec --seeds 0   (train one run)
-    .venv/bin/python -m benchmarks.quality --collect                  (write the table of all runs that are complete, and were)
+    .venv/bin/python -m benchmarks.quality --cases sasrec --seeds 0
+    .venv/bin/python -m benchmarks.quality --collect
 
 Runs are kept in artifacts/quality, continued where they were interrupted, and not made twice.
-Several processes may train different cases or seeds at once; none of them writes the result, so that a part
-of it never takes its place.
+Several processes may train different cases or seeds at once; none of them writes the result, so that a
+part of it never takes its place.
 Epochs are chosen on validation; the refit of a run (`--refit`) is trained on train and validation for as
 many.
 Both are measured on test, and the table says which is which.
 
-The published figures are the best that a review of the literature found for each data set under this protocol
-(2026-11): .1638 for BERT4Rec (RecTools states .1618 for its own) and .1902 for SASRec with full softmax
-(Klenitskiy and Vasilev, RecSys 2023, have .1821, and .1857 with 3,000 negatives) on the file of 3,416 items;
-.2164 for HSTU-large as reproduced by RecTools with a stable sort on all 3,706; .0531 on Beauty (eSASRec,
-RecSys 2025, has .0523).
+The published figures are the best that a review of the literature found for each data set under this
+protocol (2026-11): .1638 for BERT4Rec (RecTools states .1618 for its own) and .1902 for SASRec with full
+softmax (Klenitskiy and Vasilev, RecSys 2023, have .1821, and .1857 with 3,000 negatives) on the file of
+3,416 items; .2164 for HSTU-large as reproduced by RecTools with a stable sort on all 3,706; .0531 on
+Beauty (eSASRec, RecSys 2025, has .0523).
 For two towers with features there is none on these data.
 """
 
@@ -217,7 +219,9 @@ def _summary(tests: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def _baselines(data: str) -> dict[str, Any]:
-    """Baselines fitted on everything before the test events, through the evaluation of any run on the data."""
+    """Baselines fitted on everything before the test events, through the evaluation of any run on the
+    data.
+    """
     run = load_run(next(path for name, case in CASES.items() if case.data == data for path in _runs(name)))
     return {
         name: values

@@ -1,13 +1,15 @@
-"""What each choice of a recipe is worth: validation NDCG@10 on MovieLens-1M after a short schedule, one
-change at a time.
+"""Ablation of the recipes: validation NDCG@10 on MovieLens-1M after a short schedule, one change at a time.
 
-    .venv/bin/python -m benchmarks.recipe_ablation --recipe sasrec                       (an hour and a half on 2 cores)
+A recipe takes an hour and a half on 2 cores.
+`--collect` writes the table of the runs that are complete.
+
+    .venv/bin/python -m benchmarks.recipe_ablation --recipe sasrec
     .venv/bin/python -m benchmarks.recipe_ablation --recipe sasrec --only "rms norm;swiglu" --threads 1
-    .venv/bin/python -m benchmarks.recipe_ablation --collect                             (the table of what is there)
+    .venv/bin/python -m benchmarks.recipe_ablation --collect
 
-One seed and few epochs, the learning rate falling over the last half of them: it says what learns quickly.
-Two more seeds of each recipe say what is noise.
-Blocks, losses and samplers are compared on `sasrec`; of `bert4rec`, which has the same, what is its own.
+One seed and few epochs, the learning rate falling over the last half of them, show what learns quickly.
+Two more seeds of each recipe show the noise.
+Blocks, losses and samplers are compared on `sasrec`; for `bert4rec`, only the options that it alone has.
 Runs are kept in artifacts/ablation and not made twice; two processes may make different ones.
 """
 

@@ -1,7 +1,9 @@
-"""Retrieval under filters: recall and latency by selectivity and retriever, with LanceDB as a public
-recommender runs it in the same run.
+"""Retrieval under filters: recall and latency by filter selectivity and retriever.
 
-    .venv/bin/python -m benchmarks.retrieval                       # 1,500,000 x 64, ten minutes on 2 quiet cores
+LanceDB, with the settings of a public recommender, is measured in the same run.
+Without options, it takes ten minutes on 2 quiet cores, for 1,500,000 vectors of width 64.
+
+    .venv/bin/python -m benchmarks.retrieval
     .venv/bin/python -m benchmarks.retrieval --vectors 100000
 
 A search is one query after another: the filter made into a mask, then the k best under it.
@@ -240,7 +242,9 @@ def _replicas(scratch: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _held_by(scratch: Path, parameters: dict[str, Any], count: int) -> dict[str, Any]:
-    """Proportional set size of `count` processes that have each searched, MiB; shared pages are counted once."""
+    """Proportional set size of `count` processes that have each searched, MiB; shared pages are counted
+    once.
+    """
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")

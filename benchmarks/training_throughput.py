@@ -1,13 +1,14 @@
-"""How fast does a training step go, and where does its time go?
+"""The speed of a training step, and the share of each operation.
 
-Tokens/s, memory and FLOP/s by length, width and catalogue.
+Tokens/s, memory and FLOP/s by length, width and catalogue, on the GPU where there is one.
+`--profile` adds the cost of each operation.
 
-    .venv/bin/python -m benchmarks.training_throughput                                  (the CPU; with a GPU, the GPU)
-    .venv/bin/python -m benchmarks.training_throughput --lengths 200 --dims 64,256 --precisions fp32,bf16 --compiled no,yes
-    .venv/bin/python -m benchmarks.training_throughput --profile --lengths 200          (adds what each operation costs)
+    .venv/bin/python -m benchmarks.training_throughput
+    .venv/bin/python -m benchmarks.training_throughput --dims 64,256 --precisions fp32,bf16 --compiled no,yes
+    .venv/bin/python -m benchmarks.training_throughput --profile --lengths 200
 
-Every variant is a real run of the `sasrec` or `bert4rec` recipe, batches and optimizer included, on synthetic
-histories, in a process of its own so that peak memory is its own.
+Every variant is a real run of the `sasrec` or `bert4rec` recipe, batches and optimizer included, on
+synthetic histories, in a process of its own so that peak memory is its own.
 Tokens are those of histories; padding is not counted, but its cost is.
 `share_of_matmul_peak` compares FLOP/s with those of one large matrix product of the same type on the same
 machine.

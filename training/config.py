@@ -1,4 +1,4 @@
-"""The configuration of a training run: a TOML recipe (`training/recipes/*.toml`) plus `--set
+"""The configuration of a training run: a recipe (`training/recipes/*.toml`) with `--set
 section.key=value`.
 """
 
@@ -20,7 +20,7 @@ class ObjectiveConfig(Config):
     """What the encoder learns to predict."""
 
     kind: Literal["masked", "causal"] = "masked"
-    """`masked`: hidden items from both sides (BERT4Rec).
+    """`masked`: masked items from both sides (BERT4Rec).
     `causal`: each next item from those before it (SASRec)."""
     mask_probability: float = Field(default=0.2, gt=0, le=1)
     """`masked`: chance of each item of a window to be masked and predicted."""
@@ -28,10 +28,10 @@ class ObjectiveConfig(Config):
     """`masked`: chance of a window to have its last item alone masked, as it is when serving."""
 
     event_types: tuple[str, ...] = ()
-    """`causal`: kinds of events to predict, such as clicks; all, if absent.
-    Others are history alone."""
+    """`causal`: event types to predict, such as clicks; all, if absent.
+    Events of other types are history alone."""
     repeats: Literal["each", "log"] = "each"
-    """`each`: an event weighs what its kind weighs.
+    """`each`: an event has the weight of its event type.
     `log`: a user's n events with one item weigh log2(1 + n) times as much together."""
 
     @model_validator(mode="after")
@@ -53,11 +53,11 @@ class OptimizerConfig(Config):
     """AdamW (betas 0.9 and 0.98) with a linear warm-up, a constant stretch and a linear decay."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Between warm-up and decay."""
+    """Learning rate between warm-up and decay."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decay of matrices; vectors, norms and the item tables are not decayed."""
     warmup_steps: int = Field(default=100, ge=0)
-    """Steps over which the learning rate grows from nothing."""
+    """Steps over which the learning rate grows from zero."""
     decay_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps of `training.max_epochs`, at their end, over which the learning rate falls to a
     twentieth."""
@@ -66,10 +66,10 @@ class OptimizerConfig(Config):
 
 
 class TrainingConfig(Config):
-    """How long, and with what means."""
+    """Length of the training, checkpoints, precision and threads."""
 
     max_epochs: int = Field(default=200, gt=0)
-    """Times that every history is gone through, at most."""
+    """Maximum number of epochs."""
     patience: int = Field(default=10, gt=0)
     """Validations without a better NDCG@10 before training stops."""
     validate_every_epochs: int = Field(default=1, gt=0)
@@ -78,7 +78,7 @@ class TrainingConfig(Config):
     """Train on validation events as well; then nothing is validated and the last weights are kept.
     `train --refit` sets it."""
     stop_after_epochs: int | None = Field(default=None, gt=0)
-    """Stop then, in the schedule of `max_epochs`.
+    """Stop after this epoch, in the learning-rate schedule of `max_epochs`.
     `train --refit` sets it to the epoch that validation chose."""
     checkpoint_every_steps: int = Field(default=1000, gt=0)
     """Steps within an epoch between two checkpoints; there is always one at its end."""
@@ -100,13 +100,14 @@ class TrainingConfig(Config):
             )
         if not self.include_validation and self.validate_every_epochs > self.num_epochs:
             raise ValueError(
-                f"validate_every_epochs = {self.validate_every_epochs} is above the {self.num_epochs} epochs to train"
+                f"validate_every_epochs = {self.validate_every_epochs} is above the {self.num_epochs} epochs "
+                "to train"
             )
         return self
 
     @property
     def num_epochs(self) -> int:
-        """Epochs to train at most."""
+        """Maximum number of epochs to train."""
         return self.stop_after_epochs or self.max_epochs
 
 
@@ -118,17 +119,17 @@ class RankerConfig(Config):
     recent_days: int = Field(default=30, gt=0)
     """Days before the end of training that `log_recent_count` looks back."""
     num_trees: int = Field(default=200, gt=0)
-    """Trees at most."""
+    """Maximum number of trees."""
     num_leaves: int = Field(default=7, gt=1)
-    """Leaves of a tree at most."""
+    """Maximum number of leaves of a tree."""
     learning_rate: float = Field(default=0.05, gt=0)
     """Factor that each tree's output is multiplied by (shrinkage)."""
     min_leaf_events: int = Field(default=500, gt=0)
-    """Fewest training rows in a leaf."""
+    """Minimum number of training rows in a leaf."""
     l2_penalty: float = Field(default=10.0, ge=0)
     """Penalty on the squares of leaf values."""
     holdout_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the validation users kept aside to choose the number of trees."""
+    """Share of the validation users held out to choose the number of trees."""
 
 
 class Recipe(Config):
@@ -150,7 +151,8 @@ class Recipe(Config):
     def _parts_agree(self) -> "Recipe":
         if self.objective.kind == "causal" and self.model.head_directions:
             raise ValueError(
-                "model.head_directions has no effect with objective.kind = 'causal', whose heads all look to the past"
+                "model.head_directions has no effect with objective.kind = 'causal', "
+                "whose heads all look to the past"
             )
         if self.objective.kind == "masked" and self.model.num_blocks == 0:
             raise ValueError(
@@ -158,13 +160,15 @@ class Recipe(Config):
             )
         if self.items.table == "sparse" and self.loss.kind == "full":
             raise ValueError(
-                "loss.kind = 'full' looks at every item in each step: items.table = 'sparse' goes with 'sampled' or 'gbce'"
+                "loss.kind = 'full' looks at every item in each step: "
+                "items.table = 'sparse' goes with 'sampled' or 'gbce'"
             )
         if self.items.table == "sparse" and self.model.output_table == "separate":
             raise ValueError("model.output_table = 'separate' goes with items.table = 'dense'")
         if self.items.kind == "tower" and self.model.output_table == "separate":
             raise ValueError(
-                "model.output_table = 'separate' goes with items.kind = 'table': a tower makes one vector of an item"
+                "model.output_table = 'separate' goes with items.kind = 'table': "
+                "a tower makes one vector of an item"
             )
         return self
 
@@ -182,7 +186,7 @@ class Recipe(Config):
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys."""
+    """Returns nested tables as one, with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, dict)
@@ -191,12 +195,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with Passerelle."""
+    """Returns the names of the recipes that come with Passerelle."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe by its name or from a TOML file.
+    """Reads a recipe by its name or from a TOML file.
 
     Raises:
         UserError: no such recipe or file, an unknown key, a value out of range, or no such split file.

@@ -1,6 +1,4 @@
-"""The configuration of a model: its encoder, where its items have their vectors from, and what a query knows
-beside the history.
-"""
+"""The configuration of a model: its encoder, its item vectors, and the features of queries."""
 
 from typing import Literal
 
@@ -15,9 +13,10 @@ class ModelConfig(Config):
     dim: int = Field(default=64, gt=0)
     """Width of item vectors, hidden states and queries."""
     num_blocks: int = Field(default=2, ge=0)
-    """Transformer blocks. 0: no attention, a query is made of the mean of the history's vectors (pooling)."""
+    """Number of transformer blocks.
+    Without any there is no attention: a query is made of the mean of the history's vectors (pooling)."""
     num_heads: int = Field(default=2, gt=0)
-    """Attention heads; divides `dim`."""
+    """Number of attention heads; divides `dim`."""
     distance_slopes: tuple[float, ...] = (0.5, 0.03)
     """One a head: how much attention logits fall with each item of distance; 0 for no preference."""
     head_directions: tuple[Literal["past", "both", "future"], ...] = ()
@@ -29,7 +28,7 @@ class ModelConfig(Config):
     time_bias: bool = False
     """Attention also depends on the time between events, and the query on the time of the request."""
     time_gap: bool = False
-    """Each position is told the time between the item it predicts and the event before that one; when
+    """Give each position the time between the item it predicts and the event before that one; when
     serving, the time from the last event to the request."""
     norm: Literal["layer", "rms"] = "layer"
     """Layer norm, or RMS norm."""
@@ -46,14 +45,14 @@ class ModelConfig(Config):
     """Dropout of embeddings and both residual branches; attention weights have none, so that fused kernels
     apply."""
     output_table: Literal["tied", "separate"] = "tied"
-    """`tied`: one vector for an item of the history and as an answer.
+    """`tied`: one vector for an item in the history and as a candidate.
     `separate`: two, for twice the memory."""
     attention_kernel: Literal["dense", "flex"] = "dense"
     """`flex` (PyTorch's FlexAttention, compiled) computes the bias of distance and time where it is used; on
     a CUDA device only, elsewhere `dense` does the work.
     Not measured yet."""
     event_types: bool = False
-    """Each item of a history is told by what kind of event it came there (a click, a booking)."""
+    """Add a vector of the event type (a click, a booking) to each item of a history."""
     max_history: int = Field(default=200, ge=2)
     """Longest history, in items, the encoder looks at; older items are ignored."""
 
@@ -71,17 +70,19 @@ class ModelConfig(Config):
             )
         if self.positions == "rotary" and self.dim // self.num_heads % 2:
             raise ValueError(
-                f"positions = 'rotary' needs heads of even width: dim / num_heads = {self.dim // self.num_heads}"
+                "positions = 'rotary' needs heads of even width: "
+                f"dim / num_heads = {self.dim // self.num_heads}"
             )
         if self.num_blocks == 0 and (self.time_bias or self.head_directions or self.positions == "rotary"):
             raise ValueError(
-                "num_blocks = 0 leaves time_bias, head_directions and positions = 'rotary' without attention to work on"
+                "num_blocks = 0 leaves time_bias, head_directions and positions = 'rotary' "
+                "without attention to work on"
             )
         return self
 
 
 class ItemsConfig(Config):
-    """Where items have their vectors from.
+    """The origin of item vectors.
 
     An option that the others leave without effect is an error.
     """
@@ -91,7 +92,7 @@ class ItemsConfig(Config):
     `tower`: of the item and of its declared features together, of length 1 as queries then are, so that an
     item without events has one, too (two-tower)."""
     table: Literal["dense", "sparse"] = "dense"
-    """What is learnt for each item alone.
+    """The table of vectors learnt for each item alone.
     `dense`: a parameter like others, all of whose rows are computed with in each step.
     `sparse`: a TorchRec collection, of which a step touches the rows it looks up, trained by row-wise
     Adagrad; for many items and a sampled loss."""
@@ -124,20 +125,21 @@ class ItemsConfig(Config):
 
 
 class QueryConfig(Config):
-    """What a query knows beside the history of its user.
+    """What a query is made of beside the history of its user.
 
     An option that the others leave without effect is an error.
     """
 
     features: Literal["all"] | tuple[str, ...] = ()
-    """Features of users, and of the circumstances of an event, to use: names, or `all` that are declared, but
-    for text and for what `from_events` makes of a user's events: that knows of those of validation and test,
-    too."""
+    """Features of users and context features of events to use: names, or `all` that are declared.
+    `all` leaves out text, and what `from_events` derives from a user's events, because that includes
+    events of validation and test."""
     time_features: tuple[Literal["hour", "weekday"], ...] = ()
-    """What the time of the request (UTC) says: in training, the time of the event that is predicted."""
+    """Features of the time of the request (UTC): in training, of the event that is predicted."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the histories of a step whose query is made without features, as a request's is that gives
-    none; of users and of circumstances apart."""
+    """Share of the histories of a step whose query is made without features, as for a request that gives
+    none.
+    User features and context features are dropped independently."""
     min_value_users: int = Field(default=2, gt=0)
     """Users, or events, that a categorical value needs for a vector of its own; rarer ones and unknown ones
     share one."""

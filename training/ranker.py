@@ -34,13 +34,12 @@ from training.runs.run import RANKER
 EVALUATED_KS = (10, 20, 50)
 
 Predictor = Callable[[Float32Array], Float32Array]
-"""Scores [S] of the features [S, F] of some candidates: those of a `Ranker`, or of what it was exported to.
-"""
+"""Returns scores [S] of features [S, F] of candidates, as a `Ranker` or its exported network does."""
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """A candidate's score: what retrieval says of it, and what the trees add to that."""
+    """Scores candidates: their retrieval score plus the correction of the trees."""
 
     booster: lightgbm.Booster
     score_scale: float
@@ -48,7 +47,7 @@ class Ranker:
     loss's logits."""
 
     def predict(self, features_SF: Float32Array) -> Float32Array:
-        """Scores [S], added in float32 as the exported network adds them."""
+        """Returns scores [S], added in float32 as the exported network adds them."""
         trees_S = np.asarray(self.booster.predict(features_SF)).astype(np.float32)
         return trees_S + features_SF[:, RETRIEVAL_SCORE] * np.float32(self.score_scale)
 
@@ -75,7 +74,9 @@ class Candidates:
 def retrieve_candidates(
     run: OpenRun, users: EvaluationUsers, progress: Progress = silent, stage: str = "features"
 ) -> Candidates:
-    """Exact top candidates of each user (seen items left out) and their features at the time of the request."""
+    """Exact top candidates of each user (seen items left out) and their features at the time of the
+    request.
+    """
     config, dataset = run.manifest.config, run.dataset
     num_candidates = min(config.ranker.num_candidates, dataset.num_items)
     options = RankingOptions(num_candidates, config.model.max_history)
@@ -104,7 +105,7 @@ def _hits(run: OpenRun, candidates: Candidates) -> BoolArray:
 def train_ranker(
     run: OpenRun, progress: Progress = silent, *, overwrite: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Train the ranker of a run, measure it on the test targets, and write it into the run.
+    """Trains the ranker of a run, measures it on the test targets, and writes it into the run.
 
     Returns:
         Test metrics of `model` (retrieval order) and `ranker`, over the same candidates.
@@ -123,7 +124,8 @@ def train_ranker(
     useful_Q = np.flatnonzero(hits_QK.any(axis=1))
     if len(useful_Q) < 2:
         raise UserError(
-            f"{run.path}: {len(useful_Q)} users have a validation target among their candidates, too few to learn from: train longer"
+            f"{run.path}: {len(useful_Q)} users have a validation target among their candidates, "
+            "too few to learn from: train longer"
         )
     shuffled_Q = np.random.default_rng(config.training.seed).permutation(useful_Q)
     num_held_out = max(1, int(config.ranker.holdout_fraction * len(shuffled_Q)))
@@ -154,15 +156,17 @@ def train_ranker(
 
 
 def _learner(run: OpenRun) -> OpenRun:
-    """The run whose candidates the ranker learns from: a model knows the validation events it was refit on
-    too well.
+    """Returns the run whose candidates the ranker learns from.
+
+    A model was trained on the validation events it was refit on, so their candidates would teach too much.
     """
     if not run.manifest.config.training.include_validation:
         return run
     chosen_by = run.manifest.refit_of
     if chosen_by is None:
         raise UserError(
-            f"{run.path} was trained on the validation events that a ranker learns from: train without them, then use `train --refit`"
+            f"{run.path} was trained on the validation events that a ranker learns from: "
+            "train without them, then use `train --refit`"
         )
     return load_run(Path(chosen_by), run.dataset.path)
 

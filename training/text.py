@@ -56,14 +56,14 @@ class TextEncoder:
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self._memory, timeout=60)) as store:
             store.execute(
-                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
+                "CREATE TABLE IF NOT EXISTS vectors "
+                "(key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
             )
             for start in range(0, len(texts), BATCH):
-                places = [
-                    place for place in range(start, min(start + BATCH, len(texts))) if keys[place] is not None
-                ]
-                self._encode_some(store, texts, keys, places, vectors_NW)
-                progress("text", min(start + BATCH, len(texts)), len(texts))
+                end = min(start + BATCH, len(texts))
+                indices = [index for index in range(start, end) if keys[index] is not None]
+                self._encode_some(store, texts, keys, indices, vectors_NW)
+                progress("text", end, len(texts))
         return vectors_NW
 
     def _encode_some(
@@ -71,26 +71,26 @@ class TextEncoder:
         store: sqlite3.Connection,
         texts: Sequence[str | None],
         keys: Sequence[bytes | None],
-        places: Sequence[int],
+        indices: Sequence[int],
         vectors_NW: Float32Array,
     ) -> None:
-        """In one transaction, so that what two processes encode at a time is kept whole."""
-        asked = {keys[place] for place in places}
+        """Encodes one batch, in one transaction: two processes may write at the same time."""
+        asked = {keys[index] for index in indices}
         marks = ",".join("?" * len(asked))
         kept = dict(
             store.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", list(asked)).fetchall()
         )
-        new = {keys[place]: place for place in places if keys[place] not in kept}
+        new = {keys[index]: index for index in indices if keys[index] not in kept}
         if new:
-            vectors = self._embed([str(texts[place]) for place in new.values()])
+            vectors = self._embed([str(texts[index]) for index in new.values()])
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
             fresh = {key: vector.tobytes() for key, vector in zip(new, vectors, strict=True)}
             with store:
                 store.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", fresh.items())
             kept |= fresh
-        for place in places:
-            vectors_NW[place] = np.frombuffer(kept[keys[place]], dtype=np.float32)
+        for index in indices:
+            vectors_NW[index] = np.frombuffer(kept[keys[index]], dtype=np.float32)
 
     def _key(self, text: str) -> bytes:
         return hashlib.sha256(f"{self.digest}\n{text}".encode()).digest()
@@ -99,7 +99,7 @@ class TextEncoder:
 def with_text_vectors(
     table: pa.Table, features: Sequence[FeatureColumn], encoder: TextEncoder, progress: Progress = silent
 ) -> tuple[pa.Table, tuple[FeatureColumn, ...]]:
-    """The table with vectors in the place of texts, and its features as they are then."""
+    """Returns the table with vectors instead of texts, and its features after that."""
     changed = []
     for feature in features:
         if feature.kind == "text":
@@ -118,7 +118,7 @@ def with_text_vectors(
 
 
 def _static_model(name: str) -> tuple[Embed, str]:
-    """A model, and the digest of its files.
+    """Returns a model, and the digest of its files.
 
     Nothing is downloaded.
     """
@@ -134,7 +134,8 @@ def _static_model(name: str) -> tuple[Embed, str]:
     files = inside if name == WORDLLAMA else [Path(name) / "tokenizer.json", Path(name) / "model.safetensors"]
     if missing := [file.name for file in files if not file.is_file()]:
         raise UserError(
-            f"text encoder {name!r}: not {WORDLLAMA}, nor a folder with a static model: {', '.join(missing)} is missing"
+            f"text encoder {name!r}: not {WORDLLAMA}, nor a folder with a static model: "
+            f"{', '.join(missing)} is missing"
         )
     try:
         tokenizer, tensors = Tokenizer.from_file(str(files[0])), load_file(files[1])
@@ -159,8 +160,6 @@ def _import_wordllama() -> Any:
         import wordllama
     except ImportError:
         raise UserError(f"text encoders need wordllama: {install_extra('text')}") from None
-    logging.root.handlers[:], logging.root.level = (
-        handlers,
-        level,
-    )  # importing it sets up logging for the whole program
+    # importing it sets up logging for the whole program
+    logging.root.handlers[:], logging.root.level = handlers, level
     return wordllama

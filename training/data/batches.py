@@ -63,7 +63,9 @@ class Batch:
 def group_by_budget(
     lengths_W: Int64Array, token_budget: int, generator: np.random.Generator
 ) -> list[Int64Array]:
-    """Shuffle windows into groups of like length within the budget (`groups_within_budget`), and the groups."""
+    """Shuffle windows into groups of like length within the budget (`groups_within_budget`), and the
+    groups.
+    """
     order_W = np.lexsort((generator.random(len(lengths_W)), lengths_W))[::-1]
     groups = groups_within_budget(order_W, lengths_W, token_budget)
     return [groups[position] for position in generator.permutation(len(groups))]

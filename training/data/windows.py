@@ -15,7 +15,9 @@ from training.config import Recipe
 
 @dataclass(frozen=True)
 class Windows:
-    """Slices of training histories, `start_W : end_W` in the event arrays, none longer than the encoder sees."""
+    """Slices of training histories, `start_W : end_W` in the event arrays, none longer than the encoder
+    sees.
+    """
 
     start_W: Int64Array
     end_W: Int64Array
@@ -29,12 +31,16 @@ class Windows:
         return Windows(self.start_W[selection], self.end_W[selection])
 
     def events(self) -> tuple[Int64Array, Int64Array]:
-        """Returns the positions of the windows' events, concatenated, and the W + 1 offsets between windows."""
+        """Returns the positions of the windows' events, concatenated, and the W + 1 offsets between
+        windows.
+        """
         return gather_ragged(self.start_W, self.end_W)
 
 
 def training_split(split: Split, config: Recipe) -> Split:
-    """Returns the split of a run's recipe, with validation events in training where the recipe asks for them."""
+    """Returns the split of a run's recipe, with validation events in training where the recipe asks for
+    them.
+    """
     return with_validation(split) if config.training.include_validation else split
 
 

@@ -1,11 +1,13 @@
 """Full-catalogue evaluation of a run, with baselines beside it, through one code path.
 
-Two files of the run hold what was found, both by part, then scorer (`model`, `ranker`, or a baseline's name):
+Two files of the run hold the results, both by part, then scorer (`model`, `ranker`, or a baseline's name):
 
-    evaluation.json           metric -> plain number: accuracy at each k, `auc`, and what is beyond accuracy at each k
-    evaluation_details.json   how the scorer was fitted, confidence intervals, and where asked for segments and `with_seen`
+    evaluation.json           metric -> plain number: accuracy and metrics beyond accuracy at each k, and `auc`
+    evaluation_details.json   how the scorer was fitted, confidence intervals, and where asked for segments
+                              and `with_seen`
 
-Shape legend: B users of a batch, Q users in all, Q1 = Q + 1, R item rows, K ranked items, G relevant items.
+Shape legend: B users of a batch, Q users in all, Q1 = Q + 1, R item rows, K ranked items, G relevant
+items.
 """
 
 import json
@@ -48,7 +50,7 @@ FitOn = Literal["train", "before_targets"]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What to measure beside the model's accuracy."""
+    """What to measure in addition to the accuracy of the model."""
 
     ks: tuple[int, ...] | None = None
     """Cut-offs; without it those of `DEFAULT_KS` that the catalogue is large enough for."""
@@ -70,7 +72,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found, as it is written into the run."""
+    """The results, as they are written into the run."""
 
     metrics: dict[str, dict[str, float]]
     """Scorer -> metric -> value, the model first; seen items are not ranked."""
@@ -141,7 +143,9 @@ def rank_users(
     max_history: int,
     exclude_seen: bool = True,
 ) -> tuple[Int64Array, Float32Array]:
-    """Returns rows [Q, K] and scores [Q, K] of the k best items of each user: `rank` without progress or AUC."""
+    """Returns rows [Q, K] and scores [Q, K] of the k best items of each user: `rank` without progress or
+    AUC.
+    """
     rankings = rank(dataset, users, scorer, RankingOptions(k, max_history, exclude_seen))
     return rankings.rows_QK, rankings.scores_QK
 
@@ -149,7 +153,7 @@ def rank_users(
 def ranking_metrics(
     dataset: Dataset, users: EvaluationUsers, rows_QK: Int64Array, ks: tuple[int, ...]
 ) -> dict[str, float]:
-    """Every metric at every k of given rankings."""
+    """Returns every metric at every k of given rankings."""
     relevant_G, offsets_Q1 = relevant_items(dataset, users)
     return metrics.mean_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks)
 
@@ -166,7 +170,7 @@ def evaluate(
 def evaluate_in_detail(
     run: OpenRun, part: Part, settings: EvaluationSettings = EvaluationSettings(), progress: Progress = silent
 ) -> Evaluation:
-    """Measure the model and baselines on a part, and write what was found into the run.
+    """Measures the model and baselines on a part, and writes the results into the run.
 
     Raises:
         UserError: a k is below 1 or above the number of items, a baseline is not known or cannot be fitted,
@@ -224,7 +228,7 @@ def evaluate_in_detail(
 
 
 def _fitting(details: dict[str, Any]) -> tuple[Any, ...]:
-    """What a scorer's numbers depend on, beside the part."""
+    """Returns what the numbers of a scorer depend on, apart from the part."""
     return details["fitted_on"], details.get("hyper_parameters")
 
 
@@ -233,7 +237,8 @@ def _cut_offs(ks: tuple[int, ...] | None, num_items: int) -> tuple[int, ...]:
         return tuple(k for k in DEFAULT_KS if k <= num_items) or (num_items,)
     if min(ks) < 1 or max(ks) > num_items:
         raise UserError(
-            f"--k {','.join(map(str, ks))}: each must lie between 1 and the {num_items} items of the catalogue"
+            f"--k {','.join(map(str, ks))}: each must lie between 1 and the {num_items} items "
+            "of the catalogue"
         )
     return ks
 
@@ -248,7 +253,7 @@ def _segments(users: EvaluationUsers, settings: EvaluationSettings) -> list[Segm
 def record_evaluation(
     run_path: Path, part: Part, results: dict[str, dict[str, float]], forget: Collection[str] = ()
 ) -> None:
-    """Merge results into the run's `evaluation.json`, by part, scorer and metric.
+    """Merges results into the run's `evaluation.json`, by part, scorer and metric.
 
     Args:
         forget: scorers whose earlier numbers are dropped first, because they were fitted otherwise.
@@ -261,19 +266,19 @@ def record_evaluation(
 
 
 def read_evaluation(run_path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """What has been evaluated so far: part -> scorer -> metric -> value."""
+    """Returns the results so far: part -> scorer -> metric -> value."""
     path = run_path / EVALUATION
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _record_details(run_path: Path, part: Part, details: dict[str, dict[str, Any]]) -> None:
-    """Replace the details of the given scorers, and of no other, in the run's `evaluation_details.json`."""
+    """Replaces the details of the given scorers, and of no other, in the run's `evaluation_details.json`."""
     recorded = read_details(run_path)
     recorded.setdefault(part, {}).update(details)
     write_text(run_path / DETAILS, json.dumps(recorded, indent=2) + "\n")
 
 
 def read_details(run_path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """What is beside the plain numbers: part -> scorer -> `Evaluation.details`."""
+    """Returns the details so far: part -> scorer -> `Evaluation.details`."""
     path = run_path / DETAILS
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

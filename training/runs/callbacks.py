@@ -1,8 +1,7 @@
-"""What a run writes while it trains: checkpoints, `progress.json` for whoever is watching, `history.jsonl`
-for good.
+"""What a run writes while it trains: checkpoints, `progress.json` and `history.jsonl`.
 
 A run may be killed at any moment, and its directory may be on another file system than where temporary files
-are: whatever is needed to go on is written beside and renamed.
+are: files that are needed to continue are written beside their target and renamed.
 """
 
 import json
@@ -25,13 +24,12 @@ _PROGRESS_INTERVAL_S = 1.0
 
 
 def read_history(run_path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `history.jsonl`, the first epoch first."""
+    """Returns the lines of a run's `history.jsonl`, the first epoch first."""
     return [json.loads(line) for line in (run_path / HISTORY).read_text(encoding="utf-8").splitlines()]
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """A checkpoint is the old one or the new one, wherever it is; Lightning copies it from where temporary
-    files are.
+    """Writes checkpoints atomically on any file system; Lightning would copy them from a temporary folder.
 
     Tables that no checkpoint beside it names any more are removed.
     """
@@ -49,13 +47,13 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, its tensors mapped."""
+    """Returns a checkpoint, its tensors memory-mapped."""
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return checkpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`, by validation NDCG@10; a resumed run knows it again though its directory has moved."""
+    """`best.ckpt`, by validation NDCG@10; a resumed run finds it also where its directory has moved."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(
@@ -97,7 +95,7 @@ class LastCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(Path(self.dirpath) / f"{self.filename}.ckpt")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing of what it knew matters: not where the run was, nor which epoch was last."""
+        """Ignores the state: neither the directory of the run nor its last epoch matters."""
 
 
 class Patience(EarlyStopping):
@@ -112,7 +110,9 @@ class Patience(EarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that had stopped, and was perhaps killed before it could say so, has nothing left to train."""
+        """A run that had stopped, and was perhaps killed before it could say so, has nothing left to
+        train.
+        """
         trainer.should_stop = self.wait_count >= self.patience
 
 

@@ -1,4 +1,4 @@
-"""A finished run, opened: its dataset, its split, its best weights, and what follows from them."""
+"""A finished run, opened: its dataset, its split, its best weights, and what is derived from them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ class OpenRun:
     dataset: Dataset
     split: Split
     model: SequenceModel
-    """Not to be altered: what follows from it is kept."""
+    """Not to be altered: values derived from it are cached."""
 
     @cached_property
     def vectors_RD(self) -> Float32Array:
@@ -54,20 +54,21 @@ class OpenRun:
         )
 
     def users(self, part: Part) -> EvaluationUsers:
-        """Users of a part with a target.
+        """Returns the users of a part with a target.
 
         Raises:
             UserError: the model was trained on that part.
         """
         if part == "validation" and self.manifest.config.training.include_validation:
             raise UserError(
-                f"{self.path} was trained on {self.manifest.trained_on}: only --split test says something about it"
+                f"{self.path} was trained on {self.manifest.trained_on}: "
+                "only --split test says something about it"
             )
         return evaluation_users(self.split, part)
 
 
 def load_run(path: Path, dataset_path: Path | None = None) -> OpenRun:
-    """Open a finished run with its dataset and its best weights.
+    """Opens a finished run with its dataset and its best weights.
 
     Raises:
         UserError: the run is not finished or altered, or its dataset is gone or another.

@@ -4,10 +4,11 @@ run/
   manifest.json        configuration, dataset and its fingerprint, state, validation metrics, checksums
   progress.json        epoch and step, rewritten about once a second while training
   history.jsonl        one line an epoch: losses and validation metrics
-  checkpoints/         last.ckpt (to resume from) and best.ckpt (by validation NDCG@10), and their tables where these are sparse
+  checkpoints/         last.ckpt (to resume from), best.ckpt (by validation NDCG@10) and their sparse tables
   tensorboard/         event files
-  evaluation.json      written by `passerelle evaluate`: plain numbers; intervals, segments and how baselines were fitted are in
-                       evaluation_details.json
+  evaluation.json      written by `passerelle evaluate`: plain numbers
+  evaluation_details.json
+                       intervals, segments, and how baselines were fitted
   ranker/              written by `passerelle train-ranker`
   split.*              the user's split file, where the recipe has one
 """
@@ -40,7 +41,7 @@ EVALUATION, DETAILS = "evaluation.json", "evaluation_details.json"
 
 
 class RunManifest(Manifest):
-    """What a run holds."""
+    """The manifest of a run."""
 
     FORMAT_VERSION: ClassVar[int] = 2
     KIND: ClassVar[str] = "run"
@@ -68,7 +69,7 @@ class RunManifest(Manifest):
 
     @property
     def trained_on(self) -> str:
-        """In words for reports."""
+        """Returns the training data in words, for reports."""
         if not self.config.training.include_validation:
             return "train"
         return f"train and validation, {self.epochs} epochs" + (
@@ -77,7 +78,8 @@ class RunManifest(Manifest):
 
 
 def refit_config(manifest: RunManifest) -> Recipe:
-    """The configuration to train once more on train and validation, for as many epochs as validation chose.
+    """Returns the configuration to train once more on train and validation, for as many epochs as
+    validation chose.
 
     Raises:
         UserError: the run is itself a refit.
@@ -102,7 +104,7 @@ def plan_run(
     num_workers: int = 1,
     refit_of: Path | None = None,
 ) -> RunManifest:
-    """The manifest of a new run, or of an existing one to be continued; writes nothing.
+    """Returns the manifest of a new run, or of an existing one to be continued; writes nothing.
 
     Raises:
         UserError: the run exists and `resume` is false, it was started with another configuration or dataset,
@@ -111,9 +113,8 @@ def plan_run(
     """
     split = make_split(dataset, config.split)
     check_features(dataset, config)
-    EpochBatches(
-        dataset, training_split(split, config), config, epoch=0, world_size=num_workers
-    )  # refuses what is too small
+    # refuses what is too small
+    EpochBatches(dataset, training_split(split, config), config, epoch=0, world_size=num_workers)
     validated = len(evaluation_users(split, "validation"))
     if validated < num_workers and not config.training.include_validation:
         raise UserError(
@@ -140,7 +141,7 @@ def plan_run(
 
 
 def start_run(path: Path, manifest: RunManifest) -> None:
-    """Create the run directory, or mark it as in training again."""
+    """Creates the run directory, or marks it as in training again."""
     path.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST_NAME, BEST, LAST):
         for unfinished in unfinished_files(path / name):
@@ -167,12 +168,12 @@ def with_own_split(path: Path, config: Recipe) -> Recipe:
 def _check_same(manifest: RunManifest, dataset: Dataset, config: Recipe, path: Path) -> None:
     if manifest.dataset_fingerprint != dataset.fingerprint():
         raise UserError(
-            f"{path} was trained on another dataset ({manifest.dataset}): it cannot be resumed on {dataset.path}"
+            f"{path} was trained on another dataset ({manifest.dataset}): "
+            f"it cannot be resumed on {dataset.path}"
         )
     may_change = {f"training.{key}" for key in ("max_epochs", "patience", "threads", "log_every_steps")}
-    if (
-        config.split.file_sha256 == manifest.config.split.file_sha256 is not None
-    ):  # the same file, which may be elsewhere
+    # the same file, which may be elsewhere
+    if config.split.file_sha256 == manifest.config.split.file_sha256 is not None:
         may_change.add("split.file")
     for name, (now, before) in config.differences(manifest.config).items():
         if name not in may_change:
@@ -182,7 +183,7 @@ def _check_same(manifest: RunManifest, dataset: Dataset, config: Recipe, path: P
 
 
 def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
-    """Record that training ended: epochs trained, the best one with its metrics, checksums of the
+    """Records that training ended: epochs trained, the best one with its metrics, checksums of the
     checkpoints.
 
     Where nothing was validated, the last weights are the best.
@@ -214,7 +215,7 @@ def finish_run(path: Path, manifest: RunManifest) -> RunManifest:
 
 
 def open_run(path: Path) -> RunManifest:
-    """Read and verify a run whose training has ended.
+    """Reads and verifies a run whose training has ended.
 
     Raises:
         UserError: not a run; not finished; or a checkpoint is missing or altered.
@@ -226,7 +227,7 @@ def open_run(path: Path) -> RunManifest:
 
 
 def open_run_dataset(manifest: RunManifest, path: Path | None = None) -> Dataset:
-    """The dataset a run was trained on, from where it was or from `path`.
+    """Opens the dataset a run was trained on, from where it was or from `path`.
 
     Raises:
         UserError: it is no longer there, or is not the same data.
@@ -240,7 +241,7 @@ def open_run_dataset(manifest: RunManifest, path: Path | None = None) -> Dataset
 
 
 def load_model(path: Path, manifest: RunManifest, dataset: Dataset, split: Split) -> SequenceModel:
-    """The best checkpoint of a run, in evaluation mode, on the CPU.
+    """Loads the best checkpoint of a run, in evaluation mode, on the CPU.
 
     Raises:
         UserError: its weights are not those of this code's model.
@@ -260,6 +261,7 @@ def load_model(path: Path, manifest: RunManifest, dataset: Dataset, split: Split
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError:
         raise UserError(
-            f"{path}: the weights were made by another version of the code ({manifest.git_commit}): train it again"
+            f"{path}: the weights were made by another version of the code ({manifest.git_commit}): "
+            "train it again"
         ) from None
     return model.eval()

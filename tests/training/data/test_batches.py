@@ -177,7 +177,9 @@ def test_ranks_share_the_steps_of_one_process(dataset: Dataset, split: Split, wo
 def test_every_rank_has_something_to_do_at_each_step(
     dataset: Dataset, split: Split, token_budget: int
 ) -> None:
-    """Also where the budget holds fewer windows than there are ranks, and whatever the order of the groups."""
+    """Also where the budget holds fewer windows than there are ranks, and whatever the order of the
+    groups.
+    """
     config, events = small_recipe(f"batches.token_budget={token_budget}"), numbered(dataset)
     for epoch in range(5):
         ranks = [

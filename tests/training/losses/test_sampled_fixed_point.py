@@ -106,7 +106,9 @@ def truth_and_gradient(
 
 
 def test_targets_of_a_small_step_teach_the_truth() -> None:
-    """Corrected as what they are, though the position's own is among them; with the target once they do not."""
+    """Corrected as what they are, though the position's own is among them; with the target once they do
+    not.
+    """
     sampler = InBatchSampler(CountedFrequency(truth_logits().exp()), gather=False)
     mean_I, error_I = truth_and_gradient(sampler)
     assert float((mean_I / error_I).abs().max()) < 4.5
@@ -115,7 +117,9 @@ def test_targets_of_a_small_step_teach_the_truth() -> None:
 
 
 def test_mixed_negatives_of_a_small_step_teach_nearly_the_truth() -> None:
-    """Nearer to it than if the own target counted among those of the step, which makes rare ones seem likely."""
+    """Nearer to it than if the own target counted among those of the step, which makes rare ones seem
+    likely.
+    """
 
     def with_own(negatives: Negatives, targets_M: Tensor) -> Negatives:
         times_M = (targets_M[:, None] == targets_M).sum(1)

@@ -113,7 +113,9 @@ def test_sampled_softmax_is_the_written_out_one(
 
 
 def test_accidental_hits_are_left_out() -> None:
-    """With nothing but the target among the negatives there is nothing to tell it from: no loss, no gradient."""
+    """With nothing but the target among the negatives there is nothing to tell it from: no loss, no
+    gradient.
+    """
     given = problem(1)
     loss = sampled(given, negatives_of(given.target_rows_M.repeat(4), 1))
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
@@ -231,7 +233,9 @@ def test_a_streaming_frequency_corrects_in_batch_negatives() -> None:
 def mean_gradient(
     given: Problem, name: str, num_negatives: int, draws: int, correction: Correction
 ) -> Tensor:
-    """Mean over draws of the gradient of the table, [R, D]; in a batch as large as the number of negatives."""
+    """Mean over draws of the gradient of the table, [R, D]; in a batch as large as the number of
+    negatives.
+    """
     sampler, generator = sampler_of(name), torch.Generator().manual_seed(3)
     total_RD = torch.zeros_like(given.table_RD)
     for _ in range(draws):

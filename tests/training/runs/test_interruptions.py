@@ -168,7 +168,9 @@ def save_and_load_on_rank(rank: int, folder: str) -> None:
 
 
 def test_the_loss_of_an_epoch_that_two_workers_resumed(tmp_path: Path) -> None:
-    """Two steps with losses 6 and 10 in all: 4 a step, also from the checkpoint that the first of them wrote."""
+    """Two steps with losses 6 and 10 in all: 4 a step, also from the checkpoint that the first of them
+    wrote.
+    """
     torch.multiprocessing.spawn(save_and_load_on_rank, (str(tmp_path),), nprocs=2)
     for rank, total in ((0, 6.0), (1, 10.0)):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == ([4.0, 4.0], [total, 2.0])

@@ -50,7 +50,9 @@ def hyper_parameters(baseline: Baseline) -> dict[str, Any]:
 
 
 def fitted_events(dataset: Dataset, split: Split) -> tuple[Int64Array, Int64Array]:
-    """Returns item rows [T] of the training events by user, oldest first, and the offsets [U1] between users."""
+    """Returns item rows [T] of the training events by user, oldest first, and the offsets [U1] between
+    users.
+    """
     positions_T, offsets_U1 = training_events(split)
     return dataset.item_rows_E[positions_T].astype(np.int64), offsets_U1
 

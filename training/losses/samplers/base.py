@@ -48,7 +48,9 @@ class Negatives:
         log_probability: Callable[[Tensor], Tensor],
         pool_indices: PoolIndices | None = None,
     ) -> "Negatives":
-        """Computes all log-probabilities at once, because some frequencies pass over the catalogue for them."""
+        """Computes all log-probabilities at once, because some frequencies pass over the catalogue for
+        them.
+        """
         both = log_probability(torch.cat([rows_SN.flatten(), target_rows_M]))
         if both.device.type == "cpu":  # on a GPU this would synchronise
             assert both.isfinite().all(), "a target without counts"

@@ -115,7 +115,9 @@ class MixedSampler(Sampler):
 
 
 def _pool(target_rows_M: Tensor, *, gather: bool) -> Tensor:
-    """Returns int64 [G] targets in ascending order; which of equal ones is a position's own does not matter."""
+    """Returns int64 [G] targets in ascending order; which of equal ones is a position's own does not
+    matter.
+    """
     return gather_rows(target_rows_M) if gather else target_rows_M.sort().values
 
 

@@ -20,7 +20,9 @@ class Frequency(nn.Module, ABC):
 
     @abstractmethod
     def log_probability(self, rows: Tensor) -> Tensor:
-        """Returns float64 in the shape of `rows`, on their device; finite for every row that can be a target."""
+        """Returns float64 in the shape of `rows`, on their device; finite for every row that can be a
+        target.
+        """
 
     @abstractmethod
     def observe(self, target_rows_G: Tensor) -> None:
