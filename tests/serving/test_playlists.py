@@ -138,7 +138,8 @@ def test_variants_are_sticky_and_drawn_by_weight(bundle: Bundle) -> None:
     assert 0.22 < drawn.count("b") / 4000 < 0.28
     other = [variant_of("f", config.experiments["f"], str(user)).name for user in range(4000)]
     both = sum(one == two == "b" for one, two in zip(drawn, other, strict=True))
-    assert 0.04 < both / 4000 < 0.085  # independent: 1/16
+    # A sixteenth of the users where the experiments are independent.
+    assert 0.04 < both / 4000 < 0.085
     recommender = recommender_with(bundle, config)
     for user_id in (1000, 1001, 1002, 1003):
         answer = ask(recommender, user_id=user_id)

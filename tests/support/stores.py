@@ -53,7 +53,8 @@ DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 def redis_store(url: str, **options: float) -> EventStore:
-    from serving.events.redis_store import RedisEventStore  # an extra
+    # The client of Redis is an extra.
+    from serving.events.redis_store import RedisEventStore
 
     return RedisEventStore(url, **options)
 

@@ -1,4 +1,4 @@
-"""Unexpected errors and large invalid bodies: what is answered and logged, and what is not."""
+"""Unexpected errors and large invalid bodies: answers and logs without ids, and of limited size."""
 
 import asyncio
 import logging

@@ -60,7 +60,7 @@ CONFIG = {
 
 @contextlib.contextmanager
 def served(bundle: Bundle, folder: Path, config: dict[str, Any]) -> Iterator[str]:
-    """The address of a server in a thread."""
+    """Yields the address of a server in a thread."""
     store = SqliteEventStore(folder / "events.sqlite")
     recommender = recommender_of(
         bundle, OnnxInference(bundle), 7, validate(ServingConfig, config, "test"), store
@@ -124,14 +124,14 @@ def titles(card: Any) -> list[str]:
 
 
 def submit(browser: webdriver.Chrome) -> None:
-    """Ask, and wait for other cards than those that are there."""
+    """Submits the form and waits for new cards."""
     before = cards(browser)[0]
     browser.find_element(By.CSS_SELECTOR, "button.main").click()
     wait(browser, lambda: cards(browser) and cards(browser)[0] != before)
 
 
 def screenshot(browser: webdriver.Chrome, name: str) -> None:
-    """For a person to look at, where a folder is named."""
+    """Saves a screenshot where the environment names a folder."""
     if folder := os.environ.get("PASSERELLE_SCREENSHOTS"):
         browser.save_screenshot(str(Path(folder) / f"{name}.png"))
 
@@ -149,8 +149,8 @@ def test_page_opens_with_a_user_and_loads_nothing_from_other_sites(page: webdriv
         page.find_elements(By.CSS_SELECTOR, ".chip")[0].text == "personal #1"
         or "personal" in page.find_element(By.ID, "answers").text
     )
-    asked = page.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
-    assert asked and all(name.startswith((url, "data:")) for name in asked)
+    loaded = page.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
+    assert loaded and all(name.startswith((url, "data:")) for name in loaded)
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
@@ -230,7 +230,7 @@ def test_markup_in_titles_is_text(page: webdriver.Chrome) -> None:
 
 
 def test_page_asks_for_an_api_key(browser: webdriver.Chrome, bundle: Bundle, tmp_path: Path) -> None:
-    """The page asks for a key, and again while it is none of the service's."""
+    """The page asks for a key until it is one of the service's."""
     (tmp_path / "keys.txt").write_text("the right one\n", encoding="utf-8")
     with served(bundle, tmp_path, {"limits": {"api_keys_file": str(tmp_path / "keys.txt")}}) as url:
         browser.get(url)

@@ -106,15 +106,16 @@ def test_old_events_are_deleted(redis_url: str) -> None:
 
 
 def holds(folder: Path, text: bytes) -> bool:
-    """Whether a text is in the log of a server."""
+    """Returns whether a text is in the append-only file of a server."""
     while True:
-        with contextlib.suppress(FileNotFoundError):  # written anew just now
+        # A file may vanish in a rewrite.
+        with contextlib.suppress(FileNotFoundError):
             return any(text in file.read_bytes() for file in folder.glob("appendonlydir/*"))
 
 
 async def gone_from(folder: Path, *texts: bytes) -> None:
     await eventually_async(
-        lambda: not any(holds(folder, text) for text in texts), "what was erased is still in the log"
+        lambda: not any(holds(folder, text) for text in texts), "erased text is still in the append-only file"
     )
 
 
@@ -153,7 +154,8 @@ def test_rewrite_in_progress_is_followed_by_another(
 ) -> None:
     async def work(store: Any) -> None:
         await store.append([event("u", "an id", item_id="secret item")])
-        await store._client.config_set("rdb-key-save-delay", 200_000)  # microseconds for each key
+        # Microseconds for each key.
+        await store._client.config_set("rdb-key-save-delay", 200_000)
         await store._client.bgrewriteaof()
         await store._client.config_set("rdb-key-save-delay", 0)
         await store.erase("u")
@@ -238,7 +240,8 @@ def test_hourly_counts_hold_no_deleted_items(redis_url: str) -> None:
             (now_hour, "third", 1),
         ]
         client: Any = everything._client  # type: ignore[attr-defined]
-        await client.delete(f"passerelle:hour:{now_hour}")  # as after its time
+        # As if it had expired.
+        await client.delete(f"passerelle:hour:{now_hour}")
         assert await everything.erase(user) == 2
         assert await client.hgetall(f"passerelle:hour:{now_hour}") == {}
         await everything.close()

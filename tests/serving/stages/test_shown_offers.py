@@ -16,7 +16,7 @@ from tests.support.playlists import ask, config_with, ids, recommender_with
 
 
 def offers_of(bundle: Bundle, folder: Path, **columns: list[Any]) -> Path:
-    """One offer for each of the first items."""
+    """Returns one offer for each of the first items."""
     item_ids = bundle.items.column("item_id").to_pylist()[: len(next(iter(columns.values())))]
     table = pa.table({"offer_id": [f"o{item_id}" for item_id in item_ids], "item_id": item_ids, **columns})
     pyarrow.parquet.write_table(table, folder / "some.parquet")

@@ -32,12 +32,12 @@ NOTHING = np.empty(0, dtype=np.int64)
 
 
 def personal(rows_C: Int64Array, scores_C: Float32Array) -> Candidates:
-    """What the personal source alone found."""
+    """Returns candidates of the personal source alone."""
     return Candidates(rows_C, scores_C, (Found(PERSONAL, rows_C, scores_C),))
 
 
 def look_up(bundle: Bundle, **request: Any) -> Query:
-    """The lookup stage over a fresh inference."""
+    """Runs the lookup stage with a fresh inference."""
     return asyncio.run(
         EmbeddingLookup(bundle, OnnxInference(bundle), 1).run(RecommendRequest(**request), NOW)
     )
@@ -97,7 +97,7 @@ def test_one_event_type_for_each_item() -> None:
 
 
 def test_times_reach_the_encoder(bundle: Bundle) -> None:
-    """Those of the request, without those of unknown items; and the time of the request itself."""
+    """The times of the request's known items, and the time of the request itself."""
     times = [NOW_MS - 10**10, NOW_MS - 10**9, NOW_MS - 10**8]
     query = look_up(bundle, history=[17, 999, 27], history_timestamps_ms=times)
     inputs = encoder_inputs(bundle.vectors_RD[[3, 4]][None], np.array([[times[0], times[2]]]), NOW_MS)

@@ -74,7 +74,8 @@ def test_warm_up_has_the_width_of_the_network(text: str) -> None:
     widths = {"user_codes": 5, "user_numbers": 300, "context_codes": 1, "context_numbers": 1}
     fitted = fitted_config(text, network(64), 50, "config", widths)
     config = parse_model_config(fitted, "config")
-    wanted = widths | {"context_numbers": 9}  # another version reads as many
+    # Another version reads this many.
+    wanted = widths | {"context_numbers": 9}
     assert all(
         list(warmup.inputs[name].dims) == [width]
         for warmup in config.model_warmup

@@ -41,7 +41,7 @@ class Failing:
 
 
 def ask(inference: ResilientInference, timeout_s: float = 2.0) -> str:
-    """`ok`, or the code of the error."""
+    """Returns `ok`, or the code of the error."""
 
     async def main() -> str:
         try:

@@ -75,7 +75,7 @@ def server(repository: Path) -> Iterator[TritonServer]:
 
 @pytest.fixture
 def ask(server: TritonServer) -> Callable[[Callable[[TritonClient], Awaitable[Any]]], Any]:
-    """Run a coroutine function with a client."""
+    """Runs a coroutine function with a client."""
 
     def run(work: Callable[[TritonClient], Awaitable[Any]]) -> Any:
         async def main() -> Any:
@@ -203,7 +203,7 @@ def test_a_model_that_cannot_be_loaded_says_why(ask: Any, repository: Path) -> N
 
 
 def test_configuration_without_tensors_is_completed(ask: Any, repository: Path) -> None:
-    """As NVIDIA's backend does: inputs and outputs from the file, batches of up to four."""
+    """Inputs and outputs come from the file, with batches of up to four, as in NVIDIA's backend."""
 
     async def work(client: TritonClient) -> tuple[int, Any]:
         await client.load("silent", repository / "silent" / "config.pbtxt", [1])
@@ -240,7 +240,7 @@ def test_error_of_an_ended_server_has_its_last_lines(server: TritonServer, repos
 
 
 def wait_for_the_end(server: TritonServer) -> None:
-    """Until it says that it has ended."""
+    """Waits until the server reports its end."""
     eventually(server.require_running)
 
 
