@@ -73,7 +73,7 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
 def test_models_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"text encoder 'wordlama': not wordllama, nor a folder .*: tokenizer\.json, model\.safetensors is",
+        match=r"text encoder 'wordlama': not wordllama, nor a folder .*: tokenizer\.json, model\.safe",
     ):
         TextEncoder("wordlama")
     with pytest.raises(UserError, match=r"model\.safetensors holds 2 tables, and a static model has one"):

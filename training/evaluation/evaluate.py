@@ -2,7 +2,7 @@
 
 Two files of the run hold the results, both by part, then scorer (`model`, `ranker`, or a baseline's name):
 
-    evaluation.json           metric -> plain number: accuracy and metrics beyond accuracy at each k, and `auc`
+Two files of the run hold the results, by part, then by scorer (`model`, `ranker`, or a baseline's name):
     evaluation_details.json   how the scorer was fitted, confidence intervals, and where asked for segments
                               and `with_seen`
 

@@ -1,61 +1,23 @@
-"""Training batches: what is in them, how they are shared, and that nothing held out is.
+"""Training batches: their contents, and how ranks share them.
 
-Shape legend: E events, U users, W windows, T tokens, M targets, B1 windows of a batch + 1.
+Shape legend: U users, M targets.
 """
 
 from collections import Counter
 from dataclasses import replace
-from itertools import chain, pairwise
-from types import SimpleNamespace
-from typing import cast
+from itertools import chain
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
-from hypothesis import given
-from hypothesis import strategies as st
 
 from passerelle.arrays import Float32Array
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
-from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW
-from passerelle.splits import Split, SplitConfig, make_split
+from passerelle.ids import FIRST_ITEM_ROW
+from passerelle.splits import Split
+from tests.support.batches import events_of, numbered, windows_of
 from tests.support.datasets import small_recipe
-from training.config import Recipe
-from training.data.batches import Batch, EpochBatches, group_by_budget
-from training.data.loaders import EpochLoader
-from training.data.windows import training_windows
-
-Window = tuple[tuple[int, ...], tuple[int, ...]]
-"""Item rows of a window, and which places are masked."""
-
-RULES = [SplitConfig(), SplitConfig(rule="global_time", validation_fraction=0.2, test_fraction=0.2)]
-
-
-def numbered(dataset: Dataset, first: int = FIRST_ITEM_ROW) -> Dataset:
-    """The dataset with a different item in each event, `first` onwards, so that a batch tells which events it
-    holds.
-    """
-    return replace(dataset, item_rows_E=first + np.arange(len(dataset.item_rows_E), dtype=np.int32))
-
-
-def windows_of(batch: Batch) -> list[Window]:
-    """The windows of a batch with the masked items put back."""
-    items_T, masked_T = batch.items_T.numpy().copy(), np.zeros(len(batch.items_T), dtype=bool)
-    masked_T[batch.target_positions_M.numpy()] = True
-    assert (items_T[masked_T] == MASK_ROW).all()
-    assert (items_T[~masked_T] >= FIRST_ITEM_ROW).all()
-    items_T[masked_T] = batch.target_rows_M.numpy()
-    bounds = pairwise(batch.offsets_B1.tolist())
-    return [
-        (tuple(items_T[start:end].tolist()), tuple(np.flatnonzero(masked_T[start:end]).tolist()))
-        for start, end in bounds
-    ]
-
-
-def events_of(batches: EpochBatches) -> list[int]:
-    """Events of a `numbered` dataset, as often as they occur."""
-    return [row - FIRST_ITEM_ROW for batch in batches for rows, _ in windows_of(batch) for row in rows]
+from training.data.batches import Batch, EpochBatches
 
 
 def same(ours: Batch, theirs: Batch) -> bool:
@@ -63,95 +25,6 @@ def same(ours: Batch, theirs: Batch) -> bool:
         np.array_equal(getattr(ours, name), getattr(theirs, name))
         for name in ("items_T", "offsets_B1", "target_positions_M", "target_rows_M", "weights_M")
     )
-
-
-def slow_windows(start: int, end: int, max_length: int) -> list[list[int]]:
-    """Take events from the newest on; a window that would hold a single event is not worth having."""
-    windows, events = [], list(range(start, end))
-    while events:
-        windows.append(events[-max_length:])
-        events = events[:-max_length]
-    return [window for window in windows if len(window) > 1]
-
-
-@given(
-    trained_and_held_out=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), min_size=1, max_size=12),
-    max_length=st.integers(2, 9),
-)
-def test_windows_equal_the_slow_ones(trained_and_held_out: list[tuple[int, int]], max_length: int) -> None:
-    trained_U, held_out_U = np.array(trained_and_held_out).T
-    end_U = np.cumsum(trained_U + held_out_U)
-    start_U = end_U - trained_U - held_out_U
-    windows = training_windows(Split(start_U, start_U + trained_U, end_U, end_U), max_length)
-    fast = [list(range(start, end)) for start, end in zip(windows.start_W, windows.end_W, strict=True)]
-    slow = [
-        window
-        for start, trained in zip(start_U, trained_U, strict=True)
-        for window in slow_windows(start, start + trained, max_length)
-    ]
-    assert fast == slow
-    positions_T, offsets_W1 = windows.events()
-    assert positions_T.tolist() == list(chain.from_iterable(slow))
-    assert offsets_W1.tolist() == [0, *np.cumsum([len(window) for window in slow], dtype=int)]
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
-@pytest.mark.parametrize("max_history", [2, 4, 12])
-def test_each_training_event_is_in_one_window_and_nothing_held_out_in_any(
-    dataset: Dataset, rule: SplitConfig, max_history: int
-) -> None:
-    """All but a user's oldest event where it would stand alone in its window; so all events of other users
-    are there.
-    """
-    split = make_split(dataset, rule)
-    expected = [
-        event
-        for start, end in zip(split.start_U, split.train_end_U, strict=True)
-        for window in slow_windows(start, end, max_history + 1)
-        for event in window
-    ]
-    trained_U = split.train_end_U - split.start_U
-    left_alone_U = trained_U % (max_history + 1) == 1
-    assert len(expected) == trained_U.sum() - left_alone_U.sum()
-    assert len(expected) < len(dataset.item_rows_E), "nothing is held out: the test would pass in vain"
-    batches = EpochBatches(
-        numbered(dataset), split, small_recipe(f"model.max_history={max_history}"), epoch=0
-    )
-    assert sorted(events_of(batches)) == sorted(expected)
-
-
-def test_windows_keep_the_order_of_events(dataset: Dataset, split: Split) -> None:
-    windows = [
-        rows
-        for batch in EpochBatches(numbered(dataset), split, small_recipe(), epoch=0)
-        for rows, _ in windows_of(batch)
-    ]
-    assert all(rows == tuple(range(rows[0], rows[0] + len(rows))) for rows in windows)
-
-
-@pytest.mark.parametrize("token_budget", [5, 60, 512])
-def test_padded_size_stays_within_the_budget(dataset: Dataset, split: Split, token_budget: int) -> None:
-    batches = list(
-        EpochBatches(dataset, split, small_recipe(f"batches.token_budget={token_budget}"), epoch=0)
-    )
-    for batch in batches:
-        lengths_B = np.diff(batch.offsets_B1)
-        assert len(lengths_B) * lengths_B.max() <= token_budget or len(lengths_B) == 1
-    tokens = sum(len(batch.items_T) for batch in batches)
-    padded = sum((len(batch.offsets_B1) - 1) * int(np.diff(batch.offsets_B1).max()) for batch in batches)
-    assert tokens > 0.9 * padded, "windows of unlike lengths share batches"
-
-
-@given(
-    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=60),
-    token_budget=st.integers(1, 200),
-    seed=st.integers(0, 2**32),
-)
-def test_groups_share_out_all_windows(lengths: list[int], token_budget: int, seed: int) -> None:
-    lengths_W = np.array(lengths)
-    groups = group_by_budget(lengths_W, token_budget, np.random.default_rng(seed))
-    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
-    assert all(len(group) * lengths_W[group].max() <= token_budget or len(group) == 1 for group in groups)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -228,49 +101,6 @@ def test_fewer_windows_than_ranks_is_refused(
         )
 
 
-def masks(
-    dataset: Dataset, split: Split, config: Recipe, epochs: int = 1
-) -> list[tuple[int, tuple[int, ...]]]:
-    """(length, masked places) of every window."""
-    batches = [
-        batch for epoch in range(epochs) for batch in EpochBatches(dataset, split, config, epoch=epoch)
-    ]
-    return [(len(rows), masked) for batch in batches for rows, masked in windows_of(batch)]
-
-
-def test_each_window_has_a_target(dataset: Dataset, split: Split) -> None:
-    found = masks(
-        dataset, split, small_recipe("objective.mask_probability=0.01", "objective.last_only_probability=0")
-    )
-    assert all(masked for _, masked in found)
-    assert np.mean([masked == (length - 1,) for length, masked in found]) > 0.8, (
-        "where chance masks nothing, the last item is masked"
-    )
-
-
-def test_masks_follow_their_probabilities(dataset: Dataset, split: Split) -> None:
-    found = masks(
-        dataset,
-        split,
-        small_recipe("objective.mask_probability=0.5", "objective.last_only_probability=0"),
-        epochs=10,
-    )
-    longest = [(length, masked) for length, masked in found if length == 13]
-    share = sum(len(masked) for _, masked in longest) / sum(length for length, _ in longest)
-    assert share == pytest.approx(0.5, abs=0.02)
-    everything = masks(
-        dataset, split, small_recipe("objective.mask_probability=1", "objective.last_only_probability=0")
-    )
-    assert all(masked == tuple(range(length)) for length, masked in everything)
-    last_only = masks(
-        dataset,
-        split,
-        small_recipe("objective.mask_probability=1", "objective.last_only_probability=0.25"),
-        epochs=10,
-    )
-    assert np.mean([masked == (length - 1,) for length, masked in last_only]) == pytest.approx(0.25, abs=0.03)
-
-
 def test_an_epoch_is_the_same_after_a_restart(dataset: Dataset, split: Split) -> None:
     batches = EpochBatches(dataset, split, small_recipe(), epoch=2)
     again = EpochBatches(dataset, split, small_recipe("training.max_epochs=7"), epoch=2)
@@ -327,24 +157,3 @@ def test_rows_beyond_float32_survive(dataset: Dataset, split: Split) -> None:
         for row in batch.items_T.tolist()
     ]
     assert sorted(item for item in [*items, *(row - first for row in rows)] if item >= 0) == sorted(expected)
-
-
-def test_an_epoch_is_not_continued_with_other_batches(dataset: Dataset, split: Split) -> None:
-    """Steps of two windows are merged for three workers, and their numbers mean others."""
-    config = small_recipe("batches.token_budget=26")
-    trainer = cast(pl.Trainer, SimpleNamespace(current_epoch=1))
-    alone, shared = (
-        EpochLoader(EpochBatches(dataset, split, config, epoch=1, world_size=size), trainer)
-        for size in (1, 3)
-    )
-    assert len(shared) < len(alone)
-    begun = {"epoch": 1, "steps": 5, "steps_per_epoch": len(alone)}
-    alone.load_state_dict(begun)
-    assert len(list(alone)) == len(alone) - 5
-    with pytest.raises(
-        UserError,
-        match=f"epoch 2 was begun with {len(alone)} steps and has {len(shared)} with this number of workers",
-    ):
-        shared.load_state_dict(begun)
-    shared.load_state_dict({**begun, "epoch": 0})
-    assert len(list(shared)) == len(shared)

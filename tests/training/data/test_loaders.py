@@ -2,11 +2,19 @@
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import pytorch_lightning as pl
 
+from passerelle.dataset import Dataset
+from passerelle.errors import UserError
+from passerelle.splits import Split
+from tests.support.datasets import small_recipe
 from tests.support.waiting import LIMIT_S, eventually, throughout
-from training.data.loaders import prefetched
+from training.data.batches import EpochBatches
+from training.data.loaders import EpochLoader, prefetched
 
 
 def threads_at_work() -> int:
@@ -56,3 +64,24 @@ def test_whoever_stops_early_leaves_no_thread() -> None:
         assert item == 0
         break
     eventually(lambda: threads_at_work() == before)
+
+
+def test_an_epoch_is_not_continued_with_other_batches(dataset: Dataset, split: Split) -> None:
+    """Steps of two windows are merged for three workers, and their numbers mean others."""
+    config = small_recipe("batches.token_budget=26")
+    trainer = cast(pl.Trainer, SimpleNamespace(current_epoch=1))
+    alone, shared = (
+        EpochLoader(EpochBatches(dataset, split, config, epoch=1, world_size=size), trainer)
+        for size in (1, 3)
+    )
+    assert len(shared) < len(alone)
+    begun = {"epoch": 1, "steps": 5, "steps_per_epoch": len(alone)}
+    alone.load_state_dict(begun)
+    assert len(list(alone)) == len(alone) - 5
+    with pytest.raises(
+        UserError,
+        match=f"epoch 2 was begun with {len(alone)} steps and has {len(shared)} with this number of workers",
+    ):
+        shared.load_state_dict(begun)
+    shared.load_state_dict({**begun, "epoch": 0})
+    assert len(list(shared)) == len(shared)
