@@ -77,7 +77,7 @@ def sorted_positions(ordered: pa.Array, wanted: pa.Array) -> Int64Array:
 
 
 def column(table: pa.Table, name: str, dtype: type[S]) -> npt.NDArray[S]:
-    """A numeric column without nulls as a read-only view of the mapped file."""
+    """Returns a numeric column without nulls as a read-only view of the mapped file."""
     assert table.schema.field(name).type == pa.from_numpy_dtype(dtype), (
         f"{name}: {table.schema.field(name).type}, not {dtype}"
     )

@@ -1,4 +1,6 @@
-"""Configuration: pydantic models read from TOML, with `section.key=value` overrides; an unknown key is an error."""
+"""Configuration: pydantic models read from TOML, with `section.key=value` overrides; an unknown key is an
+error.
+"""
 
 import difflib
 import tomllib
@@ -25,7 +27,8 @@ _GIVEN = "given"
 
 
 def refuse_idle(config: Config, info: ValidationInfo, readers: dict[str, tuple[bool, str]]) -> None:
-    """For validators: an option that the others leave without effect keeps its default, where a user gives it (`validate`).
+    """For validators: an option that the others leave without effect keeps its default, where a user gives it
+    (`validate`).
 
     Args:
         readers: option -> whether anything reads it, and what would have to hold.
@@ -43,7 +46,9 @@ def refuse_idle(config: Config, info: ValidationInfo, readers: dict[str, tuple[b
 
 
 def kind_or(default: str) -> BeforeValidator:
-    """For unions discriminated by `kind`: a bare text is the kind, and a table without one has the default."""
+    """For unions discriminated by `kind`: a bare text is the kind, and a table without one has the
+    default.
+    """
 
     def with_kind(value: Any) -> Any:
         if isinstance(value, str):
@@ -88,7 +93,8 @@ def plain_value(text: str) -> Any:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of nested `values` with each `section.key=value` applied; values are TOML, bare words are strings.
+    """A copy of nested `values` with each `section.key=value` applied; values are TOML, bare words are
+    strings.
 
     >>> apply_overrides({"loss": {"num_negatives": 256}}, ["loss.num_negatives=64", "loss.kind=full"])
     {'loss': {'num_negatives': 64, 'kind': 'full'}}
@@ -114,7 +120,8 @@ def validate(model: type[C], values: Any, where: str, *, given: bool = False) ->
     """Build `model` from plain values, turning pydantic's report into one line.
 
     Args:
-        given: by a user, and not recorded by us, perhaps in an older version: options without effect are refused.
+        given: by a user, and not recorded by us, perhaps in an older version: options without effect are
+            refused.
 
     Raises:
         UserError: naming `where`, the key, what is wrong with it, and the nearest known key.

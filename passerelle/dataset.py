@@ -48,11 +48,12 @@ _CONTEXTS = "contexts.arrow"
 
 
 class FeatureColumn(Config):
-    """One feature of users, items or contexts, as a column of `users.arrow`, `items.arrow` or `contexts.arrow`.
+    """One feature of users, items or contexts, as a column of `users.arrow`, `items.arrow` or
+    `contexts.arrow`.
 
     Categorical values and text are strings, and several values a list of strings.
-    Numbers are float64, vectors lists of float32 of one width, timestamps int64 milliseconds, places structs of latitude
-    and longitude in degrees.
+    Numbers are float64, vectors lists of float32 of one width, timestamps int64 milliseconds, places structs
+    of latitude and longitude in degrees.
     Missing values are null.
     """
 
@@ -188,8 +189,9 @@ class DatasetContents:
     items: pa.Table
     """`item_id` first, then the item features, in `item_row` order."""
     description: Mapping[str, Any]
-    """The fields of `DatasetManifest` that are not counts or provenance: `name`, `event_types`, `user_features`,
-    `item_features`, `title`, `config`, `quality`; and, with contexts, `context_features`."""
+    """The fields of `DatasetManifest` that are not counts or provenance: `name`, `event_types`,
+    `user_features`, `item_features`, `title`, `config`, `quality`; and, with contexts, `context_features`.
+    """
     contexts: pa.Table | None = None
     """Context features of each event, in the order of the events, where some are declared."""
 

@@ -1,10 +1,11 @@
-"""Declared features to what a network takes, defined once: training, export, serving and `add-items` all call it.
+"""The encoding of declared features as the input of networks, for training, export, serving and `add-items`.
 
-A row becomes integer codes (places in one table of dense weights, which all categorical columns share) and numbers. Nothing
-that a row may hold is an error: a value that training never saw has the code of its column's unknown ones, and is counted; a missing
-one has no code, or the number 0 and a flag that says so.
+A row becomes numbers and integer codes: indices into one table of weights that all categorical columns share.
+No value of a row is an error: a value that training never saw has the code of its column's unknown values,
+and is counted.
+A missing value has no code, or the number 0 and a flag.
 
-Shape legend: N rows, S code slots of a row, F numbers of a row, V values of a column, C width of a vector column.
+Shape legend: N rows, S code slots of a row, F numbers of a row, V values of a column, C width of a vector.
 """
 
 from collections.abc import Sequence
@@ -23,63 +24,63 @@ from passerelle.dataset import LATITUDE, LONGITUDE, FeatureColumn, FeatureKind, 
 from passerelle.errors import UserError
 
 NO_CODE = 0
-LARGEST = 1000.0
-"""Of a scaled number: an absurd one must not make a query infinite."""
+MAX_NUMBER = 1000.0
+"""Largest scaled number: an absurd one must not make a query infinite."""
 MAX_SLOTS = 16
-"""Of one column: a row's further values do not count."""
+"""Values of a row that are encoded, of one column."""
 MAX_VALUES = 100_000
-"""Of one column with a code of their own: the most frequent ones."""
+"""Values of one column with a code of their own: the most frequent ones."""
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """What a network takes of some rows."""
+    """The input of a network for some rows."""
 
     codes_NS: Int64Array
-    """Places in the table of codes; 0 where a slot is empty."""
+    """Indices into the table of codes; 0 where a slot is empty."""
     numbers_NF: Float32Array
-    """The first is 1: the row is there. (It is 0 in the row of somebody of whom nothing is known.)"""
+    """The first number is 1; it is 0 in the row of an unknown user."""
     unknown: dict[str, int]
-    """Values without a code of their own, by column."""
+    """Number of values without a code of their own, by column."""
 
 
 class ColumnEncoding(Config):
-    """What training found in one column."""
+    """The fitted encoding of one column."""
 
     name: str
     kind: FeatureKind
     values: tuple[str, ...] = ()
-    """Categorical: those with a code of their own, the most frequent first."""
+    """Categorical: values with a code of their own, the most frequent first."""
     slots: int = 0
-    """Categorical: codes of a row at most."""
+    """Categorical: largest number of codes of a row."""
     scaling: Scaling = "standard"
-    """Numeric: of the number, or of the logarithm of one more than it (of its size, with its sign)."""
+    """Numeric: whether the number is scaled (`standard`), or sign(x) * log(1 + |x|) is (`log`)."""
     center: float = 0.0
     """Numeric: the mean that is subtracted."""
     scale: float = 1.0
-    """What the rest is divided by, so that its mean square is 1; of a vector, the mean square of its length: one feature is one feature."""
+    """Divisor after centering: the mean square becomes 1, that of a vector's length likewise."""
     width: int = 0
     """Vector: numbers in it."""
 
     @property
     def num_codes(self) -> int:
-        """Its values and the unknown one, which comes first."""
+        """Number of codes: the unknown one, which comes first, and one for each value."""
         return len(self.values) + 1 if self.slots else 0
 
     @property
     def num_numbers(self) -> int:
-        """Of which the last is 1 where the value is missing."""
+        """Number of numbers, of which the last is 1 where the value is missing."""
         return {"numeric": 2, "timestamp": 2, "place": 4, "vector": self.width + 1}.get(self.kind, 0)
 
 
 class FeatureEncoding(Config):
-    """What training found in the columns of a table of items or users; `encode` then treats all rows alike, also later ones."""
+    """The fitted encoding of a table of items, users or contexts."""
 
     columns: tuple[ColumnEncoding, ...]
 
     @property
     def num_slots(self) -> int:
-        """S, at least 1, so that no network is without its input."""
+        """S, at least 1, so that a network always has this input."""
         return max(1, sum(column.slots for column in self.columns))
 
     @property
@@ -93,7 +94,7 @@ class FeatureEncoding(Config):
         return 1 + sum(column.num_numbers for column in self.columns)
 
     def slots(self) -> dict[str, slice]:
-        """Slots of each categorical column: a network takes the mean of each column's codes."""
+        """Returns the slots of each categorical column: a network takes the mean of each column's codes."""
         ends = np.cumsum([column.slots for column in self.columns])
         return {
             c.name: slice(int(end) - c.slots, int(end))
@@ -102,7 +103,7 @@ class FeatureEncoding(Config):
         }
 
     def encode(self, table: pa.Table) -> EncodedRows:
-        """Codes and numbers of each row of a table.
+        """Returns the codes and numbers of each row of a table.
 
         Raises:
             UserError: a column is missing, has another type, or holds a vector of another width.
@@ -128,14 +129,14 @@ class FeatureEncoding(Config):
 
 
 class QueryEncoding(Config):
-    """How what is known of a query beside the history becomes the query encoder's codes and numbers; without columns, nothing does."""
+    """Encodings of the features that the query encoder reads beside the history, if any."""
 
     user: FeatureEncoding = FeatureEncoding(columns=())
     context: FeatureEncoding = FeatureEncoding(columns=())
-    """Of the circumstances of a request."""
+    """Encoding of the context features of a request."""
 
     def widths(self) -> dict[str, int]:
-        """Columns of each input of the query encoder."""
+        """Returns the number of columns of each input of the query encoder."""
         return {
             f"{name}_{part}": width
             for name, encoding in (("user", self.user), ("context", self.context))
@@ -144,11 +145,14 @@ class QueryEncoding(Config):
 
 
 def fit_encoding(table: pa.Table, features: Sequence[FeatureColumn], min_count: int) -> FeatureEncoding:
-    """What there is in the rows that training sees; text is left out (an encoder of text makes a vector column of it first).
+    """What there is in the rows that training sees; text is left out (an encoder of text makes a vector
+    column
+    of it first).
 
     Args:
         table: of items or users, rows of training alone.
-        min_count: rows that a categorical value needs for a code of its own; what is rarer teaches what unknown values are like.
+        min_count: rows that a categorical value needs for a code of its own; what is rarer teaches what
+            unknown values are like.
     """
     return FeatureEncoding(
         columns=tuple(_learn(table, feature, min_count) for feature in features if feature.kind != "text")
@@ -193,7 +197,9 @@ def _value_counts(table: pa.Table, name: str) -> tuple[list[tuple[str, int]], in
 
 
 def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
-    """Codes within the column [N, slots], -1 in empty slots and 0 for unknown values, and how many are unknown."""
+    """Codes within the column [N, slots], -1 in empty slots and 0 for unknown values, and how many are
+    unknown.
+    """
     values = table.column(column.name).combine_chunks()
     if pa.types.is_dictionary(values.type):
         known_V = _places(values.dictionary.cast(pa.string()), column)
@@ -231,10 +237,12 @@ def _raw_numbers(table: pa.Table, column: ColumnEncoding) -> Float64Array:
     return numbers_N[:, None]
 
 
-def points(places: pa.Array, name: str) -> Float64Array:
-    """Places of a column as points [N, 3] on the unit sphere, NaN where there is none."""
-    points_N3 = on_the_sphere(*(_floats(places.field(field), name) for field in (LATITUDE, LONGITUDE)))
-    return np.where(places.is_valid().to_numpy(zero_copy_only=False)[:, None], points_N3, np.nan)
+def points(coordinates: pa.Array, name: str) -> Float64Array:
+    """Returns the geographic positions of a column as points [N, 3] on the unit sphere, NaN where one is
+    missing.
+    """
+    points_N3 = on_the_sphere(*(_floats(coordinates.field(field), name) for field in (LATITUDE, LONGITUDE)))
+    return np.where(coordinates.is_valid().to_numpy(zero_copy_only=False)[:, None], points_N3, np.nan)
 
 
 def on_the_sphere(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float64Array:
@@ -280,5 +288,7 @@ def _vectors(values: pa.Array, column: ColumnEncoding) -> Float64Array:
 def _scaled(raw_NC: Float64Array, column: ColumnEncoding) -> Float32Array:
     """[N, C + 1]: scaled numbers, 0 where they are missing, and a flag that says so."""
     missing_N1 = np.isnan(raw_NC).any(axis=1, keepdims=True)
-    scaled_NC = np.clip(np.where(missing_N1, 0.0, (raw_NC - column.center) / column.scale), -LARGEST, LARGEST)
+    scaled_NC = np.clip(
+        np.where(missing_N1, 0.0, (raw_NC - column.center) / column.scale), -MAX_NUMBER, MAX_NUMBER
+    )
     return np.concatenate([scaled_NC, missing_N1], axis=1).astype(np.float32)

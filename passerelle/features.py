@@ -1,7 +1,7 @@
 """Ranking features, defined once: training, serving and logs all call `RankingFeatures.compute`.
 
-Shape legend: C candidates of one request, L history length, R item rows (special rows included), D vector width,
-F features, V distinct values of a categorical column.
+Shape legend: C candidates of one request, L history length, R item rows (special rows included), D vector
+width, F features, V distinct values of a categorical column.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ _FIXED = (
     "weekday",
 )
 RETRIEVAL_SCORE = _FIXED.index("retrieval_score")
-"""Place of the retrieval's score among the features."""
+"""Index of the retrieval's score among the features."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,14 @@ def _numeric(items: pa.Table, feature: FeatureColumn) -> Float64Array:
 
 
 class RankingFeatures:
-    """The features of a candidate, given a user's history, the retrieval's opinion and the time of the request.
+    """The features of a candidate, given a user's history, the retrieval's opinion and the time of the
+    request.
 
-    For every categorical item feature: `affinity_50_NAME` and `affinity_5_NAME`, the share of the last 50 (or 5) history
-    items that have the candidate's values. For every numeric one: `value_NAME` and `distance_NAME`, from the mean of the
-    last 50 history items. Text is not used. `hour_of_day` and `weekday` (Monday is 0) are those of the request, in UTC.
+    For every categorical item feature: `affinity_50_NAME` and `affinity_5_NAME`, the share of the last 50 (or
+    5) history items that have the candidate's values.
+    For every numeric one: `value_NAME` and `distance_NAME`, from the mean of the last 50 history items.
+    Text is not used.
+    `hour_of_day` and `weekday` (Monday is 0) are those of the request, in UTC.
 
     Args:
         vectors_RD: item vectors, row = item_row.

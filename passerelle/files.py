@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write beside, flush to disk, rename."""
+"""Files that are either whole or absent: write a temporary file, flush it to disk, rename it."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ def cache_directory() -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in chunks."""
+    """Returns the hex SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -28,7 +28,7 @@ def sha256_of(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -38,7 +38,10 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write; it takes the place of `path` when the block ends well. A reader sees the old file or the new one."""
+    """Yield a path to write, which replaces `path` when the block ends without an error.
+
+    A reader sees the old file or the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -51,7 +54,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def unfinished_files(path: Path) -> list[Path]:
-    """What `new_file` left beside `path` where it was killed; nobody else may be writing it."""
+    """Returns what `new_file` left of `path` when it was killed; no process may be writing it now."""
     return sorted(path.parent.glob(f".{path.name}.*"))
 
 
@@ -62,7 +65,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Called before long work whose result goes to `path`.
+    """Check, before long work, that its result may be written to `path`.
 
     Raises:
         UserError: `path` already exists and `overwrite` is false.
@@ -73,7 +76,9 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a scratch directory that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a scratch directory that becomes `path` when the block ends without an error, and vanishes when
+    it
+    does not.
 
     Raises:
         UserError: `path` already exists and `overwrite` is false.

@@ -14,19 +14,22 @@ from passerelle.errors import UserError
 Id = str | int
 
 UNKNOWN_ROW = -1
-_NUMBER = re.compile(
-    r"-?[0-9]{1,1000}"
-)  # int() also takes 10_01, digits of other scripts and spaces: other names of the same id
-_FEW = 6
-"""A search costs as much as hashing so many ids of the map: 4 to 8, for 1 and 5 million strings and numbers."""
-_ALONE = 30  # the calls of a search of many at once, 0.3 ms, cost as much as so many strings one by one; a request has often fewer
+# int() also takes 10_01, digits of other scripts and spaces: other spellings of the same id.
+_NUMBER = re.compile(r"-?[0-9]{1,1000}")
+_SEARCH_COST = 6
+"""A search costs as much as hashing so many ids of the map: 4 to 8, for 1 and 5 million strings and numbers.
+"""
+_MIN_VECTORISED = 30
+"""A vectorised search, 0.3 ms, costs as much as searching so many strings one by one; a request often has
+fewer.
+"""
 
 
 class IdMap:
-    """Both directions between ids (string or int64) and rows `first_row, first_row + 1, ...`.
+    """The map between ids (string or int64) and rows `first_row, first_row + 1, ...`, in both directions.
 
-    Nothing is hashed up front: look-ups are binary searches over a sorted copy of the ids, so that a memory-mapped
-    map of many millions of ids opens at once.
+    No hash table is built: look-ups are binary searches over a sorted copy of the ids, so that a
+    memory-mapped map of many millions of ids opens at once.
 
     Args:
         ids: the id of each row, in row order; unique.
@@ -60,7 +63,7 @@ class IdMap:
         return self._ids.type
 
     def parse(self, value: Id) -> Id:
-        """`value` in the map's own type: `"42"` and `42` are the same id of an int64 map.
+        """Returns `value` in the map's own type: `"42"` and `42` are the same id of an int64 map.
 
         Raises:
             UserError: the map is int64 and the value is not an integer of 64 bits.
@@ -75,31 +78,33 @@ class IdMap:
         return number
 
     def row(self, value: Id) -> int:
-        """Row of one id, `UNKNOWN_ROW` when it is not in the map. O(log n), for requests."""
+        """Returns the row of one id in O(log n), `UNKNOWN_ROW` when it is not in the map."""
         position = sorted_position(self._sorted, value)
         return UNKNOWN_ROW if position < 0 else int(self._sorted_rows[position])
 
     def rows(self, ids: pa.Array | pa.ChunkedArray | Sequence[Id]) -> Int64Array:
-        """Rows of many ids, `UNKNOWN_ROW` where one is not in the map. Vectorised; searched, or hashed where many of a map are asked."""
+        """Returns the rows of many ids, `UNKNOWN_ROW` where one is not in the map.
+
+        Few ids are searched; where they are many of the map's, the map is hashed.
+        """
         if not isinstance(ids, pa.Array | pa.ChunkedArray):
             ids = pa.array(ids, self.type)
         elif ids.type != self.type:
             ids = ids.cast(self.type)
-        if len(ids) * _FEW < len(self):
+        if len(ids) * _SEARCH_COST < len(self):
             ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-            if pa.types.is_string(self.type) and len(ids) < _ALONE:
+            if pa.types.is_string(self.type) and len(ids) < _MIN_VECTORISED:
                 rows = [UNKNOWN_ROW if value is None else self.row(value) for value in ids.to_pylist()]
                 return np.array(rows, dtype=np.int64)
             positions = sorted_positions(self._sorted, ids)
             return np.where(positions >= 0, self._sorted_rows[positions], UNKNOWN_ROW)
-        positions = pc.index_in(
-            ids, value_set=self._ids
-        )  # hashes the whole map: a seventh of a second for a million strings
+        # Hashes the whole map: a seventh of a second for a million strings.
+        positions = pc.index_in(ids, value_set=self._ids)
         rows = pc.fill_null(positions.cast(pa.int64()), UNKNOWN_ROW - self.first_row)
         return np.asarray(rows, dtype=np.int64) + self.first_row
 
     def ids(self, rows: IntArray) -> list[Id]:
-        """Ids of rows that are in the map."""
+        """Returns the ids of rows that are in the map."""
         positions = np.asarray(rows, dtype=np.int64) - self.first_row
         assert positions.size == 0 or (positions.min() >= 0 and positions.max() < len(self)), (
             "row outside the map"
@@ -125,7 +130,7 @@ def check_ids(ids: pa.Array | pa.ChunkedArray, name: str, where: str) -> None:
 
 
 def parsed(ids: IdMap, value: Id, where: str) -> Id:
-    """`IdMap.parse`, with the place of the value in what is said of it.
+    """`IdMap.parse`, with the origin of the value in the message.
 
     Raises:
         UserError: the value is not of the map's type.
@@ -137,7 +142,7 @@ def parsed(ids: IdMap, value: Id, where: str) -> Id:
 
 
 def parsed_or_none(ids: IdMap, value: Id) -> Id | None:
-    """`IdMap.parse`, None where the value is not of the map's type."""
+    """Returns `IdMap.parse`, None where the value is not of the map's type."""
     try:
         return ids.parse(value)
     except UserError:

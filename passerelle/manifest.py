@@ -111,7 +111,8 @@ def open_manifest(directory: Path, model: type[M], *, verify: bool = True) -> M:
     version = values.get("format_version")
     if version != model.FORMAT_VERSION:
         raise UserError(
-            f"{where}: format {version}, this code reads {model.FORMAT_VERSION}: make it again with `{model.MADE_BY}`"
+            f"{where}: format {version}, this code reads {model.FORMAT_VERSION}: make it again with "
+            f"`{model.MADE_BY}`"
         )
     manifest = validate(model, values, str(where))
     for name, entry in manifest.files.items():

@@ -1,6 +1,6 @@
-"""Stretches of flat arrays, of different lengths, one after the other.
+"""Slices of flat arrays, of different lengths.
 
-Shape legend: B stretches, B1 = B + 1, T their places together.
+Shape legend: B slices, B1 = B + 1, T elements of all slices.
 """
 
 import numpy as np
@@ -9,7 +9,8 @@ from passerelle.arrays import Int64Array
 
 
 def gather_ragged(start_B: Int64Array, end_B: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Positions [T] of all stretches `start : end`, and the offsets [B1] between them; nothing loops over stretches.
+    """Returns the positions [T] of all slices `start : end`, and the offsets [B1] between them, without a
+    loop.
 
     >>> [part.tolist() for part in gather_ragged(np.array([7, 2]), np.array([9, 5]))]
     [[7, 8, 2, 3, 4], [0, 2, 5]]

@@ -1,4 +1,4 @@
-"""Features that a request gives of a user or of its circumstances, as a network takes them."""
+"""The encoding of user and context features that a request gives."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _TYPES: dict[FeatureKind, pa.DataType] = {
     "timestamp": pa.int64(),
     "place": pa.struct([(LATITUDE, pa.float64()), (LONGITUDE, pa.float64())]),
 }
-"""Of a column, as datasets have them."""
+"""Arrow type of the column of each kind of feature."""
 _WANTED = {
     "categorical": "a text",
     "multi_categorical": "a list of texts",
@@ -26,19 +26,23 @@ _WANTED = {
     "timestamp": "a whole number of milliseconds",
     "place": "an object of latitude and longitude",
 }
-"""The same, in a request."""
+"""The values of each kind of feature in a request, for messages."""
 
 
 def encode_values(encoding: FeatureEncoding, values: Mapping[str, Any], where: str) -> EncodedRows:
-    """Codes and numbers of one row, given as plain values by name; what is not given is missing.
+    """Returns the codes and numbers of one row.
+
+    Args:
+        values: plain values by column; others are missing.
+        where: origin of the values, for the message.
 
     Raises:
-        UserError: a name that is none of the columns', or a value of another type; `where` says what is at fault.
+        UserError: no column has a name, or a value has another type.
     """
     names = [column.name for column in encoding.columns]
-    if strangers := sorted(set(values) - set(names)):
+    if unknown := sorted(set(values) - set(names)):
         raise UserError(
-            f"{where}: the model does not read {', '.join(strangers)}; it reads {', '.join(names) or 'none'}"
+            f"{where}: the model does not read {', '.join(unknown)}; it reads {', '.join(names) or 'none'}"
         )
     table = {}
     for column in encoding.columns:
@@ -63,5 +67,5 @@ def encode_values(encoding: FeatureEncoding, values: Mapping[str, Any], where: s
 
 
 def _category(value: Any) -> Any:
-    """Whole numbers are the texts that they were in the logs."""
+    """Returns the text of a whole number: values of categorical columns are texts."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value

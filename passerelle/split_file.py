@@ -1,11 +1,13 @@
-"""A split that the user gives as a file: how many of the newest events of each user are test, and how many before them validation.
+"""A split that the user gives as a file: how many of the newest events of each user are test, and how many
+before them validation.
 
     user_id,validation_events,test_events
     17,2,1
     42,0,3
 
-Comma-separated, Parquet or Arrow. Counts say what instants cannot: events of one instant may stand on both sides. A user
-who is not in the file has no part in evaluation: all events are for training.
+Comma-separated, Parquet or Arrow.
+Counts say what instants cannot: events of one instant may stand on both sides.
+A user who is not in the file has no part in evaluation: all events are for training.
 
 Shape legend: U users, N lines of the file.
 """
@@ -32,8 +34,8 @@ def held_out_counts(path: Path, dataset: Dataset) -> tuple[Int64Array, Int64Arra
     """Validation and test events of each user, int64 [U] each.
 
     Raises:
-        UserError: the file cannot be read, lacks a column, names a user twice or one that the dataset does not have, or holds
-            out a negative number of events or more than the user has.
+        UserError: the file cannot be read, lacks a column, names a user twice or one that the dataset does
+            not have, or holds out a negative number of events or more than the user has.
     """
     table = _read(path, dataset.user_ids().type)
     if absent := [name for name in COLUMNS if name not in table.column_names]:
@@ -47,7 +49,8 @@ def held_out_counts(path: Path, dataset: Dataset) -> tuple[Int64Array, Int64Arra
     _, first_N, times_N = np.unique(rows_N, return_index=True, return_counts=True)
     if (times_N > 1).any():
         raise UserError(
-            f"{path}: user {ids[int(first_N[times_N.argmax()])].as_py()!r} has {times_N.max()} lines; each user has one at most"
+            f"{path}: user {ids[int(first_N[times_N.argmax()])].as_py()!r} has {times_N.max()} lines; each "
+            "user has one at most"
         )
     validation_N, test_N = (_counts(path, name, table[name]) for name in COUNTS)
     events_N = np.diff(dataset.offsets_U1)[rows_N]
@@ -55,7 +58,8 @@ def held_out_counts(path: Path, dataset: Dataset) -> tuple[Int64Array, Int64Arra
     if too_many_N.any():
         line = int(too_many_N.argmax())
         raise UserError(
-            f"{path}: user {ids[line].as_py()!r} has {events_N[line]} events, fewer than the {validation_N[line]} + {test_N[line]} held out"
+            f"{path}: user {ids[line].as_py()!r} has {events_N[line]} events, fewer than the "
+            f"{validation_N[line]} + {test_N[line]} held out"
         )
     validation_U, test_U = (np.zeros(dataset.num_users, dtype=np.int64) for _ in COUNTS)
     validation_U[rows_N], test_U[rows_N] = validation_N, test_N
@@ -83,7 +87,8 @@ def _rows(path: Path, ids: pa.ChunkedArray, dataset: Dataset) -> Int64Array:
     if unknown_N.any():
         unknown = ids[int(unknown_N.argmax())].as_py()
         raise UserError(
-            f"{path}: {unknown_N.sum()} of {len(rows_N)} users are not in the dataset, the first is {unknown!r}"
+            f"{path}: {unknown_N.sum()} of {len(rows_N)} users are not in the dataset, the first is "
+            f"{unknown!r}"
         )
     return rows_N
 

@@ -1,4 +1,6 @@
-"""Which events of a user are history, validation and test, by rule or by file; time order is stable, ties keep file order.
+"""Which events of a user are history, validation and test, by rule or by file; time order is stable, ties
+keep
+file order.
 
 Shape legend: E events, U users, U1 = U + 1, Q evaluated users, Q1 = Q + 1, G targets.
 """
@@ -25,33 +27,44 @@ MIN_EVENTS_LEAVE_ONE_OUT = 3
 
 
 class SplitConfig(Config):
-    """How a dataset is cut into train, validation and test."""
+    """How a dataset is split into train, validation and test."""
 
     rule: Literal["leave_one_out", "global_time", "file"] = "leave_one_out"
-    """`leave_one_out`: each user's last event is the test, the one before it the validation. `global_time`: two dates for everybody.
-    `file`: as `split.file` says."""
+    """`leave_one_out`: each user's last event is the test, the one before it the validation.
+    `global_time`: two dates for everybody.
+    `file`: as `split.file` says.
+    """
     file: Path | None = None
-    """`file`: a table of `user_id`, `validation_events` and `test_events`: how many of a user's newest events are test, and how many
-    before them validation (.csv, .parquet or .arrow)."""
+    """`file`: a table of `user_id`, `validation_events` and `test_events`: how many of a user's newest events
+    are test, and how many before them validation (.csv, .parquet or .arrow).
+    """
     file_sha256: str | None = None
-    """`file`: digest the file must have. Training fills it in, so that a run is measured on the split that it was trained with."""
+    """`file`: digest the file must have.
+    Training fills it in, so that a run is measured on the split that it was trained with.
+    """
     validation_start: datetime | None = None
-    """`global_time`: first instant of validation; without it, the instant after `1 - validation_fraction - test_fraction` of the events."""
+    """`global_time`: first instant of validation; without it, the instant after `1 - validation_fraction -
+    test_fraction` of the events.
+    """
     test_start: datetime | None = None
-    """`global_time`: first instant of test; without it, the instant after `1 - test_fraction` of the events."""
+    """`global_time`: first instant of test; without it, the instant after `1 - test_fraction` of the events.
+    """
     validation_fraction: float = Field(default=0.05, gt=0, lt=1)
     """`global_time` without dates: share of all events in validation."""
     test_fraction: float = Field(default=0.05, gt=0, lt=1)
     """`global_time` without dates: share of all events in test."""
     event_types: tuple[str, ...] = ()
-    """Kinds of events that validation and test ask for, such as bookings; all, if absent. Then only items of such events count as seen,
-    and `leave_one_out` holds out a user's last two of them, with whatever lies between them."""
+    """Event types of the targets of validation and test, such as bookings; all, if absent.
+    Then only items of such events count as seen, and `leave_one_out` holds out a user's last two of them,
+    with whatever lies between them.
+    """
 
     @model_validator(mode="after")
     def _file_and_rule_agree(self) -> "SplitConfig":
         if (self.rule == "file") != (self.file is not None):
             raise ValueError(
-                f"rule = {self.rule!r} and file = {str(self.file)!r}: rule = 'file' needs a file, and only it has one"
+                f"rule = {self.rule!r} and file = {str(self.file)!r}: rule = 'file' needs a file, and only "
+                "it has one"
             )
         return self
 
@@ -76,7 +89,7 @@ class SplitConfig(Config):
         return self
 
     def pinned(self) -> "SplitConfig":
-        """The same, with where its file is and what is in it.
+        """Returns the configuration with the absolute path and the digest of its file.
 
         Raises:
             UserError: there is no such file, or it holds something else than this split was pinned to.
@@ -88,7 +101,8 @@ class SplitConfig(Config):
         digest = sha256_of(self.file)
         if self.file_sha256 not in (None, digest):
             raise UserError(
-                f"{self.file}: not the split that the run was trained with: its digest is {digest}, not {self.file_sha256}"
+                f"{self.file}: not the split that the run was trained with: its digest is {digest}, not "
+                f"{self.file_sha256}"
             )
         return self.model_copy(update={"file": self.file.resolve(), "file_sha256": digest})
 
@@ -102,14 +116,15 @@ class Split:
     validation_end_U: Int64Array
     test_end_U: Int64Array
     is_target_E: BoolArray | None = None
-    """Which events validation and test ask for; None: all."""
+    """Which events are targets of validation and test; None: all."""
 
 
 @dataclass(frozen=True)
 class EvaluationUsers:
-    """Users of one part, with where their history and their targets lie in the event arrays.
+    """Users of one part, with the positions of their histories and targets in the event arrays.
 
-    History of the q-th user is `history_start_Q[q] : history_end_Q[q]`, targets are among `history_end_Q[q] : target_end_Q[q]`.
+    History of the q-th user is `history_start_Q[q] : history_end_Q[q]`, targets are among `history_end_Q[q] :
+    target_end_Q[q]`.
     """
 
     user_rows_Q: Int64Array
@@ -123,7 +138,7 @@ class EvaluationUsers:
         return len(self.user_rows_Q)
 
     def take(self, selection: IntArray | slice) -> "EvaluationUsers":
-        """The same for some of the users."""
+        """Returns some of the users."""
         return EvaluationUsers(
             self.user_rows_Q[selection],
             self.history_start_Q[selection],
@@ -133,11 +148,14 @@ class EvaluationUsers:
         )
 
     def targets(self) -> tuple[Int64Array, Int64Array]:
-        """Positions of all targets, one user after the other, and the offsets [Q + 1] between users."""
+        """Returns the positions of all targets, user by user, and the offsets [Q + 1] between users."""
         return self._targets_among(self.history_end_Q, self.target_end_Q)
 
     def seen(self) -> tuple[Int64Array, Int64Array]:
-        """Positions of what users have done before that could be a target, whose items are not recommended again; likewise."""
+        """Returns the positions of earlier events that could be targets, whose items are not recommended
+        again;
+        likewise.
+        """
         return self._targets_among(self.history_start_Q, self.history_end_Q)
 
     def _targets_among(self, start_Q: Int64Array, end_Q: Int64Array) -> tuple[Int64Array, Int64Array]:
@@ -176,13 +194,16 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
         if not len(evaluation_users(split, part)):
             kind = f" ({', '.join(config.event_types)})" if config.event_types else ""
             raise UserError(
-                f"split {config.rule}: no user of the {dataset.num_users} has both history and a {part} event{kind}"
+                f"split {config.rule}: no user of the {dataset.num_users} has both history and a {part} "
+                f"event{kind}"
             )
     return split
 
 
 def _leave_one_target_out(start_U: Int64Array, end_U: Int64Array, is_target_E: BoolArray) -> Split:
-    """Of users with two targets, and something before them, the last two; others are for training alone."""
+    """Hold out the last two targets of users who have events before them; other users are for training
+    alone.
+    """
     positions_T = np.flatnonzero(is_target_E)
     before_E1 = np.concatenate([[0], np.cumsum(is_target_E)])
     before_end_U = before_E1[end_U]
@@ -198,7 +219,7 @@ def _leave_one_target_out(start_U: Int64Array, end_U: Int64Array, is_target_E: B
 
 
 def evaluation_users(split: Split, part: Part) -> EvaluationUsers:
-    """Users with at least one target in `part` and at least one event before it."""
+    """Returns the users with at least one target in `part` and at least one event before it."""
     history_end_U = split.train_end_U if part == "validation" else split.validation_end_U
     target_end_U = split.validation_end_U if part == "validation" else split.test_end_U
     rows_Q = np.flatnonzero((target_end_U > history_end_U) & (history_end_U > split.start_U))
@@ -228,8 +249,8 @@ def _cuts_ms(timestamps_ms_E: Int64Array, config: SplitConfig) -> tuple[int, int
     return validation_ms, test_ms
 
 
-def _milliseconds(moment: datetime) -> int:
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+def _milliseconds(time: datetime) -> int:
+    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _quantile(timestamps_ms_E: Int64Array, share: float) -> int:
@@ -238,7 +259,7 @@ def _quantile(timestamps_ms_E: Int64Array, share: float) -> int:
 
 
 def _events_before(dataset: Dataset, instant_ms: int) -> Int64Array:
-    """For each user, the position of the first event at or after the instant."""
+    """Returns for each user the position of the first event at or after the instant."""
     before_E1 = np.concatenate([[0], np.cumsum(dataset.timestamps_ms_E < instant_ms)])
     return np.asarray(
         dataset.offsets_U1[:-1] + before_E1[dataset.offsets_U1[1:]] - before_E1[dataset.offsets_U1[:-1]]

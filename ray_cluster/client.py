@@ -51,13 +51,15 @@ class ServiceClient:
             answer = self._http.request(method, path, json=body)
         except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
             raise UserError(
-                f"no service answers at {self._url} ({error}): start one with `passerelle serve BUNDLE`, or name it with --url"
+                f"no service answers at {self._url} ({error}): start one with `passerelle serve BUNDLE`, or "
+                "name it with --url"
             ) from None
         try:
             values: dict[str, Any] = answer.json()
         except ValueError:
             raise UserError(
-                f"{self._url}{path} answered with status {answer.status_code}, not with JSON: is that our service?"
+                f"{self._url}{path} answered with status {answer.status_code}, not with JSON: is that our "
+                "service?"
             ) from None
         if answer.is_success:
             return values

@@ -1,4 +1,5 @@
-"""The whole way on MovieLens-1M, each step a command you could type: raw ratings to recommendations over HTTP.
+"""The whole way on MovieLens-1M, each step a command you could type: raw ratings to recommendations over
+HTTP.
 
 python -m ray_cluster.demo                  (what `make demo` runs)
 python -m ray_cluster.demo --keep-serving   (what `make serve` runs)
@@ -45,7 +46,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
 
 
 def passerelle(*arguments: str) -> None:
-    """Run one command and wait for it; Ctrl-C or SIGTERM reaches it once, through us, and it cleans up before we go."""
+    """Run one command and wait for it; Ctrl-C or SIGTERM reaches it once, through us, and it cleans up before
+    we
+    go.
+    """
     stdout.print(f"\n[bold]$ passerelle {' '.join(arguments)}[/bold]")
     command = [str(Path(sys.executable).with_name("passerelle")), *arguments]
     with subprocess.Popen(command, start_new_session=True) as process:
@@ -87,8 +91,8 @@ def ask() -> None:
         seen = [str(client.item(item_id)["title"]) for item_id in history]
         offered = [(client.item(item["item_id"])["title"], item["score"]) for item in answer["items"]]
     rows = [
-        (place, seen_title, title, score)
-        for place, (seen_title, (title, score)) in enumerate(zip(seen, offered, strict=False), start=1)
+        (rank, seen_title, title, score)
+        for rank, (seen_title, (title, score)) in enumerate(zip(seen, offered, strict=False), start=1)
     ]
     stdout.print(f"\nReady in {ready_s:.1f} s; everything is stopped again.\n")
     print_table(f"User {user_id}", ("", "last films, newest first", "recommended", "score"), rows)
@@ -112,7 +116,10 @@ def ask() -> None:
     "--keep-serving", is_flag=True, help="Leave the service running until Ctrl-C, instead of asking it once."
 )
 def main(keep_serving: bool) -> None:
-    """Prepare MovieLens-1M, train BERT4Rec on local Ray for about two minutes, evaluate, export, publish, serve and ask."""
+    """Prepare MovieLens-1M, train BERT4Rec on local Ray for about two minutes, evaluate, export, publish,
+    serve
+    and ask.
+    """
     started_s = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(ROOT, ignore_errors=True)

@@ -50,7 +50,9 @@ PROBE_TIMEOUT_S = 60
 
 
 def read_pins(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Returns the versions of the `package==version` lines of requirement files; none where there is no such folder."""
+    """Returns the versions of the `package==version` lines of requirement files; none where there is no such
+    folder.
+    """
     files = [folder / name for name in names]
     lines = [
         line for file in files if file.is_file() for line in file.read_text(encoding="utf-8").splitlines()

@@ -108,7 +108,9 @@ def check_pairs(installed: Mapping[str, str | None]) -> Finding:
 
 
 def check_imports(errors: Mapping[str, str | None]) -> list[Finding]:
-    """One finding that lists the modules that import, and one for each that does not; a value says how the import failed."""
+    """One finding that lists the modules that import, and one for each that does not; a value says how the
+    import failed.
+    """
     well = [module for module, error in errors.items() if error is None]
     findings = [Finding("imports", "ok", ", ".join(well))] if well else []
     remedy = "compare the versions above; rm -r .venv; make setup"
@@ -150,7 +152,9 @@ def check_gpu(
 
 
 def check_triton(server: Path | None, version: str | None) -> Finding:
-    """Check the Triton server of nvidia-pytriton; `version` is what it reports, None when it does not start."""
+    """Check the Triton server of nvidia-pytriton; `version` is what it reports, None when it does not
+    start.
+    """
     if server is None:
         return Finding(
             "triton", "error", "no embedded server", "make setup, or serve with --triton HOST:PORT"

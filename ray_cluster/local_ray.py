@@ -20,16 +20,18 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",  # else every worker gives way to whatever else runs on the machine
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # calls between deployments over gRPC, in one thread: half as long
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # which that would switch on: replicas listen by `serving.api.listener`
+    # Which that would switch on: replicas listen by `serving.api.listener`.
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
 }
 
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """For calls into Ray that put its handlers of Ctrl-C and SIGTERM in place of ours: they are ours again when the block ends.
+    """Restore our handlers of Ctrl-C and SIGTERM after a block in which Ray installs its own.
 
     Raises:
-        KeyboardInterrupt: one of the signals came within the block; Ray's handlers make a `SystemExit` of it, with a status of their own.
+        KeyboardInterrupt: one of the signals came within the block; Ray's handlers make a `SystemExit` of it,
+            with a status of their own.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -46,7 +48,9 @@ def own_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[bool]:
-    """Yield whether Ray was started here, and will be stopped; one that is running already is used and left running."""
+    """Yield whether Ray was started here, and will be stopped; one that is running already is used and left
+    running.
+    """
     if ray.is_initialized():
         yield False
         return
@@ -74,14 +78,19 @@ def local_ray() -> Iterator[bool]:
 
 
 def users_mistake(report: str, otherwise: str) -> str:
-    """What the user did wrong, out of a report of what failed on Ray; else its last line, and `otherwise` when it is empty."""
+    """What the user did wrong, out of a report of what failed on Ray; else its last line, and `otherwise`
+    when
+    it is empty.
+    """
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     mistakes = [line for line in lines if "UserError: " in line]
     return (mistakes or lines or [otherwise])[-1].rpartition("UserError: ")[2]
 
 
 def _ray_processes() -> list[psutil.Process]:
-    """The Ray that this process started: its own children only, as a child that is a program may have a Ray too."""
+    """The Ray that this process started: its own children only, as a child that is a program may have a Ray
+    too.
+    """
     package = str(Path(ray.__file__).parent)
     found = []
     for server in psutil.Process().children():

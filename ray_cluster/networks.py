@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 class Networks:
-    """A context manager: starts a Triton where none is named, and stops it. `ensure` then makes the networks answer.
+    """A context manager: starts a Triton where none is named, and stops it.
+
+    `ensure` then makes the networks answer.
 
     Args:
         repository: the model repository.
@@ -33,7 +35,9 @@ class Networks:
         self.address = self._server.grpc_address if self._server is not None else str(address)
 
     def __enter__(self) -> Self:
-        """Start the process, without waiting for it; call it from a thread that lives on, see `TritonServer`."""
+        """Start the process, without waiting for it; call it from a thread that lives on, see
+        `TritonServer`.
+        """
         if self._server is not None:
             self._server.start()
         return self
@@ -50,9 +54,10 @@ class Networks:
         return self._server is not None and self._server.ended
 
     def ensure(self) -> None:
-        """Have Triton serve the version beside those it serves already; does nothing when it does so.
+        """Make Triton serve the version beside those it serves already.
 
-        Our own Triton is started again when it has crashed: its Python backend does, once in some hundred loads.
+        Our own Triton is started again when it has crashed: its Python backend does, once in some hundred
+        loads.
 
         Raises:
             UserError: Triton does not start, does not answer, or refuses; with its own reason.

@@ -1,11 +1,13 @@
-"""`passerelle publish`: a bundle becomes a version of the model repository, after it has passed the parity gate.
+"""`passerelle publish`: a bundle becomes a version of the model repository, after it has passed the parity
+gate.
 
     <repository>/
       published.json                 which version is active, and the bundle each one came from
       query_encoder/<n>/model.onnx
       ranker/<n>/model.onnx
 
-The gate serves the version from a private copy. Nothing is visible in the repository until it has passed.
+The gate serves the version from a private copy.
+Nothing is visible in the repository until it has passed.
 """
 
 import asyncio
@@ -108,7 +110,8 @@ def published_version(bundle: Bundle, repository: Path) -> int:
         if entry.bundle_id == bundle.manifest.bundle_id and _is_placed(bundle, repository, version):
             return version
     raise UserError(
-        f"{bundle.path} is not published in {repository}: run `passerelle publish {bundle.path} --repository {repository}` first"
+        f"{bundle.path} is not published in {repository}: run `passerelle publish {bundle.path} --repository "
+        f"{repository}` first"
     )
 
 
@@ -116,8 +119,9 @@ def publish(bundle_path: Path, repository: Path, progress: Progress = silent) ->
     """Make a bundle the active version of a repository; one that is published already keeps its number.
 
     Raises:
-        UserError: the bundle is damaged, does not fit the repository's configuration, or fails the parity gate. The version that was
-            active stays active, and no file of the new one is left.
+        UserError: the bundle is damaged, does not fit the repository's configuration, or fails the parity
+            gate.
+            The version that was active stays active, and no file of the new one is left.
     """
     bundle = open_bundle(bundle_path)
     repository.mkdir(parents=True, exist_ok=True)
@@ -175,10 +179,13 @@ def _version_folders(repository: Path) -> set[int]:
 
 
 def _configs(bundle: Bundle, repository: Path, version: int) -> dict[str, str]:
-    """The `config.pbtxt` of each model, from the repository or, where it has none, from ours; with the bundle's dims.
+    """The `config.pbtxt` of each model, from the repository or, where it has none, from ours; with the
+    bundle's
+    dims.
 
     Raises:
-        UserError: other versions in the repository were made for other dims. Triton has one configuration for all versions of a model.
+        UserError: other versions in the repository were made for other dims.
+            Triton has one configuration for all versions of a model.
     """
     others = sorted(_version_folders(repository) - {version})
     configs = {}

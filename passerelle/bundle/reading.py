@@ -1,7 +1,7 @@
 """Open a bundle.
 
-Shape legend: R item rows (special rows included), D vector width, L events of a user, U known users, S code slots,
-F numbers of a user.
+Shape legend: R item rows (special rows included), D vector width, L events of a user, U known users, S code
+slots, F numbers of a user.
 """
 
 import json
@@ -92,7 +92,8 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     """Memory-map a bundle; `verify` checks every file against its checksum first.
 
     Raises:
-        UserError: not a bundle; a file is missing, truncated or altered; or its tables disagree with the manifest.
+        UserError: not a bundle; a file is missing, truncated or altered; or its tables disagree with the
+            manifest.
     """
     manifest = open_manifest(path, BundleManifest, verify=verify)
     absent = sorted(set(BUNDLE_FILES) - set(manifest.files))
@@ -142,7 +143,9 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
 
 
 def read_histories(path: Path) -> pa.Table:
-    """Memory-map `user_id`, `item_rows`, `timestamps_ms` and `event_types` of the known users of the bundle at `path`.
+    """Memory-map `user_id`, `item_rows`, `timestamps_ms` and `event_types` of the known users of the bundle
+    at
+    `path`.
 
     Raises:
         UserError: the file is missing or is not Arrow.

@@ -1,4 +1,4 @@
-"""What a TOML file says about somebody's logs: which files, which columns, which rows to keep, which features."""
+"""The description of logs in a TOML file: files, columns, rows to keep, features."""
 
 import codecs
 import difflib
@@ -34,7 +34,8 @@ class TableConfig(Config):
     """Files of one shape, and how to read them."""
 
     files: tuple[str, ...]
-    """Names or globs relative to the source folder; `x.csv` also finds `x.csv.gz`, and the other way round."""
+    """Names or globs relative to the source folder; `x.csv` also finds `x.csv.gz`, and the other way round.
+    """
     format: Literal["csv", "parquet", "jsonl"] = "csv"
     """`csv` is any text with one row a line, `jsonl` one JSON object a line."""
     separator: str = Field(default=",", min_length=1)
@@ -59,14 +60,16 @@ class TableConfig(Config):
 
 
 class Condition(Config):
-    """Keep a row only where this holds; a missing value never does, except under `is_null`."""
+    """A condition on the rows to keep; a missing value meets none but `is_null`."""
 
     column: str
-    """Column to look at."""
+    """Column that is compared."""
     operator: Literal[">", ">=", "<", "<=", "==", "!=", "in", "matches", "not_matches", "is_null", "not_null"]
     """`matches` searches for a regular expression (RE2)."""
     value: float | str | tuple[str, ...] | None = None
-    """A number compares as a number, text compares as text (so ISO dates are in order); a list for `in`."""
+    """Value to compare with: numbers compare as numbers, text as text (ISO dates are in order); a list for
+    `in`.
+    """
 
     @model_validator(mode="after")
     def _value_fits(self) -> Self:
@@ -89,7 +92,7 @@ class Condition(Config):
 
 
 class EventsConfig(TableConfig):
-    """Files of events: who did what to which item, and when."""
+    """Files of events: user, item, time and type."""
 
     user_id: str
     """Column of the user."""
@@ -98,16 +101,17 @@ class EventsConfig(TableConfig):
     timestamp: str
     """Column of the time."""
     timestamp_unit: TimestampUnit = "s"
-    """Seconds, milliseconds or microseconds since 1970 (integers or fractions), or `iso`: ISO 8601 text or a date column, UTC where it
-    names no offset."""
+    """Seconds, milliseconds or microseconds since 1970 (integers or fractions), or `iso`: ISO 8601 text or a
+    date column, UTC where it names no offset.
+    """
     timestamp_format: str | None = None
     """With `iso`: the text's own format, of %Y %m %d %H %M %S %f %z %b, such as `%d/%m/%Y %H:%M`."""
     event_type: str = "event"
-    """What the events of these files are."""
+    """Event type of the events of these files."""
     weight: float = Field(default=1.0, gt=0)
     """Weight of one event of this type."""
     event_type_column: str | None = None
-    """Column that says what each event is, instead of `event_type`."""
+    """Column of the event type of each event, instead of `event_type`."""
     event_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """With `event_type_column`: weight of each type to keep; rows of other types are dropped and counted."""
     where: tuple[Condition, ...] = ()
@@ -139,7 +143,7 @@ class EntityConfig(TableConfig):
     id: str | None = None
     """Column of the id."""
     features: dict[str, FeatureConfig] = Field(default_factory=dict)
-    """What to keep of them, by name."""
+    """Features by name."""
 
     @model_validator(mode="after")
     def _entity_options(self) -> Self:
@@ -159,23 +163,24 @@ class EntityConfig(TableConfig):
 
 
 class ContextConfig(Config):
-    """The circumstances of events, which a request tells of itself: a device, a place in the page."""
+    """Context features of events, which a request has too: a device, a position in the page."""
 
     features: dict[str, FeatureConfig] = Field(default_factory=dict)
-    """What to keep of them, by name: `categorical` or `numeric`, from columns of the event files."""
+    """Features by name: `categorical` or `numeric`, from columns of the event files."""
 
     @model_validator(mode="after")
     def _of_events_alone(self) -> Self:
         for name, feature in self.features.items():
             if feature.kind not in ("categorical", "numeric") or feature.from_events:
                 raise ValueError(
-                    f"features {name}: of kind categorical or numeric, from a column of the event files, without from_events"
+                    f"features {name}: of kind categorical or numeric, from a column of the event files, "
+                    "without from_events"
                 )
         return self
 
 
 class FiltersConfig(Config):
-    """Which events stay, in this order: duplicates, repeats, minimum counts."""
+    """Which events are kept, in this order: duplicates, repeats, minimum counts."""
 
     drop_duplicates: bool = True
     """Keep one of the events with the same user, item, timestamp and type."""
@@ -213,15 +218,18 @@ class PrepareConfig(Config):
     """Everything `passerelle prepare` needs to know."""
 
     name: str
-    """What the data set is called."""
+    """Name of the data set."""
     title: str | None = None
     """Item feature shown to people."""
     item_id_type: IdType
-    """Type of the item ids, in the files, in requests and in answers."""
+    """Type of the item ids in files, requests and answers."""
     user_id_type: IdType
     """Type of the user ids."""
     on_bad_rows: Literal["error", "drop"] = "error"
-    """A row that cannot be understood stops everything, or is dropped and counted (a feature's bad value becomes missing)."""
+    """A row that cannot be understood stops everything, or is dropped and counted (a feature's bad value
+    becomes
+    missing).
+    """
     source: SourceConfig | None = None
     events: tuple[EventsConfig, ...]
     """One or more groups of files, each with columns of its own."""
@@ -230,9 +238,9 @@ class PrepareConfig(Config):
     users: EntityConfig = EntityConfig()
     """Table of users."""
     context: ContextConfig = ContextConfig()
-    """Circumstances of events."""
+    """Context features of events."""
     filters: FiltersConfig = FiltersConfig()
-    """Which events stay."""
+    """Which events are kept."""
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -240,7 +248,8 @@ class PrepareConfig(Config):
             raise ValueError("events: describe at least one group of files")
         if self.title is not None and self.title not in self.items.features:
             raise ValueError(
-                f"title {self.title!r} is not an item feature; there are: {', '.join(self.items.features) or 'none'}"
+                f"title {self.title!r} is not an item feature; there are: "
+                f"{', '.join(self.items.features) or 'none'}"
             )
         if twice := sorted(set(self.context.features) & set(self.users.features)):
             raise ValueError(f"context.features {twice[0]}: there is a user feature of this name")

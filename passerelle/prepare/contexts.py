@@ -1,4 +1,4 @@
-"""The circumstances of events, from columns of the event files.
+"""Context features of events, from columns of the event files.
 
 Shape legend: E events read, K events kept, V distinct values of a column.
 """
@@ -20,17 +20,20 @@ def make_contexts(
     config: ContextConfig,
     source: Path,
     columns: Mapping[str, Encoded],
-    places_K: Int64Array,
+    positions_K: Int64Array,
     row_counts: RowCounts,
 ) -> pa.Table | None:
-    """A row an event that stays, categorical values as dictionaries; None where nothing is declared. A bad value is counted once.
+    """Returns one row for each kept event, with categorical values as dictionaries; None where nothing is
+    declared.
+
+    A bad value is counted once.
 
     Args:
-        columns: of the event files, by name.
-        places_K: place of each event that stays among those read.
+        columns: columns of the event files, by name.
+        positions_K: position of each kept event among those read.
 
     Raises:
-        UserError: a value cannot be understood and bad rows stop the work.
+        UserError: a value cannot be parsed, unless bad rows are dropped.
     """
     if not config.features:
         return None
@@ -44,7 +47,7 @@ def make_contexts(
             raise UserError(f"{source}: feature {name}, column {column!r}: {error}") from None
         if feature.kind == "categorical":
             values = values.dictionary_encode()
-        codes_K = encoded.codes_E[places_K]
+        codes_K = encoded.codes_E[positions_K]
         table[name] = values.take(pa.array(codes_K, mask=codes_K < 0))
     row_counts.stop_if_bad()
     return pa.table(table)

@@ -1,4 +1,4 @@
-"""Columns of a table, whatever they were written as, to the feature that a description makes of them.
+"""Conversion of table columns of any type to the features that a description declares.
 
 Shape legend: N rows, C columns of flags, T values of all rows, W width of a vector.
 """
@@ -22,12 +22,12 @@ from passerelle.prepare.values import as_text, is_text, parse_numbers, to_numpy_
 def make_feature(
     where: Path, key: str, feature: FeatureConfig, columns: Sequence[pa.Array], row_counts: RowCounts
 ) -> pa.Array:
-    """One value a row, null where it is missing.
+    """Returns one value for each row, null where it is missing.
 
     Args:
-        where: file that the columns are of, for what is said of bad values.
-        key: name of the feature, for the same.
-        columns: one a name of `feature.columns()`.
+        where: file of the columns, for messages.
+        key: name of the feature, for messages.
+        columns: one for each name of `feature.columns()`.
 
     Raises:
         UserError: a column has a type that the kind cannot be made of, or a flag is neither 0 nor 1.
@@ -95,7 +95,10 @@ def _numbers(values: pa.Array, bad: Callable[[str, BoolArray, pa.Array], None]) 
 
 
 def _vectors(values: pa.Array, width: int, separator: str | None) -> tuple[pa.Array, BoolArray]:
-    """Lists of float32, null where there is none or where it is bad, and which are: of another width, or with something else in them."""
+    """Returns lists of float32, null where one is missing or bad, and which are bad: of another width, or
+    with
+    other values.
+    """
     if pa.types.is_fixed_size_list(values.type):
         values = values.cast(pa.list_(values.type.value_type))
     if is_text(values.type):
@@ -118,8 +121,8 @@ def _vectors(values: pa.Array, width: int, separator: str | None) -> tuple[pa.Ar
 
 def _of_flags(names: Sequence[str], columns: Sequence[pa.Array]) -> pa.Array:
     on_NC = np.stack([_flag(name, values) for name, values in zip(names, columns, strict=True)], axis=1)
-    rows, places = np.nonzero(on_NC)
-    return _lists(np.bincount(rows, minlength=len(on_NC)), pa.array(names).take(pa.array(places)))
+    rows, columns_T = np.nonzero(on_NC)
+    return _lists(np.bincount(rows, minlength=len(on_NC)), pa.array(names).take(pa.array(columns_T)))
 
 
 def _flag(name: str, values: pa.Array) -> BoolArray:
@@ -134,13 +137,13 @@ def _flag(name: str, values: pa.Array) -> BoolArray:
 
 
 def _lists(lengths_N: IntArray, values: pa.Array) -> pa.ListArray:
-    """Lists of the given lengths; an empty one is null: no value is known."""
+    """Returns lists of the given lengths; an empty one is null: no value is known."""
     offsets = np.concatenate([[0], np.cumsum(lengths_N)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(lengths_N == 0))
 
 
 def _split(lists: pa.Array) -> pa.ListArray:
-    """Lists of trimmed texts without the empty ones."""
+    """Returns lists of trimmed texts without the empty ones."""
     owners = pc.list_parent_indices(lists).to_numpy()
     texts = as_text(pc.list_flatten(lists), trim=True)
     good = to_numpy_bool(pc.not_equal(texts, ""))

@@ -1,4 +1,4 @@
-"""Event files as parallel arrays in file order: who, what, when, which type, with the rows that cannot be used counted.
+"""Event files as parallel arrays in file order, with the rows that cannot be used counted.
 
 Shape legend: N rows of a batch, E events kept so far.
 """
@@ -39,7 +39,7 @@ _COMPARE = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """A column as places in its distinct values; -1 where there is none."""
+    """A column as indices into its distinct values; -1 where the value is missing."""
 
     codes_E: Int32Array
     values: pa.Array
@@ -56,7 +56,7 @@ class EventLog:
     event_types_E: UInt8Array
     weights_E: Float32Array
     columns: dict[str, Encoded]
-    """Columns that features are made from, as text, values in the order they were met."""
+    """Columns of features, as text, with values in the order of their first event."""
 
 
 @dataclass
@@ -73,7 +73,8 @@ def read_events(config: PrepareConfig, source: Path, row_counts: RowCounts, prog
     """Read every event file of a configuration.
 
     Raises:
-        UserError: a file is missing, damaged or lacks a column; or bad rows stop the work (see `RowCounts.stop_if_bad`).
+        UserError: a file is missing, damaged or lacks a column; or bad rows stop the work (see
+            `RowCounts.stop_if_bad`).
     """
     of_entities = (*config.items.features.values(), *config.users.features.values())
     features = [
@@ -116,7 +117,7 @@ def read_events(config: PrepareConfig, source: Path, row_counts: RowCounts, prog
 
 
 class _Rows:
-    """What is left of a batch, with each row's number in its file."""
+    """The remaining rows of a batch, with each row's number in its file."""
 
     def __init__(self, path: Path, batch: pa.RecordBatch, rows_before: int, row_counts: RowCounts) -> None:
         self.path = path
@@ -133,7 +134,7 @@ class _Rows:
         self.batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
     def keep(self, reason: str, keep_N: BoolArray) -> None:
-        """Leave out the other rows and count them."""
+        """Drop the other rows and count them."""
         self.row_counts.drop(reason, int(len(keep_N) - keep_N.sum()))
         if not keep_N.all():
             self.batch = self.batch.filter(pa.array(keep_N))
@@ -161,7 +162,8 @@ def _convert(
         block.timestamp,
         lambda: parse_timestamps_ms(values, block.timestamp_unit, block.timestamp_format),
     )
-    what = f"unparsable timestamps (column {block.timestamp!r}, read as {block.timestamp_format or block.timestamp_unit})"
+    expected = block.timestamp_format or block.timestamp_unit
+    what = f"unparsable timestamps (column {block.timestamp!r}, read as {expected})"
     rows.set(TIMESTAMP_MS, pa.array(ms_N))
     rows.keep_good("unparsable_timestamp", what, values, bad_N)
     types_N, weights_N = _event_types(rows, block, config)
@@ -222,10 +224,10 @@ def _event_types(rows: _Rows, block: EventsConfig, config: PrepareConfig) -> tup
     if block.event_type_column is None:
         return np.full(rows.batch.num_rows, codes[0]), np.full(rows.batch.num_rows, weights[0])
     texts = _text(rows.path, block.event_type_column, rows.column(block.event_type_column))
-    places = pc.index_in(texts, value_set=pa.array(list(names), pa.string()))
-    rows.keep("event_type_not_listed", places.is_valid().to_numpy(zero_copy_only=False))
-    places_N = places.drop_null().to_numpy()
-    return codes[places_N], weights[places_N]
+    positions = pc.index_in(texts, value_set=pa.array(list(names), pa.string()))
+    rows.keep("event_type_not_listed", positions.is_valid().to_numpy(zero_copy_only=False))
+    positions_N = positions.drop_null().to_numpy()
+    return codes[positions_N], weights[positions_N]
 
 
 def _present(values: pa.Array) -> BoolArray:

@@ -34,12 +34,16 @@ class FeatureConfig(Config):
     """One feature of items or users."""
 
     kind: FeatureKind
-    """`categorical` text, `multi_categorical` list of texts, `numeric` float64, `text` for people and encoders, `vector` given by you
-    (of a text, an image), `timestamp`, or `place` on Earth."""
+    """`categorical` text, `multi_categorical` list of texts, `numeric` float64, `text` for people and
+    encoders,
+    `vector` given by you (of a text, an image), `timestamp`, or `place` on Earth.
+    """
     column: str | None = None
     """Column that holds it."""
     flags: tuple[str, ...] = ()
-    """`multi_categorical` spread over one 0/1 column a value, instead of `column`; the columns' names are the values."""
+    """`multi_categorical` spread over one 0/1 column a value, instead of `column`; the columns' names are the
+    values.
+    """
     latitude: str | None = None
     """`place`: column of the latitude in degrees, instead of `column`."""
     longitude: str | None = None
@@ -47,11 +51,17 @@ class FeatureConfig(Config):
     separator: str | None = Field(default=None, min_length=1)
     """`multi_categorical` or `vector` in one text: what stands between two values."""
     extract: Annotated[str, AfterValidator(_regex_with_value)] | None = None
-    """Regular expression (RE2) whose group `(?P<value>...)` is the feature; missing where it does not match."""
+    """Regular expression (RE2) whose group `(?P<value>...)` is the feature; missing where it does not match.
+    """
     from_events: Literal["last", "most_frequent"] | None = None
-    """Take it from the event files' column: the last value by time, or the most frequent one (in a tie, the one met first)."""
+    """Take it from the event files' column: the last value by time, or the most frequent one (in a tie, the
+    one
+    met first).
+    """
     scaling: Scaling = "standard"
-    """`numeric`: networks are given it standardised, or, for what spans orders of magnitude, the logarithm of one more than it."""
+    """`numeric`: networks are given it standardised, or, for what spans orders of magnitude, the logarithm of
+    one more than it.
+    """
     width: int | None = Field(default=None, gt=0)
     """`vector`: numbers in it."""
     timestamp_unit: TimestampUnit = "s"
@@ -72,7 +82,8 @@ class FeatureConfig(Config):
             self.kind != "multi_categorical" or self.from_events or self.extract or self.separator
         ):
             raise ValueError(
-                "flags make a multi_categorical feature of the table alone, without separator, extract or from_events"
+                "flags make a multi_categorical feature of the table alone, without separator, extract or "
+                "from_events"
             )
         return self
 

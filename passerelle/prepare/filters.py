@@ -1,4 +1,4 @@
-"""Which events stay and in what order, in whole arrays: duplicates, repeats, minimum counts, stable sort.
+"""Which events are kept and in what order: duplicates, repeats, minimum counts, stable sort.
 
 Shape legend: E events in file order, K kept events, U users, I items.
 """
@@ -16,7 +16,9 @@ def select_events(
     event_types_E: IntArray,
     config: FiltersConfig,
 ) -> tuple[Int64Array, dict[str, int]]:
-    """Places of the events that stay, sorted by (user, timestamp) with ties in file order, and how many were dropped for what.
+    """Returns the positions of the kept events, sorted by user, then timestamp, ties in file order; and how
+    many
+    were dropped, by reason.
 
     Filters apply in this order: duplicates, later events of a pair, minimum counts.
     """
@@ -43,7 +45,9 @@ def select_events(
 
 
 def first_of_each(*keys: IntArray) -> BoolArray:
-    """Marks the first row of each combination of keys; keys as in `np.lexsort`, any order is right."""
+    """Returns which rows are the first of their combination of keys; keys as in `np.lexsort`, in any
+    order.
+    """
     order = np.lexsort(keys)
     first = np.zeros(len(order), dtype=bool)
     changes = np.ones(len(order), dtype=bool)
@@ -53,7 +57,9 @@ def first_of_each(*keys: IntArray) -> BoolArray:
 
 
 def core(users_E: IntArray, items_E: IntArray, config: FiltersConfig) -> tuple[BoolArray, int, int]:
-    """Marks the events left by the minimum counts, and how many went with rare items and with short users.
+    """Returns which events the minimum counts leave, and how many were dropped with rare items and with users
+    of
+    few events.
 
     With `iterate`, the result is the largest set in which every user and every item has its minimum.
     """

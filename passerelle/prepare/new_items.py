@@ -14,15 +14,18 @@ from passerelle.progress import Progress, silent
 
 
 def read_new_items(config: PrepareConfig, path: Path, progress: Progress = silent) -> pa.Table:
-    """`item_id` and the item features of a file that is like `items.files`; those that are made from events are missing.
+    """`item_id` and the item features of a file that is like `items.files`; those that are made from events
+    are
+    missing.
 
     Raises:
-        UserError: the description names no files of items; the file is missing, empty, damaged or lacks a column; a row has no id, or
-            another's; or a value cannot be understood and bad rows stop the work.
+        UserError: the description names no files of items; the file is missing, empty, damaged or lacks a
+            column; a row has no id, or another's; or a value cannot be understood and bad rows stop the work.
     """
     if not config.items.files:
         raise UserError(
-            f"{config.name}: the description has no table of items (items.files), so it does not say how to read {path}"
+            f"{config.name}: the description has no table of items (items.files), so it does not say how to "
+            f"read {path}"
         )
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")

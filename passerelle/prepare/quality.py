@@ -1,4 +1,4 @@
-"""The data-quality report: what came in, what was left out and why, what the data set is like."""
+"""The data-quality report: what was read, what was dropped and why, figures of the data set."""
 
 from datetime import UTC, datetime
 
@@ -13,7 +13,9 @@ class QualityReport(Config):
 
     rows_read: int
     dropped: dict[str, int]
-    """Event rows by the reason they were dropped for; each row counts once, for the first reason that applies."""
+    """Event rows by the reason they were dropped for; each row counts once, for the first reason that
+    applies.
+    """
     events: int
     users: int
     items: int
@@ -31,7 +33,7 @@ class QualityReport(Config):
     missing_values: dict[str, int]
     """Users or items without a value, by feature."""
     bad_values: dict[str, int]
-    """Values that could not be understood and became missing, by feature."""
+    """Values that could not be parsed and became missing, by feature."""
     items_without_row: int
     """Items with events that the item files do not describe."""
     users_without_row: int
@@ -42,21 +44,20 @@ class QualityReport(Config):
 
 
 def iso(timestamp_ms: int) -> str:
-    """A timestamp as ISO 8601 text in UTC."""
-    moment = datetime.fromtimestamp(timestamp_ms // 1000, UTC).replace(microsecond=timestamp_ms % 1000 * 1000)
-    return moment.isoformat(timespec="milliseconds" if timestamp_ms % 1000 else "seconds")
+    """Returns a timestamp as ISO 8601 text in UTC."""
+    time = datetime.fromtimestamp(timestamp_ms // 1000, UTC).replace(microsecond=timestamp_ms % 1000 * 1000)
+    return time.isoformat(timespec="milliseconds" if timestamp_ms % 1000 else "seconds")
 
 
 def distinct_pairs(users_K: IntArray, items_K: IntArray, num_items: int) -> int:
-    """Number of different (user, item) pairs."""
-    pairs_K = np.sort(
-        users_K.astype(np.int64) * num_items + items_K
-    )  # np.unique hashes, which takes 10 times as long here
+    """Returns the number of distinct (user, item) pairs."""
+    # np.unique hashes, which takes 10 times as long here.
+    pairs_K = np.sort(users_K.astype(np.int64) * num_items + items_K)
     return int((np.diff(pairs_K) != 0).sum()) + bool(len(pairs_K))
 
 
 def report_rows(report: QualityReport) -> list[tuple[str, str]]:
-    """(what, figure) lines for people; reasons and features without a count are left out."""
+    """Returns lines of a name and a figure, for people; reasons and features without a count are left out."""
     count = "{:,}".format
     lines = [("rows read", count(report.rows_read))]
     lines += [

@@ -1,4 +1,5 @@
-"""Read csv, parquet and jsonl files, plain or gzipped, batch by batch: only the columns asked for, csv as text.
+"""Read csv, parquet and jsonl files, plain or gzipped, batch by batch: only the columns asked for, csv as
+text.
 
 Rows are counted from 1, header lines and lines without the right number of values left out.
 """
@@ -42,14 +43,18 @@ def read_batches(
     on_bad_line: OnBadLine,
     on_bytes: OnBytes | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of one file with the required columns and those of the optional ones that it has; missing values are null.
+    """Batches of one file with the required columns and those of the optional ones that it has; missing
+    values
+    are null.
 
     Args:
-        on_bad_line: called with a reason for each csv line with a wrong number of values; the line is left out.
+        on_bad_line: called with a reason for each csv line with a wrong number of values; the line is left
+            out.
         on_bytes: called with the position in the file, in bytes on disk.
 
     Raises:
-        UserError: naming the file: missing, truncated, not of this format, a required column is not there (and which are).
+        UserError: naming the file: missing, truncated, not of this format, a required column is not there
+            (and which are).
     """
     required, optional = list(dict.fromkeys(required)), list(dict.fromkeys(optional))
     with _readable(path, config), path.open("rb") as raw:
@@ -116,7 +121,8 @@ def _csv_batches(
 
     def skip(line: Any) -> str:
         on_bad_line(
-            f"{line.text.replace(_SEPARATOR, config.separator)!r} has {line.actual_columns} values, not {line.expected_columns}"
+            f"{line.text.replace(_SEPARATOR, config.separator)!r} has {line.actual_columns} values, not "
+            f"{line.expected_columns}"
         )
         return "skip"
 
@@ -166,7 +172,8 @@ def _recoded(path: Path, stream: IO[bytes], config: TableConfig, separator: str)
             if separator != config.separator:
                 if separator in piece:
                     raise UserError(
-                        f"{path}: holds the control character U+001F, which is kept for separators: take it out"
+                        f"{path}: holds the control character U+001F, which is kept for separators: take it "
+                        "out"
                     )
                 piece = piece.replace(config.separator, separator)
             yield piece.encode()
@@ -214,7 +221,7 @@ def _json_batches(
     types = _json_types(path)
     _check_columns(path, list(types), required)
     wanted = required + [name for name in optional if name in types and name not in required]
-    # types are fixed beforehand: left alone, pyarrow turns an id that looks like a date into one
+    # Types are given: pyarrow would read an id that looks like a date as one.
     parse = pyarrow.json.ParseOptions(
         explicit_schema=pa.schema([(name, types[name]) for name in wanted]),
         unexpected_field_behavior="ignore",
@@ -229,7 +236,9 @@ def _json_batches(
 
 
 def _json_types(path: Path) -> dict[str, pa.DataType]:
-    """Columns of a jsonl file and their types, from its first lines; a column without a value there is text."""
+    """Columns of a jsonl file and their types, from its first lines; a column without a value there is
+    text.
+    """
     types: dict[str, pa.DataType] = {}
     with path.open("rb") as raw:
         for number, line in enumerate(islice(_unpacked(path, raw), _SNIFFED_LINES), start=1):

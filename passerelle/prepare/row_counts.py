@@ -1,4 +1,6 @@
-"""What was left out and why, and the first example of each kind of bad row."""
+"""Counts of the rows of a log: read, dropped by reason, bad, with the first example of each kind of bad
+row.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,30 +20,35 @@ class _Bad:
 
 @dataclass
 class RowCounts:
-    """Counts while a log is read: rows read, rows dropped by reason, values that could not be understood."""
+    """Counts of the rows of a log."""
 
     on_bad_rows: Literal["error", "drop"]
     rows_read: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    """Event rows by reason, in the order the reasons are looked at."""
+    """Event rows by reason, in the order in which the reasons are checked."""
     bad_values: dict[str, int] = field(default_factory=dict)
-    """Values of features that became missing because they could not be understood, by feature."""
+    """Values of features that could not be parsed and became missing, by feature."""
     _bad: dict[tuple[Path, str], _Bad] = field(default_factory=dict)
 
     def drop(self, reason: str, count: int) -> None:
-        """Count events left out for a reason; 0 keeps the reason's place in the report."""
+        """Count events dropped for a reason; a count of 0 adds the reason to the report."""
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def bad(self, path: Path, what: str, count: int, example: str) -> None:
-        """Note values of a file that cannot be understood: `what` is wrong with them and where the first one stands."""
+        """Count values of a file that cannot be parsed.
+
+        Args:
+            what: what is wrong with them.
+            example: the first one, with its row.
+        """
         seen = self._bad.setdefault((path, what), _Bad(0, example))
         seen.count += count
 
     def stop_if_bad(self) -> None:
-        """Called when a group of files is read through.
+        """Check the counts when a group of files has been read.
 
         Raises:
-            UserError: bad values were seen and they stop the work.
+            UserError: there were bad values, and they are not to be dropped.
         """
         if not self._bad or self.on_bad_rows == "drop":
             return
@@ -49,11 +56,12 @@ class RowCounts:
         others = len(self._bad) - 1
         more = f"; and {others} other kind{'s' if others > 1 else ''} of bad row" if others else ""
         raise UserError(
-            f'{path}: {what} in {bad.count} rows, first {bad.example}{more}: mend them, or set on_bad_rows = "drop"'
+            f"{path}: {what} in {bad.count} rows, first {bad.example}{more}: "
+            'mend them, or set on_bad_rows = "drop"'
         )
 
 
 def first_example(bad_N: BoolArray, rows_N: Int64Array, values: object) -> str:
-    """`row 17: 'abc'` for the first marked value of a column."""
-    place = int(np.argmax(bad_N))
-    return f"row {rows_N[place]}: {str(values[place])!r}"  # type: ignore[index]
+    """Returns the first marked value of a column, such as `row 17: 'abc'`."""
+    first = int(np.argmax(bad_N))
+    return f"row {rows_N[first]}: {str(values[first])!r}"  # type: ignore[index]

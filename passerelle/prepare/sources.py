@@ -18,7 +18,8 @@ _TIMEOUT_S = 30
 
 
 def resolve_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Files of a folder that match names or globs, in the patterns' order, then by name; `x.csv` stands for `x.csv.gz` too.
+    """Files of a folder that match names or globs, in the patterns' order, then by name; `x.csv` stands for
+    `x.csv.gz` too.
 
     Raises:
         UserError: a pattern finds nothing.
@@ -76,8 +77,9 @@ def find_source(
 ) -> Path:
     """The folder that holds the files of a configuration.
 
-    Looks at `explicit`; else `$PASSERELLE_DATA/<folder>`, `$PASSERELLE_DATA`, `../shared/data/<folder>`, the cache; else downloads, where
-    the archive's checksum is known. A configuration without `[source]` reads `beside`, the folder of its TOML file.
+    Looks at `explicit`; else `$PASSERELLE_DATA/<folder>`, `$PASSERELLE_DATA`, `../shared/data/<folder>`, the
+    cache; else downloads, where the archive's checksum is known.
+    A configuration without `[source]` reads `beside`, the folder of its TOML file.
 
     Raises:
         UserError: the files are nowhere; says where to get them.
@@ -97,7 +99,8 @@ def find_source(
         return local
     if config.source.url is None:
         raise UserError(
-            f"{config.name}: no {_wanted(config)} in {', '.join(map(str, _folders(config.source)))}: get them at {config.source.page} "
+            f"{config.name}: no {_wanted(config)} in {', '.join(map(str, _folders(config.source)))}: get "
+            f"them at {config.source.page} "
             f"({config.source.instructions}) and pass their folder with --source"
         )
     return _download(config, config.source, cache_directory() / config.source.folder, progress)
@@ -142,7 +145,10 @@ def _fetch(url: str, target: Path, progress: Progress) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Put the archive's files side by side in a folder; the folders inside it are dropped, so that no name leads out of it."""
+    """Put the archive's files side by side in a folder; the folders inside it are dropped, so that no name
+    leads
+    out of it.
+    """
     with zipfile.ZipFile(archive) as members:
         for member in members.infolist():
             name = PurePosixPath(member.filename).name

@@ -1,6 +1,7 @@
 """Times of any notation as int64 milliseconds since 1970, exactly, with the rows that make no sense marked.
 
-Everything is rounded down to the millisecond. Shape legend: N rows.
+Everything is rounded down to the millisecond.
+Shape legend: N rows.
 """
 
 import re
@@ -33,7 +34,8 @@ _DIRECTIVES = {
 }
 _ISO = (
     r"^(?P<Y>\d{4})-(?P<m>\d{2})-(?P<d>\d{2})"
-    r"(?:[ T](?P<H>\d{2})(?::?(?P<M>\d{2})(?::?(?P<S>\d{2})(?:\.(?P<f>\d{1,9}))?)?)?)?(?P<z>Z|[+-]\d{2}(?::?\d{2})?)?$"
+    r"(?:[ "
+    r"T](?P<H>\d{2})(?::?(?P<M>\d{2})(?::?(?P<S>\d{2})(?:\.(?P<f>\d{1,9}))?)?)?)?(?P<z>Z|[+-]\d{2}(?::?\d{2})?)?$"
 )
 
 
@@ -53,7 +55,9 @@ def format_regex(text: str) -> str:
         raise ValueError("give %Y, %d and one of %m and %b, each directive once")
     return (
         "^"
-        + "".join(_DIRECTIVES[part] if place % 2 else re.escape(part) for place, part in enumerate(parts))
+        + "".join(
+            _DIRECTIVES[part] if position % 2 else re.escape(part) for position, part in enumerate(parts)
+        )
         + "$"
     )
 
@@ -114,7 +118,8 @@ def _of_numbers(values: pa.Array, us_per_unit: int) -> tuple[Int64Array, BoolArr
         bad_N = np.abs(whole_N) > bound
         whole_N = np.where(bad_N, 0, whole_N)
         return (whole_N * 1000 if us_per_unit == 1_000_000 else whole_N * us_per_unit // 1000), bad_N
-    # float64 holds microseconds exactly up to the year 2255; rounding to them undoes what 0.1 s lost in binary
+    # float64 holds microseconds exactly up to the year 2255; rounding to them undoes what 0.1 s lost in
+    # binary
     number_N, bad_N = parse_numbers(values)
     us_N = number_N * us_per_unit
     bad_N = bad_N | ~(np.abs(us_N) < 1_000 * _LAST_MS)
@@ -151,8 +156,8 @@ def _of_fields(fields: pa.StructArray) -> tuple[Int64Array, BoolArray]:
         number(name, absent) for name, absent in zip("YdHMS", (1970, 1, 0, 0, 0), strict=True)
     )
     if "b" in names:
-        place_N = pc.index_in(pc.utf8_lower(text("b")), value_set=pa.array(_MONTHS))
-        month_N = np.asarray(pc.fill_null(place_N, -1), dtype=np.int64) + 1
+        index_N = pc.index_in(pc.utf8_lower(text("b")), value_set=pa.array(_MONTHS))
+        month_N = np.asarray(pc.fill_null(index_N, -1), dtype=np.int64) + 1
     else:
         month_N = number("m", 1)
     fraction = pc.utf8_slice_codeunits(pc.binary_join_element_wise(text("f"), "000", ""), 0, 3)

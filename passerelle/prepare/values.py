@@ -1,4 +1,5 @@
-"""Columns of any type as text, integers or numbers, with the values that make no sense marked instead of raised.
+"""Columns of any type as text, integers or numbers, with the values that make no sense marked instead of
+raised.
 
 Shape legend: N rows.
 """
@@ -33,7 +34,8 @@ def as_text(values: pa.Array, *, trim: bool) -> pa.Array:
     """A column as Arrow strings; integers, dates and the rest in their usual notation.
 
     Raises:
-        UserError: the type has no text (lists, structs, bytes that are not UTF-8), told without the column's name.
+        UserError: the type has no text (lists, structs, bytes that are not UTF-8), told without the column's
+            name.
     """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -54,7 +56,9 @@ def empty_to_null(values: pa.Array, null_values: tuple[str, ...]) -> pa.Array:
 
 
 def parse_int64(values: pa.Array) -> tuple[Int64Array, BoolArray]:
-    """Integers of a column, and which values are not integers of 64 bits (read as 0); nulls are marked too."""
+    """Integers of a column, and which values are not integers of 64 bits (read as 0); nulls are marked
+    too.
+    """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type):
@@ -78,7 +82,9 @@ def parse_int64(values: pa.Array) -> tuple[Int64Array, BoolArray]:
 
 
 def parse_numbers(values: pa.Array) -> tuple[Float64Array, BoolArray]:
-    """float64 of a column (null and NaN are NaN), and which values are no finite numbers though they are there."""
+    """float64 of a column (null and NaN are NaN), and which values are no finite numbers though they are
+    there.
+    """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if is_text(values.type):

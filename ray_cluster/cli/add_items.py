@@ -23,9 +23,10 @@ def command(
 ) -> None:
     """Write a bundle with new items, which its candidate tower knows by their features: nothing is trained.
 
-    ITEMS is a file of your own, read as the --description of your logs says; or, without one, a Parquet file with item_id and the item
-    features as `passerelle inspect BUNDLE` names them. Publish and serve the new bundle like any other. Values that training never saw are
-    counted and told; an item that is there already is an error.
+    ITEMS is a file of your own, read as the --description of your logs says; or, without one, a Parquet file
+    with item_id and the item features as `passerelle inspect BUNDLE` names them.
+    Publish and serve the new bundle like any other.
+    Values that training never saw are counted and told; an item that is there already is an error.
 
     \b
     Examples:

@@ -29,9 +29,10 @@ from ray_cluster.cli.console import json_option, print_json, stderr
 def command(bundle: Path, retriever: str, target_recall: float, overwrite: bool, as_json: bool) -> None:
     """Build the index of BUNDLE and measure its recall against a full scan, under filters of several kinds.
 
-    The index looks further until the target is reached; if it cannot be, nothing is written. Replicas map it, so that a second one needs no
-    second copy. `publish` builds one with these defaults where a catalogue of more than 30,000 items has none. Items that are added later
-    are searched exactly.
+    The index looks further until the target is reached; if it cannot be, nothing is written.
+    Replicas map it, so that a second one needs no second copy.
+    `publish` builds one with these defaults where a catalogue of more than 30,000 items has none.
+    Items that are added later are searched exactly.
 
     \b
     Examples:
@@ -61,5 +62,6 @@ def command(bundle: Path, retriever: str, target_recall: float, overwrite: bool,
         return
     worst = min(manifest.recall.values())
     click.echo(
-        f"{bundle / 'index'}: {retriever} over {manifest.num_vectors:,} vectors, recall@100 at least {worst:.4f}, {manifest.build_s:.1f} s"
+        f"{bundle / 'index'}: {retriever} over {manifest.num_vectors:,} vectors, recall@100 at least "
+        f"{worst:.4f}, {manifest.build_s:.1f} s"
     )

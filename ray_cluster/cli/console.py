@@ -1,4 +1,7 @@
-"""What the verbs share: options, tables, progress bars. People read stderr and tables, machines read stdout."""
+"""What the verbs share: options, tables, progress bars.
+
+People read stderr and tables, machines read stdout.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

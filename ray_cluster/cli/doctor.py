@@ -34,7 +34,8 @@ def as_text(finding: "Finding", columns: int) -> str:
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """Look at this machine: packages, whether torch and torchrec match, GPU, Triton, port, disk, memory, data sets.
+    """Look at this machine: packages, whether torch and torchrec match, GPU, Triton, port, disk, memory, data
+    sets.
 
     Each finding is ok, a warning or an error, with its remedy; an error makes the exit status 1.
 

@@ -62,7 +62,8 @@ def _names(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     type=click.Choice(["train", "before_targets"]),
     default="train",
     show_default=True,
-    help="What baselines learn from: what the model did, or all events before the part (for test: validation events too).",
+    help="What baselines learn from: what the model did, or all events before the part (for test: validation "
+    "events too).",
 )
 @click.option(
     "--recent-days",
@@ -76,7 +77,8 @@ def _names(_context: click.Context, _parameter: click.Parameter, text: str) -> t
     "--segments",
     callback=_segments,
     metavar="EDGES",
-    help="Measure users by length of history too: terciles, or where groups begin: 20,100 is below 20, 20 to 99, and from 100.",
+    help="Measure users by length of history too: terciles, or where groups begin: 20,100 is below 20, 20 to "
+    "99, and from 100.",
 )
 @click.option(
     "--dataset",
@@ -89,9 +91,9 @@ def command(
 ) -> None:
     """Rank the whole catalogue for every user of a part, seen items left out, beside baselines.
 
-    Every metric of the model comes with its 95 % interval, from 1000 bootstrap resamples of the users, and the model's
-    advantage over each baseline with that of the paired difference. The run keeps all of it: plain numbers in
-    evaluation.json, the rest in evaluation_details.json.
+    Every metric of the model comes with its 95 % interval, from 1000 bootstrap resamples of the users, and
+    the model's advantage over each baseline with that of the paired difference.
+    The run keeps all of it: plain numbers in evaluation.json, the rest in evaluation_details.json.
 
     \b
     Examples:

@@ -18,10 +18,11 @@ from ray_cluster.cli.console import json_option, print_json, progress_bars
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it exists.")
 @json_option
 def command(run: Path, out: Path, dataset: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Write a bundle: ONNX networks, item vectors, tables, and the answers that every later layer must reproduce.
+    """Write a bundle: ONNX networks, item vectors, tables, and the answers that every later layer must
+    reproduce.
 
-    RUN needs a ranker: `passerelle train-ranker` makes it. Fails when ONNX Runtime differs from torch and LightGBM by more than 1e-4,
-    or in any user's ten best.
+    RUN needs a ranker: `passerelle train-ranker` makes it.
+    Fails when ONNX Runtime differs from torch and LightGBM by more than 1e-4, or in any user's ten best.
 
     \b
     Examples:
@@ -41,5 +42,6 @@ def command(run: Path, out: Path, dataset: Path | None, overwrite: bool, as_json
         worst = max(value for name, value in parity.items() if name.startswith("max_"))
         size_mb = sum(entry.size_bytes for entry in bundle.manifest.files.values()) / 1e6
         click.echo(
-            f"{out}: bundle {bundle.manifest.bundle_id}, {size_mb:.1f} MB; scores agree to {worst:.1e} for {parity['users']} users"
+            f"{out}: bundle {bundle.manifest.bundle_id}, {size_mb:.1f} MB; scores agree to {worst:.1e} for "
+            f"{parity['users']} users"
         )

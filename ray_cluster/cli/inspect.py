@@ -58,9 +58,14 @@ def verified(directory: Path) -> dict[str, Any]:
 
 
 def flat(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """Nested values as (dotted name, text) lines; what is empty is left out, a list of named things is told by name."""
+    """Nested values as (dotted name, text) lines; what is empty is left out, a list of named things is told
+    by
+    name.
+    """
     if isinstance(value, list) and any(isinstance(element, dict) for element in value):
-        value = {element.get("name", place): _without_name(element) for place, element in enumerate(value)}
+        value = {
+            element.get("name", position): _without_name(element) for position, element in enumerate(value)
+        }
     if isinstance(value, dict):
         return [
             row

@@ -14,9 +14,11 @@ from ray_cluster.cli.console import json_option, print_json, print_table, progre
 def command(bundle: Path, repository: Path, as_json: bool) -> None:
     """Publish BUNDLE as the active version of a Triton model repository, once it answers as training did.
 
-    The gate serves the bundle from a private copy, with a real Triton and the real Serve graph, and compares query vectors, scores and the
-    ten best items of the bundle's reference users. When it fails, the version that was active stays so, and nothing is left behind. The
-    repository may be empty or absent: the configuration of the models is then written too, with the bundle's dims.
+    The gate serves the bundle from a private copy, with a real Triton and the real Serve graph, and compares
+    query vectors, scores and the ten best items of the bundle's reference users.
+    When it fails, the version that was active stays so, and nothing is left behind.
+    The repository may be empty or absent: the configuration of the models is then written too, with the
+    bundle's dims.
 
     \b
     passerelle publish artifacts/bundle

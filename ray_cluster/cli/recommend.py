@@ -31,7 +31,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
     "context",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A circumstance of the request that it reads.",
+    help="A context feature of the request that the model reads.",
 )
 @click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="How many items.")
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The running service.")
@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Recommend items to a user or for a history, through the running service.
 
-    Features that are given take the place of those that are stored of the user.
+    Features that are given replace those that are stored for the user.
 
     \b
     passerelle recommend --user 42

@@ -86,10 +86,12 @@ def command(
     )
     with Service(bundle, repository, version, options) as service:
         stderr.print(
-            f"{opened.manifest.model} version {version} answers at {service.url} (API: {service.url}/docs). Ctrl-C stops it."
+            f"{opened.manifest.model} version {version} answers at {service.url} (API: {service.url}/docs). "
+            "Ctrl-C stops it."
         )
         click.echo(
-            f"curl -s {service.url}/v1/recommend -H 'content-type: application/json' -d {shlex.quote(example)}"
+            f"curl -s {service.url}/v1/recommend -H 'content-type: application/json' -d "
+            f"{shlex.quote(example)}"
         )
         try:
             service.watch()

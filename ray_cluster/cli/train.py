@@ -64,20 +64,21 @@ def command(
     """Train a recipe on a prepared dataset.
 
     RECIPE is {names}, or the path of a TOML file.
-    Training stops after `training.max_epochs`, or when validation NDCG@10 has not grown for `training.patience`
-    validations; the best weights are kept.
+    Training stops after `training.max_epochs`, or when validation NDCG@10 has not grown for
+    `training.patience` validations; the best weights are kept.
     Watch it with `tensorboard --logdir RUN/tensorboard`.
     Every setting is in docs/configuration.md, and docs/training.md says how to use them.
 
-    With --refit RUN instead of RECIPE, the recipe of RUN is trained again on train and validation events together, for
-    the number of epochs that RUN's validation chose: the model to serve, once the choices are made.
+    With --refit RUN instead of RECIPE, the recipe of RUN is trained again on train and validation events
+    together, for the number of epochs that RUN's validation chose: the model to serve, once the choices are
+    made.
     Its test metrics are marked as those of a refit.
 
     \b
     Examples:
       passerelle train bert4rec --dataset artifacts/dataset --out artifacts/run
-      passerelle train sasrec --dataset artifacts/dataset --out artifacts/run --set loss.kind=sampled --workers 2
-      passerelle train bert4rec --dataset artifacts/dataset --out artifacts/run --no-ray --set training.max_epochs=5
+      passerelle train sasrec --dataset artifacts/dataset --out artifacts/run --workers 2
+      passerelle train bert4rec --dataset artifacts/dataset --out artifacts/run --set loss.kind=sampled
       passerelle train bert4rec --dataset artifacts/dataset --out artifacts/run --resume
       passerelle train --refit artifacts/run --out artifacts/refit
     """

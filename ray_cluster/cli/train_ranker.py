@@ -19,8 +19,8 @@ from ray_cluster.cli.console import json_option, print_json, print_table, progre
 def command(run: Path, dataset: Path | None, overwrite: bool, as_json: bool) -> None:
     """Train the LightGBM ranker that orders what retrieval finds, and measure it on the test targets.
 
-    It learns from the validation targets with the features of `passerelle/features.py`; the settings are the `[ranker]`
-    section of the run's recipe.
+    It learns from the validation targets with the features of `passerelle/features.py`; the settings are the
+    `[ranker]` section of the run's recipe.
 
     \b
     Examples:
@@ -38,5 +38,8 @@ def command(run: Path, dataset: Path | None, overwrite: bool, as_json: bool) -> 
     else:
         candidates = opened.manifest.config.ranker.num_candidates
         rows = [(metric, *(values[metric] for values in results.values())) for metric in results["model"]]
-        title = f"Test, {candidates} candidates a user: retrieval order and ranker order; trained on {opened.manifest.trained_on}"
+        title = (
+            f"Test, {candidates} candidates a user: retrieval order and ranker order; "
+            f"trained on {opened.manifest.trained_on}"
+        )
         print_table(title, ("metric", *results), rows)

@@ -17,7 +17,10 @@ WriteCsv = Callable[..., Path]
 
 
 def config_of(events: Mapping[str, Any] | Sequence[Mapping[str, Any]] = ({},), **rest: Any) -> PrepareConfig:
-    """A configuration of `log.csv` with columns user, item, time; `events` changes the events section (or gives several)."""
+    """A configuration of `log.csv` with columns user, item, time; `events` changes the events section (or
+    gives
+    several).
+    """
     usual = {"files": ["log.csv"], "user_id": "user", "item_id": "item", "timestamp": "time"}
     blocks = [events] if isinstance(events, Mapping) else events
     values = {
@@ -58,7 +61,9 @@ def write_csv(tmp_path: Path) -> WriteCsv:
 
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
-    """A dataset of the given (item_row, timestamp_ms) events of each user, as `dataset_of` makes it, without items that nobody met."""
+    """A dataset of the given (item_row, timestamp_ms) events of each user, as `dataset_of` makes it, without
+    items that nobody met.
+    """
 
     def make(events_of_users: Sequence[Sequence[tuple[int, int]]]) -> Dataset:
         num_items = max((row for events in events_of_users for row, _ in events), default=1) - 1

@@ -126,7 +126,9 @@ def with_types(dataset: Dataset, codes: list[int]) -> Dataset:
 
 
 def test_leave_one_booking_out(make_dataset: MakeDataset) -> None:
-    """Clicks between the last two bookings are history of the test alone, clicks after the last are of no use."""
+    """Clicks between the last two bookings are history of the test alone, clicks after the last are of no
+    use.
+    """
     users = [
         [(row, time) for time, row in enumerate(rows)]
         for rows in ([2, 3, 4, 5, 6, 7], [2, 3], [4, 2, 5], [5, 6, 4])
@@ -194,7 +196,8 @@ def test_global_time_with_dates(make_dataset: MakeDataset) -> None:
 
 
 def test_global_time_with_fractions(dataset: Dataset) -> None:
-    # sorted times 0 1 1 2 3 4 5 8 9: the test starts at place int(0.7 * 9) = 6, time 5; validation at int(0.6 * 9) = 5, time 4
+    # sorted times 0 1 1 2 3 4 5 8 9: the test starts at place int(0.7 * 9) = 6, time 5; validation at int(0.6
+    # * 9) = 5, time 4
     split = make_split(dataset, SplitConfig(rule="global_time", validation_fraction=0.1, test_fraction=0.3))
     assert parts(split) == [(0, 3, 3, 4), (4, 5, 6, 6), (6, 7, 7, 9)]
     assert spans(evaluation_users(split, "validation")) == [(1, 4, 5, 6)]

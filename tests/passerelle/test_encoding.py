@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from passerelle.calendar_time import DAY_MS
 from passerelle.dataset import FeatureColumn
-from passerelle.encoding import LARGEST, MAX_SLOTS, FeatureEncoding, fit_encoding
+from passerelle.encoding import MAX_NUMBER, MAX_SLOTS, FeatureEncoding, fit_encoding
 from passerelle.errors import UserError
 
 FEATURES = (
@@ -85,7 +85,7 @@ def slow_row(encoding: FeatureEncoding, row: dict[str, Any]) -> tuple[list[int],
             parts = [math.copysign(math.log1p(abs(plain)), plain) if column.scaling == "log" else plain]
         width = {"vector": 2, "place": 3}.get(column.kind, 1)
         scaled = [(part - column.center) / column.scale for part in parts or [column.center] * width]
-        numbers += [max(-LARGEST, min(LARGEST, number)) for number in scaled] + [float(parts is None)]
+        numbers += [max(-MAX_NUMBER, min(MAX_NUMBER, number)) for number in scaled] + [float(parts is None)]
     return codes, numbers, unknown
 
 

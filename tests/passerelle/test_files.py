@@ -118,7 +118,10 @@ def change(parcel: Path, **values: object) -> None:
 
 def test_one_altered_byte(parcel: Path) -> None:
     (parcel / "content").write_bytes(b"abd")
-    message = r"content: altered since it was written \(SHA-256 differs from the manifest\): copy it again or make it anew with"
+    message = (
+        r"content: altered since it was written \(SHA-256 differs from the manifest\): "
+        "copy it again or make it anew with"
+    )
     with pytest.raises(UserError, match=f"{message} `passerelle wrap`$"):
         open_manifest(parcel, Parcel)
     with pytest.raises(UserError, match=f"{message} `the command that made it`$"):

@@ -1,4 +1,6 @@
-"""Few ids of a large map, which are searched, against many, which are hashed, and both against a dictionary."""
+"""Few ids of a large map, which are searched, against many, which are hashed, and both against a
+dictionary.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +50,6 @@ def test_however_many_are_asked(data: st.DataObject) -> None:
     column = pa.chunked_array([asked[:3], asked[3:]], kind)
     for few, alone in WAYS:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("passerelle.id_map._FEW", few)
-            patched.setattr("passerelle.id_map._ALONE", alone)
+            patched.setattr("passerelle.id_map._SEARCH_COST", few)
+            patched.setattr("passerelle.id_map._MIN_VECTORISED", alone)
             assert id_map.rows(column).tolist() == expected, (few, alone)

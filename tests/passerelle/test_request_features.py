@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from passerelle.dataset import FeatureColumn
-from passerelle.encoding import LARGEST, FeatureEncoding, fit_encoding
+from passerelle.encoding import MAX_NUMBER, FeatureEncoding, fit_encoding
 from passerelle.errors import UserError
 from passerelle.request_features import encode_values
 
@@ -56,7 +56,7 @@ def test_values_of_a_request_are_a_row() -> None:
 @pytest.mark.parametrize("age", [1e300, -1e300, float(2**1000)])
 def test_an_absurd_number_is_a_large_one(age: float) -> None:
     numbers_1F = encode_values(encoding_of_a_request(), {"age": age}, "user_features").numbers_NF
-    assert np.isfinite(numbers_1F).all() and np.abs(numbers_1F).max() == LARGEST
+    assert np.isfinite(numbers_1F).all() and np.abs(numbers_1F).max() == MAX_NUMBER
 
 
 @pytest.mark.parametrize(

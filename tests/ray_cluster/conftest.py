@@ -1,4 +1,7 @@
-"""The command line in this process; one dataset, one published bundle and one running service for all tests of this folder."""
+"""The command line in this process; one dataset, one published bundle and one running service for all tests
+of
+this folder.
+"""
 
 import json
 import shutil
@@ -40,7 +43,10 @@ def parsed(answer: tuple[int, str, str]) -> dict[str, Any]:
 
 
 def mistake(answer: tuple[int, str, str], status: int = 1) -> str:
-    """The message of a verb that failed as it should: status, nothing on stdout, and for a mistake in the input one line."""
+    """The message of a verb that failed as it should: status, nothing on stdout, and for a mistake in the
+    input
+    one line.
+    """
     assert answer[:2] == (status, "")
     assert "Traceback" not in answer[2]
     if status == 1:
@@ -63,7 +69,10 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """240 users, 120 items. Do not write into it."""
+    """240 users, 120 items.
+
+    Do not write into it.
+    """
     return planted_dataset(tmp_path_factory.mktemp("planted") / "dataset")
 
 
@@ -99,7 +108,9 @@ def repository(publication: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="package")
 def service_url(bundle: Bundle, repository: Path) -> Iterator[str]:
-    """`passerelle serve` in a process of its own; when the tests of this folder are over, SIGTERM must leave nothing behind."""
+    """`passerelle serve` in a process of its own; when the tests of this folder are over, SIGTERM must leave
+    nothing behind.
+    """
     port = free_ports(1)[0]
     with running("serve", str(bundle.path), "--repository", str(repository), "--port", str(port)) as command:
         assert command.process.stdout is not None

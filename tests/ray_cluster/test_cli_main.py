@@ -107,7 +107,8 @@ def test_ctrl_c_in_a_real_process() -> None:
         def body():
             print("ready", flush=True)
             threading.Event().wait(60)
-        sys.modules["ray_cluster.cli.stumble"] = types.SimpleNamespace(command=click.Command("stumble", callback=body))
+        command = click.Command("stumble", callback=body)
+        sys.modules["ray_cluster.cli.stumble"] = types.SimpleNamespace(command=command)
         VERBS["stumble"] = "stumble"
         sys.argv = ["passerelle", "stumble"]
         main()

@@ -1,4 +1,6 @@
-"""`passerelle prepare` and `passerelle inspect` as a user meets them: output, status, and what is left on disk."""
+"""`passerelle prepare` and `passerelle inspect` as a user meets them: output, status, and what is left on
+disk.
+"""
 
 import json
 import shutil
@@ -218,7 +220,10 @@ def test_inspect_a_run_without_importing_torch(run: Cli, tmp_path: Path) -> None
     common = provenance(RunLike, folder, ["best.ckpt"], ["numpy"])
     fields = {"recipe": "bert4rec", "validation": {"ndcg@10": 0.15}, "config": {"model": {"dim": 64}}}
     write_manifest(folder, RunLike.model_validate({**common, **fields}))
-    script = "import sys; from ray_cluster.cli.main import passerelle; passerelle(['inspect', sys.argv[1]], standalone_mode=False)"
+    script = (
+        "import sys; from ray_cluster.cli.main import passerelle; "
+        "passerelle(['inspect', sys.argv[1]], standalone_mode=False)"
+    )
     script += "; assert not {'torch', 'ray', 'lightgbm'} & set(sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False

@@ -184,15 +184,16 @@ def test_validation_events_may_be_trained_on(cli: Cli, dataset: Dataset, tmp_pat
 
 
 def test_a_refit(cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained again for the epochs that were chosen; its ranker finds the run that chose them, also from another folder."""
+    """Trained again for the epochs that were chosen; its ranker finds the run that chose them, also from
+    another
+    folder.
+    """
     best_epoch = json.loads((trained / "manifest.json").read_text())["best_epoch"]
     monkeypatch.chdir(trained.parent)
     status, out, err = cli("train", "--refit", trained.name, "--out", tmp_path / "refit", "--no-ray")
     assert status == 0, err
-    assert (
-        out
-        == f"{tmp_path / 'refit'}: trained on train and validation, {best_epoch} epochs as chosen by {trained}\n"
-    )
+    trained_on = f"train and validation, {best_epoch} epochs as chosen by {trained}"
+    assert out == f"{tmp_path / 'refit'}: trained on {trained_on}\n"
     monkeypatch.chdir(tmp_path)
     summary = parsed(cli("train", "--refit", trained, "--out", "again", "--no-ray", "--json"))
     said = f"train and validation, {best_epoch} epochs as chosen by {trained}"

@@ -1,4 +1,7 @@
-"""What breaks under load: Triton, the ranker, the event store, a replica. Answers are right, or say what they did without."""
+"""What breaks under load: Triton, the ranker, the event store, a replica.
+
+Answers are right, or say what they did without.
+"""
 
 import asyncio
 import contextlib
@@ -209,7 +212,8 @@ def test_a_replica_is_killed(service: Service, load: Load) -> None:
         load.wait_for(lambda: before[0].pid not in {process.pid for process in replicas()})
         load.wait_for_answers(50)
         load.wait_for(lambda: len(replicas()) == 2)
-    # What was inside the killed process is lost, one request a client at most, and a client that is sent there before it has ended.
+    # What was inside the killed process is lost, one request a client at most, and a client that is sent
+    # there before it has ended.
     assert load.lost <= 2 * CLIENTS and before[0].pid not in {process.pid for process in replicas()}
 
 

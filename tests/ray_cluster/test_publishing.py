@@ -73,8 +73,8 @@ def test_a_failing_gate_leaves_everything_as_it_was(repository: Path, bundle: Bu
     with pytest.raises(UserError) as error:
         publish(other.path, repository)
     assert (
-        "other: not published, version 1 stays active: Triton differs from training: max query difference 1.00e-02"
-        in str(error.value)
+        "other: not published, version 1 stays active: Triton differs from training: max query difference "
+        "1.00e-02" in str(error.value)
     )
     assert "(allowed 0.0001), the ten best are identical for 20 of 20 users" in str(error.value)
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
@@ -128,7 +128,8 @@ def test_other_dims_are_refused_beside_older_versions(repository: Path, tmp_path
     )
     with pytest.raises(
         UserError,
-        match=r"dims \[-1, 64\], the bundle's are \[-1, 128\].* another --repository, or remove versions 1 first",
+        match=r"dims \[-1, 64\], the bundle's are \[-1, 128\].* another --repository, or remove versions 1 "
+        r"first",
     ):
         publish(wide, repository)
 

@@ -1,4 +1,6 @@
-"""Two towers all the way: trained on features, exported, through the gate with a real Triton and Serve, and with items added.
+"""Two towers all the way: trained on features, exported, through the gate with a real Triton and Serve, and
+with
+items added.
 
 Shape legend: L events of a history.
 """
@@ -70,7 +72,9 @@ def looked_up(bundle: Bundle, timestamp_ms: int, **request: Any) -> np.ndarray:
 def test_a_request_that_tells_everything_is_what_training_asked(
     tower_run: OpenRun, tower_bundle: Bundle
 ) -> None:
-    """The query of each test event: its history, kinds of events, times, user and circumstances, sent as a stranger would send them."""
+    """The query of each test event: its history, kinds of events, times, user and circumstances, sent as a
+    stranger would send them.
+    """
     dataset, users = tower_run.dataset, tower_run.users("test").take(slice(None, None, 12))
     expected = {}
     for batch in EvaluationBatches(dataset, users, max_history=12, token_budget=512):
@@ -108,7 +112,9 @@ def test_a_request_that_tells_everything_is_what_training_asked(
 
 
 def test_of_unknown_circumstances_nothing_is_assumed(tower_run: OpenRun) -> None:
-    """The reference users of an export ask at a time for which the data hold no circumstances: nor does a request that gives none."""
+    """The reference users of an export ask at a time for which the data hold no circumstances: nor does a
+    request that gives none.
+    """
     dataset = tower_run.dataset
     rows_P, end_P = np.arange(4), dataset.offsets_U1[1:5]
     (batch,) = EvaluationBatches(
@@ -133,7 +139,10 @@ def test_what_was_only_viewed_may_be_recommended(tower_run: OpenRun, tower_bundl
 
 
 def test_the_gate_lets_two_towers_through(tower_bundle: Bundle, tmp_path: Path) -> None:
-    """With user features of known users; and a bundle with more items beside it, under the same configuration of Triton."""
+    """With user features of known users; and a bundle with more items beside it, under the same configuration
+    of
+    Triton.
+    """
     first = publish(tower_bundle.path, tmp_path / "models")
     assert holds(first) and first.version == 1
     rows = tower_bundle.items.slice(0, 5)

@@ -183,7 +183,9 @@ def export_ranker(ranker: "Ranker", path: Path, num_features: int) -> None:
 
 
 def _tree_attributes(booster: "lightgbm.Booster") -> dict[str, Any]:
-    """Returns the attributes of `TreeEnsembleRegressor`: a list for each property of the nodes of all trees."""
+    """Returns the attributes of `TreeEnsembleRegressor`: a list for each property of the nodes of all
+    trees.
+    """
     nodes: list[tuple[int, int, str, int, float, int, int]] = []
     leaves: list[tuple[int, int, float]] = []
     for tree, description in enumerate(booster.dump_model()["tree_info"]):

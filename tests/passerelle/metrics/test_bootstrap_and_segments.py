@@ -74,7 +74,9 @@ def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
 
 
 def test_a_paired_difference_is_surer_than_two_intervals() -> None:
-    """One model is better by 0.01 for everybody, which the spread between users hides unless users are paired."""
+    """One model is better by 0.01 for everybody, which the spread between users hides unless users are
+    paired.
+    """
     one_QM = np.random.default_rng(5).random((300, 2))
     other_QM = one_QM - np.array([0.01, 0.0])
     better, same = intervals(one_QM - other_QM, np.random.default_rng(0), num_resamples=100)

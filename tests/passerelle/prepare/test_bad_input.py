@@ -1,4 +1,6 @@
-"""Files, columns and results that `prepare` refuses: one line that says what is wrong, and nothing on disk."""
+"""Files, columns and results that `prepare` refuses: one line that says what is wrong, and nothing on
+disk.
+"""
 
 import gzip
 from pathlib import Path
@@ -144,7 +146,8 @@ def test_lines_with_too_few_or_too_many_values(write_csv: WriteCsv) -> None:
     refused(
         config_of(),
         source,
-        r"log\.csv: a wrong number of values in 2 rows, first 'u,c' has 2 values, not 3: .* on_bad_rows = \"drop\"$",
+        r"log\.csv: a wrong number of values in 2 rows, first 'u,c' has 2 values, not 3: .* on_bad_rows = "
+        r"\"drop\"$",
     )
     dataset = prepare(config_of(on_bad_rows="drop"), source, source.parent / "fine")
     assert histories(dataset) == {"u": ["a", "b"], "v": ["a"]}

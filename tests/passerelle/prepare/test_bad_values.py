@@ -30,7 +30,8 @@ def test_unparsable_timestamps(events: dict[str, Any], bad: str, how: str, write
     refused(
         config_of(events),
         source,
-        rf"log\.csv: unparsable timestamps \(column 'time', {how}\) in 2 rows, first row 2: '{bad}': mend them, or",
+        rf"log\.csv: unparsable timestamps \(column 'time', {how}\) in 2 rows, first row 2: '{bad}': mend "
+        r"them, or",
     )
     dataset = prepare(
         config_of(events, on_bad_rows="drop", filters={"drop_duplicates": False}),
@@ -46,7 +47,10 @@ def test_unparsable_timestamps(events: dict[str, Any], bad: str, how: str, write
 )
 def test_ids_that_are_no_integers_of_64_bits(bad: str, write_csv: WriteCsv) -> None:
     source = with_column("item", ["9223372036854775807", "-9223372036854775808", bad], write_csv)
-    message = r"log\.csv: item_id that is no integer of 64 bits \(column 'item'; item_id_type = \"string\" .*\) in 1 rows, first row 3: "
+    message = (
+        r"log\.csv: item_id that is no integer of 64 bits \(column 'item'; item_id_type = \"string\" .*\) "
+        r"in 1 rows, first row 3: "
+    )
     message += re.escape(repr(bad))
     refused(config_of(item_id_type="int64"), source, message)
     dataset = prepare(config_of(item_id_type="int64", on_bad_rows="drop"), source, source.parent / "fine")
@@ -125,5 +129,6 @@ def test_nothing_left_after_the_filters_says_where_the_rows_went(write_csv: Writ
     refused(
         config,
         source,
-        r"test: no event is left of 5 rows read; dropped: missing_user_id 1, duplicate 1, item_below_minimum \d, user_below_minimum \d$",
+        r"test: no event is left of 5 rows read; dropped: missing_user_id 1, duplicate 1, item_below_minimum "
+        r"\d, user_below_minimum \d$",
     )

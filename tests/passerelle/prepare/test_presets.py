@@ -1,4 +1,6 @@
-"""The presets on the real files, where these are; the reference file of the SASRec and BERT4Rec papers is reproduced event by event."""
+"""The presets on the real files, where these are; the reference file of the SASRec and BERT4Rec papers is
+reproduced event by event.
+"""
 
 import gzip
 from pathlib import Path

@@ -48,7 +48,10 @@ def shop(**source: Any) -> PrepareConfig:
 
 def test_order_of_places(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = shop()
-    message = r"^test: no log\.csv in \.\./shared/data/shop, \S*cache/passerelle/shop: get them at https://example\.org/shop \(.*--source$"
+    message = (
+        r"^test: no log\.csv in \.\./shared/data/shop, \S*cache/passerelle/shop: "
+        r"get them at https://example\.org/shop \(.*--source$"
+    )
     with pytest.raises(UserError, match=message):
         find_source(config, None)
     cached = put(place / "cache" / "passerelle" / "shop")

@@ -72,7 +72,9 @@ def test_every_part_of_an_encoder_can_be_exported(variant: str, tmp_path: Path) 
 
 
 def test_a_separate_output_table_makes_other_vectors_for_histories(dataset: Dataset, tmp_path: Path) -> None:
-    """The parity of the export covers both tables: with either in the other's place no score would be the same."""
+    """The parity of the export covers both tables: with either in the other's place no score would be the
+    same.
+    """
     config = small_recipe("model.output_table=separate", "training.max_epochs=2")
     train_in_process("bert4rec", dataset, config, tmp_path / "run")
     train_ranker(load_run(tmp_path / "run"))
@@ -168,7 +170,9 @@ def test_manifest(bundle: Bundle, ranked_run: OpenRun) -> None:
 
 
 def test_a_small_shop(tmp_path: Path) -> None:
-    """String ids, a history of two items, fewer items than the ranker's candidates, and users who have seen nearly all of them."""
+    """String ids, a history of two items, fewer items than the ranker's candidates, and users who have seen
+    nearly all of them.
+    """
     dataset = planted_dataset(tmp_path / "dataset", Planted(num_users=60, num_items=22, string_ids=True))
     train_in_process(
         "bert4rec", dataset, small_recipe("training.max_epochs=3", "model.max_history=2"), tmp_path / "run"
