@@ -1,12 +1,14 @@
 """Attention with biases of a recipe: by distance, by direction, and optionally by elapsed time.
 
-Two kernels compute the same. `DenseAttention` adds a [B, H, L, L] bias to the logits of PyTorch's fused kernels.
+Two kernels compute the same.
+`DenseAttention` adds a [B, H, L, L] bias to the logits of PyTorch's fused kernels.
 Batches hold histories of similar length, so little of it is padding.
 `FlexAttention` computes the bias inside the kernel and skips blocks of pairs that are not allowed.
 It makes a bool mask of each pair once a batch, and once more where the last block computes few columns.
 It needs a CUDA device, for PyTorch has no backward pass of it elsewhere.
 
-Shape legend: B sequences, L padded length, P queries of each (L of them, or fewer), H heads, K width of a head, N time buckets.
+Shape legend: B sequences, L padded length, P queries of each (L of them, or fewer), H heads,
+K width of a head, N time buckets.
 """
 
 import functools
@@ -25,11 +27,14 @@ class AttentionBias:
     """Which positions of padded sequences may attend to which, and the biases of their logits."""
 
     visible_BL: Tensor
-    """bool; False in the padding and at masked items, which only they themselves attend to, so that every row has a key."""
+    """bool; False in the padding and at masked items.
+
+    Such positions are attended to by themselves alone, so that every row has a key.
+    """
     slopes_H: Tensor
     """float32; the fall of a head's logits with each item of distance."""
     direction_H: Tensor
-    """int64, for each head or for all: 1 attends to a position and older ones, -1 to it and newer ones, 0 to all."""
+    """int64, for each head or for all: 1 attends to older positions, -1 to newer ones, 0 to both."""
     buckets_BLL: Tensor | None
     """int64 time bucket of each query and key; None for encoders without a time bias."""
 
@@ -157,7 +162,10 @@ def time_bias(table_NH: Tensor, buckets_BLL: Tensor) -> Tensor:
 
 
 class _TableLookup(torch.autograd.Function):
-    """Looks up many rows of a tiny table; the gradient sums by bucket, where PyTorch's own adds row after row."""
+    """Looks up many rows of a tiny table.
+
+    The gradient sums by bucket, where PyTorch's own adds row after row.
+    """
 
     @staticmethod
     def forward(ctx: Any, table_NH: Tensor, buckets_BLL: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dropout whose noise belongs to the token, not to the place where it is computed.
+"""Dropout whose noise depends on the token, and not on the rank or the batch position that computes it.
 
 Shape legend: B sequences, L padded length, D width, W = D / 4 words of noise.
 """
@@ -14,29 +14,33 @@ _LAST_SHIFT = 31
 
 
 class Dropout:
-    """One step's dropout: a fresh mask at each call, the same for a token whichever worker has it and however it is padded.
+    """The dropout of one step: a new mask at each call, which for a token is the same on any rank.
 
-    So training does not depend on the number of workers, and nothing is drawn from a global generator. Noise is a hash of
-    (seed, token, call, channel), 16 bits an element (so the probability is rounded to 1/65536); on a CPU PyTorch's own
-    Bernoulli sampling took 30 % of a training step.
+    So training depends neither on the number of workers nor on padding or a global generator.
+    The noise is a hash of (seed, token, call, channel) with 16 bits for each element, so the probability is
+    rounded to 1/65536.
+    On a CPU, PyTorch's own Bernoulli sampling took 30 % of a training step.
 
     Args:
-        probability: chance of an element to be zeroed; the others grow so that the mean stays.
+        probability: of an element to be zeroed; the others are scaled up, so that the mean stays.
         seed: of the step.
-        token_BL: int64, another number for each token of the step.
+        token_BL: int64, a different number for each token of the step.
     """
 
     def __init__(self, probability: float, seed: int, token_BL: Tensor) -> None:
         self._threshold = round(probability * _LEVELS)
         self._scale = _LEVELS / (_LEVELS - self._threshold)
-        self._golden = torch.full(
-            (), _GOLDEN, device=token_BL.device
-        )  # as a number, a compiler would fold it into 128 bits
+        # A tensor: a compiler would fold a number into 128 bits.
+        self._golden = torch.full((), _GOLDEN, device=token_BL.device)
         self._state_BL = _mixed(token_BL * self._golden + seed)
         self._calls = 0
 
     def __call__(self, values_BLD: Tensor, columns_BP: Tensor | None = None) -> Tensor:
-        """`values_BLD` with some elements zero and the others scaled; `columns_BP` says which tokens they are, if not all."""
+        """Returns the values with some elements zeroed and the others scaled up.
+
+        Args:
+            columns_BP: int64 columns whose values are given; None: all.
+        """
         if self._threshold == 0:
             return values_BLD
         state_BL = self._state_BL if columns_BP is None else self._state_BL.gather(1, columns_BP)
@@ -45,24 +49,24 @@ class Dropout:
         number_W = torch.arange(self._calls * words, (self._calls + 1) * words, device=values_BLD.device)
         self._calls += 1
         bits_BLD = _mixed(state_BL[..., None] + number_W * self._golden).view(torch.int16)[..., :width]
-        kept_BLD = bits_BLD >= self._threshold - _LEVELS // 2
-        return values_BLD * (kept_BLD.to(values_BLD.dtype) * self._scale)
+        keep_BLD = bits_BLD >= self._threshold - _LEVELS // 2
+        return values_BLD * (keep_BLD.to(values_BLD.dtype) * self._scale)
 
 
 def keep_mask(rows: Tensor, probability: float, seed: int) -> Tensor:
-    """bool: which rows a step keeps, each with the given chance of being left out; the same wherever they are looked at."""
+    """Returns a bool mask that drops each row with the given probability, whatever other rows are given."""
     golden = torch.full((), _GOLDEN, device=rows.device)
     bits = _mixed(_mixed(rows * golden + seed)).view(torch.int16)[..., ::4]
     return bits >= round(probability * _LEVELS) - _LEVELS // 2
 
 
 def _mixed(words: Tensor) -> Tensor:
-    """splitmix64's finaliser: every bit of the result depends on every bit of the word."""
+    """Returns splitmix64's finaliser: every bit of the result depends on every bit of the word."""
     for shift, multiplier in _STAGES:
         words = (words ^ _shifted(words, shift)) * multiplier
     return words ^ _shifted(words, _LAST_SHIFT)
 
 
 def _shifted(words: Tensor, count: int) -> Tensor:
-    """Logical right shift; torch's own keeps the sign."""
+    """Returns the logical right shift; torch's own keeps the sign."""
     return (words >> count) & (2 ** (64 - count) - 1)

@@ -1,8 +1,9 @@
-"""The sequence encoder: a transformer over item vectors, bidirectional or causal, optionally aware of the times of events.
+"""The sequence encoder: a bidirectional or causal transformer over item vectors, and optionally times.
 
 Sequences are right-aligned: the newest item is in the last column, and positions count from the end.
 Attention logits fall with distance by a slope of each head (as in ALiBi, here in both directions).
-Without that, a masked position spends its first epochs learning where its neighbours are (docs/decisions.md has the figures).
+Without that, a masked position spends its first epochs learning where its neighbours are
+(docs/decisions.md has the figures).
 
 Shape legend: B sequences, L padded length, P requested columns of each, D width, H heads, K = D / H.
 """
@@ -37,7 +38,9 @@ class Times(NamedTuple):
 
 
 class SequenceEncoder(nn.Module):
-    """Maps item vectors to contextual vectors; owns no item table, so that its ONNX file holds dense weights only.
+    """Maps item vectors to contextual vectors.
+
+    It owns no item table, so that its ONNX file holds dense weights only.
 
     Args:
         config: shape of the encoder.
@@ -120,11 +123,12 @@ class SequenceEncoder(nn.Module):
         Args:
             vectors_BLD: item vectors.
             mask_BL: bool, False in the padding on the left.
-            masked_BL: bool, True where the item is masked. No other position attends to a masked one, so that positions
-                attend to items alone, as in serving.
+            masked_BL: bool, True where the item is masked.
+                No other position attends to a masked one, so positions attend to items alone, as in serving.
             times: needed where `needs_times`.
             dropout: the noise of a training step; None: no noise.
-            columns_BP: int64 columns to return. The last block does no work for others, which halves the work of two blocks.
+            columns_BP: int64 columns to return; None: all.
+                The last block does no work for others, which halves the work of two blocks.
             event_types_BL: int64 event types, which have no effect on masked items.
         """
         length = vectors_BLD.shape[1]

@@ -59,7 +59,7 @@ class EpochLoss:
 
 
 def mean_over_ranks(values: Tensor, device: torch.device) -> Tensor:
-    """Returns the mean over ranks in a new tensor on the device by which they communicate; a collective call."""
+    """Returns the mean over ranks in a new tensor on `device`; a collective call."""
     values = values.to(device, copy=True)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)

@@ -1,4 +1,4 @@
-"""What declared features say of the items of a dataset, as a candidate tower is given it.
+"""Builds the model of a recipe for a dataset.
 
 Shape legend: R item rows, I items, S code slots of a row, F numbers of a row.
 """
@@ -15,7 +15,7 @@ from passerelle.splits import Split
 from training.config import Recipe
 from training.data.statistics import num_events, sampler_counts
 from training.model.items import ItemFeatures, make_sparse_table
-from training.model.query_features import chosen_query_features, query_features
+from training.model.query_features import chosen_query_features, encode_query_features
 from training.model.sequence_model import SequenceModel
 from training.model_config import ItemsConfig
 from training.tables.base import EmbeddingTable
@@ -25,10 +25,10 @@ from training.text import TextEncoder, with_text_vectors
 def build_training_model(
     dataset: Dataset, split: Split, config: Recipe, total_steps: int, *, num_shards: int = 1
 ) -> SequenceModel:
-    """The model of a recipe for a dataset, before training.
+    """Returns the untrained model of a recipe, with the counts of its sampler and a table to be trained.
 
     Args:
-        split: what may be trained on.
+        split: decides the training events.
         total_steps: steps in `max_epochs`, for the learning-rate schedule.
         num_shards: ranks that share the rows of a sparse table.
 
@@ -54,49 +54,61 @@ def build_model(
     ids: EmbeddingTable | None = None,
     total_steps: int = 1,
 ) -> SequenceModel:
-    """The same with given counts for the sampler [R], and a given sparse table."""
-    content = encode_item_features(dataset, split, config.items) if config.items.kind == "tower" else None
-    reads_anything = config.query.time_features or any(chosen_query_features(dataset, config.query))
-    known = query_features(dataset, split, config.query) if reads_anything else None
+    """Returns the untrained model of a recipe.
+
+    Args:
+        split: decides the training events, to which features are encoded.
+        counts_R: float64 counts of each item row for the sampler; zeros for a model that is not trained.
+        ids: the id table, for a recipe with `items.table = "sparse"`.
+        total_steps: steps in `max_epochs`, for the learning-rate schedule.
+
+    Raises:
+        UserError: the recipe names features that the dataset does not have.
+    """
+    item_features, query_features = None, None
+    if config.items.kind == "tower":
+        item_features = encode_item_features(dataset, split, config.items)
+    if config.query.time_features or any(chosen_query_features(dataset, config.query)):
+        query_features = encode_query_features(dataset, split, config.query)
     num_event_types = len(dataset.manifest.event_types)
     return SequenceModel(
-        config, counts_R, total_steps, content, known, num_event_types=num_event_types, ids=ids
+        config, counts_R, total_steps, item_features, query_features, num_event_types=num_event_types, ids=ids
     )
 
 
 def check_features(dataset: Dataset, config: Recipe) -> None:
-    """Before any work.
+    """Checks the features that a recipe names, before any work.
 
     Raises:
         UserError: the recipe names features that the dataset does not have.
     """
     if config.items.kind == "tower":
-        chosen_features(dataset, config.items)
+        chosen_item_features(dataset, config.items)
     chosen_query_features(dataset, config.query)
 
 
 def encode_item_features(dataset: Dataset, split: Split, config: ItemsConfig) -> ItemFeatures:
-    """Codes and numbers of every item, by an encoding learnt from those with training events.
+    """Returns features of all items, by an encoding fitted to those with training events.
 
     Raises:
-        UserError: a named feature is not declared, or is text without an encoder, or there is no such encoder.
+        UserError: a feature is not declared, or is text without an encoder, or the encoder is unknown.
     """
     known_I = num_events(dataset, split)[FIRST_ITEM_ROW:] > 0
-    items, features = dataset.items, chosen_features(dataset, config)
+    items, features = dataset.items, chosen_item_features(dataset, config)
     if config.text_encoder is not None:
         items, features = with_text_vectors(items, features, TextEncoder(config.text_encoder))
     encoding = fit_encoding(items.filter(known_I), features, config.min_value_items)
     encoded = encoding.encode(items)
     return ItemFeatures(
         encoding,
-        _below_special_rows(torch.from_numpy(encoded.codes_NS)),
-        _below_special_rows(torch.from_numpy(encoded.numbers_NF)),
+        _with_special_rows(torch.from_numpy(encoded.codes_NS)),
+        _with_special_rows(torch.from_numpy(encoded.numbers_NF)),
         torch.from_numpy(np.concatenate([np.ones(FIRST_ITEM_ROW, dtype=bool), known_I])),
     )
 
 
-def chosen_features(dataset: Dataset, config: ItemsConfig) -> tuple[FeatureColumn, ...]:
-    """The item features that a recipe uses.
+def chosen_item_features(dataset: Dataset, config: ItemsConfig) -> tuple[FeatureColumn, ...]:
+    """Returns the item features that a recipe uses.
 
     Raises:
         UserError: a named one is not declared, or is text without an encoder.
@@ -110,10 +122,12 @@ def chosen_features(dataset: Dataset, config: ItemsConfig) -> tuple[FeatureColum
     if missing := [name for name in names if name not in usable]:
         known = ", ".join(usable) or "none"
         raise UserError(
-            f"items.features: {', '.join(missing)}: no item feature of {dataset.path} that a tower can use; there are: {known}"
+            f"items.features: {', '.join(missing)}: no item feature of {dataset.path} that a tower can use; "
+            f"there are: {known}"
         )
     return tuple(usable[name] for name in names)
 
 
-def _below_special_rows(values: Tensor) -> Tensor:
+def _with_special_rows(values: Tensor) -> Tensor:
+    """Returns values of items after zeros for the special rows."""
     return torch.cat([values.new_zeros(FIRST_ITEM_ROW, *values.shape[1:]), values])

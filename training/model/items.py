@@ -1,7 +1,7 @@
 """The items of a model: their vectors in histories and as candidates, which queries are compared with.
 
-Shape legend: R item rows (special rows included), U rows of a step (all rows, or those it needs), D width, S code slots of a row
-(or rows of a shard), F numbers of a row.
+Shape legend: R item rows (special rows included), U rows of a step (all rows, or those it needs), D width,
+S code slots of a row (or rows of a shard), F numbers of a row.
 """
 
 from abc import ABC, abstractmethod
@@ -41,7 +41,10 @@ class StepItems:
     """int64 rows of the vectors, ascending, special rows first; None: all rows."""
 
     def positions(self, rows: Tensor) -> Tensor:
-        """Returns the positions of requested rows among the vectors; those of the special rows are the rows themselves."""
+        """Returns the positions of requested rows among the vectors.
+
+        Those of the special rows are the rows themselves.
+        """
         return rows if self.rows_U is None else torch.searchsorted(self.rows_U, rows)
 
 
@@ -86,9 +89,9 @@ class Items(nn.Module, ABC):
         return StepItems(self._noisy_vectors(rows_U, seed), rows_U)
 
     def exact_for(self, requested: Tensor) -> StepItems:
-        """Returns vectors without noise: those of all rows, or of the requested ones where this rank does not hold all.
+        """Returns vectors without noise.
 
-        A collective call in the second case.
+        These are all rows, or the requested ones where this rank does not hold all: then a collective call.
         """
         if self.ids.holds_all_rows:
             return StepItems(self.exact(), None)
@@ -238,7 +241,11 @@ class TowerItems(Items):
 
 
 def make_sparse_table(config: Recipe, num_rows: int, *, num_shards: int) -> SparseTable | ShardedTable | None:
-    """Returns the id table of a recipe with `items.table = "sparse"`, in so many shards; None for other recipes."""
+    """Returns the id table of a recipe with `items.table = "sparse"`; None for other recipes.
+
+    Args:
+        num_shards: ranks that share its rows.
+    """
     if config.items.table != "sparse":
         return None
     table = SparseTable if num_shards == 1 else ShardedTable

@@ -1,7 +1,7 @@
 """The layers of a transformer block, with the variants that a recipe may choose.
 
-Shape legend: B sequences, L padded length, P requested columns of each, D width, H heads, K = D / H, F feed-forward width,
-N time buckets.
+Shape legend: B sequences, L padded length, P requested columns of each, D width, H heads, K = D / H,
+F feed-forward width, N time buckets.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ def norm(config: ModelConfig) -> nn.Module:
 class Attention(nn.Module):
     """Multi-head self-attention, optionally with rotary positions and a time bias.
 
-    The time bias is a learned logit of each head for the time between two events (Zhai et al., 2024, HSTU; here for both
-    directions).
+    The time bias is a learned logit of each head for the time between two events
+    (Zhai et al., 2024, HSTU; here for both directions).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with GELU between them, or SwiGLU (Shazeer, 2020), whose first layer also computes a gate."""
+    """Two layers with GELU between them, or SwiGLU (Shazeer, 2020), which adds a gate."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -117,7 +117,11 @@ class Residual(nn.Module):
         update_BPD: Tensor,
         noise: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Returns hidden states with the update that the layer computed from its input, and the noise of dropout."""
+        """Returns hidden states plus the update that the layer computed from its input.
+
+        Args:
+            noise: the dropout of the update.
+        """
         if self.gate is not None:
             update_BPD = update_BPD * torch.sigmoid(self.gate(input_BPD))
         out_BPD = hidden_BPD + (noise(update_BPD) if noise else update_BPD)
@@ -160,7 +164,8 @@ class TimeGap(nn.Module):
     """A learned vector for the time between the item that a position predicts and the event before it.
 
     After a month away, users choose differently than within a session.
-    Attention over past times does not tell a position how long it has been (docs/decisions.md has the figures).
+    Attention over past times does not tell a position how long it has been (docs/decisions.md has the
+    figures).
     """
 
     def __init__(self, config: ModelConfig, *, causal: bool) -> None:
@@ -169,7 +174,10 @@ class TimeGap(nn.Module):
         self.table_ND = nn.Parameter(torch.empty(2 * NUM_TIME_BUCKETS, config.dim))
 
     def forward(self, query_times_ms_BL: Tensor, key_times_ms_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Returns [B, L, D] to add to item vectors; zero where a bidirectional position has no event before it."""
+        """Returns [B, L, D] to add to item vectors.
+
+        The vectors of a bidirectional encoder are zero where a position has no event before it.
+        """
         if self.causal:
             # A position predicts the item after its own.
             return F.embedding(time_buckets(query_times_ms_BL - key_times_ms_BL), self.table_ND)
@@ -180,7 +188,7 @@ class TimeGap(nn.Module):
 
 
 def time_buckets(elapsed_ms: Tensor) -> Tensor:
-    """Returns the int64 bucket of each duration: two per octave of whole seconds, with separate buckets for negative ones."""
+    """Returns int64 buckets of durations: two per octave of whole seconds, others for negative durations."""
     elapsed_s = torch.div(elapsed_ms, 1000, rounding_mode="trunc")
     octaves = torch.log2(elapsed_s.abs().double() + 1)
     buckets = (2 * octaves + _EDGE).long().clamp_max(NUM_TIME_BUCKETS - 1)
@@ -194,7 +202,10 @@ def rotary_angles(length: int, head_width: int) -> Tensor:
 
 
 def rotate(vectors_BHLK: Tensor, angles_LK: Tensor) -> Tensor:
-    """Rotates each pair (k, k + K / 2) of a vector by its position's angle, so that inner products depend on distance alone."""
+    """Rotates each pair (k, k + K / 2) of a vector by its position's angle.
+
+    Inner products then depend on distance alone.
+    """
     first, second = vectors_BHLK.chunk(2, dim=-1)
     cosine, sine = angles_LK.cos(), angles_LK.sin()
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)

@@ -1,4 +1,4 @@
-"""AdamW, and how its learning rate rises and falls."""
+"""AdamW and the schedule of its learning rate."""
 
 from collections.abc import Collection, Iterable
 from functools import partial
@@ -18,12 +18,12 @@ def make_optimizer(
     tables: Collection[str],
     total_steps: int,
 ) -> OptimizerLRSchedulerConfig:
-    """What Lightning is to be given.
+    """Returns the optimizer and the schedule in the form that Lightning takes.
 
     Args:
-        parameters: with their names.
-        tables: names of those that are tables of items, which do not decay.
-        total_steps: of the whole schedule.
+        parameters: names and parameters to optimize.
+        tables: names of item tables, which have no weight decay.
+        total_steps: length of the schedule.
     """
     decayed, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in parameters:
@@ -40,7 +40,7 @@ def make_optimizer(
 
 
 def learning_rate_scale(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """The part of `config.learning_rate` that a step has."""
+    """Returns the factor of the learning rate at a step: a linear warmup, 1, then a linear decay."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     decay_steps = config.decay_fraction * total_steps

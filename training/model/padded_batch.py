@@ -28,7 +28,10 @@ class PaddedBatch:
     row_M: Tensor
     """int64 sequence of each target."""
     columns_BP: Tensor | None
-    """int64 columns to encode; None: all, since almost every position of a causal encoder predicts a target."""
+    """int64 columns to encode.
+
+    None: all, since almost every position of a causal encoder predicts a target.
+    """
     slot_M: Tensor
     """int64 index of each target among the encoded columns of its sequence."""
 

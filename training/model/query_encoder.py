@@ -1,4 +1,4 @@
-"""The query encoder: from the vectors of a history, and features of the user and the request, to the vector of the next item.
+"""The query encoder: maps a history, and features of the user and the request, to a query.
 
 Shape legend: B queries, L padded length, D width, N queries of a training step or a batch.
 """
@@ -119,7 +119,7 @@ def finish_query(
 
 
 def _request_times(timestamps_ms_BL: Tensor, request_ms_B1: Tensor, *, causal: bool) -> Times:
-    """Returns the times of the items where the encoder is causal, else of the items and the mask after them."""
+    """Returns times of the items for a causal encoder, else of the items and the mask after them."""
     with_request_BL = torch.cat([timestamps_ms_BL, request_ms_B1], dim=1)
     return (
         Times(with_request_BL[:, 1:], timestamps_ms_BL) if causal else Times(with_request_BL, with_request_BL)

@@ -1,4 +1,4 @@
-"""What is known of the queries of a dataset beside their histories: features of users, and of the circumstances of events.
+"""Encoded features of the users of a dataset, and of the contexts of its events.
 
 Shape legend: U users, E events, N queries, S code slots, F numbers.
 """
@@ -16,16 +16,18 @@ from training.data.windows import training_events
 from training.model.towers import QueryFeatureBatch
 from training.model_config import QueryConfig
 
-_ENCODED_AT_ONCE = 2**20
+_BLOCK_ROWS = 2**20
 
 
 class QueryFeatures(nn.Module):
-    """Encoded features of all users and events of a dataset, as buffers, each with a row of zeros at its end, which `UNKNOWN` finds.
+    """Encoded features of all users and events, as buffers that move with the model.
+
+    Each buffer ends with a row of zeros, which the index `UNKNOWN` (-1) selects.
 
     Args:
-        encoding: what they are encoded by.
-        users: codes [U, S] and numbers [U, F] of every user.
-        contexts: the same of every event.
+        encoding: of users and contexts.
+        users: codes [U, S] and numbers [U, F] of all users.
+        contexts: codes [E, S] and numbers [E, F] of all events.
     """
 
     user_codes: Tensor
@@ -44,8 +46,8 @@ class QueryFeatures(nn.Module):
             )
 
     def forward(self, user_rows_N: Tensor, events_N: Tensor) -> QueryFeatureBatch:
-        """What is known of users (int64 rows) in the circumstances of events (int64 positions)."""
-        # Where nothing is encoded there is the row of zeros alone.
+        """Returns the features of users (int64 rows) and of the contexts of events (int64 positions)."""
+        # Without columns, a buffer holds the row of zeros only.
         user_N, event_N = (
             user_rows_N.clamp(max=len(self.user_codes) - 1),
             events_N.clamp(max=len(self.context_codes) - 1),
@@ -58,8 +60,8 @@ class QueryFeatures(nn.Module):
         )
 
 
-def query_features(dataset: Dataset, split: Split, config: QueryConfig) -> QueryFeatures:
-    """Codes and numbers of every user and event, by encodings learnt from those that training sees.
+def encode_query_features(dataset: Dataset, split: Split, config: QueryConfig) -> QueryFeatures:
+    """Returns features of all users and events, by encodings fitted to those with training events.
 
     Raises:
         UserError: a named feature is not declared, or is text.
@@ -83,7 +85,7 @@ def query_features(dataset: Dataset, split: Split, config: QueryConfig) -> Query
 def chosen_query_features(
     dataset: Dataset, config: QueryConfig
 ) -> tuple[tuple[FeatureColumn, ...], tuple[FeatureColumn, ...]]:
-    """The features of users and of circumstances that a recipe uses.
+    """Returns the user features and the context features that a recipe uses.
 
     Raises:
         UserError: a named one is not declared, or is text.
@@ -95,8 +97,8 @@ def chosen_query_features(
     names = [feature.name for features in usable for feature in features]
     if missing := [name for name in config.features if name not in names]:
         raise UserError(
-            f"query.features: {', '.join(missing)}: no feature of users or of circumstances in {dataset.path} that a query can use; "
-            f"there are: {', '.join(names) or 'none'}"
+            f"query.features: {', '.join(missing)}: no feature of users or of contexts in {dataset.path} "
+            f"that a query can use; there are: {', '.join(names) or 'none'}"
         )
     users, contexts = (
         tuple(feature for feature in features if feature.name in config.features) for features in usable
@@ -105,12 +107,15 @@ def chosen_query_features(
 
 
 def _encoded(encoding: FeatureEncoding, table: pa.Table) -> tuple[Tensor, Tensor]:
-    """Codes (int32) and numbers of the rows of a table; of none where nothing is encoded."""
+    """Returns codes (int32) and numbers (float32) of all rows of a table.
+
+    An encoding without columns gives no rows.
+    """
     rows = table.num_rows if encoding.columns else 0
     codes = np.zeros((rows, encoding.num_slots), dtype=np.int32)
     numbers = np.zeros((rows, encoding.num_numbers), dtype=np.float32)
-    for start in range(0, rows, _ENCODED_AT_ONCE):
-        part = encoding.encode(table.slice(start, _ENCODED_AT_ONCE))
-        place = slice(start, start + len(part.codes_NS))
-        codes[place], numbers[place] = part.codes_NS, part.numbers_NF
+    for start in range(0, rows, _BLOCK_ROWS):
+        part = encoding.encode(table.slice(start, _BLOCK_ROWS))
+        block = slice(start, start + len(part.codes_NS))
+        codes[block], numbers[block] = part.codes_NS, part.numbers_NF
     return torch.from_numpy(codes), torch.from_numpy(numbers)

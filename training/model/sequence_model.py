@@ -1,19 +1,21 @@
-"""The recommender as a Lightning module: items with their vectors, an encoder of histories, an objective and a loss.
+"""The recommender as a Lightning module: item vectors, an encoder, an objective and a loss.
 
-With masked items and a bidirectional encoder it is BERT4Rec (Sun et al., 2019, "BERT4Rec: Sequential recommendation with
-bidirectional encoder representations from transformer").
-With next items and a causal encoder it is SASRec (Kang and McAuley, 2018, "Self-attentive sequential recommendation").
+With masked items and a bidirectional encoder it is BERT4Rec (Sun et al., 2019, "BERT4Rec: Sequential
+recommendation with bidirectional encoder representations from transformer").
+With next items and a causal encoder it is SASRec (Kang and McAuley, 2018, "Self-attentive sequential
+recommendation").
 The main differences from both papers:
 
 - positions are counted from the newest item;
 - attention falls with distance and has no dropout, and masked items are no keys;
 - item tables start small;
-- items have no bias, so that a score is the inner product of a query and an item vector, and any ANN index can serve it.
+- items have no bias: a score is the inner product of a query and an item vector, as ANN indices compute it.
 
 With a candidate tower (`training/model/items.py`) it is a two-tower model.
 Its query tower is the encoder over the vectors that the candidate tower computes of the history.
 
-Shape legend: B sequences, L padded length, D width, M target positions, P encoded columns, R item rows, K ranked items.
+Shape legend: B sequences, L padded length, D width, M target positions, P encoded columns, R item rows,
+U rows of a step, K ranked items, N queries.
 """
 
 from typing import Any
@@ -111,7 +113,7 @@ class SequenceModel(pl.LightningModule):
 
     @torch.no_grad()
     def history_vectors(self) -> Tensor | None:
-        """Returns the vectors of items in histories, float32 [R, D]; None where they are the candidate vectors."""
+        """Returns the vectors of items in histories, float32 [R, D]; None: the candidate vectors."""
         vectors = self.items.exact()
         return (
             None
@@ -146,7 +148,7 @@ class SequenceModel(pl.LightningModule):
         history_UD: Tensor | None = None,
         event_types_BL: Tensor | None = None,
     ) -> Tensor:
-        """Returns contextual vectors of right-aligned item rows: [B, P, D] of the columns `columns_BP`, else [B, L, D].
+        """Returns contextual vectors of right-aligned item rows: [B, P, D] of `columns_BP`, or [B, L, D].
 
         With `history_UD`, the vectors of a step, `items_BL` are positions among these.
         """
@@ -177,7 +179,7 @@ class SequenceModel(pl.LightningModule):
         return None if self.query_features is None else self.query_features(user_rows_N, events_N)
 
     def scores(self, batch: EvaluationBatch) -> Tensor:
-        """Returns inner products of each user's query and every row, float32 [B, R], which the caller may overwrite."""
+        """Returns inner products of queries and all rows, float32 [B, R], which the caller may overwrite."""
         return (self.encode_histories(batch.histories) @ self.items.exact().candidates_UD.T).float()
 
     def configure_model(self) -> None:
@@ -193,7 +195,8 @@ class SequenceModel(pl.LightningModule):
         query_MD = self._target_queries(batch, items)
         num_items = self.num_rows - FIRST_ITEM_ROW
         total = loss_sum(self.config.loss, query_MD, items, batch, negatives, num_items=num_items)
-        # DDP averages gradients over ranks: with the mean weight as divisor, that average is the mean over all targets.
+        # DDP averages gradients over ranks: with the mean weight as divisor, that average is the mean over
+        # all targets.
         loss = total / mean_over_ranks(batch.weights_M.sum(), self.device)
         self.epoch_loss.add(loss.detach())
         self.log("train_loss", loss.detach(), batch_size=1)
@@ -228,7 +231,7 @@ class SequenceModel(pl.LightningModule):
         return features.where(*keep)
 
     def mean_train_loss(self) -> Tensor:
-        """Returns the mean over the steps of the epoch so far, those before a restart included; a collective call.
+        """Returns the mean over the steps of the epoch so far, also before a restart; a collective call.
 
         Raises:
             UserError: training has diverged.

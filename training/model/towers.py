@@ -1,7 +1,7 @@
-"""The parts of the two towers that read declared features.
+"""The networks that read declared features: the candidate tower, and the query tower after the encoder.
 
-Shape legend: N rows, S code slots of a row, F numbers of a row, D width, C width of a code's vector, W columns' vectors and numbers of a
-row one after the other, H hidden width.
+Shape legend: N rows, S code slots of a row, F numbers of a row, D width, V codes, C width of a code's vector,
+W concatenated vectors and numbers of a row's columns, H hidden width.
 """
 
 from typing import NamedTuple
@@ -15,23 +15,22 @@ from passerelle.encoding import NO_CODE, FeatureEncoding, QueryEncoding
 
 CODE_DIM = 16
 HIDDEN_MULTIPLE = 2
-"""1970-01-01, where Monday is 0."""
 
 
 class FeatureInput(nn.Module):
-    """What encoded features become before a layer reads them: each categorical column is the mean of its values' vectors."""
+    """Turns encoded features into one vector; a categorical column is the mean of its values' vectors."""
 
     def __init__(self, encoding: FeatureEncoding, generator: torch.Generator) -> None:
         super().__init__()
         self.slots = list(encoding.slots().values())
         self.width = CODE_DIM * len(self.slots) + encoding.num_numbers
-        # A table that nothing reads would be without a gradient, which DistributedDataParallel does not forgive.
+        # DistributedDataParallel fails on parameters without a gradient.
         self.codes_VC = nn.Parameter(torch.empty(encoding.num_codes, CODE_DIM)) if self.slots else None
         if self.codes_VC is not None:
             nn.init.trunc_normal_(self.codes_VC, std=CODE_DIM**-0.5, generator=generator)
 
     def columns(self, codes_NS: Tensor, numbers_NF: Tensor) -> Tensor:
-        """[N, W]."""
+        """Returns the concatenated columns [N, W] of codes (integers) and numbers (float32)."""
         if self.codes_VC is None:
             return numbers_NF
         present_NS1 = (codes_NS != NO_CODE)[..., None].to(numbers_NF.dtype)
@@ -43,7 +42,7 @@ class FeatureInput(nn.Module):
 
 
 class FeatureTower(FeatureInput):
-    """What the declared features of an item say, as a vector: its columns, through two layers."""
+    """Maps the encoded features of items to vectors, by two layers."""
 
     def __init__(self, encoding: FeatureEncoding, dim: int, generator: torch.Generator) -> None:
         super().__init__(encoding, generator)
@@ -54,40 +53,44 @@ class FeatureTower(FeatureInput):
             nn.init.zeros_(layer.bias)
 
     def forward(self, codes_NS: Tensor, numbers_NF: Tensor) -> Tensor:
-        """[N, D]."""
+        """Returns vectors [N, D] of codes (integers) and numbers (float32)."""
         out_ND: Tensor = self.out(F.gelu(self.inner(self.columns(codes_NS, numbers_NF))))
         return out_ND
 
 
 class CandidateTower(nn.Module):
-    """The vector an item is found by: of its id, where training knew it, and of its content.
+    """Maps the id vector and the features of items to unit vectors.
 
-    They are added, and training leaves ids out now and then (`id_dropout`), so that content alone stands for an item that came later.
+    Training leaves out some id vectors (`id_dropout`), so that features alone place a new item well.
     """
 
-    def __init__(self, content: FeatureTower) -> None:
+    def __init__(self, features: FeatureTower) -> None:
         super().__init__()
-        self.content = content
+        # Checkpoints hold the parameters under this name.
+        self.content = features
 
     def forward(self, id_vector: Tensor, codes: Tensor, numbers: Tensor) -> Tensor:
-        """Unit vectors [N, D]; `id_vector` [N, D] is 0 where there is none."""
+        """Returns unit vectors [N, D]; `id_vector` [N, D] is 0 for items without one."""
         return F.normalize(id_vector + self.content(codes, numbers), dim=1)
 
 
 class QueryFeatureBatch(NamedTuple):
-    """What is known of queries beside histories, encoded; all zero where nothing is."""
+    """Encoded features of the users and contexts of queries; all zero where they are unknown.
+
+    The names are those of inputs of the ONNX file.
+    """
 
     user_codes: Tensor
-    """integers [N, S], of the users' encoding."""
+    """integers [N, S], codes of user features."""
     user_numbers: Tensor
     """float32 [N, F]."""
     context_codes: Tensor
-    """integers [N, S], of the encoding of circumstances."""
+    """integers [N, S], codes of context features."""
     context_numbers: Tensor
     """float32 [N, F]."""
 
     def where(self, user_N: Tensor, context_N: Tensor) -> "QueryFeatureBatch":
-        """The same with nothing known where these (bool) are false."""
+        """Returns a copy with zeros for users and contexts where the bool masks are false."""
         user_N1, context_N1 = user_N[:, None], context_N[:, None]
         return QueryFeatureBatch(
             self.user_codes * user_N1,
@@ -98,14 +101,15 @@ class QueryFeatureBatch(NamedTuple):
 
 
 class QueryTower(nn.Module):
-    """The vector of a history, and what user, circumstances and time_features say: the latter correct the former, in the light of it.
+    """Corrects the vector of a history by features of the user, the context and the time of the request.
 
-    It begins as the history's vector alone.
+    Its initial correction is zero.
 
     Args:
-        encoding: of users and of circumstances; without columns, they are not read.
-        time_features: what is read of the time of the request.
-        generator: draws the first weights.
+        encoding: of user and context features; those without columns are not read.
+        time_features: names of the features of the request's time (`QueryConfig.time_features`).
+        dim: D.
+        generator: draws the initial weights.
     """
 
     def __init__(
@@ -130,13 +134,13 @@ class QueryTower(nn.Module):
         for zeros in (self.inner.bias, self.out.weight, self.out.bias):
             nn.init.zeros_(zeros)
 
-    def forward(self, history_ND: Tensor, facts: QueryFeatureBatch, time_ms_N: Tensor) -> Tensor:
-        """[N, D], at the times of the requests (int64, milliseconds)."""
+    def forward(self, history_ND: Tensor, features: QueryFeatureBatch, time_ms_N: Tensor) -> Tensor:
+        """Returns queries [N, D]; `time_ms_N` are int64 times of the requests."""
         parts = [history_ND]
         if self.user is not None:
-            parts.append(self.user.columns(facts.user_codes, facts.user_numbers))
+            parts.append(self.user.columns(features.user_codes, features.user_numbers))
         if self.context is not None:
-            parts.append(self.context.columns(facts.context_codes, facts.context_numbers))
+            parts.append(self.context.columns(features.context_codes, features.context_numbers))
         if self.hour_VC is not None:
             parts.append(F.embedding(hour_of_day(time_ms_N), self.hour_VC))
         if self.weekday_VC is not None:

@@ -34,7 +34,7 @@ class EmbeddingTable(nn.Module, ABC):
     is_self_managed: ClassVar[bool] = False
     """Whether the table trains its rows within the backward pass and stores them in files of its own.
 
-    DistributedDataParallel, the model's optimizer and the state dict of a checkpoint then leave its state out.
+    Then DistributedDataParallel, the model's optimizer and state dicts of checkpoints leave its state out.
     """
 
     def __init__(self, num_rows: int, dim: int) -> None:
@@ -55,11 +55,14 @@ class EmbeddingTable(nn.Module, ABC):
         """The rows that this rank holds: one shard, or none where there are fewer rows than ranks."""
 
     def allocate_like(self, vectors: Tensor) -> Tensor:
-        """Returns an uninitialised tensor of the same shape, stored where the table is (in memory or on disk)."""
+        """Returns an uninitialised tensor of the same shape, in memory or on disk as the table is."""
         return torch.empty_like(vectors)
 
     def set_learning_rate_scale(self, scale: float) -> None:
-        """Scales the learning rate of a self-managed table from the next look-up on; has no effect on others."""
+        """Scales the learning rate of a self-managed table from the next look-up on.
+
+        It has no effect on other tables.
+        """
 
     def materialize(self, local_world_size: int, device: torch.device) -> None:
         """Allocates and initialises the rows of this rank, for a table that needs the process group to do so.
@@ -76,7 +79,7 @@ class EmbeddingTable(nn.Module, ABC):
         return dict(self.state_dict()) if self.is_self_managed else {}
 
     def save(self, directory: Path) -> str:
-        """Writes a self-managed table into new files below `directory` and returns their name; a collective call."""
+        """Writes the table into new files below `directory` and returns their name; a collective call."""
         assert self.is_self_managed
         return write_table(directory, self.num_rows, self.dim, self.shards)
 

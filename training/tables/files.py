@@ -125,7 +125,8 @@ def table_name(checkpoint: Mapping[str, Any], where: str) -> str:
     """
     if TABLE_KEY not in checkpoint:
         raise UserError(
-            f"{where}: the checkpoint of a sparse table was made by an older version of the code: train it again"
+            f"{where}: the checkpoint of a sparse table was made by an older version of the code: "
+            "train it again"
         )
     return str(checkpoint[TABLE_KEY])
 

@@ -2,7 +2,8 @@
 
 It takes the steps that a `SparseTable` takes on one rank.
 A row's gradient is the mean over ranks, as DistributedDataParallel has it for the other parameters.
-The sharded module is no submodule, so DistributedDataParallel, the model's optimizer and `state_dict` do not see it.
+The sharded module is no submodule, so DistributedDataParallel, the model's optimizer and `state_dict` do not
+see it.
 Its files (`training/tables/files.py`) are those of a `SparseTable`, and any number of ranks can read them.
 
 Shape legend: R rows, D width, U rows of a step (each once).
@@ -87,7 +88,7 @@ class ShardedTable(EmbeddingTable):
     def _plan(self, collection: Any, sharder: Any, local_world_size: int, device: torch.device) -> Any:
         """Returns a row-wise sharding plan.
 
-        Every rank computes the same one: with one rank planning for all, the others would not learn of its failure.
+        Every rank computes the same one: if one planned for all, the others would not learn of its failure.
         """
         from torchrec.distributed.embedding_types import EmbeddingComputeKernel
         from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology

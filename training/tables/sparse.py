@@ -1,7 +1,8 @@
-"""A table whose steps cost only the rows they look up: a TorchRec collection, trained within the backward pass.
+"""A table whose steps cost only the rows they look up: a TorchRec collection.
 
 One rank holds an unsharded `EmbeddingCollection`.
-Each backward pass takes one step of row-wise Adagrad with the summed gradient of each row, as FBGEMM's fused tables do.
+Each backward pass takes one step of row-wise Adagrad with the summed gradient of each row, as FBGEMM's fused
+tables do.
 
 Shape legend: R rows, D width, U rows of a step (each once).
 """
@@ -74,7 +75,10 @@ class SparseTable(EmbeddingTable):
 
     @torch.no_grad()
     def _step(self, weight: Tensor) -> None:
-        """Takes a step of row-wise Adagrad, whose state is the sum over steps of a row's mean squared gradient."""
+        """Takes a step of row-wise Adagrad.
+
+        The state of a row is the sum over steps of its mean squared gradient.
+        """
         assert weight.grad is not None
         gradient = weight.grad.coalesce()
         rows_U, gradient_UD = gradient.indices()[0], gradient.values()

@@ -21,7 +21,7 @@ from training.data.batches import EpochBatches
 from training.data.evaluation_batches import UNKNOWN
 from training.evaluation.evaluate import evaluate
 from training.model.factory import build_training_model
-from training.model.query_features import query_features
+from training.model.query_features import encode_query_features
 from training.model.towers import QueryFeatureBatch
 from training.model_config import QueryConfig
 from training.runs.fit import train_in_process
@@ -30,7 +30,7 @@ from training.runs.open_run import load_run
 
 def test_facts_by_hand(dataset: Dataset) -> None:
     split = make_split(dataset, small_recipe().split)
-    features = query_features(dataset, split, QueryConfig(features=("country", "device")))
+    features = encode_query_features(dataset, split, QueryConfig(features=("country", "device")))
     # Countries go None, FR, DE, IT from user to user, devices mobile, desktop, None; each is met often enough for a code of its own.
     encoding = features.encoding
     assert sorted(encoding.user.columns[0].values) == ["DE", "FR", "IT"] and sorted(
@@ -59,7 +59,7 @@ def test_facts_by_hand(dataset: Dataset) -> None:
 
 
 def test_without_columns_nothing_is_known(dataset: Dataset) -> None:
-    features = query_features(
+    features = encode_query_features(
         dataset, make_split(dataset, small_recipe().split), QueryConfig(time_features=("hour",))
     )
     facts = features(torch.tensor([0, 239, UNKNOWN]), torch.tensor([5, UNKNOWN, 0]))
@@ -83,7 +83,9 @@ def test_all_leaves_out_what_is_made_of_events(dataset: Dataset) -> None:
     made = replace(dataset, manifest=dataset.manifest.model_copy(update={"user_features": made_of_events}))
     split = make_split(dataset, small_recipe().split)
     for features, expected in (("all", ["age"]), (("country",), ["country"])):
-        encoding = query_features(made, split, QueryConfig.model_validate({"features": features})).encoding
+        encoding = encode_query_features(
+            made, split, QueryConfig.model_validate({"features": features})
+        ).encoding
         assert [column.name for column in encoding.user.columns] == expected
 
 
@@ -105,7 +107,7 @@ def test_values_are_learnt_from_training_alone(dataset: Dataset, tmp_path: Path)
     devices = np.full(len(dataset.item_rows_E), "old")
     devices[np.concatenate([dataset.offsets_U1[1:] - 1, dataset.offsets_U1[1:] - 2])] = "new"
     again = rewritten(dataset, tmp_path / "again", devices)
-    encoding = query_features(
+    encoding = encode_query_features(
         again, make_split(again, small_recipe().split), QueryConfig(features=("device",))
     ).encoding
     assert encoding.context.columns[0].values == ("old",)
@@ -138,7 +140,7 @@ def test_features_that_a_query_cannot_use(dataset: Dataset, name: str) -> None:
     with pytest.raises(
         UserError, match=f"query.features: {name}: no feature of users .* there are: country, age, device"
     ):
-        query_features(dataset, split, QueryConfig(features=("age", name)))
+        encode_query_features(dataset, split, QueryConfig(features=("age", name)))
 
 
 def test_a_batch_knows_whose_windows_it_has_and_which_events_it_asks_for(dataset: Dataset) -> None:
