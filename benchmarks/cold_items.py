@@ -46,7 +46,7 @@ def kept(dataset: Dataset, keep_E: np.ndarray[Any, np.dtype[np.bool_]], path: Pa
     return with_events(dataset, np.flatnonzero(keep_E), kept_before[dataset.offsets_U1], path)
 
 
-def questions(
+def cold_targets(
     dataset: Dataset, cold_R: np.ndarray[Any, np.dtype[np.bool_]], path: Path
 ) -> tuple[Dataset, EvaluationUsers]:
     """Histories of known films, each before the user's newest event of a cold one, which is the target."""
@@ -104,7 +104,7 @@ def measure(dataset: Dataset, config: Recipe, seed: int) -> dict[str, Any]:
         warm = kept(dataset, ~cold_R[dataset.item_rows_E], Path(folder) / "warm")
         manifest = train_in_process("two_tower", warm, config, Path(folder) / "run")
         run = load_run(Path(folder) / "run")
-        asked, users = questions(dataset, cold_R, Path(folder) / "asked")
+        asked, users = cold_targets(dataset, cold_R, Path(folder) / "asked")
         raw = ByContent(run)
         scorers = {
             "two_tower": run.model.scores,
@@ -120,7 +120,7 @@ def measure(dataset: Dataset, config: Recipe, seed: int) -> dict[str, Any]:
                 "cold_share_of_top": float(cold_R[rows_QK].mean()),
             }
             click.echo(f"seed {seed}, {name}: recall@{K} {found[name][f'recall@{K}']:.4f}", err=True)
-    values = {"seed": seed, "cold_items": int(cold_R.sum()), "questions": len(users), "found": found}
+    values = {"seed": seed, "cold_items": int(cold_R.sum()), "targets": len(users), "found": found}
     return {
         **values,
         "epochs": manifest.epochs,

@@ -26,7 +26,7 @@ from training.runs.callbacks import read_history
 from training.runs.fit import train_in_process
 from training.runs.open_run import load_run
 
-PLACES: dict[str, int | None] = {"no_ray": None, "one_worker": 1, "two_workers": 2}
+LAUNCHERS: dict[str, int | None] = {"no_ray": None, "one_worker": 1, "two_workers": 2}
 
 
 @click.command()
@@ -41,7 +41,7 @@ def main(dataset: Path, epochs: int) -> None:
     config = load_recipe("bert4rec", (*MODEL, f"training.max_epochs={epochs}"))
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, num_workers in PLACES.items():
+        for name, num_workers in LAUNCHERS.items():
             run = Path(folder) / name
             begun_s = time.perf_counter()
             if num_workers is None:
@@ -67,7 +67,7 @@ def main(dataset: Path, epochs: int) -> None:
     write_result(
         "data_parallel",
         started,
-        {"dataset": opened.manifest.name, "config": config.model_dump(mode="json"), "places": results},
+        {"dataset": opened.manifest.name, "config": config.model_dump(mode="json"), "launchers": results},
     )
 
 

@@ -140,10 +140,10 @@ async def _closed(load: Load, seconds: float, clients: int) -> tuple[Outcomes, f
     begun = time.perf_counter()
 
     async def client(number: int) -> None:
-        connection, place = Connection(str(target.hostname), int(target.port or 80)), number
+        connection, index = Connection(str(target.hostname), int(target.port or 80)), number
         while time.perf_counter() - begun < seconds:
-            await _one(connection, requests[place % len(requests)], time.perf_counter(), outcomes)
-            place += clients
+            await _one(connection, requests[index % len(requests)], time.perf_counter(), outcomes)
+            index += clients
 
     await asyncio.gather(*map(client, range(clients)))
     return outcomes, time.perf_counter() - begun
@@ -162,11 +162,11 @@ async def _open(load: Load, seconds: float, rate: float) -> tuple[Outcomes, floa
         await _one(connection, request, due, outcomes)
         idle.append(connection)
 
-    for place, after in enumerate(due_S):
+    for index, after in enumerate(due_S):
         due = begun + float(after)
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        task = asyncio.create_task(send(requests[place % len(requests)], due))
+        task = asyncio.create_task(send(requests[index % len(requests)], due))
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)

@@ -57,7 +57,7 @@ def test_results_are_named_by_machine(
     assert json.loads((tmp_path / name).read_text())["value"] == 1
 
 
-def test_newest_events(tmp_path: Path) -> None:
+def test_the_newest_events_are_those_of_each_user(tmp_path: Path) -> None:
     histories = [[(2, 1), (3, 2), (4, 3)], [(5, 1)], [(6, 1), (2, 2)]]
     dataset = dataset_of(tmp_path / "all", histories, num_items=5, weights=[1, 2, 3, 4, 5, 6])
     newest = newest_events(dataset, 2, tmp_path / "newest")
@@ -68,7 +68,7 @@ def test_newest_events(tmp_path: Path) -> None:
     assert newest.num_items == 5 and newest.num_users == 3
 
 
-def test_the_peer_is_given_what_we_train_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peer_gets_the_same_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the last of each user's newest events, as many as fit."""
     histories = [[(2, 1), (3, 2), (4, 3)], [(5, 1), (4, 5), (2, 6)], [(6, 1), (2, 2), (3, 3), (4, 4)]]
     monkeypatch.setattr(
@@ -88,7 +88,7 @@ def test_the_peer_is_given_what_we_train_on(tmp_path: Path, monkeypatch: pytest.
     assert num_events == len(positions_E)
 
 
-def test_quality_is_the_mean_over_seeds_with_refits_apart(
+def test_quality_is_averaged_over_seeds_with_refits_separate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = planted_dataset(tmp_path / "dataset")

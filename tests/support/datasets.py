@@ -157,7 +157,7 @@ def dataset_of(
             event_types_E=np.zeros(len(events), dtype=np.uint8),
             weights_E=np.array(weights or np.ones(len(events)), dtype=np.float32),
             offsets_U1=np.cumsum([0, *map(len, histories)]),
-            users=pa.table({"user_id": [f"u{place}" for place in range(len(histories))]}),
+            users=pa.table({"user_id": [f"u{index}" for index in range(len(histories))]}),
             items=pa.table({"item_id": pa.array(range(100, 100 + num_items), pa.int64())}),
             description={
                 "name": "by hand",
@@ -195,5 +195,5 @@ def _walk(
 def _ids(count: int, prefix: str, string_ids: bool) -> pa.Array:
     """Strings that are not ASCII, or int64 that fit neither float32 nor int32."""
     if string_ids:
-        return pa.array([f"{prefix}{place}" for place in range(count)], pa.string())
-    return pa.array([2**40 + 3 * place for place in range(count)], pa.int64())
+        return pa.array([f"{prefix}{index}" for index in range(count)], pa.string())
+    return pa.array([2**40 + 3 * index for index in range(count)], pa.int64())

@@ -89,8 +89,8 @@ def assert_same_state(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     )
     our_moments, their_moments = (values["optimizer_states"][0]["state"] for values in (ours, theirs))
     assert all(
-        torch.equal(our_moments[place][name], their_moments[place][name])
-        for place in their_moments
-        for name in their_moments[place]
+        torch.equal(our_moments[index][name], their_moments[index][name])
+        for index in their_moments
+        for name in their_moments[index]
     )
     assert ours["lr_schedulers"] == theirs["lr_schedulers"]

@@ -59,19 +59,19 @@ def test_candidates_equal_an_independent_computation(run: OpenRun) -> None:
         dataset.manifest.item_features,
     )
     assert candidates.features_QKF.shape == (len(users), 40, len(features.names))
-    for place in range(0, len(users), 17):
-        seen = dataset.item_rows_E[users.history_start_Q[place] : users.history_end_Q[place]].astype(np.int64)
+    for index in range(0, len(users), 17):
+        seen = dataset.item_rows_E[users.history_start_Q[index] : users.history_end_Q[index]].astype(np.int64)
         history_L = seen[-max_history:]
         with torch.inference_mode():
             query_1D = run.model.encode_histories(untimed(torch.from_numpy(history_L)[None])).numpy()
         allowed_1R = np.ones((1, dataset.num_rows), dtype=bool)
         allowed_1R[0, seen] = False
         rows_1K, scores_1K = exact_topk(query_1D, vectors_RD, 40, allowed_1R)
-        assert candidates.rows_QK[place].tolist() == rows_1K[0].tolist()
-        assert candidates.scores_QK[place].tolist() == pytest.approx(scores_1K[0].tolist(), abs=1e-4)
-        when_ms = int(dataset.timestamps_ms_E[users.history_end_Q[place]])
-        expected_KF = features.compute(rows_1K[0], candidates.scores_QK[place], history_L, when_ms)
-        assert np.array_equal(candidates.features_QKF[place], expected_KF)
+        assert candidates.rows_QK[index].tolist() == rows_1K[0].tolist()
+        assert candidates.scores_QK[index].tolist() == pytest.approx(scores_1K[0].tolist(), abs=1e-4)
+        when_ms = int(dataset.timestamps_ms_E[users.history_end_Q[index]])
+        expected_KF = features.compute(rows_1K[0], candidates.scores_QK[index], history_L, when_ms)
+        assert np.array_equal(candidates.features_QKF[index], expected_KF)
     assert candidates.found_QK.all()
 
 
@@ -147,12 +147,12 @@ def test_a_run_that_retrieves_nothing_is_refused(run: OpenRun, tmp_path: Path) -
     assert not (tmp_path / "run" / "ranker").exists()
 
 
-def test_no_ranker_yet(run: OpenRun) -> None:
+def test_a_run_without_ranker_is_refused(run: OpenRun) -> None:
     with pytest.raises(UserError, match="has no ranker: run `passerelle train-ranker "):
         load_ranker(run.path)
 
 
-def test_names_that_lightgbm_refuses(run: OpenRun, tmp_path: Path) -> None:
+def test_feature_names_that_lightgbm_refuses_are_accepted(run: OpenRun, tmp_path: Path) -> None:
     """People name their columns as they like."""
     source = run.dataset
     dataset = write_dataset(
@@ -185,11 +185,11 @@ def test_names_that_lightgbm_refuses(run: OpenRun, tmp_path: Path) -> None:
     )
 
 
-def test_a_user_who_has_seen_nearly_everything(tmp_path: Path) -> None:
+def test_a_user_with_fewer_candidates_than_k(tmp_path: Path) -> None:
     """Ten items, of which the first user saw all but two: two candidates, and nothing made of the places
     where there are none.
     """
-    histories = [[(2 + place, place) for place in range(8)]] + [
+    histories = [[(2 + index, index) for index in range(8)]] + [
         [(2 + (user + step) % 10, step) for step in range(4)] for user in range(30)
     ]
     dataset = dataset_of(tmp_path / "dataset", histories, num_items=10)
@@ -216,7 +216,7 @@ def test_a_user_who_has_seen_nearly_everything(tmp_path: Path) -> None:
     assert np.isneginf(scores_QK[~candidates.found_QK]).all()
 
 
-def test_rerank_orders_by_what_is_served(ranked_run: OpenRun) -> None:
+def test_rerank_orders_by_float32_scores(ranked_run: OpenRun) -> None:
     """Scores that differ in float64 alone are ties, and ties keep the order of retrieval."""
 
     features_QKF = np.arange(4, dtype=np.float32).reshape(1, 4, 1)
@@ -239,7 +239,7 @@ def test_rerank_orders_by_what_is_served(ranked_run: OpenRun) -> None:
     assert scores_QK.dtype == np.float32
 
 
-def test_ranker_reads_as_plain_text(ranked_run: OpenRun) -> None:
+def test_the_ranker_is_stored_as_text(ranked_run: OpenRun) -> None:
     """Nothing is pickled: LightGBM's own text gives the same scores after a round trip."""
     candidates = retrieve_candidates(ranked_run, ranked_run.users("test").take(slice(0, 5)))
     text = (ranked_run.path / "ranker" / "model.txt").read_text()

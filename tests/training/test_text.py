@@ -20,7 +20,7 @@ from training.text import TextEncoder, with_text_vectors
 TEXTS = ["Toy Story", "Toy Story 2", "The Silence of the Lambs", None, " ", "Toy Story"]
 
 
-def test_like_texts_have_like_vectors(tmp_path: Path) -> None:
+def test_similar_texts_have_similar_vectors(tmp_path: Path) -> None:
     handlers = logging.root.handlers[:]
     vectors_NW = TextEncoder("wordllama", tmp_path / "memory").encode(TEXTS)
     assert vectors_NW.shape == (6, 256)
@@ -64,13 +64,13 @@ def static_model(folder: Path, tables: int = 1) -> Path:
     return folder
 
 
-def test_a_model_of_ones_own(tmp_path: Path) -> None:
+def test_a_static_model_from_a_folder(tmp_path: Path) -> None:
     encoder = TextEncoder(str(static_model(tmp_path / "model")), tmp_path / "memory")
     vectors_NW = encoder.encode(["red", "red shoe", "nothing known"])
     np.testing.assert_allclose(vectors_NW, [[1, 0], [0.5**0.5, 0.5**0.5], [0, 0]], rtol=1e-6)
 
 
-def test_models_that_are_none(tmp_path: Path) -> None:
+def test_unreadable_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"text encoder 'wordlama': not wordllama, nor a folder .*: tokenizer\.json, model\.safe",

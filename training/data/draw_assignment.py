@@ -1,7 +1,7 @@
 """Which positions of a step take which of its draws of negatives.
 
-Shape legend: M target positions of this rank, S draws that some of them take, T positions of the draw that
-most of them take.
+Shape legend: M target positions of this rank, S draws that some of them take, T positions of the draw with
+most of them.
 """
 
 from dataclasses import dataclass

@@ -21,8 +21,8 @@ from training.data.windows import groups_within_budget
 UNKNOWN = -1
 """The row of a user, or the position of an event, of which nothing is known."""
 _MAX_SCORES = 2**27
-"""Most scores (users x catalogue) of a batch: half a gigabyte of float32; a baseline's, in float64, are held
-four times as large."""
+"""Maximum of scores (users x catalogue) of a batch: half a gigabyte of float32; a baseline's, in float64,
+are held four times as large."""
 
 
 @dataclass

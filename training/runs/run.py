@@ -157,7 +157,7 @@ def _split_copy(path: Path, given: Path) -> Path:
 
 
 def with_own_split(path: Path, config: Recipe) -> Recipe:
-    """The configuration of a run that is on disk, with the run's copy of its split file in the place of the
+    """The configuration of a run that is on disk, with the run's copy of its split file instead of the
     user's.
     """
     if config.split.file is None or not (kept := _split_copy(path, config.split.file)).is_file():

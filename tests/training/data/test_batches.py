@@ -47,9 +47,7 @@ def test_ranks_share_the_steps_of_one_process(dataset: Dataset, split: Split, wo
 
 
 @pytest.mark.parametrize("token_budget", [1, 20, 30])
-def test_every_rank_has_something_to_do_at_each_step(
-    dataset: Dataset, split: Split, token_budget: int
-) -> None:
+def test_every_rank_has_windows_at_each_step(dataset: Dataset, split: Split, token_budget: int) -> None:
     """Also where the budget holds fewer windows than there are ranks, and whatever the order of the
     groups.
     """
@@ -73,7 +71,7 @@ def few_windows(dataset: Dataset, split: Split, count: int) -> Split:
     return replace(split, train_end_U=train_end_U)
 
 
-def test_a_lone_first_window_is_not_a_step_of_its_own(dataset: Dataset, split: Split) -> None:
+def test_a_first_group_of_one_window_is_merged(dataset: Dataset, split: Split) -> None:
     config = small_recipe("batches.token_budget=22", "model.max_history=20")
     for epoch in range(20):
         ranks = [
@@ -120,18 +118,18 @@ def test_epochs_and_seeds_differ(dataset: Dataset, split: Split, epoch: int, see
     def steps(batches: list[Batch]) -> set[frozenset[tuple[int, ...]]]:
         return {frozenset(rows for rows, _ in windows_of(batch)) for batch in batches}
 
-    def masked_places(batches: list[Batch]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    def masked_positions(batches: list[Batch]) -> dict[tuple[int, ...], tuple[int, ...]]:
         return dict(window for batch in batches for window in windows_of(batch))
 
     assert not steps(ours) & steps(theirs)
-    ours_masked, theirs_masked = masked_places(ours), masked_places(theirs)
+    ours_masked, theirs_masked = masked_positions(ours), masked_positions(theirs)
     assert ours_masked.keys() == theirs_masked.keys()
     assert np.mean([ours_masked[rows] == theirs_masked[rows] for rows in ours_masked]) < 0.3
     assert not {batch.seed for batch in ours} & {batch.seed for batch in theirs}
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_targets_weigh_what_their_events_weigh(dataset: Dataset, split: Split, world_size: int) -> None:
+def test_targets_have_the_weights_of_their_events(dataset: Dataset, split: Split, world_size: int) -> None:
     weights = []
     for batch in EpochBatches(numbered(dataset), split, small_recipe(), epoch=0, world_size=world_size):
         weights_M: Float32Array = dataset.weights_E[batch.target_rows_M.numpy() - FIRST_ITEM_ROW]
@@ -140,7 +138,7 @@ def test_targets_weigh_what_their_events_weigh(dataset: Dataset, split: Split, w
     assert set(weights) == {1.0, 2.5}
 
 
-def test_rows_beyond_float32_survive(dataset: Dataset, split: Split) -> None:
+def test_rows_beyond_float32_are_exact(dataset: Dataset, split: Split) -> None:
     """Two neighbouring rows above 2^24 are one float32: every odd one would come out even."""
     first = 2**24 + 1
     rows = [

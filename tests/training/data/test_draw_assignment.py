@@ -29,15 +29,15 @@ CAUSAL = ("objective.kind=causal",)
 
 
 @given(st.lists(st.integers(0, 200), unique=True, max_size=60), st.integers(1, 70))
-def test_turns_equal_the_slow_ones(numbers: list[int], num_draws: int) -> None:
+def test_draw_assignment_equals_a_naive_implementation(numbers: list[int], num_draws: int) -> None:
     taken: dict[int, list[int]] = {}
     for position, number in enumerate(numbers):
         taken.setdefault(number % num_draws, []).append(position)
-    most = max(map(len, taken.values()), default=0)
+    width = max(map(len, taken.values()), default=0)
     assignment = assign_draws(np.array(numbers, dtype=np.int64), num_draws)
     assert assignment.draws_S.tolist() == sorted(taken)
-    assert assignment.positions_ST.shape == (len(taken), most)
-    expected = [taken[draw] + [len(numbers)] * (most - len(taken[draw])) for draw in sorted(taken)]
+    assert assignment.positions_ST.shape == (len(taken), width)
+    expected = [taken[draw] + [len(numbers)] * (width - len(taken[draw])) for draw in sorted(taken)]
     assert assignment.positions_ST.tolist() == expected
     assert {assignment.draws_S.dtype, assignment.positions_ST.dtype} == {torch.int64}
 
@@ -87,7 +87,7 @@ def loss_sum(model: SequenceModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("overrides", [UNIFORM, (*CAUSAL, *POPULAR), GBCE], ids=["masked", "causal", "gbce"])
-def test_ranks_have_the_loss_of_one(
+def test_losses_of_ranks_sum_to_that_of_one_process(
     dataset: Dataset, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, alone = model_and_ranks(dataset, overrides, 1)

@@ -1,4 +1,4 @@
-"""Batches are collated ahead by a thread, and nobody notices but the clock."""
+"""Batches are collated ahead by a thread, in the same order."""
 
 import threading
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ def threads_at_work() -> int:
 
 
 @pytest.mark.parametrize("depth", [1, 3, 100])
-def test_the_same_items_in_the_same_order(depth: int) -> None:
+def test_prefetching_keeps_items_and_order(depth: int) -> None:
     assert list(prefetched(range(50), depth)) == list(range(50))
     assert list(prefetched([], depth)) == []
 
 
-def test_items_are_made_ahead_but_not_too_far() -> None:
+def test_prefetching_is_bounded_by_its_depth() -> None:
     made: list[int] = []
     fifth = threading.Event()
 
@@ -47,7 +47,7 @@ def test_items_are_made_ahead_but_not_too_far() -> None:
     assert list(ahead) == list(range(1, 50))
 
 
-def test_an_error_comes_after_the_items_before_it() -> None:
+def test_an_error_is_raised_after_the_items_before_it() -> None:
     def items() -> Iterator[int]:
         yield from (1, 2)
         raise ValueError("the third is broken")
@@ -58,7 +58,7 @@ def test_an_error_comes_after_the_items_before_it() -> None:
         next(ahead)
 
 
-def test_whoever_stops_early_leaves_no_thread() -> None:
+def test_stopping_early_ends_the_thread() -> None:
     before = threads_at_work()
     for item in prefetched(iter(int, 1), 2):
         assert item == 0
@@ -66,7 +66,7 @@ def test_whoever_stops_early_leaves_no_thread() -> None:
     eventually(lambda: threads_at_work() == before)
 
 
-def test_an_epoch_is_not_continued_with_other_batches(dataset: Dataset, split: Split) -> None:
+def test_resuming_an_epoch_with_other_batches_is_refused(dataset: Dataset, split: Split) -> None:
     """Steps of two windows are merged for three workers, and their numbers mean others."""
     config = small_recipe("batches.token_budget=26")
     trainer = cast(pl.Trainer, SimpleNamespace(current_epoch=1))

@@ -14,7 +14,7 @@ from training.data.batches import EpochBatches
 def masks(
     dataset: Dataset, split: Split, config: Recipe, epochs: int = 1
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """(length, masked places) of every window."""
+    """(length, masked positions) of every window."""
     batches = [
         batch for epoch in range(epochs) for batch in EpochBatches(dataset, split, config, epoch=epoch)
     ]

@@ -44,7 +44,7 @@ def test_counts_equal_a_loop_over_training_events(
     assert not statistics.counts_R[:2].any()
 
 
-def test_by_hand(tmp_path: Path) -> None:
+def test_target_counts_by_hand(tmp_path: Path) -> None:
     """Two users of four events, the last two of each held out; one user too short to hold anything out."""
     day = DAY_MS
     histories = [
@@ -72,7 +72,7 @@ def drawn_targets(dataset: Dataset, split: Split, config: Recipe, epochs: int) -
     return np.bincount(rows, minlength=dataset.num_rows) / epochs
 
 
-def test_next_items_are_as_often_targets_as_counted(dataset: Dataset, split: Split) -> None:
+def test_next_items_are_targets_as_often_as_counted(dataset: Dataset, split: Split) -> None:
     config = small_recipe("objective.kind=causal")
     counted_R = num_targets(dataset, split, config)
     assert counted_R.tolist() == drawn_targets(dataset, split, config, epochs=1).tolist()
@@ -80,7 +80,7 @@ def test_next_items_are_as_often_targets_as_counted(dataset: Dataset, split: Spl
 
 
 @pytest.mark.parametrize("mask_probability", [0.1, 0.5])
-def test_masked_items_are_as_often_targets_as_counted(
+def test_masked_items_are_targets_as_often_as_expected(
     dataset: Dataset, split: Split, mask_probability: float
 ) -> None:
     """Shares of all targets differ from those of counting events by far more than from the drawn ones."""
@@ -113,7 +113,7 @@ def test_masked_items_are_as_often_targets_as_counted(
     ],
     ids=" ".join,
 )
-def test_only_what_the_sampler_asks_for_is_counted(
+def test_sampler_counts_are_those_the_sampler_needs(
     dataset: Dataset, split: Split, overrides: list[str], counted: str
 ) -> None:
     config = small_recipe("loss.kind=sampled", *overrides)

@@ -54,7 +54,7 @@ def test_only_repeats_of_targets_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_steps_ask_for_events_of_the_named_kind(dataset: Dataset, split: Split, world_size: int) -> None:
+def test_targets_are_of_the_configured_event_types(dataset: Dataset, split: Split, world_size: int) -> None:
     """Each of them once (but the first of a window), and what leads to it is all of its window."""
     everything, named = small_recipe("objective.kind=causal"), small_recipe(*CLICKS)
     asked: list[int] = []
@@ -77,7 +77,7 @@ def test_steps_ask_for_events_of_the_named_kind(dataset: Dataset, split: Split, 
     assert sorted(asked) == sorted(all_E[dataset.event_types_E[all_E] == 0].tolist())
 
 
-def test_targets_are_counted_as_they_are_asked_for(dataset: Dataset, split: Split) -> None:
+def test_target_counts_follow_the_event_types(dataset: Dataset, split: Split) -> None:
     config = small_recipe(*CLICKS)
     rows = np.concatenate(
         [batch.target_rows_M.numpy() for batch in EpochBatches(dataset, split, config, epoch=0)]
@@ -87,7 +87,7 @@ def test_targets_are_counted_as_they_are_asked_for(dataset: Dataset, split: Spli
     )
 
 
-def test_evaluation_asks_for_bookings_after_clicks_too(dataset: Dataset) -> None:
+def test_evaluation_targets_follow_events_of_other_types(dataset: Dataset) -> None:
     """At the time of the booking; what was only clicked may be recommended, and the encoder is told of it."""
     typed = make_split(dataset, SplitConfig(event_types=("purchase",)))
     users = evaluation_users(typed, "test")
@@ -106,7 +106,7 @@ def test_evaluation_asks_for_bookings_after_clicks_too(dataset: Dataset) -> None
     assert relevant_G.tolist() == dataset.item_rows_E[users.target_end_Q - 1].tolist()
 
 
-def test_clicks_train_and_bookings_validate(dataset: Dataset, tmp_path: Path) -> None:
+def test_training_on_clicks_and_validating_on_bookings(dataset: Dataset, tmp_path: Path) -> None:
     """The whole way on one kind of events for training and another for validation: the ring is found, far
     above popularity.
     """
@@ -139,7 +139,7 @@ def test_clicks_train_and_bookings_validate(dataset: Dataset, tmp_path: Path) ->
         ),
     ],
 )
-def test_kinds_that_there_are_not(
+def test_unknown_event_types_are_refused(
     overrides: tuple[str, ...], message: str, dataset: Dataset, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):

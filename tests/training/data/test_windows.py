@@ -24,7 +24,9 @@ RULES = [SplitConfig(), SplitConfig(rule="global_time", validation_fraction=0.2,
     trained_and_held_out=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), min_size=1, max_size=12),
     max_length=st.integers(2, 9),
 )
-def test_windows_equal_the_slow_ones(trained_and_held_out: list[tuple[int, int]], max_length: int) -> None:
+def test_windows_equal_a_naive_implementation(
+    trained_and_held_out: list[tuple[int, int]], max_length: int
+) -> None:
     trained_U, held_out_U = np.array(trained_and_held_out).T
     end_U = np.cumsum(trained_U + held_out_U)
     start_U = end_U - trained_U - held_out_U
@@ -43,7 +45,7 @@ def test_windows_equal_the_slow_ones(trained_and_held_out: list[tuple[int, int]]
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.rule)
 @pytest.mark.parametrize("max_history", [2, 4, 12])
-def test_each_training_event_is_in_one_window_and_nothing_held_out_in_any(
+def test_windows_hold_each_training_event_once_and_no_held_out_event(
     dataset: Dataset, rule: SplitConfig, max_history: int
 ) -> None:
     """All but a user's oldest event where it would stand alone in its window; so all events of other users
@@ -93,7 +95,7 @@ def test_padded_size_stays_within_the_budget(dataset: Dataset, split: Split, tok
     token_budget=st.integers(1, 200),
     seed=st.integers(0, 2**32),
 )
-def test_groups_share_out_all_windows(lengths: list[int], token_budget: int, seed: int) -> None:
+def test_groups_partition_all_windows(lengths: list[int], token_budget: int, seed: int) -> None:
     lengths_W = np.array(lengths)
     groups = group_by_budget(lengths_W, token_budget, np.random.default_rng(seed))
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))

@@ -1,4 +1,6 @@
-"""What holds for every baseline: no held-out events are learnt, refits start anew, scores may be overwritten."""
+"""What holds for every baseline: no held-out events are learnt, refits start anew, scores may be
+overwritten.
+"""
 
 from dataclasses import replace
 
@@ -20,7 +22,7 @@ from training.evaluation.evaluate import rank_users, ranking_metrics
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_knows_nothing_held_out(dataset: Dataset, split: Split, name: str) -> None:
+def test_baselines_ignore_held_out_events(dataset: Dataset, split: Split, name: str) -> None:
     """Poison: what is fitted is the same when every held-out event is of another item, and differs when a
     training event is.
     """
@@ -38,7 +40,7 @@ def test_knows_nothing_held_out(dataset: Dataset, split: Split, name: str) -> No
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_fitting_again_forgets(dataset: Dataset, split: Split, name: str) -> None:
+def test_fitting_again_starts_anew(dataset: Dataset, split: Split, name: str) -> None:
     users = evaluation_users(split, "test")
     twice = BASELINES[name]().fit(dataset, replace(split, train_end_U=split.test_end_U)).fit(dataset, split)
     assert np.array_equal(
@@ -47,7 +49,7 @@ def test_fitting_again_forgets(dataset: Dataset, split: Split, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_scores_are_the_callers_to_overwrite(dataset: Dataset, split: Split, name: str) -> None:
+def test_callers_may_overwrite_scores(dataset: Dataset, split: Split, name: str) -> None:
     baseline, users = BASELINES[name]().fit(dataset, split), evaluation_users(split, "test")
     batch = next(iter(EvaluationBatches(dataset, users, max_history=5, token_budget=512)))
     before = baseline(batch).clone()
@@ -56,7 +58,7 @@ def test_scores_are_the_callers_to_overwrite(dataset: Dataset, split: Split, nam
     assert before.shape == (len(batch.positions_B), dataset.num_rows)
 
 
-def test_who_reads_order_beats_who_does_not(dataset: Dataset, split: Split) -> None:
+def test_order_aware_baselines_beat_popularity(dataset: Dataset, split: Split) -> None:
     """The planted dataset is a ring that users follow: the last item says what is next, popularity says
     nothing.
     """
@@ -71,7 +73,7 @@ def test_who_reads_order_beats_who_does_not(dataset: Dataset, split: Split) -> N
     assert max(values, key=lambda name: values[name]) == "markov"
 
 
-def test_chosen_by_name() -> None:
+def test_baselines_are_chosen_by_name() -> None:
     assert list(make_baselines(("markov", "popularity"))) == ["markov", "popularity"]
     assert list(make_baselines(("popularity", "all"))) == list(BASELINES)
     with pytest.raises(

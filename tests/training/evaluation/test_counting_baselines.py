@@ -34,7 +34,7 @@ def tiny(tmp_path: Path) -> tuple[Dataset, Split]:
     """
     histories = [[2, 3, 4, 2, 3, 5, 6], [3, 4, 2, 5], [2, 3, 4, 6], [5, 4, 3], [5, 5]]
     days = [
-        [(row, 10 * user * DAY_MS + place) for place, row in enumerate(rows)]
+        [(row, 10 * user * DAY_MS + index) for index, row in enumerate(rows)]
         for user, rows in enumerate(histories)
     ]
     dataset = dataset_of(tmp_path / "dataset", days, num_items=5)
@@ -107,22 +107,22 @@ def test_item_knn_by_hand(tiny: tuple[Dataset, Split]) -> None:
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-def test_markov_equals_the_slow_one(dataset: Dataset, split: Split, part: str) -> None:
+def test_markov_equals_a_naive_implementation(dataset: Dataset, split: Split, part: str) -> None:
     users = evaluation_users(split, "validation" if part == "validation" else "test")
     training = training_of(dataset, split)
     transitions = Counter(pair for rows in training for pair in pairwise(rows))
     counts = Counter(row for rows in training for row in rows)
     scores_QR = scores_of(Markov().fit(dataset, split), dataset, users)
-    for place, history in enumerate(histories_of(dataset, users)):
+    for index, history in enumerate(histories_of(dataset, users)):
         rows = range(FIRST_ITEM_ROW, dataset.num_rows)
-        assert ranked(scores_QR[place]) == sorted(
+        assert ranked(scores_QR[index]) == sorted(
             rows, key=lambda row: (-transitions[history[-1], row], -counts[row], row)
         )
     assert max(transitions.values()) > 1
 
 
 @pytest.mark.parametrize(("num_neighbours", "shrinkage"), [(3, 0.0), (10, 5.0), (120, 10.0), (500, 0.0)])
-def test_item_knn_equals_the_slow_one(
+def test_item_knn_equals_a_naive_implementation(
     dataset: Dataset, split: Split, monkeypatch: pytest.MonkeyPatch, num_neighbours: int, shrinkage: float
 ) -> None:
     monkeypatch.setattr(item_knn, "_CHUNK_VALUES", 7 * dataset.num_items)  # items in chunks of seven
@@ -147,12 +147,12 @@ def test_item_knn_equals_the_slow_one(
 
 
 @given(st.integers(0, 999), st.integers(1, 9))
-def test_largest_of_a_row(seed: int, count: int) -> None:
+def test_keep_largest_breaks_ties_by_column(seed: int, count: int) -> None:
     values_CI = np.random.default_rng(seed).integers(0, 4, (3, 7)).astype(np.float64)  # many ties
     kept_CI = keep_largest(values_CI.copy(), count)
     for values, kept in zip(values_CI.tolist(), kept_CI.tolist(), strict=True):
-        chosen = sorted(range(7), key=lambda place: (-values[place], place))[:count]
-        assert kept == [value if place in chosen else 0 for place, value in enumerate(values)]
+        chosen = sorted(range(7), key=lambda index: (-values[index], index))[:count]
+        assert kept == [value if index in chosen else 0 for index, value in enumerate(values)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=9))

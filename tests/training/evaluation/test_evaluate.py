@@ -58,13 +58,13 @@ def test_evaluation_is_recorded_by_part_and_scorer(own_run: Path) -> None:
     assert json.loads((own_run / EVALUATION).read_text()) == recorded
 
 
-def test_validation_in_training_is_the_same_measure(own_run: Path) -> None:
+def test_validation_in_training_equals_evaluation(own_run: Path) -> None:
     opened = load_run(own_run)
     values = evaluate(opened, "validation", (10,))["model"]
     assert opened.manifest.validation == {"validation_ndcg@10": pytest.approx(values["ndcg@10"], abs=1e-6)}
 
 
-def test_everything_that_can_be_asked_for(own_run: Path) -> None:
+def test_evaluation_with_all_settings(own_run: Path) -> None:
     """Numbers, details and files of one evaluation, against the same measures made one at a time."""
     opened = load_run(own_run)
     users, settings = (
@@ -107,7 +107,7 @@ def test_everything_that_can_be_asked_for(own_run: Path) -> None:
     assert (details["confidence"], details["num_resamples"]) == (0.95, 1000)
 
 
-def test_intervals_hold_the_means_and_do_not_depend_on_what_else_is_asked_for(own_run: Path) -> None:
+def test_intervals_contain_the_means_and_do_not_depend_on_other_settings(own_run: Path) -> None:
     opened = load_run(own_run)
     alone = evaluate_in_detail(opened, "test", EvaluationSettings((10,), ()))
     assert list(alone.metrics) == ["model"]
@@ -124,7 +124,7 @@ def test_intervals_hold_the_means_and_do_not_depend_on_what_else_is_asked_for(ow
     assert 0 < gain["low"] < gain["mean"] < gain["high"]
 
 
-def test_what_baselines_are_fitted_on(own_run: Path) -> None:
+def test_baselines_are_fitted_on_the_configured_events(own_run: Path) -> None:
     """The choice matters for test alone, is told in the details, and numbers of another choice do not stay
     behind.
     """
@@ -162,7 +162,7 @@ def test_what_baselines_are_fitted_on(own_run: Path) -> None:
     assert validation[0] == validation[1]
 
 
-def test_figures_of_other_days_do_not_stay_behind(own_run: Path) -> None:
+def test_results_of_other_hyper_parameters_are_replaced(own_run: Path) -> None:
     opened, settings = load_run(own_run), EvaluationSettings((5, 10), ("recent_popularity",))
     long = evaluate_in_detail(opened, "test", settings).metrics["recent_popularity"]
     short = evaluate_in_detail(opened, "test", replace(settings, ks=(10,), recent_days=2)).metrics[
@@ -172,7 +172,9 @@ def test_figures_of_other_days_do_not_stay_behind(own_run: Path) -> None:
     assert read_evaluation(own_run)["test"]["recent_popularity"] == short
 
 
-def test_diversity_needs_no_categories(tmp_path: Path, dataset: Dataset, split: Split) -> None:
+def test_diversity_without_categories_uses_item_vectors(
+    tmp_path: Path, dataset: Dataset, split: Split
+) -> None:
     users = evaluation_users(split, "test")
     vectors_RD = np.ones((dataset.num_rows, 3), dtype=np.float32)
     assert describe_catalogue(dataset, split, users, vectors_RD).unit_RD.shape == (dataset.num_rows, 4), (
@@ -187,7 +189,7 @@ def test_diversity_needs_no_categories(tmp_path: Path, dataset: Dataset, split: 
     assert catalogue.history_popularity_Q.tolist() == pytest.approx([2 / 3]), "of 2, 3 and 4"
 
 
-def test_every_measure_is_of_its_k_and_of_its_segment_by_hand() -> None:
+def test_metrics_by_k_and_segment_by_hand() -> None:
     """Three users, two places; items 2 to 5 with 8, 4, 2 and 2 events; the first two users have short
     histories.
     """

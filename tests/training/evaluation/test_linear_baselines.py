@@ -18,7 +18,9 @@ from training.evaluation.baselines.ease import Ease
 from training.evaluation.baselines.ials import ImplicitAls
 
 
-def test_ease_solves_its_problem(dataset: Dataset, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ease_equals_ridge_regressions(
+    dataset: Dataset, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Column by column it is a ridge regression of the item on all other items, which leaves its own weight
     at zero.
     """
@@ -37,7 +39,7 @@ def test_ease_solves_its_problem(dataset: Dataset, split: Split, monkeypatch: py
     np.testing.assert_allclose(scores_QR[:, FIRST_ITEM_ROW:], expected, atol=1e-9)
 
 
-def test_ease_refuses_what_memory_would_not_hold(dataset: Dataset, split: Split) -> None:
+def test_ease_refuses_large_catalogues(dataset: Dataset, split: Split) -> None:
     with pytest.raises(
         UserError,
         match=r"120 items are above its limit of 119, and would take about 0 GB of memory: name",
@@ -50,7 +52,7 @@ def test_ease_refuses_what_memory_would_not_hold(dataset: Dataset, split: Split)
         Ease().fit(large, split)
 
 
-def test_ials_users_solve_their_problem(dataset: Dataset, split: Split) -> None:
+def test_ials_user_factors_are_ridge_solutions(dataset: Dataset, split: Split) -> None:
     """The factors of a user, from the whole history, are the ridge solution with seen items weighted by the
     confidence.
     """
@@ -59,16 +61,16 @@ def test_ials_users_solve_their_problem(dataset: Dataset, split: Split) -> None:
     scores_QR = scores_of(ials, dataset, users)
     assert ials._model is not None
     items_IF = ials._model.item_factors.astype(np.float64)
-    for place, history in enumerate(histories_of(dataset, users)):
+    for index, history in enumerate(histories_of(dataset, users)):
         seen_I = binary([history], dataset.num_items)[0]
         weights_I = np.where(seen_I > 0, 4.0, 1.0)
         user_F = np.linalg.solve(
             items_IF.T @ (weights_I[:, None] * items_IF) + 0.5 * np.eye(8), items_IF.T @ (weights_I * seen_I)
         )
-        np.testing.assert_allclose(scores_QR[place, FIRST_ITEM_ROW:], items_IF @ user_F, atol=1e-4)
+        np.testing.assert_allclose(scores_QR[index, FIRST_ITEM_ROW:], items_IF @ user_F, atol=1e-4)
 
 
-def test_ials_items_solve_theirs(dataset: Dataset, split: Split) -> None:
+def test_ials_item_factors_converge_to_ridge_solutions(dataset: Dataset, split: Split) -> None:
     """After many iterations neither side can be improved by solving it once more."""
     ials = ImplicitAls(factors=4, regularization=2.0, confidence=4.0, iterations=200).fit(dataset, split)
     assert ials._model is not None

@@ -40,7 +40,9 @@ def truth_logits() -> Tensor:
 
 @pytest.mark.parametrize("name", ["uniform", "log_uniform", "popularity", "flattened popularity"])
 @pytest.mark.parametrize("num_negatives", [1, 3, 40])
-def test_what_is_learnt_is_the_truth_for_few_negatives_and_for_many(name: str, num_negatives: int) -> None:
+def test_sampled_softmax_learns_true_probabilities_for_any_number_of_negatives(
+    name: str, num_negatives: int
+) -> None:
     """Where logits are the logarithms of what targets are drawn from, there is nothing left to learn: no
     gradient but noise.
 
@@ -105,7 +107,7 @@ def truth_and_gradient(
     return of_steps.mean(0), of_steps.std(0) / steps**0.5
 
 
-def test_targets_of_a_small_step_teach_the_truth() -> None:
+def test_in_batch_negatives_of_a_small_step_learn_true_probabilities() -> None:
     """Corrected as what they are, though the position's own is among them; with the target once they do
     not.
     """
@@ -116,7 +118,7 @@ def test_targets_of_a_small_step_teach_the_truth() -> None:
     assert float((mean_I / error_I).abs().max()) > 8
 
 
-def test_mixed_negatives_of_a_small_step_teach_nearly_the_truth() -> None:
+def test_mixed_negatives_of_a_small_step_learn_nearly_true_probabilities() -> None:
     """Nearer to it than if the own target counted among those of the step, which makes rare ones seem
     likely.
     """

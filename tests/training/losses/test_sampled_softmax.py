@@ -43,16 +43,16 @@ def naive_sampled(
     total = torch.zeros((), dtype=given.table_RD.dtype)
     num_negatives = negatives.rows_SN.shape[1]
     draws = list(zip(negatives.rows_SN.tolist(), negatives.log_probability_SN.tolist(), strict=True))
-    for place, (query_D, target, weight) in enumerate(
+    for index, (query_D, target, weight) in enumerate(
         zip(given.query_MD, given.target_rows_M.tolist(), given.weights_M, strict=True)
     ):
-        rows, log_probabilities = draws[place % len(draws)]
+        rows, log_probabilities = draws[index % len(draws)]
         times = 1.0
         if correction == ALL:
-            expected_times = num_negatives * math.exp(negatives.target_log_probability_M[place])
+            expected_times = num_negatives * math.exp(negatives.target_log_probability_M[index])
             own = [False] * num_negatives
             if pool := negatives.pool_indices:
-                own = (pool.negatives_SN[place % len(draws)] == pool.own_M[place]).tolist()
+                own = (pool.negatives_SN[index % len(draws)] == pool.own_M[index]).tolist()
             times = (
                 1 + sum(row == target and not mine for row, mine in zip(rows, own, strict=True))
             ) / expected_times
@@ -79,11 +79,11 @@ def drawn(
     others = torch.multinomial(COUNTS_R, pool - len(target_rows_M), replacement=True, generator=generator)
     negatives = sampler.draw(num_draws, num_negatives, torch.cat([target_rows_M, others]), generator)
     count = len(target_rows_M)
-    pool = negatives.pool_indices and replace(
+    kept = negatives.pool_indices and replace(
         negatives.pool_indices, own_M=negatives.pool_indices.own_M[:count]
     )
     return replace(
-        negatives, target_log_probability_M=negatives.target_log_probability_M[:count], pool_indices=pool
+        negatives, target_log_probability_M=negatives.target_log_probability_M[:count], pool_indices=kept
     )
 
 
@@ -91,7 +91,7 @@ def drawn(
 @pytest.mark.parametrize("positions", [1, 5])
 @pytest.mark.parametrize("num_negatives", [1, 2, 30])
 @pytest.mark.parametrize("num_draws", [1, 2, 7])
-def test_sampled_softmax_is_the_written_out_one(
+def test_sampled_softmax_equals_a_naive_implementation(
     name: str, positions: int, num_negatives: int, num_draws: int
 ) -> None:
     """Float32 and float64, corrected or not, at two temperatures; with fewer draws than positions and with
@@ -127,17 +127,17 @@ def test_accidental_hits_are_left_out() -> None:
 
 def test_a_step_without_negatives_has_no_loss() -> None:
     """As that of a rank without targets, or of a single target in its own batch."""
-    nobody = torch.empty(0, dtype=torch.int64)
+    none = torch.empty(0, dtype=torch.int64)
     given = problem(2)
-    assert float(sampled(given, negatives_of(nobody, 2)).detach()) == 0.0
-    empty = Problem(given.query_MD[:0], given.table_RD, nobody, given.weights_M[:0])
+    assert float(sampled(given, negatives_of(none, 2)).detach()) == 0.0
+    empty = Problem(given.query_MD[:0], given.table_RD, none, given.weights_M[:0])
     for loss in (
-        sampled(empty, negatives_of(nobody, 0)),
+        sampled(empty, negatives_of(none, 0)),
         sampled(empty, negatives_of(torch.tensor([3]), 0)),
         full(empty),
     ):
         assert float(loss.detach()) == 0.0
-        assert not gradients(loss, Problem(given.query_MD, given.table_RD, nobody, nobody))[1].any()
+        assert not gradients(loss, Problem(given.query_MD, given.table_RD, none, none))[1].any()
 
 
 def test_a_negative_is_a_hit_for_its_own_position_only() -> None:
@@ -145,9 +145,9 @@ def test_a_negative_is_a_hit_for_its_own_position_only() -> None:
     negatives, negatives_alone = (negatives_of(given.target_rows_M[:1], positions) for positions in (2, 1))
     alone = [
         Problem(
-            given.query_MD[[place]], given.table_RD, given.target_rows_M[[place]], given.weights_M[[place]]
+            given.query_MD[[index]], given.table_RD, given.target_rows_M[[index]], given.weights_M[[index]]
         )
-        for place in (0, 1)
+        for index in (0, 1)
     ]
     assert float(sampled(alone[0], negatives_alone).detach()) == pytest.approx(0.0, abs=1e-6)
     expected = sampled(alone[1], negatives_alone)
@@ -196,7 +196,7 @@ def test_the_denominator_and_its_gradient_are_unbiased(name: str, num_negatives:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_without_the_correction_they_are_biased(name: str) -> None:
+def test_without_the_correction_the_denominator_is_biased(name: str) -> None:
     values_S, gradients_SRD = estimates(name, 20, 400, NONE)
     assert float(deviations(values_S).abs()) > 10
     assert float(deviations(gradients_SRD).abs().max()) > 10
@@ -278,7 +278,7 @@ def test_without_the_correction_the_gradient_stays_wrong(name: str) -> None:
     assert relative_error(mean_gradient(given, name, 1024, 30, NONE), exact_RD) > 0.1
 
 
-def test_positions_that_take_turns_make_less_noise() -> None:
+def test_several_draws_reduce_gradient_noise() -> None:
     """The mean is that of one draw for all; of 64 positions whose queries are alike, 16 draws leave a quarter
     of its deviation.
     """

@@ -27,7 +27,7 @@ counts = st.lists(st.integers(0, 10**6), min_size=1, max_size=40)
 @given(
     name=st.sampled_from(list(CONFIGS)), counts_of_items=counts, seed=st.integers(0, 2**62), data=st.data()
 )
-def test_draws_are_items_and_have_a_probability(
+def test_draws_are_items_with_finite_log_probabilities(
     name: str, counts_of_items: list[int], seed: int, data: st.DataObject
 ) -> None:
     counts_of_items = [number + 1 for number in counts_of_items]  # targets have been counted
@@ -80,7 +80,7 @@ def test_probabilities_of_items_sum_to_one(name: str, counts_of_items: list[int]
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_one_item_is_certain(name: str) -> None:
+def test_a_single_item_has_probability_one(name: str) -> None:
     sampler = make(name, [3])
     negatives = sampler.draw(1, 4, torch.full((1000,), FIRST_ITEM_ROW), seeded(0))
     assert negatives.rows_SN[0].tolist() == [FIRST_ITEM_ROW] * 4
@@ -167,7 +167,7 @@ def test_mixed_by_hand(count: int, in_batch: int) -> None:
         assert math.exp(log_probability) == pytest.approx(expected[row])
 
 
-def test_taking_some_of_the_batch_takes_each_position_alike() -> None:
+def test_in_batch_draws_take_each_position_equally_often() -> None:
     """Three of eight targets, without taking a position twice in a draw, nor in two draws; the third is from
     all of them again.
     """
@@ -183,7 +183,7 @@ def test_taking_some_of_the_batch_takes_each_position_alike() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", [1, 5])
-def test_an_uncounted_target_is_found_out(count: int, seed: int) -> None:
+def test_a_target_without_counts_fails(count: int, seed: int) -> None:
     """Also when it is not drawn itself."""
     with pytest.raises(AssertionError, match="counts know nothing"):
         make("in batch", [1, 0]).draw(1, count, torch.tensor([2, 3]), seeded(seed))
@@ -218,7 +218,7 @@ def oracle(name: str, sampler: Sampler, targets: list[int]) -> list[float]:
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "in batch, streaming"])
-def test_frequencies_are_the_probabilities(name: str) -> None:
+def test_draw_frequencies_match_the_reported_probabilities(name: str) -> None:
     """Pearson's chi-square of 40,000 draws in 2,000 steps; with 20 degrees of freedom it passes 45.3 once in
     a thousand.
 
@@ -252,7 +252,7 @@ def test_frequencies_are_the_probabilities(name: str) -> None:
     assert abs(hits - expected_hits) < 4 * expected_hits**0.5, "of the first item, but for the own one"
 
 
-def test_an_overwhelming_item_leaves_the_others_their_chance() -> None:
+def test_rare_items_keep_a_finite_probability_beside_a_dominant_one() -> None:
     """The rare ones keep a finite correction, though float32 would swallow their share of the sum."""
     log_probability = make_catalogue("popularity", [10**12, 0]).log_probability(torch.tensor([2, 3]))
     assert log_probability.tolist() == pytest.approx([0.0, -math.log(1e12)], abs=1e-3)

@@ -62,7 +62,7 @@ def slow_streaming(steps: list[list[int]], num_items: int, rate: float) -> list[
 
 
 @given(st.lists(st.lists(st.integers(0, 4), max_size=8), max_size=30), st.sampled_from([0.01, 0.3, 0.9]))
-def test_streaming_is_the_slow_one(steps: list[list[int]], rate: float) -> None:
+def test_streaming_equals_a_naive_implementation(steps: list[list[int]], rate: float) -> None:
     frequency = StreamingFrequency(FIRST_ITEM_ROW + 5, rate)
     for targets in steps:
         frequency.observe(torch.tensor(targets, dtype=torch.int64) + FIRST_ITEM_ROW)
@@ -71,7 +71,7 @@ def test_streaming_is_the_slow_one(steps: list[list[int]], rate: float) -> None:
     )
 
 
-def test_streaming_of_few_events_is_counting() -> None:
+def test_streaming_of_few_events_equals_counting() -> None:
     """As long as nothing is forgotten: 3, 1 and 1 of 5, where an item not seen counts as seen once."""
     frequency = StreamingFrequency(FIRST_ITEM_ROW + 3, 0.01)
     assert frequency.log_probability(all_rows(3)).exp().tolist() == pytest.approx([1 / 3] * 3)
@@ -80,7 +80,7 @@ def test_streaming_of_few_events_is_counting() -> None:
     assert frequency.log_probability(all_rows(3)).exp().tolist() == pytest.approx([3 / 5, 1 / 5, 1 / 5])
 
 
-def test_streaming_converges_and_follows() -> None:
+def test_streaming_converges_and_follows_changes() -> None:
     """On a Zipfian distribution; then on the same in reverse.
 
     With a rate of 0.02, some 100 appearances have an error of 10 %.
@@ -104,7 +104,7 @@ def test_streaming_forgets_an_item_that_is_gone() -> None:
     assert float(frequency.log_probability(torch.tensor([3])).exp()) < 0.01
 
 
-def test_streaming_draws_before_it_looks() -> None:
+def test_streaming_draws_before_it_observes_the_step() -> None:
     """The first step is drawn from the uniform start, whatever its targets are; the second is not."""
     sampler = make("streaming", [0] * 10)
     targets = torch.full((10_000,), 5)
@@ -116,12 +116,12 @@ def test_streaming_draws_before_it_looks() -> None:
 
 
 @pytest.mark.parametrize("name", ["streaming", "in batch, streaming"])
-def test_a_restored_sampler_goes_on(name: str) -> None:
+def test_a_restored_sampler_continues_identically(name: str) -> None:
     generator = seeded(0)
     steps = [torch.randint(FIRST_ITEM_ROW, FIRST_ITEM_ROW + 9, (20,), generator=generator) for _ in range(12)]
 
     def draws(sampler: Sampler, steps: list[Tensor]) -> list[Negatives]:
-        return [sampler.draw(2, 6, targets, seeded(place)) for place, targets in enumerate(steps)]
+        return [sampler.draw(2, 6, targets, seeded(index)) for index, targets in enumerate(steps)]
 
     whole, first, second = make(name, [0] * 9), make(name, [0] * 9), make(name, [0] * 9)
     expected = draws(whole, steps[:6]) and draws(whole, steps[6:])
@@ -135,13 +135,13 @@ def test_a_restored_sampler_goes_on(name: str) -> None:
     assert not torch.equal(fresh[0].log_probability_SN, expected[0].log_probability_SN), "the state matters"
 
 
-def test_only_what_is_learnt_is_in_the_checkpoint() -> None:
+def test_checkpoints_hold_only_learnt_buffers() -> None:
     streaming = {"frequency.clock", "frequency.last_R", "frequency.gap_R", "frequency.seen_R"}
     for name in CONFIGS:
         assert set(make(name, [1, 2]).state_dict()) == (streaming if "streaming" in name else set())
 
 
-def test_in_batch_shows_the_step_to_its_frequency_after_asking() -> None:
+def test_in_batch_observes_the_step_after_the_probabilities() -> None:
     frequency = StreamingFrequency(FIRST_ITEM_ROW + 4, 0.01)
     sampler = InBatchSampler(frequency, gather=True)
     negatives = sampler.draw(1, 9, torch.tensor([2, 2, 2, 3]), seeded(0))
@@ -205,7 +205,7 @@ def on_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_draw_what_one_would(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_two_ranks_draw_the_negatives_of_one(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(on_rank, (str(folder),), nprocs=2)
     alone = draw_steps(None)

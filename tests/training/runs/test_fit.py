@@ -47,7 +47,7 @@ def test_sampled_softmax_learns_the_order(dataset: Dataset, tmp_path: Path, samp
     assert beats_popularity(load_run(tmp_path / "run"), times=2)
 
 
-def test_draws_of_a_step_are_as_many_as_asked(
+def test_num_draws_sets_the_draws_of_a_step(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
@@ -57,14 +57,14 @@ def test_draws_of_a_step_are_as_many_as_asked(
     assert drawn and {tuple(negatives.rows_SN.shape) for negatives in drawn} == {(3, 64)}
 
 
-def test_string_ids_and_a_global_cut(tmp_path: Path) -> None:
+def test_training_with_string_ids_and_a_global_split(tmp_path: Path) -> None:
     dataset = planted_dataset(tmp_path / "dataset", Planted(string_ids=True))
     rule = ("split.rule=global_time", "split.validation_fraction=0.1", "split.test_fraction=0.1")
     train(dataset, tmp_path / "run", *rule, "training.max_epochs=15")
     assert beats_popularity(load_run(tmp_path / "run"), times=1.5)
 
 
-def test_bfloat16_learns_alike(dataset: Dataset, tmp_path: Path) -> None:
+def test_bfloat16_learns_as_well(dataset: Dataset, tmp_path: Path) -> None:
     precise, rounded = tmp_path / "float32", tmp_path / "bfloat16"
     for kind in ("full", "sampled"):
         train(dataset, precise / kind, f"loss.kind={kind}", "training.max_epochs=1")
@@ -114,7 +114,7 @@ def test_early_stopping(dataset: Dataset, tmp_path: Path) -> None:
     assert (manifest.epochs, manifest.best_epoch) == (6, 1)
 
 
-def test_best_weights_are_evaluated_not_the_last(dataset: Dataset, tmp_path: Path) -> None:
+def test_evaluation_uses_the_best_weights(dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "run"
     manifest = train(
         dataset,
@@ -134,20 +134,20 @@ def test_best_weights_are_evaluated_not_the_last(dataset: Dataset, tmp_path: Pat
     )
 
 
-def test_epochs_without_validation_claim_none(dataset: Dataset, tmp_path: Path) -> None:
+def test_epochs_without_validation_record_no_metric(dataset: Dataset, tmp_path: Path) -> None:
     manifest = train(dataset, tmp_path / "run", "training.max_epochs=5", "training.validate_every_epochs=2")
     assert [line["epoch"] for line in history(tmp_path / "run") if MONITOR in line] == [2, 4]
     assert (manifest.epochs, manifest.best_epoch) == (5, 4)
 
 
-def test_fewer_epochs_than_were_trained_train_nothing_more(dataset: Dataset, tmp_path: Path) -> None:
+def test_resuming_with_fewer_epochs_trains_nothing(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, tmp_path / "run", "training.max_epochs=3")
     before = checkpoint(tmp_path / "run")
     assert train(dataset, tmp_path / "run", "training.max_epochs=2", resume=True).epochs == 3
     assert_same_state(checkpoint(tmp_path / "run"), before)
 
 
-def test_a_run_that_patience_has_ended_trains_nothing_more(dataset: Dataset, tmp_path: Path) -> None:
+def test_resuming_a_run_stopped_early_trains_nothing(dataset: Dataset, tmp_path: Path) -> None:
     """As where it was killed before it could say that it was complete; with more patience it goes on."""
     settings = (NOT_LEARNING, "training.max_epochs=50")
     assert train(dataset, tmp_path / "run", *settings, "training.patience=2").epochs == 3
@@ -160,7 +160,7 @@ def test_a_run_that_patience_has_ended_trains_nothing_more(dataset: Dataset, tmp
 # What a run writes
 
 
-def test_what_a_run_writes(run: OpenRun) -> None:
+def test_files_of_a_run(run: OpenRun) -> None:
     assert {path.name for path in run.path.iterdir()} == {
         "manifest.json",
         PROGRESS,
@@ -190,7 +190,7 @@ def test_what_a_run_writes(run: OpenRun) -> None:
     assert b"train_loss" in b"".join(path.read_bytes() for path in events)
 
 
-def test_the_loss_of_an_epoch_is_that_of_full_softmax(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_recorded_loss_is_the_full_softmax(dataset: Dataset, tmp_path: Path) -> None:
     """The mean over steps of each step's weighted mean; here of a model that stays as it was made, one window
     at a time.
     """
@@ -202,12 +202,12 @@ def test_the_loss_of_an_epoch_is_that_of_full_softmax(dataset: Dataset, tmp_path
     )
     for batch in EpochBatches(dataset, make_split(dataset, config.split), config, epoch=0):
         with torch.no_grad():
-            hidden = [
+            states = [
                 model.encode(batch.items_T[start:end][None])[0]
                 for start, end in pairwise(batch.offsets_B1.tolist())
             ]
             logits_MR = (
-                torch.cat(hidden)[batch.target_positions_M] @ model.items.ids.weight[FIRST_ITEM_ROW:].T
+                torch.cat(states)[batch.target_positions_M] @ model.items.ids.weight[FIRST_ITEM_ROW:].T
             )
         losses_M = F.cross_entropy(logits_MR, batch.target_rows_M - FIRST_ITEM_ROW, reduction="none")
         losses.append(float((losses_M * batch.weights_M).sum() / batch.weights_M.sum()))
@@ -226,7 +226,7 @@ def test_learning_rate_schedules_by_hand() -> None:
     assert shares(0.5) == pytest.approx([0.25, 0.5, 0.75, 1, 1, (1 + 0.05) / 2, 0.05, 0.05])
 
 
-def test_the_table_is_not_decayed() -> None:
+def test_item_tables_have_no_weight_decay() -> None:
     model = SequenceModel(
         small_recipe("optimizer.weight_decay=0.5"), torch.zeros(10, dtype=torch.float64), total_steps=1
     )
@@ -243,7 +243,7 @@ def test_the_table_is_not_decayed() -> None:
     assert by_name["encoder.head.weight"] == by_name["encoder.blocks.1.feedforward.layer.inner.weight"] == 0.5
 
 
-def test_event_weights_steer_training(tmp_path: Path) -> None:
+def test_event_weights_change_what_is_learnt(tmp_path: Path) -> None:
     """After item 2 come 3 and 4 as often; where 4 weighs nine times as much, it is ranked first; and 3
     likewise.
     """
@@ -267,7 +267,7 @@ def test_event_weights_steer_training(tmp_path: Path) -> None:
         assert int(scores_R[2:].argmax()) + 2 == favourite
 
 
-def test_the_split_is_that_of_the_recipe(dataset: Dataset, tmp_path: Path) -> None:
+def test_training_uses_the_split_of_the_recipe(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, tmp_path / "run", "split.rule=global_time", "training.max_epochs=1")
     opened = load_run(tmp_path / "run")
     assert opened.manifest.config.split == SplitConfig(rule="global_time")
@@ -275,7 +275,7 @@ def test_the_split_is_that_of_the_recipe(dataset: Dataset, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("every", [1, 1000])
-def test_a_run_that_diverges_says_so_and_keeps_no_nan(dataset: Dataset, tmp_path: Path, every: int) -> None:
+def test_a_diverging_run_is_refused_and_keeps_no_nan(dataset: Dataset, tmp_path: Path, every: int) -> None:
     with pytest.raises(
         UserError, match=r"epoch 1: the training loss is (nan|inf): try optimizer\.learning_rate below 1e\+30"
     ):

@@ -90,7 +90,7 @@ def test_resumed_equals_uninterrupted(dataset: Dataset, tmp_path: Path, override
         assert_same_state(checkpoint(tmp_path / name, BEST), checkpoint(tmp_path / "whole", BEST))
 
 
-def test_a_moved_run_resumes_and_knows_its_best(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_moved_run_resumes_with_its_best_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, tmp_path / "here", NOT_LEARNING, "training.max_epochs=2")
     shutil.move(tmp_path / "here", tmp_path / "there")
     manifest = train(dataset, tmp_path / "there", NOT_LEARNING, "training.max_epochs=3", resume=True)
@@ -123,7 +123,7 @@ LEARNING_SAMPLER = (
     [(), ("objective.kind=causal", "model.time_bias=true"), LEARNING_SAMPLER],
     ids=["bert4rec", "sasrec", "learning_sampler"],
 )
-def test_killed_at_many_steps_ends_as_undisturbed(
+def test_a_run_killed_at_many_steps_ends_identically(
     dataset: Dataset, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     """Before the first checkpoint, right after one, between two, at an epoch's last step, and twice in one
@@ -176,7 +176,7 @@ def test_the_loss_of_an_epoch_that_two_workers_resumed(tmp_path: Path) -> None:
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == ([4.0, 4.0], [total, 2.0])
 
 
-def test_a_refit_sees_validation_events_and_trains_as_long_as_they_chose(
+def test_a_refit_trains_on_validation_events_for_the_chosen_epochs(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = train(dataset, tmp_path / "run")
@@ -231,12 +231,12 @@ class Recorder(pl.Callback):
 
 
 @pytest.mark.parametrize("rule", ["leave_one_out", "global_time"])
-def test_the_events_of_a_refit(tmp_path: Path, rule: str) -> None:
+def test_a_refit_trains_on_train_and_validation_events(tmp_path: Path, rule: str) -> None:
     """Every training and validation event, and no test event; each is of another item, and histories are
     never cut.
     """
     rows = iter(range(FIRST_ITEM_ROW, 200))
-    histories = [[(next(rows), 1000 * place + user) for place in range(4 + user)] for user in range(8)]
+    histories = [[(next(rows), 1000 * index + user) for index in range(4 + user)] for user in range(8)]
     dataset = dataset_of(tmp_path / "dataset", histories, num_items=next(rows) - FIRST_ITEM_ROW)
     recipe = (
         "objective.kind=causal",
@@ -260,7 +260,7 @@ def test_the_events_of_a_refit(tmp_path: Path, rule: str) -> None:
         assert recorder.rows == {int(dataset.item_rows_E[event]) for events in trained for event in events}
 
 
-def test_a_refit_is_not_refit(dataset: Dataset, tmp_path: Path) -> None:
+def test_refitting_a_refit_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     config = refit_config(train(dataset, tmp_path / "run", "training.max_epochs=1"))
     train(dataset, tmp_path / "refit", config=config)
     with pytest.raises(UserError, match="was trained on validation events already"):

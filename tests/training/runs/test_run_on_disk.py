@@ -64,7 +64,7 @@ class KillerWhileSaving(pl.Callback):
         torch.save = half
 
 
-def test_killed_while_a_checkpoint_is_written(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_run_killed_while_writing_a_checkpoint_resumes(dataset: Dataset, tmp_path: Path) -> None:
     """Best and last are written after each epoch; whichever is hit, the run goes on from what was there
     before.
     """
@@ -90,7 +90,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_an_epoch_took_the_time_before_its_interruption_too(dataset: Dataset, tmp_path: Path) -> None:
+def test_epoch_seconds_include_those_before_an_interruption(dataset: Dataset, tmp_path: Path) -> None:
     """The checkpoint in the middle of the second of three epochs is made to say that it had taken a thousand
     seconds.
     """
@@ -109,7 +109,7 @@ def test_an_epoch_took_the_time_before_its_interruption_too(dataset: Dataset, tm
     assert second > 1000
 
 
-def test_a_complete_run_that_is_broken_off_while_it_goes_on(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_complete_run_interrupted_while_continued(dataset: Dataset, tmp_path: Path) -> None:
     """Its manifest says nothing of checkpoints that are being replaced; what was made from the old weights
     goes when it ends.
     """
@@ -126,7 +126,7 @@ def test_a_complete_run_that_is_broken_off_while_it_goes_on(dataset: Dataset, tm
     assert open_run(run).sealed_best is None
 
 
-def test_new_weights_leave_no_ranker_and_no_figures_of_the_old_ones(dataset: Dataset, tmp_path: Path) -> None:
+def test_new_weights_remove_the_ranker_and_evaluations(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, tmp_path / "run", *QUICK)
     train_ranker(load_run(tmp_path / "run"))
     evaluate(load_run(tmp_path / "run"), "test", (10,))
@@ -136,7 +136,7 @@ def test_new_weights_leave_no_ranker_and_no_figures_of_the_old_ones(dataset: Dat
         export(load_run(tmp_path / "run"), tmp_path / "bundle")
 
 
-def test_what_is_of_the_same_weights_stays(dataset: Dataset, tmp_path: Path) -> None:
+def test_unchanged_weights_keep_ranker_and_evaluations(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, tmp_path / "run", NOT_LEARNING, "training.max_epochs=1")
     train_ranker(load_run(tmp_path / "run"))
     before = read_evaluation(tmp_path / "run")

@@ -69,7 +69,7 @@ def flip_last_byte(path: Path) -> None:
         ("manifest.json", lambda path: path.write_text("{"), "manifest.json: unreadable"),
     ],
 )
-def test_a_spoilt_run_is_refused(
+def test_an_altered_run_is_refused(
     own_run: Path, name: str, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(own_run / name)
@@ -90,7 +90,7 @@ def test_what_is_not_a_run_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
 
 
-def test_an_empty_directory_will_do(dataset: Dataset, tmp_path: Path) -> None:
+def test_an_empty_directory_is_accepted(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert train(dataset, tmp_path / "run", "training.max_epochs=1").epochs == 1
 
