@@ -5,7 +5,7 @@ Only this file and `serving/remote.py` import `ray.serve`.
 """
 
 import os
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import FastAPI
 from ray import serve
@@ -109,12 +109,10 @@ def build_graph(settings: GraphSettings, topology: Topology, replicas: int = 1) 
 
 def _deployment(replica: type, name: str, replicas: int) -> serve.Deployment:
     # A tenth of a core is what Ray reserves, not a limit: all stages must fit on a machine of one core.
-    options: Any = {
-        "name": name,
-        "num_replicas": replicas,
-        "max_ongoing_requests": 256,
-        "ray_actor_options": {"num_cpus": 0.1},
-    }
-    deployment: Any = serve.deployment(replica)
-    configured: serve.Deployment = deployment.options(**options)
-    return configured
+    configure = serve.deployment(
+        name=name,
+        num_replicas=replicas,
+        max_ongoing_requests=256,
+        ray_actor_options={"num_cpus": 0.1},
+    )
+    return configure(replica)

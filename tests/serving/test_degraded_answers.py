@@ -133,10 +133,10 @@ def test_retrieval_in_a_thread_finds_the_same_and_keeps_the_deadline(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recommender = recommender_of(bundle, OnnxInference(bundle), 7)
-    apart = recommender_of(bundle, OnnxInference(bundle), 7)
-    apart.stages = replace(apart.stages, retrieval=Retrieval(bundle, max_inline_items=0))
+    threaded = recommender_of(bundle, OnnxInference(bundle), 7)
+    threaded.stages = replace(threaded.stages, retrieval=Retrieval(bundle, max_inline_items=0))
     for request in ({"user_id": KNOWN_USER}, {}, {"history": [7, 17]}):
-        assert ids(ask(apart, **request)) == ids(ask(recommender, **request))
+        assert ids(ask(threaded, **request)) == ids(ask(recommender, **request))
 
     def slow(*_: Any, **__: Any) -> Any:
         slow_call(2)
@@ -151,12 +151,12 @@ def test_retrieval_in_a_thread_finds_the_same_and_keeps_the_deadline(
         return time.perf_counter() - begun
 
     async def both() -> list[float]:
-        recommend = apart.recommend(
+        recommend = threaded.recommend(
             RecommendRequest.model_validate({"user_id": KNOWN_USER, "deadline_ms": 50})
         )
         return [
             await seconds_to_deadline_error(recommend),
-            await seconds_to_deadline_error(apart.similar(SimilarRequest(item_id=17, deadline_ms=50))),
+            await seconds_to_deadline_error(threaded.similar(SimilarRequest(item_id=17, deadline_ms=50))),
         ]
 
     assert max(asyncio.run(both())) < 1.5
