@@ -1,8 +1,8 @@
 """Writes lock.txt, and the hashes of torchrec-*.txt, from the direct pins: `requirements/lock.sh`.
 
 pip resolves the direct pins on the Python that runs this.
-The versions it chooses are then looked up for the other Pythons: the hashes cover every file that an install on Linux
-x86-64 may need.
+The versions it chooses are then looked up for the other Pythons.
+So the hashes cover every file that an install on Linux x86-64 may need.
 torch and the CUDA libraries that its CUDA build pins are left out: their files differ by flavour.
 """
 
@@ -20,7 +20,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 OF_TORCH = re.compile(r"^(torch|triton|nvidia-.*|cuda-.*)$")
 HEADER = """\
 # Every version, direct and transitive, with the hashes of its files for Linux x86-64 and Python 3.11 to 3.13.
-# `make setup` installs it with `--require-hashes --no-deps`, then torch.txt, then torchrec-*.txt of the flavour.
+# `make setup` installs it with `--require-hashes --no-deps`, then torch.txt and torchrec-*.txt.
 # Written by requirements/lock.sh.
 # torch and its CUDA libraries are left to torch.txt, because their files differ by flavour.
 """

@@ -121,4 +121,4 @@ def service_url(bundle: Bundle, repository: Path) -> Iterator[str]:
         assert {"tritonserver", "raylet"} <= set(command.alive())
         yield f"http://127.0.0.1:{port}"
         assert command.end() == 0, command.process.stderr and command.process.stderr.read()
-        assert not command.left_after(15)
+        assert not command.left_after()

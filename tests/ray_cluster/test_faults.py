@@ -70,7 +70,7 @@ class Load:
         self.last_degraded_s = 0.0
 
     def _ask(self, number: int) -> None:
-        client = httpx.Client(base_url=self._url, timeout=10)
+        client = httpx.Client(base_url=self._url, timeout=60)
         place = number
         while not self._stopped.is_set():
             place += 1
@@ -81,7 +81,7 @@ class Load:
                 with self._lock:
                     self.lost += 1
                 client.close()
-                client = httpx.Client(base_url=self._url, timeout=10)
+                client = httpx.Client(base_url=self._url, timeout=60)
                 continue
             self._note(answer, which)
         client.close()
@@ -189,7 +189,7 @@ def test_the_ranker_alone_fails(service: Service, load: Load) -> None:
 
 def test_the_event_store_is_locked(service: Service, load: Load) -> None:
     statuses = []
-    with load.running(), httpx.Client(base_url=service.url, timeout=10) as client:
+    with load.running(), httpx.Client(base_url=service.url, timeout=60) as client:
         blocker = sqlite3.connect(service.repository / EVENTS_NAME)
         blocker.execute("BEGIN EXCLUSIVE")
         event = {"event_id": "a", "user_id": 77_777, "item_id": 7}
@@ -219,7 +219,7 @@ def test_a_replica_is_killed(service: Service, load: Load) -> None:
 
 def test_what_was_kept_before_a_replica_is_killed_is_read_by_the_others(service: Service) -> None:
     acknowledged = []
-    with httpx.Client(base_url=service.url, timeout=10) as client:
+    with httpx.Client(base_url=service.url, timeout=60) as client:
         for number in range(30):
             event = {"event_id": str(number), "user_id": 88_888, "item_id": 7 + 10 * number}
             if client.post("/v1/events", json=event).status_code == 202:
@@ -230,7 +230,7 @@ def test_what_was_kept_before_a_replica_is_killed_is_read_by_the_others(service:
     def all_are_known() -> bool:
         with (
             contextlib.suppress(httpx.TransportError),
-            httpx.Client(base_url=service.url, timeout=10) as client,
+            httpx.Client(base_url=service.url, timeout=60) as client,
         ):
             history = client.get("/v1/users/88888/history").json()
             known[:] = [event["item_id"] for event in history["events"]]

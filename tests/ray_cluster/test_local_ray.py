@@ -52,7 +52,7 @@ def test_only_the_ray_of_the_block_is_ended() -> None:
             assert len(ours) == 2
         assert not ray.is_initialized()
         assert ray_servers(psutil.Process()) == theirs
-        child.communicate("\n", timeout=30)
+        child.communicate("\n", timeout=120)
         assert child.returncode == 0
     finally:
         child.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.waiting import eventually
+from tests.support.waiting import LIMIT_S, eventually
 
 CHECKOUT = Path(__file__).parents[2]
 PASSERELLE = Path(sys.executable).with_name("passerelle")
@@ -62,19 +62,19 @@ class Command:
                     found.append(process)
         return found
 
-    def end(self, number: int = signal.SIGTERM, timeout_s: float = 30.0) -> int:
+    def end(self, number: int = signal.SIGTERM, timeout_s: float = 2 * LIMIT_S) -> int:
         """Send a signal, wait for the command, and give its exit status."""
         self.process.send_signal(number)
         return self.process.wait(timeout_s)
 
-    def left_after(self, seconds: float) -> list[str]:
+    def left_after(self, seconds: float = LIMIT_S) -> list[str]:
         """Names of the processes that are still there when the time is over; returns earlier when there are none."""
         with contextlib.suppress(AssertionError):
             eventually(lambda: not self.alive(), timeout_s=seconds, interval_s=0.2)
         return self.alive()
 
 
-def run(*arguments: str, timeout_s: float = 120.0) -> tuple[int, str, str]:
+def run(*arguments: str, timeout_s: float = 5 * LIMIT_S) -> tuple[int, str, str]:
     """Run `passerelle ...` to its end: status, stdout, stderr."""
     command = Command(*arguments)
     stdout, stderr = command.process.communicate(timeout=timeout_s)

@@ -278,4 +278,4 @@ with TritonServer(Path({str(repository)!r})) as server:
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    assert not psutil.wait_procs(triton, timeout=10)[1]
+    assert not psutil.wait_procs(triton, timeout=60)[1]
