@@ -14,8 +14,8 @@ class _Integers(Protocol):
 
 
 T = TypeVar("T", bound=_Integers)
-"""An int, an array or a tensor of int64: all have the operators that are used here, and ONNX exports those of
-tensors.
+"""An int, an array or a tensor of int64: all have the operators that are used here, and
+ONNX exports those of tensors.
 """
 
 

@@ -27,8 +27,8 @@ _GIVEN = "given"
 
 
 def refuse_idle(config: Config, info: ValidationInfo, readers: dict[str, tuple[bool, str]]) -> None:
-    """For validators: an option that the others leave without effect keeps its default, where a user gives it
-    (`validate`).
+    """Check, in a validator, that an option without effect keeps its default
+    where a user gives it (`validate`).
 
     Args:
         readers: option -> whether anything reads it, and what would have to hold.
@@ -46,8 +46,8 @@ def refuse_idle(config: Config, info: ValidationInfo, readers: dict[str, tuple[b
 
 
 def kind_or(default: str) -> BeforeValidator:
-    """For unions discriminated by `kind`: a bare text is the kind, and a table without one has the
-    default.
+    """Returns a validator of a union discriminated by `kind`: a bare text is the kind, a
+    table without one has the default.
     """
 
     def with_kind(value: Any) -> Any:
@@ -81,7 +81,7 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
 
 
 def plain_value(text: str) -> Any:
-    """What a user typed: a TOML value, or else a text.
+    """Returns the value of a text that a user typed: a TOML value, or else the text.
 
     >>> plain_value("3"), plain_value("['a', 'b']"), plain_value("mobile")
     (3, ['a', 'b'], 'mobile')
@@ -93,8 +93,8 @@ def plain_value(text: str) -> Any:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of nested `values` with each `section.key=value` applied; values are TOML, bare words are
-    strings.
+    """Returns a copy of nested `values` with each `section.key=value` applied; values
+    are TOML, bare words are strings.
 
     >>> apply_overrides({"loss": {"num_negatives": 256}}, ["loss.num_negatives=64", "loss.kind=full"])
     {'loss': {'num_negatives': 64, 'kind': 'full'}}
@@ -120,8 +120,8 @@ def validate(model: type[C], values: Any, where: str, *, given: bool = False) ->
     """Build `model` from plain values, turning pydantic's report into one line.
 
     Args:
-        given: by a user, and not recorded by us, perhaps in an older version: options without effect are
-            refused.
+        given: by a user, and not recorded by us, perhaps in an older version:
+            options without effect are refused.
 
     Raises:
         UserError: naming `where`, the key, what is wrong with it, and the nearest known key.
@@ -153,7 +153,7 @@ def _one_line(model: type[Config], failure: ValidationError) -> str:
 
 
 def _unknown_key(section: "_Location", name: str) -> str:
-    """What is wrong with a key that a section does not have, and which one may be meant."""
+    """Returns the message for a key that a section does not have, with the key that may be meant."""
     if section.kind is not None and (
         kinds := [kind for kind, keys in section.others.items() if name in keys]
     ):

@@ -1,8 +1,8 @@
 """The encoding of declared features as the input of networks, for training, export, serving and `add-items`.
 
 A row becomes numbers and integer codes: indices into one table of weights that all categorical columns share.
-No value of a row is an error: a value that training never saw has the code of its column's unknown values,
-and is counted.
+No value of a row is an error: a value that training never saw has the code of its column's
+unknown values, and is counted.
 A missing value has no code, or the number 0 and a flag.
 
 Shape legend: N rows, S code slots of a row, F numbers of a row, V values of a column, C width of a vector.
@@ -145,12 +145,12 @@ class QueryEncoding(Config):
 
 
 def fit_encoding(table: pa.Table, features: Sequence[FeatureColumn], min_count: int) -> FeatureEncoding:
-    """What there is in the rows that training sees; text is left out (an encoder of text makes a vector
-    column
-    of it first).
+    """Fit the encoding of features to the rows that training sees.
+
+    Features of kind `text` are left out: a text encoder makes vectors of them first.
 
     Args:
-        table: of items or users, rows of training alone.
+        table: items or users; rows of training alone.
         min_count: rows that a categorical value needs for a code of its own; what is rarer teaches what
             unknown values are like.
     """
@@ -184,7 +184,7 @@ def _learn(table: pa.Table, feature: FeatureColumn, min_count: int) -> ColumnEnc
 
 
 def _value_counts(table: pa.Table, name: str) -> tuple[list[tuple[str, int]], int]:
-    """Each value with how often it is there, and how many values a row has at most (1 or more)."""
+    """Returns each value with its count, and the largest number of values of a row (1 or more)."""
     column = table.column(name)
     if pa.types.is_dictionary(column.type):  # of events: a text for each would be large
         values = column.unify_dictionaries().combine_chunks()
@@ -197,8 +197,8 @@ def _value_counts(table: pa.Table, name: str) -> tuple[list[tuple[str, int]], in
 
 
 def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
-    """Codes within the column [N, slots], -1 in empty slots and 0 for unknown values, and how many are
-    unknown.
+    """Returns the codes within the column [N, slots], -1 in empty slots and 0 for unknown values,
+    and the number of unknown values.
     """
     values = table.column(column.name).combine_chunks()
     if pa.types.is_dictionary(values.type):
@@ -217,13 +217,13 @@ def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
 
 
 def _places(texts: pa.Array, column: ColumnEncoding) -> Int64Array:
-    """Where each value is among those with a code of their own; -1 where it is not."""
+    """Returns the index of each value among those with a code of their own, -1 where it has none."""
     found = pc.index_in(texts, value_set=pa.array(column.values, pa.string()))
     return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def _raw_numbers(table: pa.Table, column: ColumnEncoding) -> Float64Array:
-    """float64 [N, C], NaN where the value is missing."""
+    """Returns float64 [N, C], NaN where the value is missing."""
     values = table.column(column.name).combine_chunks()
     if column.kind == "vector":
         return _vectors(values, column)
@@ -238,21 +238,21 @@ def _raw_numbers(table: pa.Table, column: ColumnEncoding) -> Float64Array:
 
 
 def points(coordinates: pa.Array, name: str) -> Float64Array:
-    """Returns the geographic positions of a column as points [N, 3] on the unit sphere, NaN where one is
-    missing.
+    """Returns the geographic positions of a column as points [N, 3] on the unit
+    sphere, NaN where one is missing.
     """
     points_N3 = on_the_sphere(*(_floats(coordinates.field(field), name) for field in (LATITUDE, LONGITUDE)))
     return np.where(coordinates.is_valid().to_numpy(zero_copy_only=False)[:, None], points_N3, np.nan)
 
 
 def on_the_sphere(latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Float64Array:
-    """Degrees as points [..., 3] on the unit sphere."""
+    """Returns degrees as points [..., 3] on the unit sphere."""
     north, east = np.radians(latitude), np.radians(longitude)
     return np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=-1)
 
 
 def _floats(values: pa.Array, name: str) -> Float64Array:
-    """Infinities are missing, too."""
+    """Returns a column as float64, NaN where a value is missing or infinite."""
     try:
         numbers_N = np.array(
             values.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False), dtype=np.float64
@@ -264,7 +264,7 @@ def _floats(values: pa.Array, name: str) -> Float64Array:
 
 
 def _vectors(values: pa.Array, column: ColumnEncoding) -> Float64Array:
-    """A row with a number that is none counts as missing."""
+    """Returns the vectors of a column; a row with a number that is not finite counts as missing."""
     if not (
         pa.types.is_list(values.type)
         or pa.types.is_large_list(values.type)
@@ -286,7 +286,7 @@ def _vectors(values: pa.Array, column: ColumnEncoding) -> Float64Array:
 
 
 def _scaled(raw_NC: Float64Array, column: ColumnEncoding) -> Float32Array:
-    """[N, C + 1]: scaled numbers, 0 where they are missing, and a flag that says so."""
+    """Returns [N, C + 1]: scaled numbers, 0 where they are missing, and a flag for missing."""
     missing_N1 = np.isnan(raw_NC).any(axis=1, keepdims=True)
     scaled_NC = np.clip(
         np.where(missing_N1, 0.0, (raw_NC - column.center) / column.scale), -MAX_NUMBER, MAX_NUMBER

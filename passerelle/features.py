@@ -45,12 +45,12 @@ class _Categories:
     num_values: int
 
     def of(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """(codes of the rows one after the other, position in `rows` that each code belongs to)."""
+        """Returns the codes of the rows, row by row, and the position in `rows` of each code."""
         positions, offsets = gather_ragged(self.offsets_R1[rows], self.offsets_R1[rows + 1])
         return self.codes[positions], np.repeat(np.arange(len(rows)), np.diff(offsets))
 
     def affinity(self, candidates_C: Int64Array, history_L: Int64Array) -> Float64Array:
-        """Mean, over a candidate's values, of the share of the history that has the value."""
+        """Returns the mean, over a candidate's values, of the share of the history that has the value."""
         profile_V = np.bincount(self.of(history_L)[0], minlength=self.num_values) / max(1, len(history_L))
         codes, owners = self.of(candidates_C)
         sums_C = np.bincount(owners, weights=profile_V[codes], minlength=len(candidates_C))
@@ -64,7 +64,7 @@ def _categories(items: pa.Table, feature: FeatureColumn) -> _Categories:
 
 
 def _numeric(items: pa.Table, feature: FeatureColumn) -> Float64Array:
-    """The column by item row, unknown values (and special rows) replaced by the median."""
+    """Returns the column by item row, with unknown values and special rows replaced by the median."""
     values = items.column(feature.name).cast(pa.float64()).to_numpy()
     known = values[np.isfinite(values)]
     median = float(np.median(known)) if len(known) else 0.0
@@ -119,7 +119,7 @@ class RankingFeatures:
     def compute(
         self, candidates_C: Int64Array, scores_C: Float32Array, history_L: Int64Array, timestamp_ms: int
     ) -> Float32Array:
-        """Features of candidates in retrieval order (best first), in the order of `names`.
+        """Returns the features of candidates in retrieval order (best first), in the order of `names`.
 
         Args:
             candidates_C: item rows.

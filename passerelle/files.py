@@ -76,9 +76,8 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a scratch directory that becomes `path` when the block ends without an error, and vanishes when
-    it
-    does not.
+    """Yield a scratch directory that becomes `path` when the block ends without an error,
+    and vanishes when it does not.
 
     Raises:
         UserError: `path` already exists and `overwrite` is false.

@@ -37,7 +37,7 @@ class Manifest(Config):
     files: dict[str, FileEntry]
 
     def updated(self, **changes: object) -> Self:
-        """A copy with some fields changed, validated again."""
+        """Returns a copy with some fields changed, validated again."""
         return type(self).model_validate({**self.model_dump(), **changes})
 
 
@@ -52,7 +52,7 @@ def library_versions(names: Sequence[str]) -> dict[str, str]:
 def provenance(
     model: type[Manifest], directory: Path, files: Sequence[str], libraries: Sequence[str]
 ) -> dict[str, Any]:
-    """The common fields for a directory whose `files` are already written."""
+    """Returns the common fields for a directory whose `files` are already written."""
     return {
         "kind": model.KIND,
         "format_version": model.FORMAT_VERSION,
@@ -67,7 +67,9 @@ def provenance(
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this code runs from, `+dirty` when files differ; None outside a checkout."""
+    """Returns the commit of the checkout this code runs from, `+dirty` when files
+    differ; None outside a checkout.
+    """
     here = Path(__file__).parent
     # An installed package may lie inside a repository that is not ours.
     if not (here.parent / "pyproject.toml").is_file():
@@ -90,7 +92,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def kind_of(directory: Path) -> str:
-    """What a directory says it is: `dataset`, `run` or `bundle`.
+    """Returns the kind of a directory: `dataset`, `run` or `bundle`.
 
     Raises:
         UserError: no readable manifest there.
@@ -121,7 +123,7 @@ def open_manifest(directory: Path, model: type[M], *, verify: bool = True) -> M:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """A manifest of any kind as plain values, its files verified; for tools that only report.
+    """Returns a manifest of any kind as plain values, with its files verified, for tools that only report.
 
     Raises:
         UserError: as `open_manifest`.

@@ -31,7 +31,7 @@ COLUMNS = ("user_id", *COUNTS)
 
 
 def held_out_counts(path: Path, dataset: Dataset) -> tuple[Int64Array, Int64Array]:
-    """Validation and test events of each user, int64 [U] each.
+    """Returns the numbers of validation and test events of each user, int64 [U] each.
 
     Raises:
         UserError: the file cannot be read, lacks a column, names a user twice or one that the dataset does
@@ -67,7 +67,7 @@ def held_out_counts(path: Path, dataset: Dataset) -> tuple[Int64Array, Int64Arra
 
 
 def _read(path: Path, id_type: pa.DataType) -> pa.Table:
-    """The table, with ids of a text file in the dataset's own type."""
+    """Returns the table, with ids of a text file in the dataset's own type."""
     try:
         if path.suffix == ".parquet":
             return pyarrow.parquet.read_table(path)

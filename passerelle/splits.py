@@ -1,6 +1,5 @@
-"""Which events of a user are history, validation and test, by rule or by file; time order is stable, ties
-keep
-file order.
+"""Which events of a user are history, validation and test, by rule or by file; time order
+is stable, ties keep file order.
 
 Shape legend: E events, U users, U1 = U + 1, Q evaluated users, Q1 = Q + 1, G targets.
 """
@@ -152,9 +151,8 @@ class EvaluationUsers:
         return self._targets_among(self.history_end_Q, self.target_end_Q)
 
     def seen(self) -> tuple[Int64Array, Int64Array]:
-        """Returns the positions of earlier events that could be targets, whose items are not recommended
-        again;
-        likewise.
+        """Returns the positions of earlier events that could be targets, whose items are
+        not recommended again; likewise.
         """
         return self._targets_among(self.history_start_Q, self.history_end_Q)
 
@@ -167,7 +165,7 @@ class EvaluationUsers:
 
 
 def make_split(dataset: Dataset, config: SplitConfig) -> Split:
-    """Cut every user's events by the rule.
+    """Split every user's events by the rule.
 
     Raises:
         UserError: the rule leaves training or a part empty, or a split file is not what it should be.
@@ -201,8 +199,8 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
 
 
 def _leave_one_target_out(start_U: Int64Array, end_U: Int64Array, is_target_E: BoolArray) -> Split:
-    """Hold out the last two targets of users who have events before them; other users are for training
-    alone.
+    """Hold out the last two targets of users who have events before them;
+    other users are for training alone.
     """
     positions_T = np.flatnonzero(is_target_E)
     before_E1 = np.concatenate([[0], np.cumsum(is_target_E)])

@@ -15,8 +15,8 @@ def exact_topk(
     k: int,
     allowed_QR: BoolArray | None = None,
 ) -> tuple[Int64Array, Float32Array]:
-    """Rows and scores of the k best items of each query, best first, ties by lower row; special rows never
-    appear.
+    """Returns rows and scores of the k best items of each query, best first, ties by
+    lower row, without special rows.
 
     Where fewer than k rows are allowed, the remaining rows are 0 (padding) with score -inf.
 

@@ -46,9 +46,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
 
 
 def passerelle(*arguments: str) -> None:
-    """Run one command and wait for it; Ctrl-C or SIGTERM reaches it once, through us, and it cleans up before
-    we
-    go.
+    """Run one command and wait for it; Ctrl-C or SIGTERM reaches it once, through us,
+    and it cleans up before we end.
     """
     stdout.print(f"\n[bold]$ passerelle {' '.join(arguments)}[/bold]")
     command = [str(Path(sys.executable).with_name("passerelle")), *arguments]
@@ -116,9 +115,8 @@ def ask() -> None:
     "--keep-serving", is_flag=True, help="Leave the service running until Ctrl-C, instead of asking it once."
 )
 def main(keep_serving: bool) -> None:
-    """Prepare MovieLens-1M, train BERT4Rec on local Ray for about two minutes, evaluate, export, publish,
-    serve
-    and ask.
+    """Prepare MovieLens-1M, train BERT4Rec on local Ray for about two minutes, evaluate,
+    export, publish, serve and ask.
     """
     started_s = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -50,8 +50,8 @@ PROBE_TIMEOUT_S = 60
 
 
 def read_pins(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Returns the versions of the `package==version` lines of requirement files; none where there is no such
-    folder.
+    """Returns the versions of the `package==version` lines of requirement files; none
+    where there is no such folder.
     """
     files = [folder / name for name in names]
     lines = [

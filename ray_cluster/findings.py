@@ -108,8 +108,8 @@ def check_pairs(installed: Mapping[str, str | None]) -> Finding:
 
 
 def check_imports(errors: Mapping[str, str | None]) -> list[Finding]:
-    """One finding that lists the modules that import, and one for each that does not; a value says how the
-    import failed.
+    """Returns one finding that lists the imported modules, and one for each
+    module that failed, with its error.
     """
     well = [module for module, error in errors.items() if error is None]
     findings = [Finding("imports", "ok", ", ".join(well))] if well else []
@@ -152,8 +152,8 @@ def check_gpu(
 
 
 def check_triton(server: Path | None, version: str | None) -> Finding:
-    """Check the Triton server of nvidia-pytriton; `version` is what it reports, None when it does not
-    start.
+    """Check the Triton server of nvidia-pytriton; `version` is what it
+    reports, None when it does not start.
     """
     if server is None:
         return Finding(

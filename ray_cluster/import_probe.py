@@ -1,5 +1,5 @@
-"""Import modules one after another and report each as a JSON line, so that the doctor survives a library that
-crashes the process.
+"""Import modules one after another and report each as a JSON line, so that the doctor survives a
+library that crashes the process.
 
 python -m ray_cluster.import_probe torch fbgemm_gpu torchrec
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 
 def gpu_report() -> dict[str, Any]:
-    """What torch sees: the CUDA version it was built for (None for a CPU build) and each device's name and
-    memory in bytes.
+    """Returns the CUDA version that torch was built for (None for a CPU build), and each
+    device's name and memory in bytes.
     """
     import torch
 

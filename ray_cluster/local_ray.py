@@ -48,8 +48,8 @@ def own_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[bool]:
-    """Yield whether Ray was started here, and will be stopped; one that is running already is used and left
-    running.
+    """Yield whether Ray was started here, and will be stopped; one that is running
+    already is used and left running.
     """
     if ray.is_initialized():
         yield False
@@ -78,9 +78,8 @@ def local_ray() -> Iterator[bool]:
 
 
 def users_mistake(report: str, otherwise: str) -> str:
-    """What the user did wrong, out of a report of what failed on Ray; else its last line, and `otherwise`
-    when
-    it is empty.
+    """Returns the user's mistake out of a report of a failure on Ray; else its last line,
+    and `otherwise` when it is empty.
     """
     lines = [line.strip() for line in report.splitlines() if line.strip()]
     mistakes = [line for line in lines if "UserError: " in line]
@@ -88,8 +87,8 @@ def users_mistake(report: str, otherwise: str) -> str:
 
 
 def _ray_processes() -> list[psutil.Process]:
-    """The Ray that this process started: its own children only, as a child that is a program may have a Ray
-    too.
+    """Returns the Ray processes that this process started: its own children only,
+    as a child may have a Ray too.
     """
     package = str(Path(ray.__file__).parent)
     found = []

@@ -35,8 +35,8 @@ class Networks:
         self.address = self._server.grpc_address if self._server is not None else str(address)
 
     def __enter__(self) -> Self:
-        """Start the process, without waiting for it; call it from a thread that lives on, see
-        `TritonServer`.
+        """Start the process, without waiting for it; call it from a thread
+        that lives on, see `TritonServer`.
         """
         if self._server is not None:
             self._server.start()
@@ -50,14 +50,14 @@ class Networks:
 
     @property
     def ended(self) -> bool:
-        """Whether our own Triton has come to an end by itself."""
+        """Whether our own Triton has ended by itself."""
         return self._server is not None and self._server.ended
 
     def ensure(self) -> None:
         """Make Triton serve the version beside those it serves already.
 
-        Our own Triton is started again when it has crashed: its Python backend does, once in some hundred
-        loads.
+        Our own Triton is started again when it has crashed: its Python backend
+        does, once in some hundred loads.
 
         Raises:
             UserError: Triton does not start, does not answer, or refuses; with its own reason.

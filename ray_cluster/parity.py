@@ -117,8 +117,8 @@ async def http_parity(bundle: Bundle, url: str, progress: Progress) -> HttpParit
 
 
 def _difference(values: npt.ArrayLike, expected: npt.ArrayLike) -> float:
-    """Returns the largest absolute difference; the largest float if shapes differ or a value is not
-    finite.
+    """Returns the largest absolute difference; the largest float if shapes
+    differ or a value is not finite.
     """
     ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     if ours.shape != theirs.shape or not np.isfinite(ours).all():

@@ -85,7 +85,7 @@ class Publication(Config):
 
 
 def read_published(repository: Path) -> Published:
-    """What is published in a repository; nothing, when it is empty or absent.
+    """Returns what is published in a repository; nothing when it is empty or absent.
 
     Raises:
         UserError: `published.json` cannot be read.
@@ -101,7 +101,7 @@ def read_published(repository: Path) -> Published:
 
 
 def published_version(bundle: Bundle, repository: Path) -> int:
-    """The version under which a bundle is published.
+    """Returns the version under which a bundle is published.
 
     Raises:
         UserError: it is not, or its networks are no longer there.
@@ -119,8 +119,8 @@ def publish(bundle_path: Path, repository: Path, progress: Progress = silent) ->
     """Make a bundle the active version of a repository; one that is published already keeps its number.
 
     Raises:
-        UserError: the bundle is damaged, does not fit the repository's configuration, or fails the parity
-            gate.
+        UserError: the bundle is damaged, does not fit the repository's
+            configuration, or fails the parity gate.
             The version that was active stays active, and no file of the new one is left.
     """
     bundle = open_bundle(bundle_path)
@@ -179,9 +179,8 @@ def _version_folders(repository: Path) -> set[int]:
 
 
 def _configs(bundle: Bundle, repository: Path, version: int) -> dict[str, str]:
-    """The `config.pbtxt` of each model, from the repository or, where it has none, from ours; with the
-    bundle's
-    dims.
+    """Returns the `config.pbtxt` of each model, from the repository or else from the
+    templates, with the bundle's dims.
 
     Raises:
         UserError: other versions in the repository were made for other dims.

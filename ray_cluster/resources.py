@@ -8,7 +8,9 @@ PACKAGES = ("passerelle", "training", "serving", "ray_cluster")
 
 
 def resource(name: str) -> Path:
-    """Returns the folder `model_repository` or `requirements`; pyproject.toml says what the wheel holds of it."""
+    """Returns the folder `model_repository` or `requirements`; pyproject.toml
+    says what the wheel holds of it.
+    """
     in_wheel = _PACKAGE / "shipped" / name
     return in_wheel if in_wheel.is_dir() else _PACKAGE.parent / name
 
@@ -21,7 +23,8 @@ def is_checkout() -> bool:
 def runtime_env() -> dict[str, Any]:
     """Returns what brings these packages to the workers of a running Ray cluster.
 
-    A checkout travels as their working directory; of an installed wheel, only its packages, not all of site-packages.
+    A checkout travels as their working directory; of an installed wheel, only its
+    packages, not all of site-packages.
     """
     if is_checkout():
         return {"working_dir": str(_PACKAGE.parent)}

@@ -127,8 +127,8 @@ class Service:
     def watch(self) -> None:
         """Wait until an interrupt, or the end of the block.
 
-        Meanwhile a Triton that has ended is started again, and one that others have restarted loads the
-        networks.
+        Meanwhile a Triton that has ended is started again, and one that others
+        have restarted loads the networks.
         As long as that fails, answers are made without it.
         """
         pause_s, checked_at_s = WATCH_S, time.monotonic()

@@ -1,7 +1,7 @@
 """Train a run on a Ray cluster: the function `training.runs.fit.fit` in every Ray Train worker.
 
-The run directory must be on storage that every worker sees (a local disk for local Ray, a shared file system
-for a cluster).
+The run directory must be on storage that every worker sees (a local disk for local Ray, a
+shared file system for a cluster).
 Nothing is reported with `ray.train.report`, because each call waits for the next poll of Ray Train's
 controller, two seconds apart: metrics and checkpoints are in the run.
 """
@@ -85,8 +85,8 @@ def train_on_ray(
         refit_of: the run whose validation chose the number of epochs, for the manifest.
 
     Raises:
-        UserError: the run may not be created or continued; the cluster has too few CPUs; or a worker failed
-            for good.
+        UserError: the run may not be created or continued; the cluster has too few
+            CPUs; or a worker failed for good.
     """
     num_workers = options.num_workers
     manifest = plan_run(

@@ -17,9 +17,8 @@ _INTERVAL_S = 0.5
 def watch_run(
     run_path: Path, progress: Progress, on_epoch: Callable[[dict[str, Any]], None]
 ) -> Iterator[None]:
-    """Until the block ends, move `progress` along the run's epochs and call `on_epoch` with each new line of
-    its
-    history.
+    """Report the progress of a run until the block ends, and call `on_epoch`
+    with each new line of its history.
     """
     stop = threading.Event()
     watcher = _Watcher(run_path, progress, on_epoch)

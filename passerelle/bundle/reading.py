@@ -92,8 +92,8 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     """Memory-map a bundle; `verify` checks every file against its checksum first.
 
     Raises:
-        UserError: not a bundle; a file is missing, truncated or altered; or its tables disagree with the
-            manifest.
+        UserError: not a bundle; a file is missing, truncated or altered; or its
+            tables disagree with the manifest.
     """
     manifest = open_manifest(path, BundleManifest, verify=verify)
     absent = sorted(set(BUNDLE_FILES) - set(manifest.files))
@@ -143,9 +143,7 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
 
 
 def read_histories(path: Path) -> pa.Table:
-    """Memory-map `user_id`, `item_rows`, `timestamps_ms` and `event_types` of the known users of the bundle
-    at
-    `path`.
+    """Memory-map the histories of the known users of the bundle at `path`.
 
     Raises:
         UserError: the file is missing or is not Arrow.

@@ -1,5 +1,5 @@
-"""`reference.arrow`: the answers that training computed for some users, which the parity gate compares every
-layer with.
+"""`reference.arrow`: the answers that training computed for some users, which the parity
+gate compares every layer with.
 
 Candidates are those of the exact retrieval, best first; the best of them are ordered by the ranker.
 

@@ -1,7 +1,7 @@
 """Write a bundle: whole, or not at all.
 
-Shape legend: R item rows (special rows included), D vector width, U known users, S code slots, F numbers of a
-user.
+Shape legend: R item rows (special rows included), D vector width, U known users, S
+code slots, F numbers of a user.
 """
 
 import shutil

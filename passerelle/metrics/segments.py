@@ -31,10 +31,10 @@ def length_segments(lengths_Q: IntArray, edges: tuple[int, ...] | None = None) -
     A segment's name has the lengths that occur in it, and an empty one is left out.
 
     Args:
-        edges: a user belongs to the segment after the last edge that is not above the length.
-            (20, 100) cuts into below 20, 20 to 99, and 100 or more.
-            Without edges, terciles: users of the same length stay together, so that the thirds are equal only
-            as far as ties allow.
+        edges: a user belongs to the segment after the last edge that is not above the length. (20, 100) cuts
+            into below 20, 20 to 99, and 100 or more.
+            Without edges, terciles: users of the same length stay together, so that the thirds are
+            equal only as far as ties allow.
 
     Raises:
         UserError: the edges do not rise, or the first is below 1.

@@ -131,7 +131,7 @@ class EventsConfig(TableConfig):
         return self
 
     def weights(self) -> dict[str, float]:
-        """Weight of each event type these files hold."""
+        """Returns the weight of each event type of these files."""
         return dict(self.event_weights) if self.event_type_column else {self.event_type: self.weight}
 
 
@@ -226,9 +226,8 @@ class PrepareConfig(Config):
     user_id_type: IdType
     """Type of the user ids."""
     on_bad_rows: Literal["error", "drop"] = "error"
-    """A row that cannot be understood stops everything, or is dropped and counted (a feature's bad value
-    becomes
-    missing).
+    """A row that cannot be understood stops everything, or is dropped and counted (a
+    feature's bad value becomes missing).
     """
     source: SourceConfig | None = None
     events: tuple[EventsConfig, ...]
@@ -258,12 +257,12 @@ class PrepareConfig(Config):
         return self
 
     def event_types(self) -> tuple[str, ...]:
-        """Names of the event types, in code order."""
+        """Returns the names of the event types, in code order."""
         return tuple(dict.fromkeys(name for block in self.events for name in block.weights()))
 
 
 def preset_names() -> list[str]:
-    """Presets that come with the package."""
+    """Returns the presets that come with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 

@@ -23,8 +23,8 @@ def make_contexts(
     positions_K: Int64Array,
     row_counts: RowCounts,
 ) -> pa.Table | None:
-    """Returns one row for each kept event, with categorical values as dictionaries; None where nothing is
-    declared.
+    """Returns one row for each kept event, with categorical values as dictionaries;
+    None where nothing is declared.
 
     A bad value is counted once.
 

@@ -95,9 +95,8 @@ def _numbers(values: pa.Array, bad: Callable[[str, BoolArray, pa.Array], None]) 
 
 
 def _vectors(values: pa.Array, width: int, separator: str | None) -> tuple[pa.Array, BoolArray]:
-    """Returns lists of float32, null where one is missing or bad, and which are bad: of another width, or
-    with
-    other values.
+    """Returns lists of float32, null where one is missing or bad, and which are bad: of
+    another width, or with other values.
     """
     if pa.types.is_fixed_size_list(values.type):
         values = values.cast(pa.list_(values.type.value_type))

@@ -140,7 +140,7 @@ class _Rows:
             self.batch = self.batch.filter(pa.array(keep_N))
 
     def keep_good(self, reason: str, what: str, values: pa.Array, bad_N: BoolArray) -> None:
-        """Leave out rows whose value cannot be understood, and note the first."""
+        """Drop rows whose value cannot be parsed, and note the first."""
         if bad_N.any():
             example = first_example(bad_N, self.column(_ROW).to_numpy(), values)
             self.row_counts.bad(self.path, what, int(bad_N.sum()), example)
@@ -260,7 +260,7 @@ def _log(chunks: _Chunks, config: PrepareConfig) -> EventLog:
 
 
 def _encoded(arrays: list[pa.Array], value_type: pa.DataType) -> Encoded:
-    """Dictionary-encoded pieces under one dictionary."""
+    """Returns dictionary-encoded chunks under one dictionary."""
     whole = pa.chunked_array(arrays, pa.dictionary(pa.int32(), value_type)).unify_dictionaries()
     codes = [pc.fill_null(chunk.indices, -1).to_numpy() for chunk in whole.chunks]
     values = whole.chunk(0).dictionary if whole.num_chunks else pa.array([], value_type)
@@ -268,7 +268,7 @@ def _encoded(arrays: list[pa.Array], value_type: pa.DataType) -> Encoded:
 
 
 def _in_order(encoded: Encoded) -> Encoded:
-    """The same with the distinct values sorted."""
+    """Returns the same column with its distinct values sorted."""
     order = pc.sort_indices(encoded.values).to_numpy()
     rank = np.empty(len(order), dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)

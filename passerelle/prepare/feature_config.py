@@ -12,7 +12,7 @@ from passerelle.prepare.timestamps import TimestampUnit, check_timestamp_format
 
 
 def regex(pattern: str) -> str:
-    """The pattern, if it is one of RE2.
+    """Returns the pattern, if it is one of RE2.
 
     Raises:
         ValueError: it is not.
@@ -41,8 +41,8 @@ class FeatureConfig(Config):
     column: str | None = None
     """Column that holds it."""
     flags: tuple[str, ...] = ()
-    """`multi_categorical` spread over one 0/1 column a value, instead of `column`; the columns' names are the
-    values.
+    """`multi_categorical` spread over one 0/1 column a value, instead of `column`; the
+    columns' names are the values.
     """
     latitude: str | None = None
     """`place`: column of the latitude in degrees, instead of `column`."""
@@ -54,13 +54,12 @@ class FeatureConfig(Config):
     """Regular expression (RE2) whose group `(?P<value>...)` is the feature; missing where it does not match.
     """
     from_events: Literal["last", "most_frequent"] | None = None
-    """Take it from the event files' column: the last value by time, or the most frequent one (in a tie, the
-    one
-    met first).
+    """Take it from the event files' column: the last value by time, or the most frequent one
+    (in a tie, the one met first).
     """
     scaling: Scaling = "standard"
-    """`numeric`: networks are given it standardised, or, for what spans orders of magnitude, the logarithm of
-    one more than it.
+    """`numeric`: networks are given it standardised, or, for what spans orders of magnitude, the
+    logarithm of one more than it.
     """
     width: int | None = Field(default=None, gt=0)
     """`vector`: numbers in it."""
@@ -107,7 +106,7 @@ class FeatureConfig(Config):
         return self
 
     def columns(self) -> tuple[str, ...]:
-        """Columns it is made from."""
+        """Returns the columns that the feature is made from."""
         if self.latitude is not None and self.longitude is not None:
             return self.latitude, self.longitude
         return self.flags if self.column is None else (self.column,)

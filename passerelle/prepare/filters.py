@@ -16,9 +16,8 @@ def select_events(
     event_types_E: IntArray,
     config: FiltersConfig,
 ) -> tuple[Int64Array, dict[str, int]]:
-    """Returns the positions of the kept events, sorted by user, then timestamp, ties in file order; and how
-    many
-    were dropped, by reason.
+    """Returns the positions of the kept events, sorted by user, then timestamp, ties in file order; and
+    how many were dropped, by reason.
 
     Filters apply in this order: duplicates, later events of a pair, minimum counts.
     """
@@ -45,8 +44,8 @@ def select_events(
 
 
 def first_of_each(*keys: IntArray) -> BoolArray:
-    """Returns which rows are the first of their combination of keys; keys as in `np.lexsort`, in any
-    order.
+    """Returns which rows are the first of their combination of keys; keys as
+    in `np.lexsort`, in any order.
     """
     order = np.lexsort(keys)
     first = np.zeros(len(order), dtype=bool)
@@ -57,9 +56,8 @@ def first_of_each(*keys: IntArray) -> BoolArray:
 
 
 def core(users_E: IntArray, items_E: IntArray, config: FiltersConfig) -> tuple[BoolArray, int, int]:
-    """Returns which events the minimum counts leave, and how many were dropped with rare items and with users
-    of
-    few events.
+    """Returns which events the minimum counts leave, and how many were dropped with rare
+    items and with users of few events.
 
     With `iterate`, the result is the largest set in which every user and every item has its minimum.
     """

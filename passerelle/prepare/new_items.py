@@ -14,9 +14,7 @@ from passerelle.progress import Progress, silent
 
 
 def read_new_items(config: PrepareConfig, path: Path, progress: Progress = silent) -> pa.Table:
-    """`item_id` and the item features of a file that is like `items.files`; those that are made from events
-    are
-    missing.
+    """Returns `item_id` and the item features of a file like `items.files`; features from events are null.
 
     Raises:
         UserError: the description names no files of items; the file is missing, empty, damaged or lacks a

@@ -49,8 +49,8 @@ def prepare(
 ) -> Dataset:
     """Make a dataset from the files in `source`.
 
-    Users and items are numbered in ascending order of their ids; a user's events are sorted by time, ties in
-    file order.
+    Users and items are numbered in ascending order of their ids; a user's events are
+    sorted by time, ties in file order.
 
     Raises:
         UserError: a file or a column is missing, a row cannot be understood, nothing is left after the

@@ -43,18 +43,17 @@ def read_batches(
     on_bad_line: OnBadLine,
     on_bytes: OnBytes | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of one file with the required columns and those of the optional ones that it has; missing
-    values
-    are null.
+    """Yield batches of one file: the required columns and those of the optional ones that
+    it has; missing values are null.
 
     Args:
-        on_bad_line: called with a reason for each csv line with a wrong number of values; the line is left
-            out.
+        on_bad_line: called with a reason for each csv line with a wrong number
+            of values; the line is left out.
         on_bytes: called with the position in the file, in bytes on disk.
 
     Raises:
-        UserError: naming the file: missing, truncated, not of this format, a required column is not there
-            (and which are).
+        UserError: naming the file: missing, truncated, not of this format, a required
+            column is not there (and which are).
     """
     required, optional = list(dict.fromkeys(required)), list(dict.fromkeys(optional))
     with _readable(path, config), path.open("rb") as raw:
@@ -164,7 +163,7 @@ def _header(path: Path, config: TableConfig) -> list[str]:
 
 
 def _recoded(path: Path, stream: IO[bytes], config: TableConfig, separator: str) -> Iterator[bytes]:
-    """The file as UTF-8 with a one-byte separator, in pieces of whole lines."""
+    """Yield the file as UTF-8 with a one-byte separator, in chunks of whole lines."""
     text = io.TextIOWrapper(stream, encoding=config.encoding, newline="")
     try:
         while piece := text.read(BLOCK_BYTES // 4):
@@ -236,8 +235,8 @@ def _json_batches(
 
 
 def _json_types(path: Path) -> dict[str, pa.DataType]:
-    """Columns of a jsonl file and their types, from its first lines; a column without a value there is
-    text.
+    """Returns the columns of a jsonl file with their types, from its first lines; a column
+    without a value there is text.
     """
     types: dict[str, pa.DataType] = {}
     with path.open("rb") as raw:

@@ -1,5 +1,5 @@
-"""Counts of the rows of a log: read, dropped by reason, bad, with the first example of each kind of bad
-row.
+"""Counts of the rows of a log: read, dropped by reason, bad, with the first
+example of each kind of bad row.
 """
 
 from dataclasses import dataclass, field

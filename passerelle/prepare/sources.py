@@ -18,8 +18,8 @@ _TIMEOUT_S = 30
 
 
 def resolve_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Files of a folder that match names or globs, in the patterns' order, then by name; `x.csv` stands for
-    `x.csv.gz` too.
+    """Returns the files of a folder that match names or globs, in the order of the patterns, then by name;
+    `x.csv` stands for `x.csv.gz` too.
 
     Raises:
         UserError: a pattern finds nothing.
@@ -67,7 +67,7 @@ def _folders(source: SourceConfig) -> list[Path]:
 
 
 def local_source(config: PrepareConfig) -> Path | None:
-    """Where a preset's files lie on this machine already; None when they would have to be downloaded."""
+    """Returns the folder of a preset's files on this machine; None when they would have to be downloaded."""
     assert config.source is not None
     return next((folder for folder in _folders(config.source) if _holds(folder, config)), None)
 
@@ -75,7 +75,7 @@ def local_source(config: PrepareConfig) -> Path | None:
 def find_source(
     config: PrepareConfig, explicit: Path | None, beside: Path | None = None, progress: Progress = silent
 ) -> Path:
-    """The folder that holds the files of a configuration.
+    """Returns the folder that holds the files of a configuration.
 
     Looks at `explicit`; else `$PASSERELLE_DATA/<folder>`, `$PASSERELLE_DATA`, `../shared/data/<folder>`, the
     cache; else downloads, where the archive's checksum is known.
@@ -145,9 +145,8 @@ def _fetch(url: str, target: Path, progress: Progress) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Put the archive's files side by side in a folder; the folders inside it are dropped, so that no name
-    leads
-    out of it.
+    """Unpack an archive's files into one folder, without the folders inside it,
+    so that no name leads outside.
     """
     with zipfile.ZipFile(archive) as members:
         for member in members.infolist():

@@ -95,8 +95,8 @@ def build_table(entities: Entities, row_counts: RowCounts, progress: Progress) -
     """Make the features of entities from their files and events.
 
     Raises:
-        UserError: a file is damaged or lacks a column; a value cannot be understood and bad rows stop the
-            work.
+        UserError: a file is damaged or lacks a column; a value cannot be
+            understood and bad rows stop the work.
     """
     columns: dict[str, pa.Array] = {}
     without_row = repeated_rows = 0
@@ -155,8 +155,8 @@ def _read_rows(entities: Entities, row_counts: RowCounts, progress: Progress) ->
     """Read the columns that features need.
 
     Returns:
-        One row for each id, with nulls where the files have none; the number of ids without a row; the number
-        of repeated rows.
+        One row for each id, with nulls where the files have none; the number of ids without a
+        row; the number of repeated rows.
     """
     config, files, ids = entities.config, entities.files, entities.ids
     assert config.id is not None

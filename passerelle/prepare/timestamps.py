@@ -40,7 +40,7 @@ _ISO = (
 
 
 def format_regex(text: str) -> str:
-    """The regular expression of a `timestamp_format`.
+    """Returns the regular expression of a `timestamp_format`.
 
     Raises:
         ValueError: a directive is unknown or repeated, or the date is incomplete.
@@ -63,7 +63,7 @@ def format_regex(text: str) -> str:
 
 
 def check_timestamp_format(unit: TimestampUnit, text_format: str | None) -> None:
-    """Refuse a format that does not go with the unit, or is none.
+    """Check that a format goes with the unit, and is one.
 
     Raises:
         ValueError: one of these.
@@ -77,7 +77,7 @@ def check_timestamp_format(unit: TimestampUnit, text_format: str | None) -> None
 def parse_timestamps_ms(
     values: pa.Array, unit: TimestampUnit, text_format: str | None
 ) -> tuple[Int64Array, BoolArray]:
-    """Milliseconds of each value, and which values make no sense (their milliseconds are 0).
+    """Returns the milliseconds of each value, and which values cannot be parsed (their milliseconds are 0).
 
     Args:
         values: without nulls.

@@ -17,12 +17,12 @@ _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?$"
 
 
 def to_numpy_bool(mask: pa.Array) -> BoolArray:
-    """A boolean column as numpy; null counts as false."""
+    """Returns a boolean column as numpy; null counts as false."""
     return np.asarray(pc.fill_null(mask, False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def is_text(column_type: pa.DataType) -> bool:
-    """Whether a column holds text."""
+    """Returns whether a column holds text."""
     return bool(
         pa.types.is_string(column_type)
         or pa.types.is_large_string(column_type)
@@ -31,11 +31,11 @@ def is_text(column_type: pa.DataType) -> bool:
 
 
 def as_text(values: pa.Array, *, trim: bool) -> pa.Array:
-    """A column as Arrow strings; integers, dates and the rest in their usual notation.
+    """Returns a column as Arrow strings; integers, dates and the rest in their usual notation.
 
     Raises:
-        UserError: the type has no text (lists, structs, bytes that are not UTF-8), told without the column's
-            name.
+        UserError: the type has no text (lists, structs, bytes that are not UTF-8),
+            told without the column's name.
     """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -47,7 +47,9 @@ def as_text(values: pa.Array, *, trim: bool) -> pa.Array:
 
 
 def empty_to_null(values: pa.Array, null_values: tuple[str, ...]) -> pa.Array:
-    """Texts that stand for nothing become null; other types stay as they are."""
+    """Returns a column with null instead of texts that stand for a missing
+    value; other types stay as they are.
+    """
     if not is_text(values.type) or not null_values:
         return values
     return pc.if_else(
@@ -56,8 +58,8 @@ def empty_to_null(values: pa.Array, null_values: tuple[str, ...]) -> pa.Array:
 
 
 def parse_int64(values: pa.Array) -> tuple[Int64Array, BoolArray]:
-    """Integers of a column, and which values are not integers of 64 bits (read as 0); nulls are marked
-    too.
+    """Returns the integers of a column, and which values are not integers of 64 bits
+    (read as 0); nulls are marked too.
     """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -82,8 +84,8 @@ def parse_int64(values: pa.Array) -> tuple[Int64Array, BoolArray]:
 
 
 def parse_numbers(values: pa.Array) -> tuple[Float64Array, BoolArray]:
-    """float64 of a column (null and NaN are NaN), and which values are no finite numbers though they are
-    there.
+    """Returns float64 of a column (null and NaN are NaN), and which values are
+    present but not finite numbers.
     """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)

@@ -64,12 +64,12 @@ def repository_option(function: F) -> F:
 
 
 def print_json(values: Any) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     click.echo(json.dumps(values, ensure_ascii=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table for people: first column to the left, the others to the right."""
+    """Print a table for people: first column to the left, the others to the right."""
     table = Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
     for position, name in enumerate(columns):
         table.add_column(name, justify="left" if position == 0 else "right", overflow="fold")
@@ -80,7 +80,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """A `Progress` that draws one bar a stage on stderr, and draws nothing when stderr is not a terminal."""
+    """Yield a `Progress` that draws one bar for each stage on stderr, and nothing
+    when stderr is not a terminal.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=stderr, disable=not stderr.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}

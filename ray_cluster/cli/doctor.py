@@ -17,7 +17,7 @@ INDENT = 26
 
 
 def as_text(finding: "Finding", columns: int) -> str:
-    """A finding for people: level, subject, message; the remedy under the message."""
+    """Returns a finding for people: level, subject, message, and the remedy under the message."""
     text = f"{finding.message}\n\n-> {finding.remedy}" if finding.remedy else finding.message
     wrapped = click.wrap_text(
         text,
@@ -34,8 +34,8 @@ def as_text(finding: "Finding", columns: int) -> str:
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """Look at this machine: packages, whether torch and torchrec match, GPU, Triton, port, disk, memory, data
-    sets.
+    """Look at this machine: packages, whether torch and torchrec match, GPU, Triton,
+    port, disk, memory, data sets.
 
     Each finding is ok, a warning or an error, with its remedy; an error makes the exit status 1.
 

@@ -18,8 +18,8 @@ from ray_cluster.cli.console import json_option, print_json, progress_bars
 @click.option("--overwrite", is_flag=True, help="Replace the bundle if it exists.")
 @json_option
 def command(run: Path, out: Path, dataset: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Write a bundle: ONNX networks, item vectors, tables, and the answers that every later layer must
-    reproduce.
+    """Write a bundle: ONNX networks, item vectors, tables, and the answers that
+    every later layer must reproduce.
 
     RUN needs a ranker: `passerelle train-ranker` makes it.
     Fails when ONNX Runtime differs from torch and LightGBM by more than 1e-4, or in any user's ten best.

@@ -41,7 +41,7 @@ def command(directory: Path, as_json: bool) -> None:
 
 
 def verified(directory: Path) -> dict[str, Any]:
-    """The manifest of a directory as plain values, once every file it names was found whole.
+    """Returns the manifest of a directory as plain values, after a check of every file it names.
 
     Raises:
         UserError: no manifest, an unknown format, or a file is missing, truncated or altered.
@@ -58,9 +58,8 @@ def verified(directory: Path) -> dict[str, Any]:
 
 
 def flat(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """Nested values as (dotted name, text) lines; what is empty is left out, a list of named things is told
-    by
-    name.
+    """Returns nested values as lines of a dotted name and a text; empty values are left out, a list of named
+    elements is keyed by their names.
     """
     if isinstance(value, list) and any(isinstance(element, dict) for element in value):
         value = {
@@ -82,6 +81,6 @@ def _without_name(element: dict[str, Any]) -> Any:
 
 
 def print_lines(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """A title and one aligned line a row; long texts are left whole."""
+    """Print a title and one aligned line for each row; long texts are left whole."""
     width = max((len(name) for name, _ in rows), default=0)
     click.echo("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows), ""]))

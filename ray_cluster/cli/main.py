@@ -64,7 +64,7 @@ def passerelle(show_traceback: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and status 1, Ctrl-C and SIGTERM are status 130."""
+    """Run the command line: a user's mistake is one line and status 1, Ctrl-C and SIGTERM are status 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = passerelle.main(prog_name="passerelle", standalone_mode=False)

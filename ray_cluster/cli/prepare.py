@@ -40,9 +40,9 @@ def command(
     """Turn raw logs (csv, parquet, jsonl) into a memory-mapped dataset, with a data-quality report.
 
     PRESET_OR_TOML is {names}, or the path of a TOML file that describes your own logs.
-    Without --source, the files of a preset are looked for in $PASSERELLE_DATA, in ../shared/data and in the
-    cache, and then downloaded where the archive's checksum is known; those of a TOML file are looked for
-    beside it.
+    Without --source, the files of a preset are looked for in $PASSERELLE_DATA, in ../shared/data
+    and in the cache, and then downloaded where the archive's checksum is known; those of a TOML
+    file are looked for beside it.
 
     \b
     passerelle prepare movielens-1m --out artifacts/dataset

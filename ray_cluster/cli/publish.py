@@ -17,8 +17,8 @@ def command(bundle: Path, repository: Path, as_json: bool) -> None:
     The gate serves the bundle from a private copy, with a real Triton and the real Serve graph, and compares
     query vectors, scores and the ten best items of the bundle's reference users.
     When it fails, the version that was active stays so, and nothing is left behind.
-    The repository may be empty or absent: the configuration of the models is then written too, with the
-    bundle's dims.
+    The repository may be empty or absent: the configuration of the models is then
+    written too, with the bundle's dims.
 
     \b
     passerelle publish artifacts/bundle

@@ -85,7 +85,7 @@ def command(
 
 
 def _named(pairs: tuple[str, ...], option: str) -> dict[str, Any] | None:
-    """What was given, by name; None where nothing was."""
+    """Returns the given values by name; None where there are none."""
     values = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -96,7 +96,7 @@ def _named(pairs: tuple[str, ...], option: str) -> dict[str, Any] | None:
 
 
 def item_rows(client: "ServiceClient", items: list[dict[str, Any]]) -> list[tuple[object, ...]]:
-    """One table row an item, with its title where the catalogue has one."""
+    """Returns one table row for each item, with its title where the catalogue has one."""
     return [
         (
             item["item_id"],

@@ -17,9 +17,8 @@ WriteCsv = Callable[..., Path]
 
 
 def config_of(events: Mapping[str, Any] | Sequence[Mapping[str, Any]] = ({},), **rest: Any) -> PrepareConfig:
-    """A configuration of `log.csv` with columns user, item, time; `events` changes the events section (or
-    gives
-    several).
+    """A configuration of `log.csv` with columns user, item, time; `events` changes the
+    events section (or gives several).
     """
     usual = {"files": ["log.csv"], "user_id": "user", "item_id": "item", "timestamp": "time"}
     blocks = [events] if isinstance(events, Mapping) else events

@@ -1,5 +1,5 @@
-"""Few ids of a large map, which are searched, against many, which are hashed, and both against a
-dictionary.
+"""Few ids of a large map, which are searched, against many, which are hashed,
+and both against a dictionary.
 """
 
 import numpy as np

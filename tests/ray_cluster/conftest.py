@@ -1,6 +1,5 @@
-"""The command line in this process; one dataset, one published bundle and one running service for all tests
-of
-this folder.
+"""The command line in this process; one dataset, one published bundle and one running
+service for all tests of this folder.
 """
 
 import json
@@ -43,9 +42,8 @@ def parsed(answer: tuple[int, str, str]) -> dict[str, Any]:
 
 
 def mistake(answer: tuple[int, str, str], status: int = 1) -> str:
-    """The message of a verb that failed as it should: status, nothing on stdout, and for a mistake in the
-    input
-    one line.
+    """The message of a verb that failed as it should: status, nothing on stdout, and for a
+    mistake in the input one line.
     """
     assert answer[:2] == (status, "")
     assert "Traceback" not in answer[2]
@@ -108,8 +106,8 @@ def repository(publication: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="package")
 def service_url(bundle: Bundle, repository: Path) -> Iterator[str]:
-    """`passerelle serve` in a process of its own; when the tests of this folder are over, SIGTERM must leave
-    nothing behind.
+    """`passerelle serve` in a process of its own; when the tests of this folder are over,
+    SIGTERM must leave nothing behind.
     """
     port = free_ports(1)[0]
     with running("serve", str(bundle.path), "--repository", str(repository), "--port", str(port)) as command:

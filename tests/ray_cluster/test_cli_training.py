@@ -184,9 +184,8 @@ def test_validation_events_may_be_trained_on(cli: Cli, dataset: Dataset, tmp_pat
 
 
 def test_a_refit(cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained again for the epochs that were chosen; its ranker finds the run that chose them, also from
-    another
-    folder.
+    """Trained again for the epochs that were chosen; its ranker finds the run that chose
+    them, also from another folder.
     """
     best_epoch = json.loads((trained / "manifest.json").read_text())["best_epoch"]
     monkeypatch.chdir(trained.parent)

@@ -1,5 +1,5 @@
-"""The doctor's findings: from hand-made data for every branch, and from the real environment for what gathers
-the data.
+"""The doctor's findings: from hand-made data for every branch, and from the real
+environment for what gathers the data.
 """
 
 import json
@@ -197,8 +197,8 @@ def test_remedy_is_under_the_message() -> None:
 
 
 def test_this_environment_is_sound() -> None:
-    """The verb as a user runs it: everything as pinned, the pairs import, the embedded Triton reports its
-    version.
+    """The verb as a user runs it: everything as pinned, the pairs import, the
+    embedded Triton reports its version.
     """
     result = CliRunner().invoke(doctor_command, ["--json"])
     report = json.loads(result.stdout)

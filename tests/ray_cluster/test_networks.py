@@ -52,9 +52,8 @@ def test_a_crashed_triton_is_started_again(repository: Path, caplog: pytest.LogC
 def test_a_triton_whose_end_cannot_be_seen_yet_is_started_again(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that crashes closes its connections before it can be waited for; here it takes some tenths of
-    a
-    second.
+    """A process that crashes closes its connections before it can be waited for; here it
+    takes some tenths of a second.
     """
     load, poll = TritonClient.load, subprocess.Popen.poll
     killed_s: list[float] = []

@@ -1,5 +1,5 @@
-"""The running service: the whole way over HTTP, both topologies, the commands that ask it, and how it
-ends.
+"""The running service: the whole way over HTTP, both topologies, the
+commands that ask it, and how it ends.
 """
 
 import shutil

@@ -1,6 +1,5 @@
-"""Two towers all the way: trained on features, exported, through the gate with a real Triton and Serve, and
-with
-items added.
+"""Two towers all the way: trained on features, exported, through the gate with a real Triton
+and Serve, and with items added.
 
 Shape legend: L events of a history.
 """
@@ -139,9 +138,8 @@ def test_what_was_only_viewed_may_be_recommended(tower_run: OpenRun, tower_bundl
 
 
 def test_the_gate_lets_two_towers_through(tower_bundle: Bundle, tmp_path: Path) -> None:
-    """With user features of known users; and a bundle with more items beside it, under the same configuration
-    of
-    Triton.
+    """With user features of known users; and a bundle with more items beside it, under
+    the same configuration of Triton.
     """
     first = publish(tower_bundle.path, tmp_path / "models")
     assert holds(first) and first.version == 1

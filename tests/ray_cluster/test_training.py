@@ -96,9 +96,8 @@ TOWERS = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1")
 def test_a_table_shared_out_over_two_workers_trains_as_one(
     dataset: Dataset, tmp_path: Path, kind: tuple[str, ...]
 ) -> None:
-    """The same steps, rows sharded; what two have begun, one goes on with, and the other way round; four say
-    the
-    same of it.
+    """The same steps, rows sharded; what two have begun, one goes on with, and the other way
+    round; four say the same of it.
     """
     alone = train_in_process(
         "bert4rec", dataset, small_recipe(*SPARSE, *kind, "training.max_epochs=5"), tmp_path / "alone"
@@ -224,8 +223,8 @@ def worker_processes() -> list[psutil.Process]:
 def test_killed_workers_are_replaced_and_training_goes_on(
     dataset: Dataset, tmp_path: Path, num_workers: int
 ) -> None:
-    """Killed after their second epoch, in whatever step they are: the history is that of an undisturbed run,
-    batch by batch.
+    """Killed after their second epoch, in whatever step they are: the history is that of an
+    undisturbed run, batch by batch.
     """
     settings = ("training.max_epochs=40", "training.patience=40", "training.checkpoint_every_steps=1")
     killed: list[int] = []

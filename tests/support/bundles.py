@@ -1,7 +1,7 @@
 """A small but real bundle for tests: hand-made ONNX networks and every file of the contract.
 
-Shape legend: I items, R = I + FIRST_ITEM_ROW, D vector width, U users, L history length, C candidates,
-F features.
+Shape legend: I items, R = I + FIRST_ITEM_ROW, D vector width, U users, L history
+length, C candidates, F features.
 """
 
 import tempfile

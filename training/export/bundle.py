@@ -111,7 +111,7 @@ def _export_candidate_encoder(run: OpenRun, directory: Path) -> ItemEncoding | N
 
 
 def _user_features(features: QueryFeatures | None) -> tuple[Int32Array | None, Float32Array | None]:
-    """Codes and numbers of the known users, where the query encoder reads features of users."""
+    """Returns codes and numbers of the known users, where the query encoder reads features of users."""
     if features is None or not features.encoding.user.columns:
         return None, None
     return features.user_codes[:-1].numpy(), features.user_numbers[:-1].numpy()

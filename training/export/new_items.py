@@ -125,8 +125,8 @@ def read_items(path: Path) -> pa.Table:
 
 
 def _like_the_bundle(bundle: Bundle, items: pa.Table, encoding: ItemEncoding, where: str) -> pa.Table:
-    """Returns the items with the bundle's columns and types; only columns that the tower reads must be
-    there.
+    """Returns the items with the bundle's columns and types; only columns that
+    the tower reads must be there.
     """
     wanted = [ITEM_ID, *(column.name for column in encoding.encoding.columns)]
     if missing := [name for name in wanted if name not in items.column_names]:

@@ -39,7 +39,8 @@ It never splits between this number and its negative, and reads smaller ones as 
 
 
 def export_query_encoder(network: QueryEncoder, path: Path, dim: int) -> None:
-    """Write a network from the fields of `HistoryInputs` and `QueryFeatureBatch` to `query` float32 [batch, D].
+    """Write a network from the fields of `HistoryInputs` and `QueryFeatureBatch`
+    to `query` float32 [batch, D].
 
     Every network has inputs for times and features, whether it reads them or not, and features may have more
     columns than it reads: so that versions with and without them can replace each other.
@@ -183,8 +184,8 @@ def export_ranker(ranker: "Ranker", path: Path, num_features: int) -> None:
 
 
 def _tree_attributes(booster: "lightgbm.Booster") -> dict[str, Any]:
-    """Returns the attributes of `TreeEnsembleRegressor`: a list for each property of the nodes of all
-    trees.
+    """Returns the attributes of `TreeEnsembleRegressor`: a list for each
+    property of the nodes of all trees.
     """
     nodes: list[tuple[int, int, str, int, float, int, int]] = []
     leaves: list[tuple[int, int, float]] = []

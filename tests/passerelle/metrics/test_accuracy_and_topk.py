@@ -107,8 +107,8 @@ def test_a_perfect_ranking_scores_one_even_when_it_is_short() -> None:
     )
 )
 def test_auc_equals_the_share_of_pairs_in_order(users: list[list[tuple[int, int, int]]]) -> None:
-    """Each relevant item is told by how many others are above, level with and below it; the oracle walks over
-    all pairs.
+    """Each relevant item is told by how many others are above, level with and below it;
+    the oracle walks over all pairs.
     """
     expected = []
     for items in users:

@@ -1,5 +1,5 @@
-"""Coverage, novelty, popularity lift and diversity against definitions written out one user and one pair at a
-time.
+"""Coverage, novelty, popularity lift and diversity against definitions written out
+one user and one pair at a time.
 
 Shape legend: Q users, K places, R item rows (special rows included), D vector width.
 """

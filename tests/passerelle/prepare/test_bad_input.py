@@ -1,5 +1,5 @@
-"""Files, columns and results that `prepare` refuses: one line that says what is wrong, and nothing on
-disk.
+"""Files, columns and results that `prepare` refuses: one line that says what
+is wrong, and nothing on disk.
 """
 
 import gzip

@@ -170,8 +170,8 @@ def test_manifest(bundle: Bundle, ranked_run: OpenRun) -> None:
 
 
 def test_a_small_shop(tmp_path: Path) -> None:
-    """String ids, a history of two items, fewer items than the ranker's candidates, and users who have seen
-    nearly all of them.
+    """String ids, a history of two items, fewer items than the ranker's candidates, and users
+    who have seen nearly all of them.
     """
     dataset = planted_dataset(tmp_path / "dataset", Planted(num_users=60, num_items=22, string_ids=True))
     train_in_process(

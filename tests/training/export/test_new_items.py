@@ -97,9 +97,8 @@ def test_new_items_have_the_vectors_of_their_features(towers: Bundle, tmp_path: 
 
 
 def test_a_new_item_is_found_where_an_old_one_like_it_is(towers: Bundle, tmp_path: Path) -> None:
-    """A twin of what an item's features say is nearest to itself, and answers of the reference have it where
-    it
-    belongs.
+    """A twin of what an item's features say is nearest to itself, and answers of the
+    reference have it where it belongs.
     """
     session = open_session(towers.path / f"{CANDIDATE_ENCODER}.onnx")
     assert {spec.name for spec in session.get_inputs()} == {"id_vector", "codes", "numbers"}

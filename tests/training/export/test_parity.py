@@ -44,8 +44,8 @@ def test_parity_is_measured_and_small(bundle: Bundle) -> None:
 
 
 def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
-    """From the bundle's own files: ONNX Runtime, exact search, the feature definitions, and the ranker's ten
-    best.
+    """From the bundle's own files: ONNX Runtime, exact search, the feature
+    definitions, and the ranker's ten best.
     """
     reference = bundle.reference()
     assert len(reference) == REFERENCE_USERS
