@@ -37,8 +37,10 @@ test-slow: setup  ## Tests that take more than half a minute each
 test-wheel: setup  ## The wheel in an empty environment, from raw logs to an answer; about five minutes
 	@$(pytest) -m slow tests/packaging
 
-tour: setup  ## Execute docs/tour.ipynb, and keep its output
-	@$(bin)/python -m jupyter execute --inplace docs/tour.ipynb
+tour: setup  ## Execute docs/tour.ipynb into artifacts/tour.ipynb
+	@mkdir -p artifacts
+	@PASSERELLE_DATA=$${PASSERELLE_DATA:-$(abspath ../shared/data)} \
+		$(bin)/jupyter-execute --output=../artifacts/tour.ipynb docs/tour.ipynb
 
 test-gpu: setup  ## Tests that need a CUDA device
 	@$(pytest) -m gpu
