@@ -1,4 +1,4 @@
-"""How long until new items can be found?
+"""The time until new items can be found.
 
 `add-items` with 10,000 of them on a bundle of a million, then a search that finds one.
 
@@ -92,7 +92,7 @@ def made_up_dataset(path: Path, num_items: int, rng: np.random.Generator) -> Dat
 
 
 def made_up_bundle(folder: Path, num_items: int, rng: np.random.Generator) -> Bundle:
-    """Of a model that knows what is popular, and no more."""
+    """Returns candidates of a model that scores by popularity alone."""
     settings = (
         "items.table=sparse",
         f"model.max_history={LENGTH}",

@@ -63,7 +63,7 @@ BEAUTY = PrepareConfig(
     ),
     events=(EventsConfig(files=("Beauty.txt",), user_id="user_id", item_id="item_id", timestamp="time"),),
 )
-"""Where the file is; `_beauty` reads it, for a line of it is a user, not an event."""
+"""The source of the file, which `_beauty` reads: a line of it is a user, not an event."""
 
 
 def _beauty(path: Path) -> Dataset:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: the record of the machine, percentiles, and where results go."""
+"""Helpers of all benchmarks: the record of the machine, percentiles, and result files."""
 
 import contextlib
 import json

@@ -21,13 +21,13 @@ TIMEOUT_S = 10.0
 
 @dataclass
 class Outcomes:
-    """What became of the requests: latencies of those answered 200, and how many got which other status."""
+    """The outcome of requests: latencies of those answered 200, and counts of the other statuses."""
 
     latencies_ms: list[float] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     degraded: int = 0
     late_sends_ms: list[float] = field(default_factory=list)
-    """How long after they were due requests were sent: a client that cannot keep up would flatter the server.
+    """Delays of requests after they were due: a client that cannot keep up would flatter the server.
     """
 
     def summary(self, seconds: float, objective_ms: float) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class Load:
-    """What to send, and how."""
+    """The requests of a load test."""
 
     url: str
     bodies: tuple[bytes, ...]

@@ -1,4 +1,4 @@
-"""How long is an epoch of BERT4Rec here, and with RecTools?
+"""The time of an epoch of BERT4Rec, compared with RecTools.
 
 The same events, shape and threads, in turns on the same machine.
 
@@ -33,7 +33,7 @@ PEER = Path(__file__).with_name("peer_rectools.py")
 
 @dataclass(frozen=True)
 class Case:
-    """What both sides train."""
+    """A model that both sides train."""
 
     data: str
     loss: str

@@ -13,7 +13,7 @@ from training.runs.run import RunManifest, open_run
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the run is there, and trained to its end."""
+    """Returns whether a run is there and complete."""
     return (path / MANIFEST_NAME).exists() and open_manifest(
         path, RunManifest, verify=False
     ).state == "complete"

@@ -38,9 +38,9 @@ from serving.triton.ports import free_ports
 OBJECTIVE_MS = 100.0
 CLIENTS = (1, 2, 4, 8, 16)
 SHARES = (0.5, 0.7, 0.8, 0.9, 1.0)
-"""Arrival rates that are tried, of the highest throughput of clients in turns."""
+"""Arrival rates that are tried, as shares of the highest closed-loop throughput."""
 SUSTAINED = 0.99
-"""Of the requests of a sustainable rate so many are answered within the objective."""
+"""Share of the requests of a sustainable rate that are answered within the objective."""
 BODIES = 2000
 
 

@@ -1,4 +1,4 @@
-"""What does a softmax over the whole catalogue cost in memory?
+"""The memory that a softmax over the whole catalogue takes.
 
 Loss and gradients, chunked as we do and whole as libraries do.
 

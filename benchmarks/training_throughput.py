@@ -135,7 +135,10 @@ class Stopwatch(pl.Callback):
 
 
 def flop_counter() -> FlopCounterMode:
-    """Of matrix products and attention; PyTorch's own does not know its fused attention on a CPU."""
+    """Counts floating-point operations of matrix products and attention.
+
+    PyTorch's own counter does not know fused attention on a CPU.
+    """
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return int(sdpa_flop_count(query, key, value))
@@ -156,7 +159,7 @@ def _now_s() -> float:
 
 
 def _costliest(profiled: Any) -> list[dict[str, Any]]:
-    """What the operations that took longest took, each without those it called."""
+    """Returns the operations that took longest, each without those it called."""
     cuda = torch.cuda.is_available()
     rows = [
         (row.key, row.self_device_time_total if cuda else row.self_cpu_time_total, row.count)

@@ -7,25 +7,25 @@ from pydantic import Field, ValidationInfo, model_validator
 from passerelle.config import Config, kind_or, refuse_idle
 
 Counts = Literal["events", "targets"] | None
-"""What has to be counted of each item before training, for a sampler."""
+"""What a sampler needs counted of each item before training."""
 
 
 class UniformSampling(Config):
-    """Every item is equally likely."""
+    """Every item is drawn with the same probability."""
 
     kind: Literal["uniform"] = "uniform"
     counts: ClassVar[Counts] = None
 
 
 class LogUniformSampling(Config):
-    """Zipf's law over ranks by training events."""
+    """Items are drawn by Zipf's law over their ranks by training events."""
 
     kind: Literal["log_uniform"] = "log_uniform"
     counts: ClassVar[Counts] = "events"
 
 
 class PopularitySampling(Config):
-    """In proportion to a power of the counts of training events."""
+    """Items are drawn in proportion to a power of the counts of their training events."""
 
     kind: Literal["popularity"] = "popularity"
     counts: ClassVar[Counts] = "events"
@@ -34,7 +34,7 @@ class PopularitySampling(Config):
 
 
 class StreamingSampling(Config):
-    """In proportion to frequencies estimated while training."""
+    """Items are drawn in proportion to frequencies that are estimated while training."""
 
     kind: Literal["streaming"] = "streaming"
     counts: ClassVar[Counts] = None
@@ -43,7 +43,7 @@ class StreamingSampling(Config):
 
 
 class InBatchSampling(Config):
-    """The targets of the step itself."""
+    """Negatives are the targets of the step itself."""
 
     kind: Literal["in_batch"] = "in_batch"
     streaming_rate: float | None = Field(default=None, gt=0, lt=1)
@@ -54,12 +54,12 @@ class InBatchSampling(Config):
 
     @property
     def counts(self) -> Counts:
-        """What has to be counted of each item before training."""
+        """Returns what is to be counted of each item before training."""
         return "targets" if self.streaming_rate is None else None
 
 
 class MixedSampling(Config):
-    """Targets of the step, and uniform negatives."""
+    """Negatives are targets of the step and uniformly drawn items."""
 
     kind: Literal["mixed"] = "mixed"
     counts: ClassVar[Counts] = None

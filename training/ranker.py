@@ -67,7 +67,7 @@ class Candidates:
 
     @property
     def found_QK(self) -> BoolArray:
-        """Where there is a candidate."""
+        """True where there is a candidate."""
         return self.rows_QK != PADDING_ROW
 
 

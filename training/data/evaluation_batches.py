@@ -63,7 +63,7 @@ class EvaluationBatch:
     positions_B: Int64Array
     """Position of each user in the `EvaluationUsers` the batches were made from."""
     is_repeat: bool = False
-    """Whether this batch was there before, and repeats so that every rank has as many."""
+    """True for a batch that repeats an earlier one, so that every rank has as many."""
 
     @property
     def num_relevant_B(self) -> Int64Array:

@@ -57,13 +57,13 @@ class EvaluationSettings:
     baselines: tuple[str, ...] = ("popularity",)
     """Names from `training.evaluation.baselines.BASELINES`, or `all`."""
     fit_baselines_on: FitOn = "train"
-    """What baselines learn from, histories at the time of ranking being the same for all.
+    """Events that baselines learn from, histories at the time of ranking being the same for all.
     `train`: what the model was trained on.
     `before_targets`: all events before the evaluated part, so that for the test part validation events are
     learnt from too, as published tables of baselines often do; for the validation part the two are the same.
     """
     recent_days: int = RECENT_DAYS
-    """How far the baseline `recent_popularity` looks back."""
+    """Days that the baseline `recent_popularity` looks back."""
     with_seen: bool = False
     """Measure everything a second time with seen items left in the ranking."""
     segments: tuple[int, ...] | Literal["terciles"] | None = None
@@ -83,7 +83,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RankingOptions:
-    """How the catalogue is ranked for a user."""
+    """Options of ranking the catalogue for users."""
 
     k: int
     """Items to keep."""

@@ -1,4 +1,4 @@
-"""What every loss is computed from.
+"""The inputs that all losses share.
 
 Shape legend: M target positions, D width, R item rows (special rows included).
 """

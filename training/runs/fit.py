@@ -34,7 +34,7 @@ class Workers:
     strategy: Any = "auto"
     plugins: Sequence[Any] = ()
     prepare: Callable[[pl.Trainer], pl.Trainer] | None = None
-    """What is done to the trainer before it starts."""
+    """Prepares the trainer before it starts."""
 
 
 def fit(

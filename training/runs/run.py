@@ -49,7 +49,7 @@ class RunManifest(Manifest):
 
     recipe: str
     dataset: str
-    """Where the dataset was when training started."""
+    """Path of the dataset when training started."""
     dataset_fingerprint: str
     config: Recipe
     state: Literal["training", "complete"]

@@ -1,4 +1,4 @@
-"""Where shared negatives come from: one sampler for each `loss.sampler.kind`."""
+"""Samplers of shared negatives, one for each `loss.sampler.kind`."""
 
 from collections.abc import Callable
 from typing import Any
