@@ -1,4 +1,7 @@
-"""Bundles that several test folders share. They are read-only: a test that alters one copies it first."""
+"""Bundles that several test folders share.
+
+They are read-only: a test that alters one copies it first.
+"""
 
 import os
 

@@ -83,7 +83,10 @@ def config_fields() -> dict[str, set[str]]:
 
 
 def test_every_option_is_read() -> None:
-    """What a user sets must be read. A record, which our own code fills in for people and clients to read, must at least be filled in."""
+    """What a user sets must be read.
+
+    A record, which our own code fills in for people and clients, must at least be filled in.
+    """
     nodes = [node for tree in TREES.values() for node in ast.walk(tree)]
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}

@@ -29,7 +29,11 @@ print("loaded", *sorted(heavy & set(sys.modules)))
 
 
 def import_each(modules: list[str], blocked: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Module -> what it lacked, and the heavy libraries loaded, after importing each in one fresh process without the blocked ones."""
+    """Import each module in one fresh process without the blocked libraries.
+
+    Returns:
+        Module -> the library that it lacked, and the heavy libraries that were loaded.
+    """
     command = [sys.executable, "-W", "ignore", "-c", IMPORT_EACH, ",".join(blocked), ",".join(modules)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -92,7 +96,10 @@ def test_the_contract_needs_three_libraries() -> None:
 def test_package_imports_with_minimal_extras(
     package: str, never: list[str], in_one_file_each: list[str]
 ) -> None:
-    """Without the libraries it must not need; and of those that one file owns, only that file and what is built on it."""
+    """A package imports without the libraries that it must not need.
+
+    Of those that one file owns, only that file and what is built on it may be lacking.
+    """
     lacking, _ = import_each(modules_of(package), never + in_one_file_each)
     for library in in_one_file_each:
         lack = {module for module, name in lacking.items() if name == library}

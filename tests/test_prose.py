@@ -26,7 +26,7 @@ CHECK_PYTHON = False
 """Whether comments and docstrings are held to the rules of prose, too."""
 
 ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|etc|no|fig)\.$", re.IGNORECASE)
-SENTENCE_END = re.compile(r"[.?!][)\"*_]?(?= +[A-Z`\[])")
+SENTENCE_END = re.compile(r"(?<![.])[.?!][)\"*_]?(?= +[A-Z`\[])")
 
 OLD_WORDS = (
     r"\bhard rules?\b",

@@ -61,7 +61,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel installed where this environment's libraries are seen, and this checkout is not."""
     folder = tmp_path_factory.mktemp("installed") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    # A folder that a .pth file names is searched, but its own .pth files, of which one names the checkout, are not read.
+    # A folder that a .pth file names is searched.
+    # Its own .pth files, of which one names the checkout, are not read.
     (site_packages,) = folder.glob("lib/python*/site-packages")
     (site_packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     install = [

@@ -71,8 +71,8 @@ def looked_up(bundle: Bundle, timestamp_ms: int, **request: Any) -> np.ndarray:
 def test_a_request_that_tells_everything_is_what_training_asked(
     tower_run: OpenRun, tower_bundle: Bundle
 ) -> None:
-    """The query of each test event: its history, kinds of events, times, user and circumstances, sent as a
-    stranger would send them.
+    """The query of each test event: its history, event types, times, user and context are sent in the request,
+    as those of an unknown user.
     """
     dataset, users = tower_run.dataset, tower_run.users("test").take(slice(None, None, 12))
     expected = {}
@@ -110,9 +110,10 @@ def test_a_request_that_tells_everything_is_what_training_asked(
             assert not np.allclose(looked_up(tower_bundle, now_ms, **request), query_D, atol=1e-4)
 
 
-def test_of_unknown_circumstances_nothing_is_assumed(tower_run: OpenRun) -> None:
-    """The reference users of an export ask at a time for which the data hold no circumstances: nor does a
-    request that gives none.
+def test_an_unknown_context_assumes_nothing(tower_run: OpenRun) -> None:
+    """The data have no context for the time at which the reference users of an export ask.
+
+    Nor has a request that gives none.
     """
     dataset = tower_run.dataset
     rows_P, end_P = np.arange(4), dataset.offsets_U1[1:5]

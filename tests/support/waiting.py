@@ -1,6 +1,7 @@
 """Waits that poll a condition with a generous limit, and stand-ins for dependencies that are slow.
 
-These are the only sleeps of the tests: a fixed time that is long enough on a quiet machine fails on a busy one.
+These are the only sleeps of the tests.
+A fixed time that is long enough on a quiet machine fails on a busy one.
 """
 
 import asyncio

@@ -98,7 +98,8 @@ class SequenceModel(pl.LightningModule):
             )
         self.sampler = make_sampler(config.loss, counts_R)
         self.table_checkpoint = TableCheckpoint(self.items.ids, IDS)
-        # DistributedDataParallel reads this name. Buffers are the same on every rank, and need no broadcast.
+        # DistributedDataParallel reads this name.
+        # Buffers are the same on every rank, and need no broadcast.
         self._ddp_params_and_buffers_to_ignore = [
             *self.table_checkpoint.state_names(),
             *(name for name, _ in self.named_buffers()),

@@ -1,4 +1,4 @@
-"""Which events training asks for: kinds of events, repeats, and windows without any.
+"""Targets of training: event types, repeats, and windows without any.
 
 Shape legend: E events.
 """
@@ -107,8 +107,9 @@ def test_evaluation_targets_follow_events_of_other_types(dataset: Dataset) -> No
 
 
 def test_training_on_clicks_and_validating_on_bookings(dataset: Dataset, tmp_path: Path) -> None:
-    """The whole way on one kind of events for training and another for validation: the ring is found, far
-    above popularity.
+    """The whole way with one event type for training and another for validation.
+
+    The model finds the ring, far above popularity.
     """
     train(dataset, tmp_path / "run", *CLICKS, *BOOKINGS, "model.event_types=true", "training.max_epochs=30")
     run = load_run(tmp_path / "run")
