@@ -23,7 +23,7 @@ from passerelle.errors import UserError
 from passerelle.features import RETRIEVAL_SCORE
 from passerelle.files import new_directory, write_text
 from passerelle.ids import PADDING_ROW
-from passerelle.metrics import accuracy as metrics
+from passerelle.metrics import accuracy
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers
 from training.data.evaluation_batches import relevant_items, request_times_ms
@@ -99,7 +99,7 @@ def retrieve_candidates(
 
 def _hits(run: OpenRun, candidates: Candidates) -> BoolArray:
     relevant_G, offsets_Q1 = relevant_items(run.dataset, candidates.users)
-    return metrics.hits(candidates.rows_QK, relevant_G, offsets_Q1)
+    return accuracy.hits(candidates.rows_QK, relevant_G, offsets_Q1)
 
 
 def train_ranker(

@@ -19,9 +19,8 @@ def _numbers(
     try:
         return tuple(sorted({int(number) for number in text.split(",")}))
     except ValueError:
-        raise click.BadParameter(
-            f"{text!r}: write whole numbers with commas between, such as 10,50"
-        ) from None
+        message = f"{text!r}: write whole numbers with commas between, such as 10,50"
+        raise click.BadParameter(message) from None
 
 
 def _segments(

@@ -69,9 +69,8 @@ def command(
     Watch it with `tensorboard --logdir RUN/tensorboard`.
     Every setting is in docs/configuration.md, and docs/training.md says how to use them.
 
-    With --refit RUN instead of RECIPE, the recipe of RUN is trained again on train and
-    validation events together, for the number of epochs that RUN's validation chose: the model
-    to serve, once the choices are made.
+    With --refit RUN instead of RECIPE, the recipe of RUN is trained again on train and validation events
+    together, for the number of epochs that RUN's validation chose: the model to serve in the end.
     Its test metrics are marked as those of a refit.
 
     \b

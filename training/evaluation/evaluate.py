@@ -23,7 +23,7 @@ from passerelle.arrays import Float32Array, Float64Array, Int64Array
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.files import write_text
-from passerelle.metrics import accuracy as metrics
+from passerelle.metrics import accuracy
 from passerelle.metrics.segments import Segment, length_segments
 from passerelle.progress import Progress, silent
 from passerelle.splits import EvaluationUsers, Part
@@ -155,7 +155,7 @@ def ranking_metrics(
 ) -> dict[str, float]:
     """Returns every metric at every k of given rankings."""
     relevant_G, offsets_Q1 = relevant_items(dataset, users)
-    return metrics.mean_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks)
+    return accuracy.mean_metrics(accuracy.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks)
 
 
 def evaluate(

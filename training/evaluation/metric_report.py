@@ -15,8 +15,7 @@ from torch import Tensor
 
 from passerelle.arrays import Float32Array, Float64Array, FloatArray, Int64Array
 from passerelle.dataset import Dataset
-from passerelle.metrics import accuracy as metrics
-from passerelle.metrics import beyond_accuracy, bootstrap
+from passerelle.metrics import accuracy, beyond_accuracy, bootstrap
 from passerelle.metrics.segments import Segment
 from passerelle.ragged import gather_ragged
 from passerelle.splits import EvaluationUsers, Split
@@ -108,7 +107,7 @@ def batch_auc(scores_BR: Tensor, batch: EvaluationBatch) -> Float64Array:
         above_G[part] = (others_CR > own_G1[part]).sum(dim=1)
         ties_G[part] = (others_CR == own_G1[part]).sum(dim=1)
     ties_G[own_G1[:, 0].isneginf()] = 0
-    return metrics.auc(
+    return accuracy.auc(
         above_G.numpy(), ties_G.numpy(), num_others_B[user_G].numpy(), batch.relevant_offsets_B1
     )
 
@@ -123,17 +122,17 @@ def metric_report(
     segments: Sequence[Segment] = (),
 ) -> MetricReport:
     """Returns every metric at every k of rankings [Q, K] that are as long as the largest k."""
-    accuracy = {
-        **metrics.user_metrics(metrics.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks),
+    per_user = {
+        **accuracy.user_metrics(accuracy.hits(rows_QK, relevant_G, offsets_Q1), np.diff(offsets_Q1), ks),
         "auc": auc_Q,
     }
     return MetricReport(
-        accuracy=accuracy,
+        accuracy=per_user,
         beyond=_beyond(rows_QK, ks, catalogue),
         segments={
             segment.name: {
                 "users": len(segment.members),
-                **_means(accuracy, segment.members),
+                **_means(per_user, segment.members),
                 **_beyond(rows_QK, ks, catalogue, segment.members),
             }
             for segment in segments

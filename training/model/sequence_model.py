@@ -28,7 +28,7 @@ from torch import Tensor
 
 from passerelle.encoding import QueryEncoding
 from passerelle.ids import FIRST_ITEM_ROW, MASK_ROW, PADDING_ROW
-from passerelle.metrics import accuracy as metrics
+from passerelle.metrics import accuracy
 from training.config import Recipe
 from training.data.batches import Batch
 from training.data.evaluation_batches import EvaluationBatch, Histories
@@ -259,8 +259,8 @@ class SequenceModel(pl.LightningModule):
             rows_BK = rank_over_shards(query_BD, batch, self.items.local_candidates(), MONITOR_K)
         if batch.is_repeat:
             return
-        hits_BK = metrics.hits(rows_BK.cpu().numpy(), batch.relevant_rows_G, batch.relevant_offsets_B1)
-        values_B = metrics.ndcg(hits_BK, batch.num_relevant_B, MONITOR_K)
+        hits_BK = accuracy.hits(rows_BK.cpu().numpy(), batch.relevant_rows_G, batch.relevant_offsets_B1)
+        values_B = accuracy.ndcg(hits_BK, batch.num_relevant_B, MONITOR_K)
         self._validation_sums += torch.tensor([values_B.sum(), len(values_B)])
 
     def on_validation_epoch_end(self) -> None:
