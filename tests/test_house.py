@@ -1,4 +1,4 @@
-"""House rules that no linter knows: file sizes, docstrings, signatures, options that are read, nothing private."""
+"""House rules that no linter knows: file sizes, docstrings, signatures, options that are read."""
 
 import ast
 from pathlib import Path

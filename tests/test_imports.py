@@ -23,7 +23,8 @@ for module in modules:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         print(module, error.name)
-heavy = {"torch", "ray", "pytorch_lightning", "lightgbm", "faiss", "tritonclient", "fastapi", "onnxruntime", "pandas"}
+heavy = {"torch", "ray", "pytorch_lightning", "lightgbm", "faiss", "tritonclient", "fastapi"}
+heavy |= {"onnxruntime", "pandas"}
 print("loaded", *sorted(heavy & set(sys.modules)))
 """
 
@@ -51,7 +52,7 @@ def modules_of(package: str) -> list[str]:
 
 
 def imports_at_top(module: str) -> set[str]:
-    """Modules that a module's own import statements name, those inside functions and `if TYPE_CHECKING` left out."""
+    """Modules that a module's own import statements name, without those in functions and `if TYPE_CHECKING`."""
     tree = next(tree for path, tree in TREES.items() if module_name(path) == module)
     plain = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     return plain | {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}

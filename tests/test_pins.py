@@ -1,4 +1,4 @@
-"""Pinned versions: what is imported is pinned, what is pinned is used, and the lock holds every direct pin."""
+"""Pinned versions: imports are pinned, pins are used, and the lock holds every direct pin."""
 
 import importlib.metadata
 import re

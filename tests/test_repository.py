@@ -1,4 +1,4 @@
-"""What may be in the repository: text of moderate size that names nobody's machine, and tests that do not sleep."""
+"""Contents of the repository: text of moderate size without paths of one machine, tests that do not sleep."""
 
 import ast
 import re

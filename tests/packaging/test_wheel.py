@@ -36,7 +36,9 @@ print(json.dumps({
     "commit": git_commit(),
     "presets": len(preset_names()),
     "recipes": len(recipe_names()),
-    "templates": sorted(path.parent.name for path in resources.resource("model_repository").rglob("config.pbtxt")),
+    "templates": sorted(
+        path.parent.name for path in resources.resource("model_repository").rglob("config.pbtxt")
+    ),
     "torch": read_pins(requirements, ["torch.txt"])["torch"],
     "workers_get": sorted(resources.runtime_env()),
 }))

@@ -71,8 +71,9 @@ def looked_up(bundle: Bundle, timestamp_ms: int, **request: Any) -> np.ndarray:
 def test_a_request_that_tells_everything_is_what_training_asked(
     tower_run: OpenRun, tower_bundle: Bundle
 ) -> None:
-    """The query of each test event: its history, event types, times, user and context are sent in the request,
-    as those of an unknown user.
+    """The query of each test event is sent as that of an unknown user.
+
+    The request has its history, event types, times, user features and context.
     """
     dataset, users = tower_run.dataset, tower_run.users("test").take(slice(None, None, 12))
     expected = {}
