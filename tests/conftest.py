@@ -1,6 +1,6 @@
-"""Bundles that several test folders share.
+"""Bundles that several test folders share, and how the tests are shared out among worker processes.
 
-They are read-only: a test that alters one copies it first.
+The bundles are read-only: a test that alters one copies it first.
 """
 
 import os
@@ -10,14 +10,18 @@ from hypothesis import settings
 
 from passerelle.bundle import Bundle, open_bundle
 from tests.support.bundles import Shape, build_bundle
+from tests.support.worker_groups import assign_groups
 
-os.environ.setdefault(
-    "GRPC_ENABLE_FORK_SUPPORT", "0"
-)  # as `ray_cluster` does, for tests that import serving alone
-settings.register_profile(
-    "passerelle", deadline=None
-)  # how long an example takes depends on what else the machine does
+# As `ray_cluster` does, for tests that import serving alone.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# How long an example takes depends on what else the machine does.
+settings.register_profile("passerelle", deadline=None)
 settings.load_profile("passerelle")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    assign_groups(items)
 
 
 @pytest.fixture(scope="session")
