@@ -25,7 +25,10 @@ MODEL = ("model.dim=16", "model.num_blocks=3", "model.max_history=9", "model.dis
 
 
 def random_model(*overrides: str, seed: int = 0) -> SequenceModel:
-    """A model whose every parameter is random and large: zeros and ones would hide a bias or a norm that is not applied."""
+    """Returns a model with large random parameters.
+
+    Initial zeros and ones would hide a bias or a norm that is not applied.
+    """
     config, counts_R = small_recipe(*MODEL, *overrides), torch.zeros(NUM_ROWS, dtype=torch.float64)
     features = random_features(seed) if config.query.features or config.query.time_features else None
     model = SequenceModel(
@@ -39,13 +42,13 @@ def random_model(*overrides: str, seed: int = 0) -> SequenceModel:
 
 
 def random_features(seed: int) -> QueryFeatures:
-    """Of six users and eleven events, some of whose values are missing."""
+    """Returns features of six users and eleven events, with missing values."""
     rng = np.random.default_rng(seed)
     tables = [
         pa.table(
             {
-                "place": pa.array(
-                    [None if rng.random() < 0.2 else f"place {rng.integers(3)}" for _ in range(count)],
+                "city": pa.array(
+                    [None if rng.random() < 0.2 else f"city {rng.integers(3)}" for _ in range(count)],
                     pa.string(),
                 ),
                 "tags": pa.array(
@@ -57,7 +60,7 @@ def random_features(seed: int) -> QueryFeatures:
         )
         for count in (NUM_USERS, NUM_EVENTS)
     ]
-    kinds: dict[str, FeatureKind] = {"place": "categorical", "tags": "multi_categorical", "age": "numeric"}
+    kinds: dict[str, FeatureKind] = {"city": "categorical", "tags": "multi_categorical", "age": "numeric"}
     features = [FeatureColumn(name=name, kind=kind) for name, kind in kinds.items()]
     encoding = QueryEncoding(
         user=fit_encoding(tables[0], features, 1), context=fit_encoding(tables[1], features[:1], 1)
@@ -75,7 +78,7 @@ def random_features(seed: int) -> QueryFeatures:
 
 
 class SlowTimes(NamedTuple):
-    """Milliseconds, of one sequence."""
+    """Times of one sequence, in milliseconds."""
 
     query: list[int]
     key: list[int]
@@ -94,7 +97,7 @@ def padded(items: list[Tensor], extra_columns: int = 0) -> Tensor:
 
 
 def random_times(items: list[Tensor], seed: int = 0) -> list[list[int]]:
-    """Milliseconds of each item, rising, some in the same second, some years apart."""
+    """Returns ascending times of items in milliseconds, with gaps from below a second to years."""
     rng = np.random.default_rng(seed)
     return [
         (
@@ -113,13 +116,13 @@ def padded_times(times: list[list[int]]) -> Tensor:
 
 
 def histories_of(items: list[Tensor]) -> tuple[Histories, list[SlowTimes]]:
-    """Right-aligned, with a request some minutes after the last item; and the times of the mask or of the next item."""
+    """Returns right-aligned histories with requests after the last item, and times with the request."""
     times = random_times(items)
     requests = [one[-1] + 600_000 for one in times]
     with_request = [[*one, request] for one, request in zip(times, requests, strict=True)]
     rng = np.random.default_rng(len(items))
     users_B, events_B = (
-        torch.from_numpy(rng.integers(-1, most, size=len(items))) for most in (NUM_USERS, NUM_EVENTS)
+        torch.from_numpy(rng.integers(-1, bound, size=len(items))) for bound in (NUM_USERS, NUM_EVENTS)
     )
     types_BL = event_types_of(padded(items))
     histories = Histories(
@@ -129,7 +132,7 @@ def histories_of(items: list[Tensor]) -> tuple[Histories, list[SlowTimes]]:
 
 
 def event_types_of(items_BL: Tensor) -> Tensor:
-    """What each event was: it depends on the item, and is 0 in the padding."""
+    """Returns event types that depend on the items, 0 in the padding."""
     return items_BL % NUM_EVENT_TYPES
 
 

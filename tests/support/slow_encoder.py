@@ -1,4 +1,4 @@
-"""An encoder that knows no batches and no padding: one sequence, one position, one head at a time.
+"""A slow encoder without batches and padding: one sequence, one position, one head at a time.
 
 Shape legend: L length, D width, H heads, K = D / H, F width of the feed-forward layer.
 """
@@ -32,29 +32,29 @@ def slow_linear(layer: nn.Linear, vector_D: Tensor) -> Tensor:
 
 
 def slow_bucket(elapsed_ms: int) -> int:
-    """Two buckets an octave of whole seconds; the second half of the table is for the future."""
+    """Returns one of two buckets per octave of whole seconds; negative durations are in the second half."""
     seconds = abs(elapsed_ms) // 1000
     bucket = min(math.floor(2 * math.log2(seconds + 1) + 1e-9), 63)
     return bucket + 64 if elapsed_ms < 0 and seconds else bucket
 
 
-def slow_rotated(vector_K: Tensor, place: int) -> Tensor:
-    """Pairs (k, k + K / 2) as complex numbers, turned."""
+def slow_rotated(vector_K: Tensor, position: int) -> Tensor:
+    """Rotates pairs (k, k + K / 2) as complex numbers."""
     half = len(vector_K) // 2
     turned = [
-        complex(vector_K[k], vector_K[k + half]) * cmath.exp(1j * place * 10_000 ** (-k / half))
+        complex(vector_K[k], vector_K[k + half]) * cmath.exp(1j * position * 10_000 ** (-k / half))
         for k in range(half)
     ]
     return torch.tensor([number.real for number in turned] + [number.imag for number in turned])
 
 
-def slow_gap(encoder: SequenceEncoder, times: SlowTimes, place: int) -> Tensor:
-    """The vector for the time between what a place asks for and the item before that."""
+def slow_gap(encoder: SequenceEncoder, times: SlowTimes, position: int) -> Tensor:
+    """Returns the vector for the time between the predicted item and the item before it."""
     assert encoder.time_gap is not None
-    before = place if encoder.causal else place - 1
+    before = position if encoder.causal else position - 1
     if before < 0:
         return torch.zeros(encoder.time_gap.table_ND.shape[1])
-    return encoder.time_gap.table_ND[slow_bucket(times.query[place] - times.key[before])]
+    return encoder.time_gap.table_ND[slow_bucket(times.query[position] - times.key[before])]
 
 
 def slow_attention(
@@ -62,9 +62,9 @@ def slow_attention(
     encoder: SequenceEncoder,
     inputs: list[Tensor],
     times: SlowTimes | None,
-    hidden: Collection[int],
+    masked: Collection[int],
 ) -> list[Tensor]:
-    """Every head of every position by itself."""
+    """Returns attended values, computed head by head and position by position."""
     attention, length, width = block.attention.layer, len(inputs), len(inputs[0])
     assert isinstance(attention, Attention)
     slopes = encoder.slopes_H.tolist()
@@ -73,24 +73,24 @@ def slow_attention(
     projected = [slow_linear(attention.query_key_value, vector_D) for vector_D in inputs]
     offset = encoder.max_length - length
     output = []
-    for place in range(length):
+    for position in range(length):
         heads = []
         for head, slope in enumerate(slopes):
             start = head * size
-            query_K = projected[place][start : start + size]
-            sides = {1: range(place + 1), 0: range(length), -1: range(place, length)}
-            seen = [other for other in sides[directions[head]] if other == place or other not in hidden]
+            query_K = projected[position][start : start + size]
+            sides = {1: range(position + 1), 0: range(length), -1: range(position, length)}
+            seen = [other for other in sides[directions[head]] if other == position or other not in masked]
             logits = []
             for other in seen:
                 key_K = projected[other][width + start : width + start + size]
                 turned = (query_K, key_K)
                 if encoder.angles_LK is not None:
-                    turned = (slow_rotated(query_K, offset + place), slow_rotated(key_K, offset + other))
-                logit = float(turned[0] @ turned[1]) / math.sqrt(size) - slope * abs(place - other)
+                    turned = (slow_rotated(query_K, offset + position), slow_rotated(key_K, offset + other))
+                logit = float(turned[0] @ turned[1]) / math.sqrt(size) - slope * abs(position - other)
                 if attention.time_table_NH is not None:
                     assert times is not None
                     logit += float(
-                        attention.time_table_NH[slow_bucket(times.query[place] - times.key[other]), head]
+                        attention.time_table_NH[slow_bucket(times.query[position] - times.key[other]), head]
                     )
                 logits.append(logit)
             shares = [math.exp(logit - max(logits)) for logit in logits]
@@ -131,33 +131,41 @@ def slow_encoder(
     encoder: SequenceEncoder,
     vectors: list[Tensor],
     times: SlowTimes | None = None,
-    hidden: Collection[int] = (),
+    masked: Collection[int] = (),
     types: list[int] | None = None,
 ) -> Tensor:
-    """[L, D] of one sequence without padding, some places hidden; position 0 from the end is the last row of the position table."""
+    """Returns contextual vectors [L, D] of one sequence without padding.
+
+    The newest position takes the last row of the position table.
+
+    Args:
+        masked: positions of masked items.
+    """
     offset = encoder.max_length - len(vectors)
     if encoder.position is not None:
-        vectors = [vector_D + encoder.position[offset + place] for place, vector_D in enumerate(vectors)]
+        vectors = [
+            vector_D + encoder.position[offset + position] for position, vector_D in enumerate(vectors)
+        ]
     if encoder.time_gap is not None:
         assert times is not None
-        vectors = [vector_D + slow_gap(encoder, times, place) for place, vector_D in enumerate(vectors)]
+        vectors = [vector_D + slow_gap(encoder, times, position) for position, vector_D in enumerate(vectors)]
     if encoder.event_type is not None:
         assert types is not None
-        told = enumerate(zip(vectors, types, strict=True))
+        events = enumerate(zip(vectors, types, strict=True))
         vectors = [
-            vector_D if place in hidden else vector_D + encoder.event_type[kind]
-            for place, (vector_D, kind) in told
+            vector_D if position in masked else vector_D + encoder.event_type[kind]
+            for position, (vector_D, kind) in events
         ]
     states = [slow_norm(vector_D, encoder.input_norm) for vector_D in vectors]
     if not encoder.blocks:
-        states = [torch.stack(states[: place + 1]).mean(0) for place in range(len(states))]
+        states = [torch.stack(states[: position + 1]).mean(0) for position in range(len(states))]
     for block in encoder.blocks:
         assert isinstance(block, Block) and isinstance(block.feedforward.layer, FeedForward)
         feedforward = block.feedforward.layer
         states = slow_residual(
             block.attention,
             states,
-            lambda inputs, block=block: slow_attention(block, encoder, inputs, times, hidden),
+            lambda inputs, block=block: slow_attention(block, encoder, inputs, times, masked),
         )
         states = slow_residual(
             block.feedforward,
@@ -170,7 +178,7 @@ def slow_encoder(
 
 
 def slow_columns(part: FeatureInput, codes: Tensor, numbers: Tensor) -> list[float]:
-    """What a layer is given of one row's features."""
+    """Returns the inputs of a layer for the features of one row."""
     given: list[float] = []
     for slots in part.slots:
         vectors = [part.codes_VC[code] for code in codes[slots].tolist() if code != 0]
@@ -179,7 +187,7 @@ def slow_columns(part: FeatureInput, codes: Tensor, numbers: Tensor) -> list[flo
 
 
 def slow_query(model: SequenceModel, history_D: Tensor, user: int, event: int, time_ms: int) -> Tensor:
-    """The query of one history, a user and an event (-1: unknown)."""
+    """Returns the query of a history, a user and an event (-1: unknown)."""
     tower, features = model.query_tower, model.query_features
     if tower is None:
         return history_D
@@ -190,9 +198,9 @@ def slow_query(model: SequenceModel, history_D: Tensor, user: int, event: int, t
             given += slow_columns(
                 part, *(getattr(features, f"{name}_{kind}")[row] for kind in ("codes", "numbers"))
             )
-    moment = datetime.fromtimestamp(time_ms / 1000, UTC)
-    for table_VC, place in ((tower.hour_VC, moment.hour), (tower.weekday_VC, moment.weekday())):
+    utc = datetime.fromtimestamp(time_ms / 1000, UTC)
+    for table_VC, row in ((tower.hour_VC, utc.hour), (tower.weekday_VC, utc.weekday())):
         if table_VC is not None:
-            given += table_VC[place].tolist()
+            given += table_VC[row].tolist()
     hidden_H = slow_linear(tower.inner, torch.tensor(given))
     return history_D + slow_linear(tower.out, hidden_H * 0.5 * (1 + torch.erf(hidden_H / math.sqrt(2))))

@@ -1,4 +1,4 @@
-"""Both kernels of attention, and the gradient of the time bias.
+"""Attention kernels against each other, and the gradient of the time bias.
 
 Shape legend: B sequences, L length, H heads, K width of a head, N time buckets.
 """
@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from training.model.attention import AttentionBias, DenseAttention, FlexAttention, time_bias
 
 
-def test_the_gradient_of_the_time_table_counts_every_use() -> None:
+def test_time_bias_gradient_sums_every_use() -> None:
     ours_NH, plain_NH = (torch.zeros(128, 2).requires_grad_() for _ in range(2))
     buckets_BLL = torch.randint(0, 128, (3, 4, 4), generator=torch.Generator().manual_seed(0))
     weights_BHLL = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -25,7 +25,7 @@ def test_the_gradient_of_the_time_table_counts_every_use() -> None:
 
 @dataclass
 class Problem:
-    """Projected heads of padded sequences, and what they prefer."""
+    """Projected heads of padded sequences, and their biases."""
 
     heads: tuple[Tensor, Tensor, Tensor]
     table_NH: Tensor | None
@@ -54,7 +54,7 @@ def problem(*, directions: list[int], timed: bool, device: str) -> Problem:
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @torch.no_grad()
-def test_both_attention_kernels_mean_the_same(directions: list[int], timed: bool, device: str) -> None:
+def test_attention_kernels_agree(directions: list[int], timed: bool, device: str) -> None:
     posed = problem(directions=directions, timed=timed, device=device)
     dense_BHLK = DenseAttention(posed.bias)(*posed.heads, posed.table_NH, None)
     flex_BHLK = FlexAttention(posed.bias, kernel=flex_attention)(*posed.heads, posed.table_NH, None)
@@ -74,7 +74,7 @@ def test_both_attention_kernels_mean_the_same(directions: list[int], timed: bool
 @pytest.mark.gpu
 @pytest.mark.parametrize("directions", [[0], [1], [0, 0], [1, 1], [1, -1]])
 @pytest.mark.parametrize("timed", [False, True])
-def test_both_attention_kernels_learn_the_same(directions: list[int], timed: bool) -> None:
+def test_attention_kernel_gradients_agree(directions: list[int], timed: bool) -> None:
     posed = problem(directions=directions, timed=timed, device="cuda")
     leaves = [*posed.heads, *([] if posed.table_NH is None else [posed.table_NH])]
     gradients = []

@@ -1,4 +1,4 @@
-"""Dropout drops what it is told to, and the same for a token wherever it is computed.
+"""Dropout has the right rate, and depends on the token alone.
 
 Shape legend: B sequences, L tokens, D width.
 """
@@ -18,7 +18,7 @@ def tokens(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("probability", [0.05, 0.1, 0.5, 0.9])
 def test_rate_and_mean(probability: float) -> None:
-    """A million elements: four standard errors of the rate, overall and of every channel."""
+    """The tolerance is four standard errors of a million elements, overall and for each channel."""
     values = torch.ones(100, 100, 100)
     dropped = Dropout(probability, 1, tokens(100, 100))(values)
     standard_error = (probability * (1 - probability) / values.numel()) ** 0.5
@@ -28,7 +28,7 @@ def test_rate_and_mean(probability: float) -> None:
     assert float(((dropped == 0).float().mean((0, 1)) - probability).abs().max()) < 45 * standard_error
 
 
-def test_same_seed_same_masks_and_each_call_another() -> None:
+def test_masks_depend_on_seed_and_call() -> None:
     ours, theirs, other = (Dropout(0.5, seed, tokens(8, 8)) for seed in (7, 7, 8))
     values = torch.ones(8, 8, 64)
     first, second = ours(values), ours(values)
@@ -38,12 +38,12 @@ def test_same_seed_same_masks_and_each_call_another() -> None:
         assert float((first == different).float().mean()) == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_token_keeps_its_noise_wherever_it_is() -> None:
-    """In another row of a smaller batch, behind other padding, as when another worker has it."""
+def test_noise_depends_on_token_not_batch_position() -> None:
+    """Compares with other rows of a smaller batch with other padding, as another worker has them."""
     values, token_BL = torch.ones(5, 7, 30), tokens(5, 7)
-    together, apart = Dropout(0.5, 3, token_BL), Dropout(0.5, 3, token_BL[[4, 1], 2:])
+    whole, part = Dropout(0.5, 3, token_BL), Dropout(0.5, 3, token_BL[[4, 1], 2:])
     for _ in range(3):
-        assert torch.equal(together(values)[[4, 1], 2:], apart(values[[4, 1], 2:]))
+        assert torch.equal(whole(values)[[4, 1], 2:], part(values[[4, 1], 2:]))
 
 
 @pytest.mark.parametrize("what", ["seeds", "tokens", "calls", "channels"])
@@ -77,7 +77,7 @@ def test_gradient_passes_where_values_do() -> None:
     torch.testing.assert_close(values.grad * 3, dropped.detach())
 
 
-def test_dtype_stays_and_global_generators_are_left_alone() -> None:
+def test_dtype_and_global_generator_are_unchanged() -> None:
     state = torch.random.get_rng_state()
     assert Dropout(0.5, 0, tokens(2, 2))(torch.ones(2, 2, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""What a query knows beside its history: by hand, in training, and of nobody.
+"""Features of queries: by hand, in training, and of unknown users.
 
 Shape legend: N queries.
 """
@@ -28,10 +28,11 @@ from training.runs.fit import train_in_process
 from training.runs.open_run import load_run
 
 
-def test_facts_by_hand(dataset: Dataset) -> None:
+def test_query_features_by_hand(dataset: Dataset) -> None:
     split = make_split(dataset, small_recipe().split)
     features = encode_query_features(dataset, split, QueryConfig(features=("country", "device")))
-    # Countries go None, FR, DE, IT from user to user, devices mobile, desktop, None; each is met often enough for a code of its own.
+    # Countries go None, FR, DE, IT from user to user, devices mobile, desktop, None.
+    # Each is frequent enough for a code of its own.
     encoding = features.encoding
     assert sorted(encoding.user.columns[0].values) == ["DE", "FR", "IT"] and sorted(
         encoding.context.columns[0].values
@@ -40,33 +41,35 @@ def test_facts_by_hand(dataset: Dataset) -> None:
         "mobile",
     ]
     assert encoding.widths() == {"user_codes": 1, "user_numbers": 1, "context_codes": 1, "context_numbers": 1}
-    facts = features(torch.tensor([0, 1, 5, UNKNOWN]), torch.tensor([2, 0, UNKNOWN, 3]))
-    codes_N = facts.user_codes[:, 0].tolist()
+    query_features = features(torch.tensor([0, 1, 5, UNKNOWN]), torch.tensor([2, 0, UNKNOWN, 3]))
+    codes_N = query_features.user_codes[:, 0].tolist()
     assert (
         codes_N[0] == codes_N[3] == 0
         and codes_N[1] == codes_N[2] == encoding.user.columns[0].values.index("FR") + 2
     )
-    assert facts.user_numbers.tolist() == [[1.0], [1.0], [1.0], [0.0]], (
-        "a user without a country is known, nobody is not"
+    assert query_features.user_numbers.tolist() == [[1.0], [1.0], [1.0], [0.0]], (
+        "a user without a country is known, an unknown user is not"
     )
     mobile = encoding.context.columns[0].values.index("mobile") + 2
-    assert facts.context_codes.tolist() == [
+    assert query_features.context_codes.tolist() == [
         [0],
         [mobile],
         [0],
         [mobile],
-    ] and facts.context_numbers.tolist() == [[1.0], [1.0], [0.0], [1.0]]
+    ] and query_features.context_numbers.tolist() == [[1.0], [1.0], [0.0], [1.0]]
 
 
-def test_without_columns_nothing_is_known(dataset: Dataset) -> None:
+def test_features_without_columns_are_zero(dataset: Dataset) -> None:
     features = encode_query_features(
         dataset, make_split(dataset, small_recipe().split), QueryConfig(time_features=("hour",))
     )
-    facts = features(torch.tensor([0, 239, UNKNOWN]), torch.tensor([5, UNKNOWN, 0]))
-    assert not any(values.any() for values in facts) and all(values.shape == (3, 1) for values in facts)
+    query_features = features(torch.tensor([0, 239, UNKNOWN]), torch.tensor([5, UNKNOWN, 0]))
+    assert not any(values.any() for values in query_features) and all(
+        values.shape == (3, 1) for values in query_features
+    )
 
 
-def test_a_recipe_that_takes_all_features_takes_none_where_none_is_declared(dataset: Dataset) -> None:
+def test_all_features_of_a_dataset_without_any(dataset: Dataset) -> None:
     config = small_recipe("query.features=all")
     bare = replace(
         dataset, manifest=dataset.manifest.model_copy(update={"user_features": (), "context_features": ()})
@@ -76,8 +79,8 @@ def test_a_recipe_that_takes_all_features_takes_none_where_none_is_declared(data
     assert build_training_model(dataset, split, config, total_steps=1).query_tower is not None
 
 
-def test_all_leaves_out_what_is_made_of_events(dataset: Dataset) -> None:
-    """Which knows of the user's events in validation and test; by its name it may be had."""
+def test_all_features_exclude_those_from_events(dataset: Dataset) -> None:
+    """Such features hold information from validation and test, and have to be named explicitly."""
     country, age = dataset.manifest.user_features
     made_of_events = (country.model_copy(update={"from_events": True}), age)
     made = replace(dataset, manifest=dataset.manifest.model_copy(update={"user_features": made_of_events}))
@@ -91,7 +94,7 @@ def test_all_leaves_out_what_is_made_of_events(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("features", ["['age']", "['device']", "all"])
 def test_every_parameter_of_a_step_has_a_gradient(dataset: Dataset, features: str) -> None:
-    """DistributedDataParallel stops where one has not: also where no feature is categorical."""
+    """DistributedDataParallel fails on others, also where no feature is categorical."""
     config = small_recipe(
         "items.kind=tower", "items.features=['year']", "objective.kind=causal", f"query.features={features}"
     )
@@ -102,8 +105,8 @@ def test_every_parameter_of_a_step_has_a_gradient(dataset: Dataset, features: st
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_values_are_learnt_from_training_alone(dataset: Dataset, tmp_path: Path) -> None:
-    """A device that is met in the last two events of users has no code."""
+def test_encoding_is_fitted_to_training_events(dataset: Dataset, tmp_path: Path) -> None:
+    """A device of the last two events of users, which are held out, has no code."""
     devices = np.full(len(dataset.item_rows_E), "old")
     devices[np.concatenate([dataset.offsets_U1[1:] - 1, dataset.offsets_U1[1:] - 2])] = "new"
     again = rewritten(dataset, tmp_path / "again", devices)
@@ -135,7 +138,7 @@ def rewritten(dataset: Dataset, path: Path, devices: np.ndarray) -> Dataset:
 
 
 @pytest.mark.parametrize("name", ["colour", "title"])
-def test_features_that_a_query_cannot_use(dataset: Dataset, name: str) -> None:
+def test_unusable_query_features_are_rejected(dataset: Dataset, name: str) -> None:
     split = make_split(dataset, small_recipe().split)
     with pytest.raises(
         UserError, match=f"query.features: {name}: no feature of users .* there are: country, age, device"
@@ -143,7 +146,7 @@ def test_features_that_a_query_cannot_use(dataset: Dataset, name: str) -> None:
         encode_query_features(dataset, split, QueryConfig(features=("age", name)))
 
 
-def test_a_batch_knows_whose_windows_it_has_and_which_events_it_asks_for(dataset: Dataset) -> None:
+def test_batch_holds_users_and_target_events(dataset: Dataset) -> None:
     split = make_split(dataset, small_recipe().split)
     for batch in EpochBatches(dataset, split, small_recipe("model.max_history=3"), epoch=0):
         assert dataset.item_rows_E[batch.target_events_M].tolist() == batch.target_rows_M.tolist()
@@ -154,7 +157,7 @@ def test_a_batch_knows_whose_windows_it_has_and_which_events_it_asks_for(dataset
 
 
 def test_training_leaves_out_features_of_some_windows(dataset: Dataset) -> None:
-    """Of users and of circumstances apart, of whole windows, differently in each step."""
+    """User and context features are dropped independently, for whole windows, in other ones each step."""
     config = small_recipe("query.features=all", "query.dropout=0.4", "objective.kind=causal")
     split = make_split(dataset, config.split)
     model = build_training_model(dataset, split, config, total_steps=1)
@@ -162,9 +165,12 @@ def test_training_leaves_out_features_of_some_windows(dataset: Dataset) -> None:
     for batch in EpochBatches(dataset, split, config, epoch=0):
         window_T = torch.repeat_interleave(torch.arange(len(batch.user_rows_B)), batch.offsets_B1.diff())
         row_M = window_T[batch.target_positions_M]
-        facts = model._target_features(batch, row_M)
-        assert facts is not None
-        for values, found in ((facts.user_numbers, users), (facts.context_numbers, contexts)):
+        query_features = model._target_features(batch, row_M)
+        assert query_features is not None
+        for values, found in (
+            (query_features.user_numbers, users),
+            (query_features.context_numbers, contexts),
+        ):
             known_M = values[:, 0]
             known_B = torch.zeros(len(batch.user_rows_B)).index_put_((row_M,), known_M)
             assert torch.equal(known_B[row_M], known_M), "a window is known in part"
@@ -173,7 +179,7 @@ def test_training_leaves_out_features_of_some_windows(dataset: Dataset) -> None:
     assert users != contexts
 
 
-def test_left_out_is_unknown() -> None:
+def test_left_out_features_are_zero() -> None:
     given = QueryFeatureBatch(
         torch.tensor([[3], [4]]), torch.ones(2, 2), torch.tensor([[5], [6]]), torch.ones(2, 1)
     )
@@ -181,8 +187,8 @@ def test_left_out_is_unknown() -> None:
     assert [values.tolist() for values in kept] == [[[3], [0]], [[1, 1], [0, 0]], [[0], [6]], [[0], [1]]]
 
 
-def planted_facts(path: Path) -> Dataset:
-    """Items of eight groups: which one follows is told by the user's country, the device of the event and its hour, and by nothing else."""
+def planted_query_features(path: Path) -> Dataset:
+    """Items of eight groups; the next one depends on the user's country, the device and the hour alone."""
     rng = np.random.default_rng(0)
     num_users, length = 300, 8
     country_U, device_E = rng.integers(2, size=num_users), rng.integers(2, size=num_users * length)
@@ -207,7 +213,7 @@ def planted_facts(path: Path) -> Dataset:
                 {"device": pa.array([names[device] for device in device_E]).dictionary_encode()}
             ),
             description={
-                "name": "facts",
+                "name": "planted",
                 "event_types": ("view",),
                 "user_features": (FeatureColumn(name="country", kind="categorical"),),
                 "context_features": (FeatureColumn(name="device", kind="categorical"),),
@@ -220,9 +226,9 @@ def planted_facts(path: Path) -> Dataset:
     )
 
 
-def test_what_is_told_is_learnt(tmp_path: Path) -> None:
-    """Chance finds one of 160 items in ten with 1 in 16; who knows the group of 20, with one in two."""
-    dataset = planted_facts(tmp_path / "facts")
+def test_query_features_improve_recall(tmp_path: Path) -> None:
+    """Random recall@10 is 1/16 over 160 items, and 1/2 within the right group of 20."""
+    dataset = planted_query_features(tmp_path / "dataset")
     recalls, usual = (
         {},
         (
@@ -232,10 +238,10 @@ def test_what_is_told_is_learnt(tmp_path: Path) -> None:
             "optimizer.learning_rate=0.02",
         ),
     )
-    for name, told in (
+    for name, overrides in (
         ("nothing", ()),
         ("everything", ("query.features=all", "query.time_features=['hour']", "query.dropout=0")),
     ):
-        train_in_process("two_tower", dataset, small_recipe(*usual, *told), tmp_path / name)
+        train_in_process("two_tower", dataset, small_recipe(*usual, *overrides), tmp_path / name)
         recalls[name] = evaluate(load_run(tmp_path / name), "test", ks=(10,))["model"]["recall@10"]
     assert recalls["nothing"] < 0.25 and recalls["everything"] > 0.35, recalls

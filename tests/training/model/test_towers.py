@@ -1,4 +1,4 @@
-"""The candidate tower: features by hand, what is left out in training, and items that training never saw.
+"""The candidate tower: features by hand, id dropout, and items without training events.
 
 Shape legend: R item rows, D width.
 """
@@ -26,39 +26,39 @@ from training.model_config import ItemsConfig
 TOWER = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1")
 
 
-def test_content_by_hand() -> None:
-    """Each column the mean of its values' vectors, then two layers; an empty slot weighs nothing."""
+def test_feature_tower_by_hand() -> None:
+    """Columns are means of their values' vectors, without empty slots; two layers follow."""
     features = (
         FeatureColumn(name="brand", kind="categorical"),
         FeatureColumn(name="genres", kind="multi_categorical"),
     )
     table = pa.table({"brand": ["a", None], "genres": [["x", "y"], None]})
     encoding = fit_encoding(table, features, 1)
-    content = FeatureTower(encoding, 4, torch.Generator().manual_seed(0))
+    tower = FeatureTower(encoding, 4, torch.Generator().manual_seed(0))
     encoded = encoding.encode(table)
     with torch.no_grad():
-        content.inner.bias.normal_(generator=torch.Generator().manual_seed(1))
-        codes_VC, none = content.codes_VC, torch.zeros(content.codes_VC.shape[1])
+        tower.inner.bias.normal_(generator=torch.Generator().manual_seed(1))
+        codes_VC, none = tower.codes_VC, torch.zeros(tower.codes_VC.shape[1])
         brand, x, y = (codes_VC[row] for row in encoded.codes_NS[0].tolist())
         inputs = [torch.cat([brand, (x + y) / 2, torch.ones(1)]), torch.cat([none, none, torch.ones(1)])]
-        expected = [content.out(F.gelu(content.inner(row))) for row in inputs]
-        found_ND = content(torch.from_numpy(encoded.codes_NS), torch.from_numpy(encoded.numbers_NF))
+        expected = [tower.out(F.gelu(tower.inner(row))) for row in inputs]
+        found_ND = tower(torch.from_numpy(encoded.codes_NS), torch.from_numpy(encoded.numbers_NF))
     torch.testing.assert_close(found_ND, torch.stack(expected))
 
 
-def test_kept_rows_are_a_share_that_the_seed_decides() -> None:
+def test_keep_mask_keeps_a_share_by_seed() -> None:
     rows = torch.arange(100_000)
-    kept = keep_mask(rows, 0.3, seed=5)
-    assert 0.69 < kept.double().mean() < 0.71
-    assert torch.equal(keep_mask(rows[77:99], 0.3, seed=5), kept[77:99]), (
+    keep = keep_mask(rows, 0.3, seed=5)
+    assert 0.69 < keep.double().mean() < 0.71
+    assert torch.equal(keep_mask(rows[77:99], 0.3, seed=5), keep[77:99]), (
         "a row's noise depends on the others"
     )
-    assert 0.4 < (keep_mask(rows, 0.3, seed=6) != kept).double().mean() < 0.44, "another seed, the same noise"
+    assert 0.4 < (keep_mask(rows, 0.3, seed=6) != keep).double().mean() < 0.44, "another seed, the same noise"
     assert keep_mask(rows, 0.0, seed=5).all()
 
 
 def without_events_of(dataset: Dataset, rows: list[int]) -> Dataset:
-    """The same items and users, as though nobody had met some items."""
+    """Returns the dataset without the events of some items."""
     keep_E = ~np.isin(dataset.item_rows_E, rows)
     kept_before = np.concatenate([[0], np.cumsum(keep_E)])
     arrays = ("item_rows_E", "timestamps_ms_E", "event_types_E", "weights_E")
@@ -69,31 +69,32 @@ def without_events_of(dataset: Dataset, rows: list[int]) -> Dataset:
     )
 
 
-def test_items_without_training_events_are_what_their_features_say(dataset: Dataset) -> None:
+def test_new_items_have_vectors_of_features_alone(dataset: Dataset) -> None:
     cold = [5, 40, 41]
     bare = without_events_of(dataset, cold)
     config = small_recipe(*TOWER)
     split = make_split(bare, config.split)
-    content = encode_item_features(bare, split, config.items)
-    known = content.known_R.tolist()
+    features = encode_item_features(bare, split, config.items)
+    known = features.known_R.tolist()
     assert not any(known[row] for row in cold) and all(known[:FIRST_ITEM_ROW])
     model = build_training_model(bare, split, config, total_steps=1)
     with torch.no_grad():
         model.items.get_parameter("ids.weight").normal_(generator=torch.Generator().manual_seed(0))
         vectors_RD = model.items.exact().candidates_UD
         alone_ND = F.normalize(
-            model.items.get_submodule("tower.content")(content.codes_RS[cold], content.numbers_RF[cold]),
+            model.items.get_submodule("tower.content")(features.codes_RS[cold], features.numbers_RF[cold]),
             dim=1,
         )
         others_ND = F.normalize(
-            model.items.get_submodule("tower.content")(content.codes_RS[6:9], content.numbers_RF[6:9]), dim=1
+            model.items.get_submodule("tower.content")(features.codes_RS[6:9], features.numbers_RF[6:9]),
+            dim=1,
         )
     torch.testing.assert_close(vectors_RD[cold], alone_ND)
     torch.testing.assert_close(vectors_RD.norm(dim=1), torch.ones(len(vectors_RD)))
     assert not torch.allclose(vectors_RD[6:9], others_ND, atol=0.1)
 
 
-def test_a_step_leaves_out_some_ids(dataset: Dataset) -> None:
+def test_id_dropout_drops_a_share_of_id_vectors(dataset: Dataset) -> None:
     config = small_recipe(*TOWER, "items.id_dropout=0.5")
     model = build_training_model(dataset, make_split(dataset, config.split), config, total_steps=1)
     with torch.no_grad():
@@ -109,7 +110,7 @@ def test_a_step_leaves_out_some_ids(dataset: Dataset) -> None:
     assert not torch.equal(first_RD, other_RD)
 
 
-def test_what_is_kept_of_the_items_is_forgotten_by_a_step(dataset: Dataset) -> None:
+def test_step_clears_cached_candidates(dataset: Dataset) -> None:
     config = small_recipe(*TOWER)
     model = build_training_model(dataset, make_split(dataset, config.split), config, total_steps=1)
     with torch.inference_mode():
@@ -124,16 +125,16 @@ def test_what_is_kept_of_the_items_is_forgotten_by_a_step(dataset: Dataset) -> N
 
 
 @pytest.mark.parametrize("name", ["title", "colour"])
-def test_features_that_a_tower_cannot_use(dataset: Dataset, name: str) -> None:
+def test_unusable_item_features_are_rejected(dataset: Dataset, name: str) -> None:
     split = make_split(dataset, small_recipe().split)
     with pytest.raises(
         UserError,
-        match=rf"items\.features: {name}: no item feature of .* that a tower can use; there are: genres, year",
+        match=rf"items\.features: {name}: no item feature .* a tower can use; there are: genres, year",
     ):
         encode_item_features(dataset, split, ItemsConfig(kind="tower", features=(name,)))
 
 
-def test_a_run_with_towers_is_trained_and_opened_again(dataset: Dataset, tmp_path: Path) -> None:
+def test_tower_run_trains_and_loads(dataset: Dataset, tmp_path: Path) -> None:
     from training.evaluation.evaluate import evaluate
     from training.runs.fit import train_in_process
     from training.runs.open_run import load_run

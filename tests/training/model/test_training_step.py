@@ -1,4 +1,4 @@
-"""A step of training asks what serving will ask: each target is predicted from the history before it, at the time it happened.
+"""Training predicts as serving does: each target from the history before it, for the time of its event.
 
 Shape legend: R item rows, D width, L history length.
 """
@@ -25,11 +25,8 @@ from training.model.factory import build_model
 from training.model.sequence_model import SequenceModel
 
 NO_NOISE = ("model.dropout=0", "batches.token_budget=300")
-CAUSAL = (
-    *NO_NOISE,
-    "objective.kind=causal",
-    "model.positions=none",
-)  # learned ones count from the end of the window
+# Without learned positions, which count from the end of the window.
+CAUSAL = (*NO_NOISE, "objective.kind=causal", "model.positions=none")
 FEATURES = (
     "model.event_types=true",
     "query.features=all",
@@ -40,7 +37,7 @@ TIMES = ("model.time_bias=true", "model.time_gap=true")
 
 
 def model_of(dataset: Dataset, config: Recipe) -> SequenceModel:
-    """As it is made, but for times, which mean nothing before they are learnt, and float64."""
+    """Returns the initial model in float64, with random weights where the initial ones are zero."""
     split = make_split(dataset, config.split)
     model = build_model(dataset, split, config, torch.zeros(dataset.num_rows, dtype=torch.float64)).double()
     generator = torch.Generator().manual_seed(7)
@@ -52,10 +49,8 @@ def model_of(dataset: Dataset, config: Recipe) -> SequenceModel:
     return model
 
 
-def asked_when_serving(
-    model: SequenceModel, dataset: Dataset, config: Recipe, first: int, event: int
-) -> Tensor:
-    """Minus log of the probability of an event, from those of its window before it."""
+def serving_loss(model: SequenceModel, dataset: Dataset, config: Recipe, first: int, event: int) -> Tensor:
+    """Returns the negative log-likelihood of an event, given those of its window before it."""
     histories = Histories(
         torch.from_numpy(dataset.item_rows_E[first:event].astype("int64"))[None],
         torch.from_numpy(dataset.timestamps_ms_E[first:event].copy())[None],
@@ -92,10 +87,10 @@ def asked_when_serving(
         "masked, features",
     ],
 )
-def test_a_step_asks_what_serving_asks(
+def test_training_loss_matches_serving_queries(
     dataset: Dataset, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss of all steps, position by position through the code that serves."""
+    """The losses of all steps add up to those of the serving code, position by position."""
     config, split = small_recipe(*overrides), make_split(dataset, SplitConfig())
     model = model_of(dataset, config)
     monkeypatch.setattr(sequence_model, "mean_over_ranks", lambda *_: torch.ones(()))
@@ -109,14 +104,14 @@ def test_a_step_asks_what_serving_asks(
         for start, end in zip(windows.start_W.tolist(), windows.end_W.tolist(), strict=True):
             for event in range(start + 1, end) if model.encoder.causal else [end - 1]:
                 first = max(start, event - config.model.max_history)
-                served += float(asked_when_serving(model, dataset, config, first, event)) * float(
+                served += float(serving_loss(model, dataset, config, first, event)) * float(
                     dataset.weights_E[event]
                 )
     assert trained == pytest.approx(served, rel=1e-6)
 
 
 def test_gradients_are_clipped(dataset: Dataset, tmp_path: Path) -> None:
-    """To a norm so small that Adam's epsilon is larger, and next to nothing is learnt."""
+    """The norm is so small that Adam's epsilon is larger, and weights hardly change."""
     moved = []
     for name, norm in (("free", 5.0), ("clipped", 1e-12)):
         path = tmp_path / name

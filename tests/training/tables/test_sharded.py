@@ -1,6 +1,6 @@
-"""Tables shared out over ranks: the steps that one table would take, and a checkpoint that any number of ranks reads.
+"""Sharded tables: their steps are those of one table, and any number of ranks reads their checkpoints.
 
-Shape legend: R rows, D width, N rows asked for, B users, X items not to be ranked, K ranked items.
+Shape legend: R rows, D width, N requested rows, B users, X excluded items, K ranked items.
 """
 
 import json
@@ -23,11 +23,11 @@ from training.tables.sparse import SparseTable
 
 ROWS, DIM, STEPS = 101, 4, 4
 OPTIONS = {"std": 0.1, "seed": 3, "learning_rate": 0.3}
-SHARES = (1.0, 0.5, 0.5, 0.25)
+SCALES = (1.0, 0.5, 0.5, 0.25)
 
 
-def asked(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and the gradient of each, of one of two ranks; one asks for nothing in the third step."""
+def step_of(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns rows of one of two ranks and their gradients; one rank requests none in the third step."""
     generator = torch.Generator().manual_seed(10 * step + rank)
     count = 0 if (step, rank) == (2, 1) else 7 + rank
     rows_N = torch.randperm(ROWS, generator=generator)[:count].sort().values
@@ -35,7 +35,7 @@ def asked(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def on_rank(rank: int, world_size: int, folder: str) -> None:
-    """Two ranks train and save; four read that, and save it again."""
+    """Two ranks train and save; four load that and save it again."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store{world_size}", rank=rank, world_size=world_size
@@ -44,9 +44,9 @@ def on_rank(rank: int, world_size: int, folder: str) -> None:
     table.materialize(world_size, torch.device("cpu"))
     first = write_table(checkpoints, ROWS, DIM, table.shards)
     if world_size == 2:
-        for step, share in enumerate(SHARES):
-            table.set_learning_rate_scale(share)
-            rows_N, gradient_ND = asked(step, rank)
+        for step, scale in enumerate(SCALES):
+            table.set_learning_rate_scale(scale)
+            rows_N, gradient_ND = step_of(step, rank)
             (table(rows_N) * gradient_ND).sum().backward()
     else:
         open_table(checkpoints, json.loads((checkpoints / "2.json").read_text())["trained"]).read_into(
@@ -59,7 +59,7 @@ def on_rank(rank: int, world_size: int, folder: str) -> None:
     assert sum(len(shard.weight_SD) for shard in table.shards) < ROWS, "a rank holds all rows"
     name = write_table(checkpoints, ROWS, DIM, table.shards)
     whole = open_table(checkpoints, name)
-    rows_N, _ = asked(0, rank)
+    rows_N, _ = step_of(0, rank)
     assert torch.equal(table(rows_N).detach(), whole.weight_RD[rows_N])
     check_ranking(table.shards, whole.weight_RD, rank)
     if rank == 0:
@@ -69,7 +69,7 @@ def on_rank(rank: int, world_size: int, folder: str) -> None:
 
 
 def check_ranking(shards: list[Shard], weight_RD: torch.Tensor, rank: int) -> None:
-    """The best of all rows, of users that each rank has for itself, some of whom have seen nearly everything."""
+    """Checks rankings of users of this rank, one of whom has seen nearly all items."""
     generator = torch.Generator().manual_seed(rank)
     users = 3 + rank
     query_BD = torch.randn(users, DIM, generator=generator)
@@ -87,24 +87,22 @@ def check_ranking(shards: list[Shard], weight_RD: torch.Tensor, rank: int) -> No
         nothing,
         nothing,
     )
-    answers = [CandidatesShard(shard.first_row, shard.weight_SD) for shard in shards]
+    candidates = [CandidatesShard(shard.first_row, shard.weight_SD) for shard in shards]
     for k in (10, 99):
         expected_BK, _ = rank_scores(query_BD @ weight_RD.T, batch, k)
         assert torch.equal(
-            rank_over_shards(query_BD, batch, answers, k)[:, : expected_BK.shape[1]], expected_BK
+            rank_over_shards(query_BD, batch, candidates, k)[:, : expected_BK.shape[1]], expected_BK
         )
 
 
-def test_two_ranks_step_as_one_and_four_read_what_they_saved(tmp_path: Path) -> None:
+def test_sharded_steps_match_one_rank_and_reshard(tmp_path: Path) -> None:
     alone = SparseTable(ROWS, DIM, **OPTIONS)
     first = alone.weight.detach().clone()
-    for step, share in enumerate(SHARES):
-        alone.set_learning_rate_scale(share)
-        both = [asked(step, rank) for rank in (0, 1)]
-        rows_U, places_N = torch.unique(torch.cat([rows_N for rows_N, _ in both]), return_inverse=True)
-        (alone(rows_U)[places_N] * torch.cat([gradient_ND for _, gradient_ND in both])).sum().div(
-            2
-        ).backward()
+    for step, scale in enumerate(SCALES):
+        alone.set_learning_rate_scale(scale)
+        both = [step_of(step, rank) for rank in (0, 1)]
+        rows_U, slot_N = torch.unique(torch.cat([rows_N for rows_N, _ in both]), return_inverse=True)
+        (alone(rows_U)[slot_N] * torch.cat([gradient_ND for _, gradient_ND in both])).sum().div(2).backward()
     names = {}
     for world_size in (2, 4):
         torch.multiprocessing.spawn(on_rank, (world_size, str(tmp_path)), nprocs=world_size)
@@ -132,11 +130,11 @@ def too_large(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_a_table_that_does_not_fit_is_told_in_one_line(tmp_path: Path) -> None:
+def test_table_too_large_for_memory_is_reported(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(too_large, (str(tmp_path),), nprocs=2)
 
 
-def test_tables_that_no_checkpoint_names_are_removed(tmp_path: Path) -> None:
+def test_unnamed_tables_are_removed(tmp_path: Path) -> None:
     shards = [Shard(0, torch.ones(3, 2), torch.zeros(3))]
     names = [write_table(tmp_path, 3, 2, shards) for _ in range(3)]
     (tmp_path / "tables" / ".killed").mkdir()
@@ -147,7 +145,7 @@ def test_tables_that_no_checkpoint_names_are_removed(tmp_path: Path) -> None:
     )
 
 
-def test_a_table_that_is_gone_is_told_in_one_line(tmp_path: Path) -> None:
+def test_missing_table_files_are_reported(tmp_path: Path) -> None:
     name = write_table(tmp_path, 3, 2, [Shard(0, torch.ones(3, 2), torch.zeros(3))])
     for damage in ("weight.npy", "momentum.npy"):
         (tmp_path / "tables" / name / damage).write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Sparse tables: the same step as a dense table's losses, the optimizer of FBGEMM, and nothing touched that was not asked for.
+"""Sparse tables: FBGEMM's optimizer, the losses of dense tables, and updates of requested rows only.
 
 Shape legend: R rows, D width, U rows of a step.
 """
@@ -28,7 +28,7 @@ SPARSE = ("items.table=sparse", *SAMPLED)
 
 
 def steps_of(rows: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows of each step and what the loss's gradient of each is; some rows are in several steps, some twice in one."""
+    """Returns rows of each step and their gradients; some rows recur, within a step or in several."""
     generator = torch.Generator().manual_seed(0)
     return [
         (torch.randint(rows, (9,), generator=generator), torch.randn(9, 4, generator=generator))
@@ -36,12 +36,13 @@ def steps_of(rows: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
-def table_of(rows: int = 12, learning_rate: float = 0.3) -> SparseTable:
+def make_table(rows: int = 12, learning_rate: float = 0.3) -> SparseTable:
     return SparseTable(rows, 4, std=0.1, seed=3, learning_rate=learning_rate)
 
 
-def test_row_wise_adagrad_is_that_of_fbgemm() -> None:
-    table = table_of()  # imports FBGEMM without its warnings
+def test_rowwise_adagrad_matches_fbgemm() -> None:
+    # Imports FBGEMM without its warnings.
+    table = make_table()
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -58,19 +59,19 @@ def test_row_wise_adagrad_is_that_of_fbgemm() -> None:
     )
     fused.split_embedding_weights()[0].copy_(table.weight.detach())
     for rows_N, gradient_ND in steps_of(12, 5):
-        rows_U, places_N = torch.unique(rows_N, return_inverse=True)
-        (table(rows_U)[places_N] * gradient_ND).sum().backward()
+        rows_U, slot_N = torch.unique(rows_N, return_inverse=True)
+        (table(rows_U)[slot_N] * gradient_ND).sum().backward()
         (fused(rows_N, torch.tensor([0, len(rows_N)])) * gradient_ND).sum().backward()
     torch.testing.assert_close(table.weight.detach(), fused.split_embedding_weights()[0])
 
 
-def test_row_wise_adagrad_by_hand() -> None:
-    table = table_of()
+def test_rowwise_adagrad_by_hand() -> None:
+    table = make_table()
     weights, momentum = table.weight.detach().double().clone(), [0.0] * 12
     for rows_N, gradient_ND in steps_of(12, 5):
-        rows_U, places_N = torch.unique(rows_N, return_inverse=True)
+        rows_U, slot_N = torch.unique(rows_N, return_inverse=True)
         table.set_learning_rate_scale(0.5)
-        (table(rows_U)[places_N] * gradient_ND).sum().backward()
+        (table(rows_U)[slot_N] * gradient_ND).sum().backward()
         assert table.weight.grad is None
         for row in rows_U.tolist():
             total = gradient_ND[rows_N == row].double().sum(0)
@@ -83,19 +84,19 @@ def test_row_wise_adagrad_by_hand() -> None:
 
 
 @pytest.mark.gpu
-def test_a_table_on_a_gpu_steps_as_on_a_cpu() -> None:
-    """Made on the CPU and moved, as Lightning does it."""
-    here, there = table_of(), table_of().to("cuda")
+def test_gpu_steps_match_cpu_steps() -> None:
+    """The table is created on the CPU and moved, as Lightning does."""
+    here, there = make_table(), make_table().to("cuda")
     for rows_N, gradient_ND in steps_of(12, 5):
-        rows_U, places_N = torch.unique(rows_N, return_inverse=True)
-        (here(rows_U)[places_N] * gradient_ND).sum().backward()
-        (there(rows_U.cuda())[places_N.cuda()] * gradient_ND.cuda()).sum().backward()
+        rows_U, slot_N = torch.unique(rows_N, return_inverse=True)
+        (here(rows_U)[slot_N] * gradient_ND).sum().backward()
+        (there(rows_U.cuda())[slot_N.cuda()] * gradient_ND.cuda()).sum().backward()
     torch.testing.assert_close(there.weight.detach().cpu(), here.weight.detach())
     torch.testing.assert_close(there.momentum_R.cpu(), here.momentum_R)
 
 
-def test_a_step_touches_the_rows_it_asks_for() -> None:
-    table = table_of()
+def test_step_updates_only_requested_rows() -> None:
+    table = make_table()
     before = table.weight.detach().clone()
     table(torch.tensor([2, 7])).sum().backward()
     assert (table.weight.detach() != before).any(1).nonzero().flatten().tolist() == [2, 7]
@@ -103,7 +104,7 @@ def test_a_step_touches_the_rows_it_asks_for() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 5, BLOCK_ROWS - 3, BLOCK_ROWS, BLOCK_ROWS + 1])
-def test_rows_begin_alike_whoever_holds_them(first: int) -> None:
+def test_initial_rows_do_not_depend_on_shards(first: int) -> None:
     whole_RD, part_RD = torch.empty(2 * BLOCK_ROWS + 7, 2), torch.empty(BLOCK_ROWS + 4, 2)
     fill_rows(whole_RD, 0, std=0.5, seed=9)
     fill_rows(part_RD, first, std=0.5, seed=9)
@@ -115,7 +116,7 @@ def test_rows_begin_alike_whoever_holds_them(first: int) -> None:
 
 
 def with_ids_of(model: SequenceModel, other: SequenceModel) -> SequenceModel:
-    """The same weights, whatever kind of table they are in."""
+    """Returns a model with the weights of another, whatever its kind of table."""
     with torch.no_grad():
         model.items.ids.weight.copy_(other.items.ids.weight)
     others = {name: value for name, value in other.state_dict().items() if not name.startswith("items.ids.")}
@@ -133,8 +134,8 @@ def with_ids_of(model: SequenceModel, other: SequenceModel) -> SequenceModel:
         ("loss.kind=gbce",),
     ],
 )
-def test_a_sparse_step_is_a_dense_step(dataset: Dataset, options: tuple[str, ...]) -> None:
-    """The same loss, and the same gradients of everything else."""
+def test_sparse_step_matches_dense_step(dataset: Dataset, options: tuple[str, ...]) -> None:
+    """The loss and the gradients of all other parameters are equal."""
     losses, gradients = [], []
     made = [small_recipe(*SAMPLED, *options), small_recipe(*SPARSE, *options)]
     split = training_split(make_split(dataset, made[0].split), made[0])
@@ -156,12 +157,12 @@ def test_a_sparse_step_is_a_dense_step(dataset: Dataset, options: tuple[str, ...
     dense_gradient = dense.items.ids.weight.grad
     assert dense_gradient is not None
     assert torch.equal(moved, dense_gradient.abs().amax(1) > 0), (
-        "a row has moved that the loss does not depend on, or has not"
+        "other rows were updated than those that the loss depends on"
     )
 
 
-def test_a_run_with_a_sparse_table_is_trained_resumed_and_opened(dataset: Dataset, tmp_path: Path) -> None:
-    """What a run that was interrupted reaches is what one that was not does, to the last bit."""
+def test_sparse_run_trains_resumes_and_loads(dataset: Dataset, tmp_path: Path) -> None:
+    """A resumed run is bit-identical to an uninterrupted one."""
     config = small_recipe("objective.kind=causal", *SPARSE, "training.max_epochs=6")
     whole = train_in_process("sasrec", dataset, config, tmp_path / "whole")
     training = config.training.model_copy(update={"stop_after_epochs": 3})
@@ -178,7 +179,7 @@ def test_a_run_with_a_sparse_table_is_trained_resumed_and_opened(dataset: Datase
     assert found["model"]["ndcg@10"] > 1.5 * found["popularity"]["ndcg@10"]
 
 
-def test_what_a_sparse_table_does_not_go_with() -> None:
+def test_options_incompatible_with_sparse_tables() -> None:
     for options in (("loss.kind=full",), (*SAMPLED, "model.output_table=separate")):
         with pytest.raises(UserError, match=r"items\.table = '(sparse|dense)'"):
             small_recipe("items.table=sparse", *options)
