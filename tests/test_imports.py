@@ -52,7 +52,7 @@ def modules_of(package: str) -> list[str]:
 
 
 def imports_at_top(module: str) -> set[str]:
-    """Modules that a module's own import statements name, without those in functions and `if TYPE_CHECKING`."""
+    """Modules that a module's own import statements name, without those in functions."""
     tree = next(tree for path, tree in TREES.items() if module_name(path) == module)
     plain = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     return plain | {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}

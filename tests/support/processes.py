@@ -68,7 +68,7 @@ class Command:
         return self.process.wait(timeout_s)
 
     def left_after(self, seconds: float = LIMIT_S) -> list[str]:
-        """Return the names of processes that are left when the time is over, or earlier when there are none."""
+        """Return the names of processes that are left when the time is over; earlier where there are none."""
         with contextlib.suppress(AssertionError):
             eventually(lambda: not self.alive(), timeout_s=seconds, interval_s=0.2)
         return self.alive()
