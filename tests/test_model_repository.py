@@ -10,7 +10,10 @@ from passerelle.bundle import QUERY_ENCODER, RANKER
 
 REPOSITORY = Path(__file__).parent.parent / "model_repository"
 FREE = ("length", "any")
-"""Dimensions that `config.pbtxt` leaves free, by their names in the README; a capital is a number of the bundle."""
+"""Dimensions that `config.pbtxt` leaves free, by their names in the README.
+
+A capital letter stands for a number of the bundle.
+"""
 
 
 class Tensor(NamedTuple):

@@ -22,9 +22,6 @@ LONG_PAGES = {
     "docs/design.md": "a line per file of the packages",
     "docs/results.md": "generated",
 }
-CHECK_PYTHON = False
-"""Whether comments and docstrings are held to the rules of prose, too."""
-
 ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|etc|no|fig)\.$", re.IGNORECASE)
 SENTENCE_END = re.compile(r"(?<![.])[.?!][)\"*_]?(?= +[A-Z`\[])")
 
@@ -115,7 +112,6 @@ def test_pages_are_short(name: str) -> None:
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= PROSE_LINES
 
 
-@pytest.mark.skipif(not CHECK_PYTHON, reason="comments are still being rewritten: see CHECK_PYTHON")
 def test_comments_and_docstrings_have_one_sentence_a_line() -> None:
     assert python_offenders() == []
 

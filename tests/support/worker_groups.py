@@ -1,10 +1,10 @@
 """Which tests run in one worker process, and in which order the groups are handed out.
 
-`make test` runs `-n 2 --dist loadgroup --no-loadscope-reorder`: a group stays in one worker, and groups are handed out
-in the order of collection.
+`make test` runs `-n 2 --dist loadgroup --no-loadscope-reorder`.
+So a group stays in one worker, and groups are handed out in the order of collection.
 A group is a file, so that its fixtures are made once.
-What asks the one running service is one group, so that Ray, Triton and the gate of `publish` start once for all of it.
-What takes longest comes first: what is handed out last decides how long one worker waits for the other.
+The tests that use the running service are one group, so that Ray, Triton and the parity gate start once.
+The slowest groups come first, because the last one decides how long one worker waits for the other.
 """
 
 import pytest
