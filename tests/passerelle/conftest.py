@@ -61,7 +61,7 @@ def write_csv(tmp_path: Path) -> WriteCsv:
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
     """A dataset of the given (item_row, timestamp_ms) events of each user, as `dataset_of` makes it, without
-    items that nobody met.
+    items without events.
     """
 
     def make(events_of_users: Sequence[Sequence[tuple[int, int]]]) -> Dataset:

@@ -85,7 +85,7 @@ def test_unreadable_arrow_files(tmp_path: Path) -> None:
             read_table(tmp_path / name)
 
 
-def test_a_wrong_type_is_our_own_mistake(tmp_path: Path) -> None:
+def test_a_wrong_column_type_is_an_assertion(tmp_path: Path) -> None:
     write_table(tmp_path / "t.arrow", pa.table({"x": pa.array([1], pa.int32())}))
     with pytest.raises(AssertionError, match="int32"):
         column(read_table(tmp_path / "t.arrow"), "x", np.int64)
@@ -153,9 +153,9 @@ def test_bookings_of_a_period(make_dataset: MakeDataset) -> None:
     """Users without a booking in a part are not asked; of the others, clicks in it are no targets."""
     users = [[(2, 1), (3, 20), (4, 21), (5, 30), (6, 31)], [(2, 2), (3, 22), (4, 32)]]
     dataset = with_types(make_dataset(users), [1, 0, 1, 0, 1, 0, 0, 1])
-    moments = [datetime.fromtimestamp(ms / 1000, UTC) for ms in (10, 25)]
+    starts = [datetime.fromtimestamp(ms / 1000, UTC) for ms in (10, 25)]
     config = SplitConfig(
-        rule="global_time", validation_start=moments[0], test_start=moments[1], event_types=("booking",)
+        rule="global_time", validation_start=starts[0], test_start=starts[1], event_types=("booking",)
     )
     split = make_split(dataset, config)
     assert spans(evaluation_users(split, "validation")) == [(0, 0, 1, 3)] and spans(
@@ -174,7 +174,7 @@ def test_bookings_of_a_period(make_dataset: MakeDataset) -> None:
         (("booking",), r"no user of the 1 has both history and a validation event \(booking\)"),
     ],
 )
-def test_kinds_of_events_that_cannot_be_held_out(
+def test_event_types_that_cannot_be_held_out(
     names: tuple[str, ...], message: str, make_dataset: MakeDataset
 ) -> None:
     dataset = with_types(make_dataset([[(2, 1), (3, 2), (4, 3)]]), [0, 0, 1])
@@ -196,8 +196,8 @@ def test_global_time_with_dates(make_dataset: MakeDataset) -> None:
 
 
 def test_global_time_with_fractions(dataset: Dataset) -> None:
-    # sorted times 0 1 1 2 3 4 5 8 9: the test starts at place int(0.7 * 9) = 6, time 5; validation at int(0.6
-    # * 9) = 5, time 4
+    # Sorted times are 0 1 1 2 3 4 5 8 9: test starts at position int(0.7 * 9) = 6, time 5;
+    # validation at position int(0.6 * 9) = 5, time 4.
     split = make_split(dataset, SplitConfig(rule="global_time", validation_fraction=0.1, test_fraction=0.3))
     assert parts(split) == [(0, 3, 3, 4), (4, 5, 6, 6), (6, 7, 7, 9)]
     assert spans(evaluation_users(split, "validation")) == [(1, 4, 5, 6)]
@@ -231,7 +231,7 @@ def test_leave_one_out_of_short_histories(make_dataset: MakeDataset) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("rule", ["leave_one_out", "global_time"])
-def test_splits_equal_a_slow_one(rule: str, seed: int, make_dataset: MakeDataset) -> None:
+def test_splits_equal_a_reference_implementation(rule: str, seed: int, make_dataset: MakeDataset) -> None:
     generator = np.random.default_rng(seed)
     times = [sorted(generator.integers(0, 12, generator.integers(1, 6)).tolist()) for _ in range(8)] + [
         [1, 6, 10],

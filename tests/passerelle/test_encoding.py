@@ -137,7 +137,7 @@ def test_by_hand() -> None:
     assert encoded.unknown == {"brand": 1, "genres": 1}
 
 
-def test_rare_values_teach_what_unknown_ones_are_like() -> None:
+def test_rare_values_are_encoded_as_unknown() -> None:
     encoding = fit_encoding(pa.table({"brand": ["a", "a", "b"]}), FEATURES[1:2], min_count=2)
     assert encoding.columns[0].values == ("a",)
     encoded = encoding.encode(pa.table({"brand": ["b", "a", "never"]}))
@@ -179,14 +179,14 @@ def test_values_beyond_the_slots_do_not_count() -> None:
         ("other", [1.0], r"column '.*' is missing; there are: other"),
     ],
 )
-def test_what_cannot_be_encoded_is_said(column: str, values: list[Any], said: str) -> None:
+def test_columns_that_cannot_be_encoded_are_named(column: str, values: list[Any], said: str) -> None:
     wanted = [feature for feature in FEATURES if feature.name == column] or [FEATURES[4]]
     encoding = fit_encoding(table_of([dict.fromkeys(TYPES)]), wanted, 1)
     with pytest.raises(UserError, match=said):
         encoding.encode(pa.table({column: values}))
 
 
-def test_an_encoding_survives_its_text() -> None:
+def test_an_encoding_survives_json() -> None:
     rows = [{**dict.fromkeys(TYPES), "brand": "é", "price": 3.5, "image": [1.0, -1.0]}]
     encoding = fit_encoding(table_of(rows), FEATURES, 1)
     again = FeatureEncoding.model_validate_json(encoding.model_dump_json())

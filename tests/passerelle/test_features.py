@@ -79,15 +79,15 @@ def test_no_candidates(by_hand: RankingFeatures) -> None:
 
 
 @pytest.mark.parametrize(
-    ("moment", "hour", "weekday"),
+    ("time", "hour", "weekday"),
     [("1970-01-01T00:00", 0, 3), ("2024-02-29T23:59", 23, 3), ("2024-03-03T00:00", 0, 6)],
 )
 def test_time_is_that_of_the_request_in_utc(
-    by_hand: RankingFeatures, moment: str, hour: int, weekday: int
+    by_hand: RankingFeatures, time: str, hour: int, weekday: int
 ) -> None:
-    timestamp_ms = int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp() * 1000)
+    timestamp_ms = int(datetime.fromisoformat(time).replace(tzinfo=UTC).timestamp() * 1000)
     features_CF = by_hand.compute(np.array([2]), np.zeros(1, dtype=np.float32), np.array([3]), timestamp_ms)
-    at = {name: place for place, name in enumerate(by_hand.names)}
+    at = {name: position for position, name in enumerate(by_hand.names)}
     assert (features_CF[0, at["hour_of_day"]], features_CF[0, at["weekday"]]) == (hour, weekday)
 
 
@@ -111,7 +111,7 @@ def _slowly(
         value = items[row - 2][name]
         return set(value) if isinstance(value, list) else set() if value is None else {value}
 
-    moment = datetime.fromtimestamp(timestamp_ms // 1000, UTC)
+    time = datetime.fromtimestamp(timestamp_ms // 1000, UTC)
     rows = []
     for rank, (row, score) in enumerate(zip(candidates, scores, strict=True)):
         vector = bundle.vectors_RD[row].astype(np.float64)
@@ -128,8 +128,8 @@ def _slowly(
             similarities[-1],
             max(similarities[-5:]),
             fmean(similarities),
-            moment.hour,
-            moment.weekday(),
+            time.hour,
+            time.weekday(),
         ]
         for name in ("genres", "kind"):
             features += [
@@ -146,7 +146,7 @@ def _slowly(
     st.lists(st.integers(2, 301), max_size=60),
     st.integers(0, 2**41),
 )
-def test_against_the_slow_definition(
+def test_features_equal_a_reference_implementation(
     bundle: Bundle, candidates: list[int], history: list[int], timestamp_ms: int
 ) -> None:
     features = RankingFeatures(

@@ -67,7 +67,7 @@ def test_parse() -> None:
 @pytest.mark.parametrize(
     "text", ["10_01", "１００１", "+42", " 42", "42\n", "4.2", "٤٢", "²", "", "-", "--1", "0x2a", "9" * 5000]
 )
-def test_only_digits_are_a_number(text: str) -> None:
+def test_only_digits_parse_as_integer_ids(text: str) -> None:
     """One id has one name: what is blocked, erased or limited under it cannot be had under another."""
     with pytest.raises(UserError, match="this catalogue's ids are integers"):
         IdMap(pa.array([42]), first_row=2, name="item_id").parse(text)
@@ -78,6 +78,6 @@ def test_every_number_is_its_own_text(number: int) -> None:
     assert IdMap(pa.array([42]), first_row=2, name="item_id").parse(str(number)) == number
 
 
-def test_a_row_outside_the_map_is_our_own_mistake() -> None:
+def test_a_row_outside_the_map_is_an_assertion() -> None:
     with pytest.raises(AssertionError, match="row outside the map"):
         IdMap(pa.array([5]), first_row=2, name="item_id").ids(pa.array([PADDING_ROW]).to_numpy())

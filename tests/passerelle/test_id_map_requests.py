@@ -23,7 +23,7 @@ def large(request: pytest.FixtureRequest) -> IdMap:
 @given(st.lists(st.integers(-4_010, 11_010), max_size=20))
 def test_few_and_many_agree(large: IdMap, numbers: list[int]) -> None:
     ids: list[Id] = list(numbers) if pa.types.is_int64(large.type) else [f"é{number}" for number in numbers]
-    row_of = {int(number): place + 2 for place, number in enumerate(NUMBERS)}
+    row_of = {int(number): position + 2 for position, number in enumerate(NUMBERS)}
     expected = [row_of.get(number, UNKNOWN_ROW) for number in numbers]
     assert large.rows(ids).tolist() == expected
     assert large.rows(ids * 100).tolist() == expected * 100
@@ -37,12 +37,12 @@ texts = st.text(st.characters(codec="utf-8"), max_size=6) | st.text("aé😀\uff
 
 
 @given(st.data())
-def test_however_many_are_asked(data: st.DataObject) -> None:
+def test_rows_of_few_and_of_many_ids(data: st.DataObject) -> None:
     """Unknown ones, several times the same, none at all; of a map that may be empty."""
     kind, values = data.draw(st.sampled_from([(pa.int64(), int64s), (pa.string(), texts)]))
     ids: list[Id] = data.draw(st.lists(values, unique=True, max_size=60))
     id_map = IdMap(pa.array(ids, kind), first_row=2, name="item_id")
-    row_of = {value: place + 2 for place, value in enumerate(ids)}
+    row_of = {value: position + 2 for position, value in enumerate(ids)}
     asked = data.draw(
         st.lists(st.none() | values | (st.sampled_from(ids) if ids else st.none()), max_size=80)
     )

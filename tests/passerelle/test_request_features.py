@@ -50,11 +50,11 @@ def test_values_of_a_request_are_a_row() -> None:
     )
     assert np.array_equal(numbers, texts) and numbers.all(), "whole numbers are what they were in the logs"
     nothing = encode_values(encoding, {}, "user_features")
-    assert not nothing.codes_NS.any() and nothing.numbers_NF[0, 0] == 1, "somebody of whom nothing is told"
+    assert not nothing.codes_NS.any() and nothing.numbers_NF[0, 0] == 1, "an unknown user"
 
 
 @pytest.mark.parametrize("age", [1e300, -1e300, float(2**1000)])
-def test_an_absurd_number_is_a_large_one(age: float) -> None:
+def test_large_numbers_are_clipped(age: float) -> None:
     numbers_1F = encode_values(encoding_of_a_request(), {"age": age}, "user_features").numbers_NF
     assert np.isfinite(numbers_1F).all() and np.abs(numbers_1F).max() == MAX_NUMBER
 
@@ -79,6 +79,6 @@ def test_an_absurd_number_is_a_large_one(age: float) -> None:
         ({"image": [1, 2, 3]}, "user_features: column 'image': 1 vectors are not 2 numbers long"),
     ],
 )
-def test_values_of_a_request_that_are_wrong_are_named(given: dict[str, Any], said: str) -> None:
+def test_wrong_values_of_a_request_are_named(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
         encode_values(encoding_of_a_request(), given, "user_features")

@@ -71,7 +71,7 @@ def test_one_and_one_is_leave_one_out(dataset: Dataset, file: Path) -> None:
     assert ends(dataset, of(file)) == ends(dataset, SplitConfig())
 
 
-def test_a_pinned_split_knows_its_file_again(
+def test_a_pinned_split_checks_its_file(
     dataset: Dataset, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ def test_evaluate_refuses_impossible_cut_offs(
     assert message in mistake(cli("evaluate", trained, "--k", ks), status)
 
 
-def test_all_that_can_be_evaluated(cli: Cli, own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_comparisons(cli: Cli, own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = ("--baselines", "all", "--fit-baselines-on", "before_targets", "--recent-days", "7")
     more = (*fitted, "--k", "10", "--segments", "8,14", "--with-seen")
     report = parsed(cli("evaluate", own_run, *more, "--json"))

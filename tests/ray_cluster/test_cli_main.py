@@ -39,11 +39,11 @@ def raising(error: BaseException) -> Callable[[], None]:
     return body
 
 
-def test_a_good_verb_leaves_0(run: Cli) -> None:
+def test_success_is_status_0(run: Cli) -> None:
     assert run("stumble", body=lambda: click.echo("done")) == (0, "done\n", "")
 
 
-def test_a_verb_may_choose_its_status(run: Cli) -> None:
+def test_a_verb_may_set_the_status(run: Cli) -> None:
     assert run("stumble", body=lambda: click.get_current_context().exit(3)) == (3, "", "")
 
 
@@ -72,7 +72,7 @@ def test_traceback_on_demand(run: Cli) -> None:
     assert err.endswith("passerelle: no such item\n")
 
 
-def test_our_own_bug_keeps_its_traceback(run: Cli) -> None:
+def test_an_internal_error_keeps_its_traceback(run: Cli) -> None:
     with pytest.raises(AssertionError, match="ours"):
         run("stumble", body=raising(AssertionError("ours")))
 

@@ -134,7 +134,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, run: Cli) -> 
     assert sorted(path.name for path in Path().iterdir()) == ["shop"]
 
 
-def test_out_is_spared_until_told(run: Cli) -> None:
+def test_out_is_kept_without_overwrite(run: Cli) -> None:
     assert run("prepare", "shop/shop.toml", "--out", "dataset")[0] == 0
     status, _, err = run("prepare", "shop/shop.toml", "--out", "dataset")
     assert (status, err) == (
@@ -176,7 +176,7 @@ def test_inspect_finds_one_altered_byte(run: Cli) -> None:
         assert err.startswith("passerelle: dataset/users.arrow: altered since it was written")
 
 
-def test_inspect_what_is_nothing(run: Cli) -> None:
+def test_inspect_refuses_other_folders(run: Cli) -> None:
     assert run("inspect", "gone") == (1, "", "passerelle: gone: no such dataset, run or bundle\n")
     assert run("inspect", "shop") == (
         1,

@@ -44,7 +44,7 @@ def test_from_dataset_to_bundle(cli: Cli, dataset: Dataset, tmp_path: Path) -> N
     assert opened.manifest.offline_metrics["popularity"]["ndcg@10"] == evaluated["popularity"]["ndcg@10"]
 
 
-def test_what_people_read(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
+def test_text_output(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     status, out, err = cli("train", "bert4rec", "--dataset", dataset.path, "--out", run, "--no-ray", *SHORT)
     assert status == 0
@@ -72,7 +72,7 @@ def test_what_people_read(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
     assert "scores agree to" in out
 
 
-def test_a_recipe_of_ones_own_and_resuming(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
+def test_own_recipe_and_resuming(cli: Cli, dataset: Dataset, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text(
         "[model]\ndim = 16\nmax_history = 10\n[training]\nmax_epochs = 1\nthreads = 1\nlog_every_steps = 1\n"
@@ -140,7 +140,7 @@ def test_train_refuses_what_is_no_dataset(cli: Cli, trained: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("arguments", [("--workers", "2"), ("--ray-address", "auto")])
-def test_no_ray_goes_without_what_is_for_ray(
+def test_no_ray_refuses_options_of_ray(
     cli: Cli, dataset: Dataset, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     answer = cli(
@@ -223,7 +223,9 @@ def test_a_refit(cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.Mo
         (("--dataset", "dataset"), "say what to train and on what: RECIPE and --dataset, or --refit RUN"),
     ],
 )
-def test_train_is_told_what(cli: Cli, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_train_needs_recipe_and_dataset_or_refit(
+    cli: Cli, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     answer = cli("train", *arguments, "--out", tmp_path / "out", "--no-ray")
     assert message in " ".join(mistake(answer, status=2).split())
     assert not (tmp_path / "out").exists()

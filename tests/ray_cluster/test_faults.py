@@ -71,10 +71,10 @@ class Load:
 
     def _ask(self, number: int) -> None:
         client = httpx.Client(base_url=self._url, timeout=60)
-        place = number
+        position = number
         while not self._stopped.is_set():
-            place += 1
-            which = place % len(self._bodies)
+            position += 1
+            which = position % len(self._bodies)
             try:
                 answer = client.post("/v1/recommend", json=self._bodies[which])
             except httpx.TransportError:
@@ -217,7 +217,7 @@ def test_a_replica_is_killed(service: Service, load: Load) -> None:
     assert load.lost <= 2 * CLIENTS and before[0].pid not in {process.pid for process in replicas()}
 
 
-def test_what_was_kept_before_a_replica_is_killed_is_read_by_the_others(service: Service) -> None:
+def test_events_of_a_killed_replica_are_read_by_the_others(service: Service) -> None:
     acknowledged = []
     with httpx.Client(base_url=service.url, timeout=60) as client:
         for number in range(30):
@@ -262,7 +262,7 @@ def test_a_replica_of_each_stage_is_killed(staged: Service, bundle: Bundle) -> N
     assert load.lost == 0, "the replica that listens lives"
 
 
-def test_a_model_that_is_not_there_is_an_error_and_no_hang(service: Service) -> None:
+def test_a_missing_model_is_an_error(service: Service) -> None:
     async def ask() -> None:
         client = TritonClient(service.triton)
         try:

@@ -74,7 +74,7 @@ def test_a_triton_whose_end_cannot_be_seen_yet_is_started_again(
         assert killed_s and asyncio.run(ready(networks.address)) == [True, True]
 
 
-def test_one_that_could_not_be_started_again_is_started_later(repository: Path, tmp_path: Path) -> None:
+def test_a_failed_restart_is_tried_again(repository: Path, tmp_path: Path) -> None:
     models = Path(shutil.copytree(repository, tmp_path / "models"))
     with Networks(models, 1) as networks:
         networks.ensure()
@@ -90,7 +90,7 @@ def test_one_that_could_not_be_started_again_is_started_later(repository: Path, 
         assert asyncio.run(ready(networks.address)) == [True, True]
 
 
-def test_what_is_wrong_with_a_model_is_told_at_once(repository: Path, tmp_path: Path) -> None:
+def test_a_broken_model_is_reported_at_once(repository: Path, tmp_path: Path) -> None:
     models = Path(shutil.copytree(repository, tmp_path / "models"))
     (models / "ranker" / "1" / "model.onnx").write_bytes(b"")
     with (
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_model_is_told_at_once(repository: Path, tmp_path: 
         networks.ensure()
 
 
-def test_nobody_answers_elsewhere(repository: Path) -> None:
+def test_an_address_without_triton_is_an_error(repository: Path) -> None:
     with (
         Networks(repository, 1, "127.0.0.1:9") as networks,
         pytest.raises(UserError, match=r"127\.0\.0\.1:9: UNAVAILABLE"),

@@ -54,7 +54,7 @@ def test_both_topologies_give_the_same_answers(service_url: str, staged: Service
 
 
 @pytest.mark.parametrize("which", ["fused", "staged"])
-def test_mistakes_cross_the_graph_as_mistakes(service_url: str, staged: Service, which: str) -> None:
+def test_user_errors_keep_their_status_across_stages(service_url: str, staged: Service, which: str) -> None:
     with httpx.Client(base_url=service_url if which == "fused" else staged.url) as client:
         for path, body, status, message in (
             (
@@ -78,7 +78,7 @@ def test_long_histories_and_concurrent_requests(service_url: str) -> None:
         answer = client.post(
             "/v1/recommend",
             json={
-                "history": [7 + 10 * (place % 400) for place in range(10_000)],
+                "history": [7 + 10 * (position % 400) for position in range(10_000)],
                 "k": 5,
                 "exclude_seen": False,
             },
@@ -97,7 +97,7 @@ def test_long_histories_and_concurrent_requests(service_url: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["fused", "staged"])
-def test_nothing_that_is_sent_over_http_makes_it_fail(service_url: str, staged: Service, which: str) -> None:
+def test_no_request_over_http_fails_the_service(service_url: str, staged: Service, which: str) -> None:
     with httpx.Client(base_url=service_url if which == "fused" else staged.url, timeout=20) as client:
         openapi = client.get("/openapi.json").json()
         for method, path, body, headers in requests(openapi, 800 if which == "fused" else 200, seed=3):
@@ -180,7 +180,7 @@ def test_busy_port(service_url: str, bundle: Bundle, repository: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_half_way_it_leaves_nothing(bundle: Bundle, repository: Path) -> None:
+def test_an_interrupted_start_leaves_nothing(bundle: Bundle, repository: Path) -> None:
     with running(
         "serve", str(bundle.path), "--repository", str(repository), "--port", str(free_ports(1)[0])
     ) as command:
@@ -190,7 +190,7 @@ def test_stopped_half_way_it_leaves_nothing(bundle: Bundle, repository: Path) ->
         assert not command.left_after()
 
 
-def test_what_triton_refuses_is_told_and_nothing_is_left(
+def test_a_refusal_of_triton_is_reported_and_leaves_nothing(
     bundle: Bundle, repository: Path, tmp_path: Path
 ) -> None:
     models = Path(shutil.copytree(repository, tmp_path / "models"))

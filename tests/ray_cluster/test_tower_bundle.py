@@ -68,13 +68,8 @@ def looked_up(bundle: Bundle, timestamp_ms: int, **request: Any) -> np.ndarray:
     return query.query_D
 
 
-def test_a_request_that_tells_everything_is_what_training_asked(
-    tower_run: OpenRun, tower_bundle: Bundle
-) -> None:
-    """The query of each test event is sent as that of an unknown user.
-
-    The request has its history, event types, times, user features and context.
-    """
+def test_a_request_with_all_features_equals_training(tower_run: OpenRun, tower_bundle: Bundle) -> None:
+    """History, event types, times, user and context of each test event are sent as those of an unknown user."""
     dataset, users = tower_run.dataset, tower_run.users("test").take(slice(None, None, 12))
     expected = {}
     for batch in EvaluationBatches(dataset, users, max_history=12, token_budget=512):
@@ -127,7 +122,7 @@ def test_an_unknown_context_assumes_nothing(tower_run: OpenRun) -> None:
     assert batch.histories.request_events_B.tolist() == [-1] * 4
 
 
-def test_what_was_only_viewed_may_be_recommended(tower_run: OpenRun, tower_bundle: Bundle) -> None:
+def test_viewed_items_may_be_recommended(tower_run: OpenRun, tower_bundle: Bundle) -> None:
     dataset = tower_run.dataset
     for user_row in range(5):
         events = slice(*dataset.offsets_U1[user_row : user_row + 2])
@@ -139,7 +134,7 @@ def test_what_was_only_viewed_may_be_recommended(tower_run: OpenRun, tower_bundl
         assert set(query.seen_S.tolist()) == bought < set(dataset.item_rows_E[events].tolist())
 
 
-def test_the_gate_lets_two_towers_through(tower_bundle: Bundle, tmp_path: Path) -> None:
+def test_two_towers_pass_the_parity_gate(tower_bundle: Bundle, tmp_path: Path) -> None:
     """With user features of known users; and a bundle with more items beside it, under
     the same configuration of Triton.
     """

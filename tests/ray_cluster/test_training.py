@@ -93,9 +93,7 @@ TOWERS = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1")
 
 
 @pytest.mark.parametrize("kind", [(), TOWERS], ids=["vectors", "towers"])
-def test_a_table_shared_out_over_two_workers_trains_as_one(
-    dataset: Dataset, tmp_path: Path, kind: tuple[str, ...]
-) -> None:
+def test_a_sharded_table_trains_as_one(dataset: Dataset, tmp_path: Path, kind: tuple[str, ...]) -> None:
     """The same steps, rows sharded; what two have begun, one goes on with, and the other way
     round; four say the same of it.
     """
@@ -182,7 +180,7 @@ def test_a_refit_on_ray_has_the_split_of_its_run(
     assert (again.state, again.config.split.file_sha256) == ("complete", chosen.config.split.file_sha256)
 
 
-def test_more_workers_than_processors(dataset: Dataset, tmp_path: Path) -> None:
+def test_too_many_workers_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"--workers 99: this Ray cluster has \d+ CPUs, and a worker needs one"
     ):
@@ -242,7 +240,7 @@ def test_killed_workers_are_replaced_and_training_goes_on(
     killer = threading.Thread(target=kill_after_two_epochs, daemon=True)
     killer.start()
     manifest = on_ray(dataset, tmp_path / "run", *settings, num_workers=num_workers)
-    assert len(killed) >= num_workers, "nobody was killed: the test would pass in vain"
+    assert len(killed) >= num_workers, "no worker was killed: the test proves nothing"
     train_in_process("bert4rec", dataset, small_recipe(*settings), tmp_path / "undisturbed")
     assert manifest.epochs == 40
     for name in ("epoch", "step"):

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 
-def flip_byte(path: Path, place: int = -1) -> None:
+def flip_byte(path: Path, position: int = -1) -> None:
     """Alter one byte; the size stays."""
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)

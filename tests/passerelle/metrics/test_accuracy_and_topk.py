@@ -36,16 +36,16 @@ users = st.lists(
 
 def slow_metrics(ranked: list[int], relevant: list[int], k: int) -> dict[str, float]:
     found = [row in relevant for row in ranked[:k]]
-    gains = [1 / math.log2(place + 2) for place, hit in enumerate(found) if hit]
-    ideal = sum(1 / math.log2(place + 2) for place in range(min(k, len(relevant))))
+    gains = [1 / math.log2(rank + 2) for rank, hit in enumerate(found) if hit]
+    ideal = sum(1 / math.log2(rank + 2) for rank in range(min(k, len(relevant))))
     return {
         "recall": sum(found) / len(relevant),
         "precision": sum(found) / k,
-        "map": sum(sum(found[: place + 1]) / (place + 1) for place, hit in enumerate(found) if hit)
+        "map": sum(sum(found[: rank + 1]) / (rank + 1) for rank, hit in enumerate(found) if hit)
         / min(len(relevant), k),
         "hit_rate": float(any(found)),
         "ndcg": sum(gains) / ideal,
-        "mrr": next((1 / (place + 1) for place, hit in enumerate(found) if hit), 0.0),
+        "mrr": next((1 / (rank + 1) for rank, hit in enumerate(found) if hit), 0.0),
     }
 
 
@@ -121,7 +121,7 @@ def test_auc_equals_the_share_of_pairs_in_order(users: list[list[tuple[int, int,
     )
 
 
-def test_hits_of_nobody() -> None:
+def test_hits_without_users() -> None:
     assert hits(np.empty((0, 3), dtype=int), np.empty(0, dtype=int), np.array([0])).shape == (0, 3)
     assert not hits(np.array([[2, 3]]), np.empty(0, dtype=int), np.array([0, 0])).any()
 

@@ -1,7 +1,7 @@
 """Coverage, novelty, popularity lift and diversity against definitions written out
 one user and one pair at a time.
 
-Shape legend: Q users, K places, R item rows (special rows included), D vector width.
+Shape legend: Q users, K ranks, R item rows (special rows included), D vector width.
 """
 
 import math

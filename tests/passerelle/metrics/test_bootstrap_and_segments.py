@@ -61,7 +61,7 @@ def test_width_is_that_of_the_normal_approximation() -> None:
     assert narrow.high - narrow.low == pytest.approx(2 * 0.674 * 3.0 / 2000**0.5, rel=0.15)
 
 
-def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
+def test_95_percent_intervals_cover_the_mean() -> None:
     generator = np.random.default_rng(4)
     values_QM = (generator.random((200, 300)) < 0.3).astype(
         np.float64
@@ -73,7 +73,7 @@ def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
     assert 0.90 < np.mean(held) < 0.985
 
 
-def test_a_paired_difference_is_surer_than_two_intervals() -> None:
+def test_a_paired_difference_has_a_narrower_interval() -> None:
     """One model is better by 0.01 for everybody, which the spread between users hides unless users are
     paired.
     """

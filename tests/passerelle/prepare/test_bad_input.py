@@ -32,7 +32,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 
 def test_truncated_gzip(write_csv: WriteCsv) -> None:
-    source = write_csv([("u", f"item {place}", place) for place in range(5000)])
+    source = write_csv([("u", f"item {position}", position) for position in range(5000)])
     packed = gzip.compress((source / "log.csv").read_bytes())
     (source / "log.csv").unlink()
     for damaged in (
@@ -55,7 +55,9 @@ def test_truncated_gzip(write_csv: WriteCsv) -> None:
 )
 def test_damaged_parquet(damage: Any, write_csv: WriteCsv) -> None:
     source = write_csv(GOOD)
-    table = pa.table({"user": ["u"] * 999, "item": [str(place) for place in range(999)], "time": range(999)})
+    table = pa.table(
+        {"user": ["u"] * 999, "item": [str(position) for position in range(999)], "time": range(999)}
+    )
     pa.parquet.write_table(table, source / "log.parquet", use_dictionary=False)
     (source / "log.parquet").write_bytes(damage((source / "log.parquet").read_bytes()))
     refused(
@@ -172,7 +174,7 @@ def test_existing_result(write_csv: WriteCsv, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "result"]
 
 
-def test_overwrite_spares_what_this_command_did_not_make(write_csv: WriteCsv, tmp_path: Path) -> None:
+def test_overwrite_keeps_folders_of_other_programs(write_csv: WriteCsv, tmp_path: Path) -> None:
     precious = tmp_path / "photos"
     precious.mkdir()
     (precious / "cat.jpg").write_bytes(b"cat")

@@ -1,4 +1,4 @@
-"""Circumstances of events: read, kept in the order of the events, and refused."""
+"""Context features of events: read, kept in the order of the events, and refused."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def described(**changes: Any) -> Any:
     return config_of(**{"context": {"features": FEATURES}, **changes})
 
 
-def test_circumstances_go_with_their_events(write_csv: WriteCsv, tmp_path: Path) -> None:
+def test_context_features_follow_their_events(write_csv: WriteCsv, tmp_path: Path) -> None:
     dataset = open_dataset(prepare(described(), write_csv(EVENTS, header=HEADER), tmp_path / "out").path)
     assert dataset.contexts.to_pydict() == {
         "device": ["desktop", "mobile", None, "mobile"],
@@ -40,7 +40,7 @@ def test_circumstances_go_with_their_events(write_csv: WriteCsv, tmp_path: Path)
     assert "contexts.arrow" in dataset.manifest.files
 
 
-def test_without_circumstances_there_is_no_file(write_csv: WriteCsv, tmp_path: Path) -> None:
+def test_without_context_features_there_is_no_file(write_csv: WriteCsv, tmp_path: Path) -> None:
     source = write_csv(EVENTS, header=HEADER)
     dataset = prepare(config_of(), source, tmp_path / "out")
     assert not dataset.contexts.column_names and not (dataset.path / "contexts.arrow").exists()

@@ -119,7 +119,7 @@ def test_blocks_are_read_piece_by_piece(
     tmp_path: Path, write_csv: WriteCsv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("passerelle.prepare.readers.BLOCK_BYTES", 1024)
-    rows = [(f"user {place % 7}", f"item {place % 101}", place) for place in range(5000)]
+    rows = [(f"user {position % 7}", f"item {position % 101}", position) for position in range(5000)]
     source = write_csv(rows)
     write(source, "long.csv", lines("::", rows=rows))
     steps: list[tuple[str, int, int]] = []
@@ -133,7 +133,7 @@ def test_blocks_are_read_piece_by_piece(
         config_of({"files": ["long.csv"], "separator": "::", "quoting": False}), source, tmp_path / "recoded"
     )
     assert plain.fingerprint() == recoded.fingerprint()
-    assert histories(plain)["user 3"] == [f"item {place % 101}" for place in range(3, 5000, 7)]
+    assert histories(plain)["user 3"] == [f"item {position % 101}" for position in range(3, 5000, 7)]
     reading = [(done, total) for stage, done, total in steps if stage.startswith("read events")]
     assert len(reading) > 10
     assert reading == sorted(reading)

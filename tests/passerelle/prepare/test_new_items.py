@@ -19,7 +19,7 @@ ITEMS: dict[str, Any] = {"files": ["items.csv"], "id": "sku", "features": FEATUR
 HEADER = ("sku", "brand", "price")
 
 
-def test_a_file_of_new_items_is_read_as_the_first_one_was(write_csv: WriteCsv, tmp_path: Path) -> None:
+def test_new_items_are_read_as_the_first_file(write_csv: WriteCsv, tmp_path: Path) -> None:
     """But for what is made from events, of which there are none."""
     config = config_of(items=ITEMS)
     write_csv([("a", "x", "1"), ("b", "", "2.5")], name="items.csv", header=HEADER)
@@ -56,7 +56,7 @@ def test_files_that_cannot_be_read(
         read_new_items(config, source / "later.csv")
 
 
-def test_the_file_that_is_named_is_read(write_csv: WriteCsv) -> None:
+def test_the_named_file_is_read(write_csv: WriteCsv) -> None:
     """Whatever stands in its name, and whatever stands beside it."""
     folder = write_csv([("a", "x", "1")], name="new[1].csv", header=HEADER)
     (folder / "new[1].csv.gz").write_bytes(gzip.compress(b"sku,brand,price\nb,x,1\n"))

@@ -27,8 +27,10 @@ def oracle(rows: list[Row], filters: FiltersConfig) -> tuple[list[Row], Counter[
     dropped: Counter[str] = Counter()
     rows = [row for row in rows if row[3] in WEIGHTS or dropped.update(["event_type_not_listed"])]
     rows = [
-        rows[place]
-        for place in sorted(range(len(rows)), key=lambda place: (rows[place][0], rows[place][2], place))
+        rows[position]
+        for position in sorted(
+            range(len(rows)), key=lambda position: (rows[position][0], rows[position][2], position)
+        )
     ]
     kept: list[Row] = []
     seen: set[Row] = set()
@@ -81,11 +83,11 @@ def test_selection_equals_oracle(rows: list[Row], filters: FiltersConfig) -> Non
         np.array([known.index(row[column]) for row in rows], dtype=np.int32)
         for known, column in ((users, 0), (items, 1), (types, 3))
     ]
-    places, dropped = select_events(
+    positions, dropped = select_events(
         codes[0], codes[1], np.array([row[2] for row in rows], dtype=np.int64), codes[2], filters
     )
     expected, expected_dropped = oracle(rows, filters)
-    assert [rows[place] for place in places] == expected
+    assert [rows[position] for position in positions] == expected
     assert +Counter(dropped) == +expected_dropped
 
 
@@ -99,7 +101,8 @@ def test_dataset_equals_oracle(rows: list[Row], filters: FiltersConfig) -> None:
     config = config_of({"event_type_column": "type", "event_weights": WEIGHTS}, filters=filters.model_dump())
     with tempfile.TemporaryDirectory() as folder:
         columns = {
-            name: [row[place] for row in rows] for place, name in enumerate(("user", "item", "time", "type"))
+            name: [row[position] for row in rows]
+            for position, name in enumerate(("user", "item", "time", "type"))
         }
         pyarrow.csv.write_csv(pa.table(columns), Path(folder) / "log.csv")
         dataset = prepare(config, Path(folder), Path(folder) / "out")

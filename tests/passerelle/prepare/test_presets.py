@@ -148,7 +148,7 @@ def test_other_presets(
     assert not backwards_E.any()
 
 
-def test_globo_news_keeps_the_circumstances_of_clicks(tmp_path: Path) -> None:
+def test_globo_news_keeps_the_context_features_of_clicks(tmp_path: Path) -> None:
     dataset = prepare(load_prepare_config("globo-news"), source_of("globo-news"), tmp_path / "dataset")
     assert (dataset.num_users, dataset.num_items, len(dataset.item_rows_E)) == (221_379, 41_367, 2_747_674)
     assert dataset.contexts.num_rows == 2_747_674 and dataset.contexts.column_names == [

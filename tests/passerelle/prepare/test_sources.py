@@ -26,8 +26,8 @@ PAGE = {
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine where no data lies yet: working directory `place/work`, cache `place/cache`."""
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders of a machine without data: working directory `machine/work`, cache `machine/cache`."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -46,7 +46,7 @@ def shop(**source: Any) -> PrepareConfig:
     return config_of(source=PAGE | source)
 
 
-def test_order_of_places(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_of_source_folders(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = shop()
     message = (
         r"^test: no log\.csv in \.\./shared/data/shop, \S*cache/passerelle/shop: "
@@ -54,33 +54,33 @@ def test_order_of_places(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with pytest.raises(UserError, match=message):
         find_source(config, None)
-    cached = put(place / "cache" / "passerelle" / "shop")
+    cached = put(machine / "cache" / "passerelle" / "shop")
     assert find_source(config, None) == cached
-    put(place / "shared" / "data" / "shop")
+    put(machine / "shared" / "data" / "shop")
     assert find_source(config, None) == Path("../shared/data/shop")
-    monkeypatch.setenv("PASSERELLE_DATA", str(place / "mine"))
+    monkeypatch.setenv("PASSERELLE_DATA", str(machine / "mine"))
     assert find_source(config, None) == Path("../shared/data/shop")  # nothing there yet
-    put(place / "mine")
-    assert find_source(config, None) == place / "mine"
-    put(place / "mine" / "shop")
-    assert find_source(config, None) == place / "mine" / "shop"
-    put(place / "given")
-    assert find_source(config, place / "given") == place / "given"
+    put(machine / "mine")
+    assert find_source(config, None) == machine / "mine"
+    put(machine / "mine" / "shop")
+    assert find_source(config, None) == machine / "mine" / "shop"
+    put(machine / "given")
+    assert find_source(config, machine / "given") == machine / "given"
 
 
-def test_a_given_folder_is_taken_at_its_word(place: Path) -> None:
-    put(place / "shared" / "data" / "shop")
+def test_a_given_folder_is_the_only_one_searched(machine: Path) -> None:
+    put(machine / "shared" / "data" / "shop")
     with pytest.raises(
         UserError, match=r"nowhere: no such folder; --source takes the folder that holds log\.csv$"
     ):
-        find_source(shop(), place / "nowhere")
-    (place / "empty").mkdir()
+        find_source(shop(), machine / "nowhere")
+    (machine / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no file log\.csv"):
-        prepare(shop(), find_source(shop(), place / "empty"), place / "out")
+        prepare(shop(), find_source(shop(), machine / "empty"), machine / "out")
 
 
-def test_a_description_without_source_reads_beside_itself(place: Path) -> None:
-    assert find_source(config_of(), None, place / "logs") == place / "logs"
+def test_a_description_without_source_reads_its_own_folder(machine: Path) -> None:
+    assert find_source(config_of(), None, machine / "logs") == machine / "logs"
     with pytest.raises(UserError, match=r"test: pass --source, the folder that holds log\.csv"):
         find_source(config_of(), None)
 
@@ -106,14 +106,14 @@ def test_names_globs_and_gz(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def site(place: Path) -> Iterator[tuple[Path, str]]:
+def site(machine: Path) -> Iterator[tuple[Path, str]]:
     """A web server of our own on the loopback: (the folder it serves, its address)."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    folder = place / "site"
+    folder = machine / "site"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -137,13 +137,13 @@ def downloadable(site: tuple[Path, str], data: bytes, **source: Any) -> PrepareC
     return shop(**({"url": f"{site[1]}/shop.zip", "sha256": hashlib.sha256(data).hexdigest()} | source))
 
 
-def test_download_once(place: Path, site: tuple[Path, str]) -> None:
+def test_download_once(machine: Path, site: tuple[Path, str]) -> None:
     config = downloadable(site, archive(shop__log_csv=CSV, shop__extra_csv="x"))
     steps: list[tuple[str, int, int]] = []
     folder = find_source(config, None, progress=lambda stage, done, total: steps.append((stage, done, total)))
-    assert folder == place / "cache" / "passerelle" / "shop"
+    assert folder == machine / "cache" / "passerelle" / "shop"
     assert sorted(path.name for path in folder.iterdir()) == ["extra.csv", "log.csv"]
-    assert histories(prepare(config, folder, place / "out")) == {"u": ["a"]}
+    assert histories(prepare(config, folder, machine / "out")) == {"u": ["a"]}
     assert steps[-1][1] == steps[-1][2]
     (site[0] / "shop.zip").unlink()
     assert find_source(config, None) == folder
@@ -168,12 +168,12 @@ def test_download_once(place: Path, site: tuple[Path, str]) -> None:
     ],
 )
 def test_failed_downloads_leave_nothing(
-    data: bytes, source: dict[str, Any], message: str, place: Path, site: tuple[Path, str]
+    data: bytes, source: dict[str, Any], message: str, machine: Path, site: tuple[Path, str]
 ) -> None:
     config = downloadable(site, data, **source)
     with pytest.raises(UserError, match=message):
         find_source(config, None)
-    assert list((place / "cache" / "passerelle").iterdir()) == []
+    assert list((machine / "cache" / "passerelle").iterdir()) == []
 
 
 def test_missing_archive(site: tuple[Path, str]) -> None:
@@ -183,8 +183,8 @@ def test_missing_archive(site: tuple[Path, str]) -> None:
         find_source(config, None)
 
 
-def test_no_member_leads_out_of_the_folder(place: Path, site: tuple[Path, str]) -> None:
+def test_no_member_leads_out_of_the_folder(machine: Path, site: tuple[Path, str]) -> None:
     config = downloadable(site, archive(**{"..__..__evil_csv": "x", "log_csv": CSV}))
     folder = find_source(config, None)
     assert sorted(path.name for path in folder.iterdir()) == ["evil.csv", "log.csv"]
-    assert not list((place / "cache").glob("*.csv"))
+    assert not list((machine / "cache").glob("*.csv"))

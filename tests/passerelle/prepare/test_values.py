@@ -16,8 +16,8 @@ from passerelle.prepare.values import as_text, empty_to_null, parse_int64, parse
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-def milliseconds(moment: dt.datetime) -> int:
-    return (moment - EPOCH) // dt.timedelta(milliseconds=1)
+def milliseconds(time: dt.datetime) -> int:
+    return (time - EPOCH) // dt.timedelta(milliseconds=1)
 
 
 def ms_of(
@@ -138,7 +138,7 @@ def test_timestamps(unit: str, texts: list[str], expected: list[int | None]) -> 
     assert ms_of(texts, unit) == expected
 
 
-moments = st.datetimes(
+datetimes = st.datetimes(
     dt.datetime(1, 1, 2),
     dt.datetime(9999, 12, 30),
     timezones=st.sampled_from([None, dt.UTC, dt.timezone(dt.timedelta(hours=-5, minutes=-30))]),
@@ -148,7 +148,7 @@ moments = st.datetimes(
 @given(
     st.lists(
         st.tuples(
-            moments,
+            datetimes,
             st.sampled_from("T "),
             st.sampled_from(["minutes", "seconds", "milliseconds", "microseconds"]),
         ),
@@ -157,9 +157,9 @@ moments = st.datetimes(
 )
 @settings(deadline=None)
 def test_iso_text_is_read_as_python_reads_it(cases: list[tuple[dt.datetime, str, str]]) -> None:
-    texts = [moment.isoformat(sep=separator, timespec=precision) for moment, separator, precision in cases]
+    texts = [time.isoformat(sep=separator, timespec=precision) for time, separator, precision in cases]
     read = [dt.datetime.fromisoformat(text) for text in texts]
-    expected = [milliseconds(moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)) for moment in read]
+    expected = [milliseconds(time if time.tzinfo else time.replace(tzinfo=dt.UTC)) for time in read]
     assert ms_of(texts) == expected
     assert ms_of([*texts, "nonsense"]) == [*expected, None]  # one bad value takes the slow road for all
 

@@ -72,7 +72,7 @@ def test_every_part_of_an_encoder_can_be_exported(variant: str, tmp_path: Path) 
 
 
 def test_a_separate_output_table_makes_other_vectors_for_histories(dataset: Dataset, tmp_path: Path) -> None:
-    """The parity of the export covers both tables: with either in the other's place no score would be the
+    """The parity of the export covers both tables: if they were exchanged, no score would be the
     same.
     """
     config = small_recipe("model.output_table=separate", "training.max_epochs=2")
@@ -169,7 +169,7 @@ def test_manifest(bundle: Bundle, ranked_run: OpenRun) -> None:
     open_bundle(bundle.path, verify=True)
 
 
-def test_a_small_shop(tmp_path: Path) -> None:
+def test_fewer_items_than_candidates(tmp_path: Path) -> None:
     """String ids, a history of two items, fewer items than the ranker's candidates, and users
     who have seen nearly all of them.
     """

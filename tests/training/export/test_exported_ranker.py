@@ -32,10 +32,10 @@ def test_ranker_equals_lightgbm_on_random_rows(bundle: Bundle, ranked_run: OpenR
         scale=rng.choice([0.1, 1, 10, 1000], size=(rows, 1)), size=(rows, len(bundle.manifest.features))
     ).astype(np.float32)
     trees = booster.trees_to_dataframe().dropna(subset=["threshold"])
-    for place, (feature, threshold) in enumerate(
+    for position, (feature, threshold) in enumerate(
         zip(trees["split_feature"], trees["threshold"], strict=True)
     ):
-        features_SF[place % rows, booster.feature_name().index(feature)] = threshold
+        features_SF[position % rows, booster.feature_name().index(feature)] = threshold
     score_S1 = scores(bundle.path / f"{RANKER}.onnx", features_SF)
     assert score_S1.shape == (rows, 1)
     trees_S = np.asarray(booster.predict(features_SF)).astype(np.float32)

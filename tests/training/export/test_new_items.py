@@ -143,7 +143,7 @@ def test_items_that_cannot_be_added(
     assert not (tmp_path / "grown").exists()
 
 
-def test_tables_that_are_none_of_new_items(towers: Bundle, bundle: Bundle, tmp_path: Path) -> None:
+def test_wrong_tables_are_refused(towers: Bundle, bundle: Bundle, tmp_path: Path) -> None:
     good = some_items(towers, [10**6])
     out = tmp_path / "grown"
     with pytest.raises(

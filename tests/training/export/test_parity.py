@@ -133,7 +133,7 @@ def test_an_existing_directory_is_kept_unless_asked(
     assert all(after[f"bundle/{name}"] == first[name] for name in BUNDLE_FILES)
 
 
-def test_a_network_that_answers_otherwise_is_refused(
+def test_a_network_with_other_answers_is_refused(
     ranked_run: OpenRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here the exported mask vector is not the model's: the gate must see it, and nothing be left."""
