@@ -156,6 +156,16 @@ def test_a_manifest_with_an_idle_option_still_opens(dataset: Dataset, tmp_path: 
     assert open_run(tmp_path / "run").config.objective.mask_probability == 0.7
 
 
+def test_a_run_of_an_earlier_format_is_refused(tmp_path: Path) -> None:
+    """Its recorded configuration has the flat options of losses and samplers."""
+    manifest = tmp_path / "run" / MANIFEST_NAME
+    manifest.parent.mkdir()
+    values = {"kind": "run", "format_version": 1, "config": {"loss": {"sampler": "mixed"}}}
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="format 1, this code reads 2: make it again with `passerelle train`"):
+        open_run(tmp_path / "run")
+
+
 def splits(dataset: Dataset, path: Path) -> Split:
     return make_split(dataset, load_run(path).manifest.config.split)
 
