@@ -202,13 +202,13 @@ def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
     """
     values = table.column(column.name).combine_chunks()
     if pa.types.is_dictionary(values.type):
-        known_V = _places(values.dictionary.cast(pa.string()), column)
-        place_N = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        code_N = np.where(place_N < 0, -1, np.append(known_V, -1)[place_N] + 1)
+        known_V = _value_indices(values.dictionary.cast(pa.string()), column)
+        index_N = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        code_N = np.where(index_N < 0, -1, np.append(known_V, -1)[index_N] + 1)
         return code_N[:, None], int(np.count_nonzero(code_N == 0))
     row_T, value_T = explode(values)
     lengths_N = np.bincount(row_T, minlength=len(values))
-    found_T = _places(value_T.cast(pa.string()), column)
+    found_T = _value_indices(value_T.cast(pa.string()), column)
     codes_NS = np.full((len(values), column.slots), -1, dtype=np.int64)
     slot_T = np.arange(len(row_T)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
     within_T = slot_T < column.slots
@@ -216,7 +216,7 @@ def _codes(table: pa.Table, column: ColumnEncoding) -> tuple[Int64Array, int]:
     return codes_NS, int(np.count_nonzero(found_T < 0))
 
 
-def _places(texts: pa.Array, column: ColumnEncoding) -> Int64Array:
+def _value_indices(texts: pa.Array, column: ColumnEncoding) -> Int64Array:
     """Returns the index of each value among those with a code of their own, -1 where it has none."""
     found = pc.index_in(texts, value_set=pa.array(column.values, pa.string()))
     return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)

@@ -69,7 +69,7 @@ def looked_up(bundle: Bundle, timestamp_ms: int, **request: Any) -> np.ndarray:
 
 
 def test_a_request_with_all_features_equals_training(tower_run: OpenRun, tower_bundle: Bundle) -> None:
-    """History, event types, times, user and context of each test event are sent as those of an unknown user."""
+    """History, event types, times and features of each test event are sent as those of an unknown user."""
     dataset, users = tower_run.dataset, tower_run.users("test").take(slice(None, None, 12))
     expected = {}
     for batch in EvaluationBatches(dataset, users, max_history=12, token_budget=512):
