@@ -214,3 +214,9 @@ def test_links_lead_somewhere(document: str) -> None:
         and anchor
         not in heading_anchors(((path.parent / target) if target else path).read_text(encoding="utf-8"))
     ] == []
+
+
+@pytest.mark.parametrize("document", sorted(str(path.relative_to(ROOT)) for path in DOCUMENTS))
+def test_no_document_installs_a_package_that_is_not_on_pypi(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert re.findall(r"pip install [\"'`]*passerelle", text) == []
