@@ -24,12 +24,15 @@ install() {
 has_redis || install redis-server || install valkey-server || true
 has_browser || install chromium chromium-driver || true
 
+why="apt-get could not install it"
+[[ $(id -u) == 0 ]] || why="not root"
+has apt-get || why="no apt-get here"
 lacking=()
-has_redis || lacking+=("redis-server or valkey-server")
-has_browser || lacking+=("chromium with chromedriver")
+has_redis || lacking+=("redis-server or valkey-server ($why)")
+has_browser || lacking+=("chromium with chromedriver ($why)")
 data=${PASSERELLE_DATA:-../shared/data}
-[[ -d $data ]] || lacking+=("the public data sets (no folder ${PASSERELLE_DATA:-\$PASSERELLE_DATA or $data})")
+[[ -d $data ]] || lacking+=("public data sets (no folder ${PASSERELLE_DATA:-$data; \$PASSERELLE_DATA may name one})")
 if (( ${#lacking[@]} )); then
-    list=$(printf '; %s' "${lacking[@]}")
-    echo "test: skipped is what needs: ${list:2} (programs are installed for root where there is apt-get)"
+    list=$(printf ', %s' "${lacking[@]}")
+    echo "test: skipped is what needs ${list:2}"
 fi
