@@ -1,5 +1,6 @@
 """The demo interrupted in the middle of training: it ends what it started, and waits for that."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from tests.support.waiting import eventually
 def test_an_interrupt_in_the_training_step_leaves_nothing(
     number: signal.Signals, running_then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PASSERELLE_DATA", str(CHECKOUT.parent / "shared" / "data"))
+    monkeypatch.setenv(
+        "PASSERELLE_DATA", os.environ.get("PASSERELLE_DATA", str(CHECKOUT.parent / "shared" / "data"))
+    )
     with running("-m", "ray_cluster.demo", program=(sys.executable,), cwd=tmp_path) as demo:
         eventually(
             lambda: (
