@@ -186,9 +186,7 @@ def test_feature_names_that_lightgbm_refuses_are_accepted(run: OpenRun, tmp_path
 
 
 def test_a_user_with_fewer_candidates_than_k(tmp_path: Path) -> None:
-    """Ten items, of which the first user saw all but two: two candidates, and nothing made of the places
-    where there are none.
-    """
+    """Of ten items the first user saw all but two: two candidates, and no rows for the empty positions."""
     histories = [[(2 + index, index) for index in range(8)]] + [
         [(2 + (user + step) % 10, step) for step in range(4)] for user in range(30)
     ]

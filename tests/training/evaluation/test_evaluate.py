@@ -190,7 +190,7 @@ def test_diversity_without_categories_uses_item_vectors(
 
 
 def test_metrics_by_k_and_segment_by_hand() -> None:
-    """Three users, two places; items 2 to 5 with 8, 4, 2 and 2 events; the first two users have short
+    """Three users, lists of two; items 2 to 5 with 8, 4, 2 and 2 events; the first two users have short
     histories.
     """
     catalogue = Catalogue(
