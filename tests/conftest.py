@@ -4,6 +4,7 @@ The bundles are read-only: a test that alters one copies it first.
 """
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -14,6 +15,9 @@ from tests.support.worker_groups import assign_groups
 
 # As `ray_cluster` does, for tests that import serving alone.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# A shell starts background jobs with Ctrl-C ignored, and what tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes depends on what else the machine does.
 settings.register_profile("passerelle", deadline=None)
 settings.load_profile("passerelle")
