@@ -139,7 +139,7 @@ class Offer(Config):
 class Why(Config):
     """Explains the position of an item."""
 
-    place_by_score: int
+    position_by_score: int
     """Position by the ranker's score alone, from 1."""
     retrieval_score: float
     """Inner product with the query; without a query, the score of the source that put the item first."""

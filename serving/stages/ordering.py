@@ -203,7 +203,7 @@ def _reasons(
     pinned_indices = {index for index, _ in pins}
     return [
         Why(
-            place_by_score=int(positions_C[index]),
+            position_by_score=int(positions_C[index]),
             retrieval_score=float(candidates.scores_C[index]),
             adjusted_score=float(scores.adjusted_C[index]),
             boosts=tuple(

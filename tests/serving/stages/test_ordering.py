@@ -128,7 +128,7 @@ def test_boosts_margin_and_their_reasons(bundle: Bundle) -> None:
     assert (
         why is not None
         and why.boosts == ("more books",)
-        and why.place_by_score == 2
+        and why.position_by_score == 2
         and why.adjusted_score == pytest.approx(2.0)
     )
     assert [item.score for item in items] == [3.0, 4.0, 2.0, 1.0], "the score is the ranker's own"
