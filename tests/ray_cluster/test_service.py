@@ -2,6 +2,7 @@
 commands that ask it, and how it ends.
 """
 
+import contextlib
 import shutil
 import signal
 from collections.abc import Iterator
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from passerelle.bundle import Bundle
-from ray_cluster.service import Service, ServiceOptions
+from ray_cluster.service import APPLICATION, Service, ServiceOptions
 from serving.triton.ports import free_ports
+from tests.support.load import Load
 from tests.support.processes import run, running
 from tests.support.request_fuzzer import requests
 from tests.support.waiting import eventually
@@ -21,8 +24,8 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module")
 def staged(bundle: Bundle, repository: Path) -> Iterator[Service]:
-    """A deployment a stage, in this process."""
-    with Service(bundle.path, repository, 1, ServiceOptions(topology="staged")) as service:
+    """A deployment a stage, each of two replicas, in this process."""
+    with Service(bundle.path, repository, 1, ServiceOptions(topology="staged", replicas=2)) as service:
         yield service
 
 
@@ -204,3 +207,25 @@ def test_a_refusal_of_triton_is_reported_and_leaves_nothing(
         assert stderr.startswith(f"passerelle: Triton cannot serve version 1 of {models}: loading ranker ")
         assert "input features has dims [-1, 17], config.pbtxt says [-1, 16]" in stderr
         assert not command.left_after()
+
+
+def test_a_replica_of_each_stage_is_killed(staged: Service, bundle: Bundle) -> None:
+    def replicas(stage: str) -> set[psutil.Process]:
+        found = set()
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if f"ServeReplica:{APPLICATION}:{stage}" in " ".join(process.cmdline()):
+                    found.add(process)
+        return found
+
+    before = {stage: replicas(stage) for stage in ("lookup", "retrieval", "ranking", "ordering")}
+    load = Load(staged.url, bundle)
+    assert [len(processes) for processes in before.values()] == [2, 2, 2, 2]
+    with load.running():
+        for processes in before.values():
+            min(processes, key=lambda process: process.pid).kill()
+        load.wait_for(
+            lambda: all(len(replicas(stage) - processes) == 1 for stage, processes in before.items())
+        )
+        load.wait_for_answers(50)
+    assert load.lost == 0, "the replica that listens lives"
