@@ -28,7 +28,7 @@ serve: setup  ## The same, and leave it serving until Ctrl-C
 # Two processes: most of the time goes into waiting for Ray and Triton to start (tests/support/worker_groups.py).
 test: setup  ## Tests, without the slow ones and those for a GPU; installs what they need where it may
 	@requirements/system.sh
-	@$(pytest) -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not gpu"
+	@$(pytest) -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: setup  ## Tests that take more than half a minute each
 	@requirements/system.sh

@@ -8,10 +8,11 @@ import signal
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
 
 from passerelle.bundle import Bundle, open_bundle
 from tests.support.bundles import Shape, build_bundle
-from tests.support.worker_groups import assign_groups
+from tests.support.worker_groups import GroupScheduling, sort_by_length
 
 # As `ray_cluster` does, for tests that import serving alone.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -23,9 +24,13 @@ settings.register_profile("passerelle", deadline=None)
 settings.load_profile("passerelle")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    assign_groups(items)
+    sort_by_length(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.source_tree import ROOT, relative
+from tests.support.worker_groups import SERVICE_FILES, files_of_the_service, group_of
 
 MAX_BYTES = 1 << 20
 MACHINE_PATHS = re.compile(r"/wor[k]/\w|/hom[e]/(?!ray\b)\w|/User[s]/\w|/roo[t]/\.|/tm[p]/bash|\.librar[y]/")
@@ -61,3 +62,10 @@ def test_tests_poll_conditions_and_do_not_sleep() -> None:
     found = {relative(path): list(sleeps(path.read_text(encoding="utf-8"))) for path in files}
     assert {name: lines for name, lines in found.items() if lines} == {}
     assert list(sleeps(WAITING.read_text(encoding="utf-8")))
+
+
+def test_files_of_the_service_are_one_group(request: pytest.FixtureRequest) -> None:
+    """Otherwise each worker starts a service of its own."""
+    assert files_of_the_service(request.session.items) <= SERVICE_FILES
+    assert {group_of(f"{file}::test") for file in SERVICE_FILES} == {"service"}
+    assert group_of("tests/test_docs.py::test[a::b]") == "tests/test_docs.py"
