@@ -34,7 +34,7 @@ test-slow: setup  ## Tests that take more than half a minute each
 	@requirements/system.sh
 	@$(pytest) -m "slow and not gpu"
 
-test-wheel: setup  ## The wheel in an empty environment, from raw logs to an answer; about five minutes
+test-wheel: setup  ## The wheel in an empty environment, from raw logs to an answer; slow
 	@$(pytest) -m slow tests/packaging
 
 tour: setup  ## Execute docs/tour.ipynb into artifacts/tour.ipynb
