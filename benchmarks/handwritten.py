@@ -21,7 +21,6 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from passerelle.bundle import open_bundle
-from passerelle.features import RankingFeatures
 from passerelle.ids import FIRST_ITEM_ROW
 from training.ranker import load_ranker
 
@@ -40,9 +39,7 @@ def build(bundle_path: Path, run_path: Path) -> FastAPI:
     ranker = load_ranker(run_path)
     ranker.booster.params["num_threads"] = 1
     vectors_RD, history_RD = np.asarray(bundle.vectors_RD), np.asarray(bundle.history_vectors_RD)
-    features = RankingFeatures(
-        vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, manifest.item_features
-    )
+    features = bundle.ranking_features()
     index = faiss.IndexFlatIP(manifest.dim)
     index.add(np.ascontiguousarray(vectors_RD[FIRST_ITEM_ROW:]))
     nothing = {

@@ -33,6 +33,7 @@ from passerelle.config import Config, validate
 from passerelle.encoding import QueryEncoding
 from passerelle.errors import UserError
 from passerelle.event_types import event_type_codes
+from passerelle.features import RankingFeatures
 from passerelle.id_map import IdMap
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID, USER_ID
 from passerelle.manifest import open_manifest
@@ -82,6 +83,14 @@ class Bundle:
             manifest.target_event_types, manifest.event_types, "target_event_types", str(self.path)
         )
         return np.unique(history.item_rows_L[np.isin(history.event_types_L, targets)])
+
+    def ranking_features(self) -> RankingFeatures:
+        """Returns the features of this catalogue that the ranker reads."""
+        # A plain array: indexing a memory map makes an object of its class each time.
+        vectors_RD = np.asarray(self.vectors_RD)
+        return RankingFeatures(
+            vectors_RD, self.counts_R, self.recent_counts_R, self.items, self.manifest.item_features
+        )
 
     def reference(self) -> Reference:
         """Returns the answers that training computed for some users."""

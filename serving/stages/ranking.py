@@ -10,7 +10,6 @@ import numpy as np
 from passerelle.arrays import Float32Array
 from passerelle.bundle import RANKER, Bundle
 from passerelle.errors import UserError
-from passerelle.features import RankingFeatures
 from serving.stages.types import Candidates, Query, RequestTime
 from serving.triton.inference import INFER_TIMEOUT_S, Inference
 
@@ -29,10 +28,7 @@ class Ranking:
 
     def __init__(self, bundle: Bundle, inference: Inference, version: int) -> None:
         manifest = bundle.manifest
-        vectors_RD = np.asarray(bundle.vectors_RD)
-        self._features = RankingFeatures(
-            vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, manifest.item_features
-        )
+        self._features = bundle.ranking_features()
         if self._features.names != manifest.features:
             differing = sorted(set(self._features.names) ^ set(manifest.features)) or "their order"
             raise UserError(

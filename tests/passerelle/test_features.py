@@ -149,13 +149,7 @@ def _slowly(
 def test_features_equal_a_reference_implementation(
     bundle: Bundle, candidates: list[int], history: list[int], timestamp_ms: int
 ) -> None:
-    features = RankingFeatures(
-        bundle.vectors_RD,
-        bundle.counts_R,
-        bundle.recent_counts_R,
-        bundle.items,
-        bundle.manifest.item_features,
-    )
+    features = bundle.ranking_features()
     assert features.names == bundle.manifest.features
     scores_C = np.linspace(2, 1, len(candidates), dtype=np.float32)
     features_CF = features.compute(

@@ -27,7 +27,6 @@ from passerelle.bundle import (
 )
 from passerelle.dataset import FeatureColumn
 from passerelle.errors import UserError
-from passerelle.features import RankingFeatures
 from passerelle.files import refuse_existing
 from passerelle.id_map import UNKNOWN_ROW, check_ids
 from passerelle.ids import ITEM_ID, PADDING_ROW
@@ -194,9 +193,7 @@ def _encode(
 def _reference(bundle: Bundle, progress: Progress) -> list[ReferenceUser]:
     """Returns the reference for the grown catalogue: the same queries, with the new answers."""
     manifest = bundle.manifest
-    features = RankingFeatures(
-        bundle.vectors_RD, bundle.counts_R, bundle.recent_counts_R, bundle.items, manifest.item_features
-    )
+    features = bundle.ranking_features()
     ranker = open_session(bundle.path / f"{RANKER}.onnx")
     users = bundle.reference().users()
     answered = []

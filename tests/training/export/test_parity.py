@@ -15,7 +15,6 @@ import torch
 
 from passerelle.bundle import BUNDLE_FILES, QUERY_ENCODER, RANKER, Bundle
 from passerelle.errors import UserError
-from passerelle.features import RankingFeatures
 from passerelle.topk import exact_topk
 from tests.support.bundles import encoder_inputs
 from tests.support.datasets import small_recipe
@@ -63,13 +62,7 @@ def test_reference_equals_an_independent_computation(bundle: Bundle) -> None:
         "top_scores": pa.float32(),
     }
     encoder, ranker = session(bundle, QUERY_ENCODER), session(bundle, RANKER)
-    features = RankingFeatures(
-        bundle.vectors_RD,
-        bundle.counts_R,
-        bundle.recent_counts_R,
-        bundle.items,
-        bundle.manifest.item_features,
-    )
+    features = bundle.ranking_features()
     assert features.names == bundle.manifest.features
     users = reference.users()
     assert [bundle.user_ids.row(user.user_id) for user in (users[0], users[-1])] == [0, 239]
