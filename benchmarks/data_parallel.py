@@ -17,7 +17,6 @@ import click
 
 from benchmarks.harness import environment, write_result
 from passerelle.dataset import open_dataset
-from ray_cluster.demo import EPOCHS, MODEL
 from ray_cluster.training import RayOptions, train_on_ray
 from training.config import load_recipe
 from training.evaluation.evaluate import evaluate
@@ -26,6 +25,8 @@ from training.runs.callbacks import read_history
 from training.runs.fit import train_in_process
 from training.runs.open_run import load_run
 
+EPOCHS = 5
+MODEL = ("model.num_blocks=2", "model.max_history=100")
 LAUNCHERS: dict[str, int | None] = {"no_ray": None, "one_worker": 1, "two_workers": 2}
 
 

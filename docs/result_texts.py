@@ -29,7 +29,8 @@ TOWERS = """
 SERVING = """
 ## Serving
 
-The whole graph over HTTP: the demo's BERT4Rec and ranker, {items:,} items of MovieLens-1M.
+The whole graph over HTTP, {items:,} items of MovieLens-1M.
+The model is a BERT4Rec of two blocks with a history of 100, and its ranker.
 The no-op deployment is a Ray Serve deployment behind its proxy that does nothing.
 The hand-written service is one process with the same model, ranker and index (`benchmarks/handwritten.py`).
 It has no filters, playlists, events, fallbacks, deadlines and versions.
@@ -58,7 +59,7 @@ Memory of processes that search: {one:.0f} MiB for one, {two:.0f} MiB for two, w
 DEMO = """
 ## The demo
 
-`make demo`: a small BERT4Rec on MovieLens-1M, from 1,000,209 ratings to answers over HTTP.
+`make demo`: a small SASRec on MovieLens-1M, from 1,000,209 ratings to answers over HTTP.
 """
 ABLATION = """
 ## What each choice of a recipe is worth
