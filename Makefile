@@ -25,10 +25,11 @@ demo: setup  ## MovieLens-1M from raw ratings to recommendations, on this machin
 serve: setup  ## The same, and leave it serving until Ctrl-C
 	@exec $(bin)/python -m ray_cluster.demo --keep-serving
 
-# Two processes: most of the time goes into waiting for Ray and Triton to start (tests/support/worker_groups.py).
+# Three processes also on two cores: much of the time goes into waiting for Ray and Triton to start.
+# tests/support/worker_groups.py says which tests share a process.
 test: setup  ## Tests, without the slow ones and those for a GPU; installs what they need where it may
 	@requirements/system.sh
-	@$(pytest) -n 2 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"
+	@$(pytest) -n 3 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: setup  ## Tests that take more than half a minute each
 	@requirements/system.sh

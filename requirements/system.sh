@@ -18,7 +18,8 @@ install() {
         apt-get update --quiet >/dev/null 2>&1 || true
         updated=1
     fi
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends "$@" >/dev/null 2>&1
+    # Another apt may be at work on a machine that has just started.
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 install --yes --quiet --no-install-recommends "$@" >/dev/null 2>&1
 }
 
 has_redis || install redis-server || install valkey-server || true

@@ -104,13 +104,26 @@ def repository(publication: dict[str, Any]) -> Path:
     return Path(publication["repository"])
 
 
+@pytest.fixture(scope="session")
+def patient_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configuration of a service that answers every request in full, however busy the machine is."""
+    path = tmp_path_factory.mktemp("patient") / "serving.toml"
+    path.write_text(
+        "[limits]\nmax_expected_ms = 60_000\ndeadline_ms = 60_000\n[events]\ntimeout_ms = 10_000\n"
+    )
+    return path
+
+
 @pytest.fixture(scope="package")
-def service_url(bundle: Bundle, repository: Path) -> Iterator[str]:
+def service_url(bundle: Bundle, repository: Path, patient_config: Path) -> Iterator[str]:
     """`passerelle serve` in a process of its own; when the tests of this folder are over,
     SIGTERM must leave nothing behind.
     """
     port = free_ports(1)[0]
-    with running("serve", str(bundle.path), "--repository", str(repository), "--port", str(port)) as command:
+    with running(
+        *("serve", str(bundle.path), "--repository", str(repository), "--port", str(port)),
+        *("--config", str(patient_config)),
+    ) as command:
         assert command.process.stdout is not None
         line = command.process.stdout.readline()
         assert line.startswith(f"curl -s http://127.0.0.1:{port}/v1/recommend "), (

@@ -15,6 +15,7 @@ import pytest
 
 from passerelle.bundle import Bundle
 from ray_cluster.service import APPLICATION, Service, ServiceOptions
+from serving.config import load_serving_config
 from serving.triton.ports import free_ports
 from tests.support.load import Load
 from tests.support.processes import run, running
@@ -23,9 +24,10 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def staged(bundle: Bundle, repository: Path) -> Iterator[Service]:
-    """A deployment a stage, each of two replicas, in this process."""
-    with Service(bundle.path, repository, 1, ServiceOptions(topology="staged", replicas=2)) as service:
+def staged(bundle: Bundle, repository: Path, patient_config: Path) -> Iterator[Service]:
+    """A deployment a stage, in this process."""
+    options = ServiceOptions(topology="staged", serving=load_serving_config(patient_config))
+    with Service(bundle.path, repository, 1, options) as service:
         yield service
 
 
@@ -209,7 +211,8 @@ def test_a_refusal_of_triton_is_reported_and_leaves_nothing(
         assert not command.left_after()
 
 
-def test_a_replica_of_each_stage_is_killed(staged: Service, bundle: Bundle) -> None:
+@pytest.mark.slow
+def test_a_replica_of_each_stage_is_killed(bundle: Bundle, repository: Path) -> None:
     def replicas(stage: str) -> set[psutil.Process]:
         found = set()
         for process in psutil.Process().children(recursive=True):
@@ -218,14 +221,15 @@ def test_a_replica_of_each_stage_is_killed(staged: Service, bundle: Bundle) -> N
                     found.add(process)
         return found
 
-    before = {stage: replicas(stage) for stage in ("lookup", "retrieval", "ranking", "ordering")}
-    load = Load(staged.url, bundle)
-    assert [len(processes) for processes in before.values()] == [2, 2, 2, 2]
-    with load.running():
-        for processes in before.values():
-            min(processes, key=lambda process: process.pid).kill()
-        load.wait_for(
-            lambda: all(len(replicas(stage) - processes) == 1 for stage, processes in before.items())
-        )
-        load.wait_for_answers(50)
-    assert load.lost == 0, "the replica that listens lives"
+    with Service(bundle.path, repository, 1, ServiceOptions(topology="staged", replicas=2)) as service:
+        before = {stage: replicas(stage) for stage in ("lookup", "retrieval", "ranking", "ordering")}
+        load = Load(service.url, bundle)
+        assert [len(processes) for processes in before.values()] == [2, 2, 2, 2]
+        with load.running():
+            for processes in before.values():
+                min(processes, key=lambda process: process.pid).kill()
+            load.wait_for(
+                lambda: all(len(replicas(stage) - processes) == 1 for stage, processes in before.items())
+            )
+            load.wait_for_answers(50)
+        assert load.lost == 0, "the replica that listens lives"

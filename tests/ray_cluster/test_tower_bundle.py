@@ -134,6 +134,7 @@ def test_viewed_items_may_be_recommended(tower_run: OpenRun, tower_bundle: Bundl
         assert set(query.seen_S.tolist()) == bought < set(dataset.item_rows_E[events].tolist())
 
 
+@pytest.mark.slow
 def test_two_towers_pass_the_parity_gate(tower_bundle: Bundle, tmp_path: Path) -> None:
     """With user features of known users; and a bundle with more items beside it, under
     the same configuration of Triton.

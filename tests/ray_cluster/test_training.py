@@ -1,15 +1,12 @@
 """Ray Train runs the same training as one process: alone, shared by two workers, and when a worker dies."""
 
-import json
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import ray
 import torch
@@ -18,9 +15,11 @@ from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.splits import evaluation_users, make_split
 from ray_cluster.local_ray import local_ray
-from ray_cluster.training import RayOptions, train_on_ray
+from ray_cluster.training import train_on_ray
 from tests.support.datasets import SMALL_RECIPE, planted_dataset, small_recipe
 from tests.support.processes import run, running
+from tests.support.ranks import run_on_ranks
+from tests.support.ray_runs import curve, history, on_ray, worker_processes
 from tests.support.runs import with_split_file
 from tests.support.waiting import eventually
 from training.data.evaluation_batches import EvaluationBatches
@@ -31,7 +30,7 @@ from training.model.sequence_model import MONITOR
 from training.runs.callbacks import read_checkpoint
 from training.runs.fit import train_in_process
 from training.runs.open_run import load_run
-from training.runs.run import BEST, LAST, RunManifest, open_run, open_run_dataset, refit_config
+from training.runs.run import BEST, LAST, open_run, open_run_dataset, refit_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,21 +39,6 @@ def _ray() -> Iterator[None]:
     with local_ray() as started:
         yield
     assert ray.is_initialized() != started
-
-
-def history(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def curve(path: Path, name: str = "train_loss_epoch") -> list[float]:
-    return [line[name] for line in history(path)]
-
-
-def on_ray(
-    dataset: Dataset, path: Path, *overrides: str, num_workers: int = 1, resume: bool = False
-) -> RunManifest:
-    options = RayOptions(num_workers=num_workers)
-    return train_on_ray("bert4rec", dataset, small_recipe(*overrides), path, options, resume=resume)
 
 
 def test_one_worker_is_the_same_as_no_ray(dataset: Dataset, tmp_path: Path) -> None:
@@ -76,62 +60,82 @@ def test_one_worker_is_the_same_as_no_ray(dataset: Dataset, tmp_path: Path) -> N
 
 
 def test_two_workers_train_as_one(dataset: Dataset, tmp_path: Path) -> None:
-    """The same steps, each shared by two: the same loss, and after twenty epochs nearly the same ranking."""
-    alone = train_in_process("bert4rec", dataset, small_recipe(), tmp_path / "alone")
-    shared = on_ray(dataset, tmp_path / "shared", num_workers=2)
+    """The same steps, each shared by two: the same loss, and after eight epochs nearly the same ranking."""
+    settings = "training.max_epochs=8"
+    alone = train_in_process("bert4rec", dataset, small_recipe(settings), tmp_path / "alone")
+    shared = on_ray(dataset, tmp_path / "shared", settings, num_workers=2)
     assert [line["step"] for line in history(tmp_path / "shared")] == [
         line["step"] for line in history(tmp_path / "alone")
     ]
     assert curve(tmp_path / "shared")[:5] == pytest.approx(curve(tmp_path / "alone")[:5], abs=1e-4)
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=2e-2)
     assert shared.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
-    assert shared.validation[MONITOR] > 0.3
+    assert shared.validation[MONITOR] > 0.2
 
 
 SPARSE = ("items.table=sparse", "loss.kind=sampled", "loss.num_negatives=32")
 TOWERS = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1")
 
 
-@pytest.mark.parametrize("kind", [(), TOWERS], ids=["vectors", "towers"])
-def test_a_sharded_table_trains_as_one(dataset: Dataset, tmp_path: Path, kind: tuple[str, ...]) -> None:
-    """The same steps, rows sharded; what two have begun, one goes on with, and the other way
-    round; four say the same of it.
-    """
+def test_a_sharded_table_trains_as_one(dataset: Dataset, tmp_path: Path) -> None:
+    """The same steps, rows sharded; what two have begun, one goes on with."""
+    settings = (*SPARSE, *TOWERS)
     alone = train_in_process(
-        "bert4rec", dataset, small_recipe(*SPARSE, *kind, "training.max_epochs=5"), tmp_path / "alone"
+        "bert4rec", dataset, small_recipe(*settings, "training.max_epochs=7"), tmp_path / "alone"
     )
-    shared = on_ray(dataset, tmp_path / "shared", *SPARSE, *kind, "training.max_epochs=5", num_workers=2)
-    assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-4)
-    assert shared.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
+    shared = on_ray(dataset, tmp_path / "shared", *settings, "training.max_epochs=5", num_workers=2)
+    assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone")[:5], abs=1e-4)
+    assert {name for name in shared.files if name.startswith("checkpoints/tables/")}, (
+        "the digests leave out the table"
+    )
+    on_one = evaluate(load_run(tmp_path / "shared"), "validation", ks=(10,))["model"]
+    assert on_one["ndcg@10"] == pytest.approx(shared.validation[MONITOR], abs=1e-6)
+    gone_on = train_in_process(
+        "bert4rec",
+        dataset,
+        small_recipe(*settings, "training.max_epochs=7"),
+        tmp_path / "shared",
+        resume=True,
+    )
+    assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-3)
+    assert gone_on.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
     weights, expected = (
         torch.load(tmp_path / name / LAST, weights_only=True)["state_dict"] for name in ("shared", "alone")
     )
     assert set(weights) == set(expected) and not any(name.startswith("items.ids") for name in weights)
-    assert {name for name in shared.files if name.startswith("checkpoints/tables/")}, (
-        "the digests leave out the table"
+    assert len(list((tmp_path / "shared" / "checkpoints" / "tables").iterdir())) <= 2, (
+        "one for the best, one for the last"
     )
-    assert validated(tmp_path, 4) == pytest.approx(shared.validation[MONITOR], abs=1e-6)
-    on_one = evaluate(load_run(tmp_path / "shared"), "validation", ks=(10,))["model"]
-    assert on_one["ndcg@10"] == pytest.approx(shared.validation[MONITOR], abs=1e-6)
-    for name, workers in (("shared", 1), ("alone", 2)):
-        on_ray(
-            dataset,
-            tmp_path / name,
-            *SPARSE,
-            *kind,
-            "training.max_epochs=7",
-            num_workers=workers,
-            resume=True,
-        )
-        assert len(list((tmp_path / name / "checkpoints" / "tables").iterdir())) <= 2, (
-            "one for the best, one for the last"
-        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [(), TOWERS], ids=["vectors", "towers"])
+def test_a_sharded_table_is_resumed_and_validated_by_any_number_of_workers(
+    dataset: Dataset, tmp_path: Path, kind: tuple[str, ...]
+) -> None:
+    """What one has begun, two go on with; four say the same of it."""
+    settings = (*SPARSE, *kind)
+    train_in_process(
+        "bert4rec", dataset, small_recipe(*settings, "training.max_epochs=5"), tmp_path / "shared"
+    )
+    shutil.copytree(tmp_path / "shared", tmp_path / "alone")
+    shared = on_ray(
+        dataset, tmp_path / "shared", *settings, "training.max_epochs=7", num_workers=2, resume=True
+    )
+    train_in_process(
+        "bert4rec",
+        dataset,
+        small_recipe(*settings, "training.max_epochs=7"),
+        tmp_path / "alone",
+        resume=True,
+    )
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-3)
+    assert validated(tmp_path, 4) == pytest.approx(shared.validation[MONITOR], abs=1e-6)
 
 
 def validated(folder: Path, world_size: int) -> float:
     """NDCG@10 of the run `shared`, as so many ranks find it."""
-    torch.multiprocessing.spawn(validate_on_rank, (world_size, str(folder)), nprocs=world_size)
+    run_on_ranks(validate_on_rank, world_size, world_size, str(folder))
     return float((folder / f"validated{world_size}").read_text())
 
 
@@ -166,6 +170,7 @@ def validate_on_rank(rank: int, world_size: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_refit_on_ray_has_the_split_of_its_run(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,15 +210,6 @@ def test_a_dataset_that_vanishes_is_told_in_one_line(tmp_path: Path) -> None:
     ) as error:
         on_ray(dataset, tmp_path / "run", "training.max_epochs=1")
     assert "\n" not in str(error.value)
-
-
-def worker_processes() -> list[psutil.Process]:
-    """Ray Train's worker processes among our descendants."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in child.name() or "RayTrainWorker" in " ".join(child.cmdline())
-    ]
 
 
 @pytest.mark.slow

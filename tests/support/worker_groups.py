@@ -1,6 +1,6 @@
 """Which tests run in one worker process, and in which order the groups are handed out.
 
-`make test` runs `-n 2 --dist loadscope --no-loadscope-reorder` with the scheduler below.
+`make test` runs `-n 3 --dist loadscope --no-loadscope-reorder` with the scheduler below.
 So a group stays in one worker, and groups are handed out in the order of collection.
 A group is a file, so that its fixtures are made once.
 The files that use the running service are one group, so that Ray, Triton and the parity gate start once.

@@ -1,6 +1,7 @@
 """Random filter trees through every retriever: exactly the matching rows are found, best first."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,19 +27,21 @@ def retriever(
     return Retriever(vectors_ND, make_index(request.param, folder, vectors_ND[:280]), scan_limit=20)
 
 
-@settings(max_examples=1000)
+@pytest.fixture(scope="module")
+def items(bundle: Bundle) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = bundle.items.to_pylist()
+    return found
+
+
+@settings(max_examples=400)
 @given(st.lists(TREES, max_size=2), st.integers(0, 2**32 - 1))
 def test_filtered_retrieval_matches_the_definition(
-    bundle: Bundle, retriever: Retriever, filters: list[Filter], seed: int
+    bundle: Bundle, items: list[dict[str, Any]], retriever: Retriever, filters: list[Filter], seed: int
 ) -> None:
     query_D = np.random.default_rng(seed).standard_normal(bundle.manifest.dim).astype(np.float32)
     allowed_R = Catalogue(item_columns(bundle)).eligible(filters).rows_R
     hits = retriever.search(query_D[None], 300, [allowed_R[FIRST_ITEM_ROW:]])[0]
-    passing = [
-        position
-        for position, item in enumerate(bundle.items.to_pylist())
-        if all(meets(item, tree) for tree in filters)
-    ]
+    passing = [position for position, item in enumerate(items) if all(meets(item, tree) for tree in filters)]
     exact = bundle.vectors_RD[FIRST_ITEM_ROW:].astype(np.float64) @ query_D
     assert sorted(hits.positions_K.tolist()) == passing
     in_order = np.sort(exact[passing])[::-1]

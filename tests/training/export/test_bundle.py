@@ -58,7 +58,7 @@ def test_query_encoder_of_an_empty_history_is_finite(bundle: Bundle) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("variant", ["time", "everything"])
+@pytest.mark.parametrize("variant", [pytest.param("time", marks=pytest.mark.slow), "everything"])
 def test_every_part_of_an_encoder_can_be_exported(variant: str, tmp_path: Path) -> None:
     """And answers as torch does, for histories of any length and any times."""
     model = random_model(*VARIANTS[variant])

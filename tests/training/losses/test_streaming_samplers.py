@@ -9,12 +9,12 @@ from itertools import chain
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from passerelle.ids import FIRST_ITEM_ROW
+from tests.support.ranks import run_on_ranks
 from tests.support.samplers import CONFIGS, all_rows, make, seeded
 from training.losses.samplers import (
     CountedFrequency,
@@ -207,7 +207,7 @@ def on_rank(rank: int, folder: str) -> None:
 
 def test_two_ranks_draw_the_negatives_of_one(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(on_rank, (str(folder),), nprocs=2)
+    run_on_ranks(on_rank, 2, str(folder))
     alone = draw_steps(None)
     for rank in (0, 1):
         together, apart = torch.load(folder / f"{rank}.pt")

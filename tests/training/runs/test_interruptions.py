@@ -12,13 +12,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.splits import make_split
 from tests.support.datasets import dataset_of, small_recipe
+from tests.support.ranks import run_on_ranks
 from tests.support.runs import (
     NOT_LEARNING,
     SAMPLED,
@@ -171,7 +171,7 @@ def test_the_loss_of_an_epoch_that_two_workers_resumed(tmp_path: Path) -> None:
     """Two steps with losses 6 and 10 in all: 4 a step, also from the checkpoint that the first of them
     wrote.
     """
-    torch.multiprocessing.spawn(save_and_load_on_rank, (str(tmp_path),), nprocs=2)
+    run_on_ranks(save_and_load_on_rank, 2, str(tmp_path))
     for rank, total in ((0, 6.0), (1, 10.0)):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == ([4.0, 4.0], [total, 2.0])
 

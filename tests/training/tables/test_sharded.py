@@ -14,6 +14,7 @@ import torch.distributed as dist
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from tests.support.histories import untimed
+from tests.support.ranks import run_on_ranks
 from training.data.evaluation_batches import EvaluationBatch
 from training.model.items import CandidatesShard
 from training.model.topk import rank_over_shards, rank_scores
@@ -105,7 +106,7 @@ def test_sharded_steps_match_one_rank_and_reshard(tmp_path: Path) -> None:
         (alone(rows_U)[slot_N] * torch.cat([gradient_ND for _, gradient_ND in both])).sum().div(2).backward()
     names = {}
     for world_size in (2, 4):
-        torch.multiprocessing.spawn(on_rank, (world_size, str(tmp_path)), nprocs=world_size)
+        run_on_ranks(on_rank, world_size, world_size, str(tmp_path))
         names[world_size] = json.loads((tmp_path / f"{world_size}.json").read_text())
         found = open_table(tmp_path, names[world_size]["trained"])
         assert torch.equal(open_table(tmp_path, names[world_size]["first"]).weight_RD, first), (
@@ -131,7 +132,7 @@ def too_large(rank: int, folder: str) -> None:
 
 
 def test_table_too_large_for_memory_is_reported(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(too_large, (str(tmp_path),), nprocs=2)
+    run_on_ranks(too_large, 2, str(tmp_path))
 
 
 def test_unnamed_tables_are_removed(tmp_path: Path) -> None:
