@@ -4,7 +4,6 @@ import asyncio
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,7 +18,7 @@ from passerelle.bundle import Bundle, open_bundle
 from passerelle.errors import UserError
 from serving.triton.client import TritonClient, TritonError
 from serving.triton.model_config import fitted_config
-from serving.triton.ports import free_ports, holder_of, require_free
+from serving.triton.ports import holder_of
 from serving.triton.server import TritonServer
 from tests.support.bundles import Shape, build_bundle, encoder_inputs, write_ranker
 from tests.support.inference import OnnxInference
@@ -268,23 +267,6 @@ def test_error_of_an_ended_server_has_its_last_lines(server: TritonServer, repos
 def wait_for_the_end(server: TritonServer) -> None:
     """Waits until the server reports its end."""
     eventually(server.require_running)
-
-
-def test_busy_port_names_the_port_and_the_process(repository: Path) -> None:
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        port = busy.getsockname()[1]
-        with pytest.raises(UserError, match=rf"port {port} on 127\.0\.0\.1 is held by \S+ \(pid \d+\)"):
-            TritonServer(repository, grpc_port=port).start()
-        assert str(psutil.Process().pid) in (holder_of(port) or "")
-    require_free(port, "127.0.0.1", "no remedy needed")
-    assert len(set(free_ports(5))) == 5
-
-
-def test_no_repository(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such model repository: make one with `passerelle publish`"):
-        TritonServer(tmp_path / "absent").start()
 
 
 def test_triton_does_not_outlive_a_parent_that_is_killed(repository: Path) -> None:
