@@ -1,7 +1,9 @@
-"""Hour and weekday of a time, in UTC, from milliseconds since the epoch."""
+"""Times as milliseconds since the epoch: their range, and hour and weekday in UTC."""
 
 from typing import Any, Protocol, TypeVar
 
+FIRST_TIMESTAMP_MS, LAST_TIMESTAMP_MS = -62_135_596_800_000, 253_402_300_799_999
+"""The years 1 to 9999, in files and requests alike: beyond, a number has another unit than was said."""
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 HOURS_PER_DAY, DAYS_PER_WEEK = 24, 7

@@ -5,6 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from passerelle.column_values import category_text, parse_int64, parse_numbers
+from passerelle.config import plain_value
 from passerelle.dataset import LATITUDE, LONGITUDE, FeatureKind
 from passerelle.encoding import EncodedRows, FeatureEncoding
 from passerelle.errors import UserError
@@ -48,14 +50,8 @@ def encode_values(encoding: FeatureEncoding, values: Mapping[str, Any], where: s
     for column in encoding.columns:
         value = values.get(column.name)
         try:
-            if column.kind in ("multi_categorical", "vector") and not isinstance(value, list | None):
-                raise TypeError
-            if column.kind == "multi_categorical" and value is not None:
-                value = [_category(each) for each in value]
-            table[column.name] = pa.array(
-                [_category(value) if column.kind == "categorical" else value], _TYPES[column.kind]
-            )
-        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, UnicodeError):
+            table[column.name] = pa.array([_of_kind(column.kind, value)], _TYPES[column.kind])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, UnicodeError, UserError):
             wanted = _WANTED[column.kind].format(width=column.width)
             raise UserError(
                 f"{where}.{column.name}: {value!r:.80} is not {wanted}, as a feature of kind {column.kind} is"
@@ -66,6 +62,26 @@ def encode_values(encoding: FeatureEncoding, values: Mapping[str, Any], where: s
         raise UserError(f"{where}: {error}") from None
 
 
-def _category(value: Any) -> Any:
-    """Returns the text of a whole number: values of categorical columns are texts."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+def _of_kind(kind: FeatureKind, value: Any) -> Any:
+    """Returns a value as the kind of its feature has it; a text is read as `prepare` reads a text of a file.
+
+    Raises:
+        TypeError: it is no value of the kind.
+    """
+    if value is None or kind == "place":
+        return value
+    if kind == "categorical":
+        return category_text(value)
+    if kind in ("multi_categorical", "vector"):
+        values = plain_value(value) if isinstance(value, str) else value
+        if not isinstance(values, list):
+            raise TypeError(kind)
+        return [category_text(each) for each in values] if kind == "multi_categorical" else values
+    if isinstance(value, str):
+        numbers, bad = (
+            parse_numbers(pa.array([value])) if kind == "numeric" else parse_int64(pa.array([value]))
+        )
+        if bad[0]:
+            raise TypeError(kind)
+        return numbers[0].item()
+    return float(value) if kind == "numeric" and isinstance(value, bool) else value

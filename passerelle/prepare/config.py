@@ -34,7 +34,9 @@ class TableConfig(Config):
     """Files of one shape, and how to read them."""
 
     files: tuple[str, ...]
-    """Names or globs relative to the source folder; `x.csv` also finds `x.csv.gz`, and the other way round.
+    """Names or globs relative to the source folder, or absolute; a folder stands for the files in it.
+
+    `x.csv` also finds `x.csv.gz` (or `.zst`, `.bz2`, `.xz`), and the other way round.
     """
     format: Literal["csv", "parquet", "jsonl"] = "csv"
     """`csv` is any text with one row a line, `jsonl` one JSON object a line."""

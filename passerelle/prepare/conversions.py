@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from passerelle.arrays import BoolArray, Float64Array, IntArray
+from passerelle.column_types import is_list, is_text
+from passerelle.column_values import as_text, parse_numbers, to_numpy_bool
 from passerelle.dataset import LATITUDE, LONGITUDE
 from passerelle.errors import UserError
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.row_counts import RowCounts
 from passerelle.prepare.timestamps import parse_timestamps_ms
-from passerelle.prepare.values import as_text, is_text, parse_numbers, to_numpy_bool
 
 
 def make_feature(
@@ -61,7 +62,7 @@ def make_feature(
         vectors, bad_N = _vectors(values, feature.width, feature.separator)
         bad(f"no vector of {feature.width} numbers", bad_N, values)
         return vectors
-    if feature.kind == "multi_categorical" and isinstance(values, pa.ListArray | pa.LargeListArray):
+    if feature.kind == "multi_categorical" and is_list(values.type):
         return _split(values)
     if feature.extract is not None:
         values = pc.struct_field(pc.extract_regex(as_text(values, trim=True), feature.extract), "value")
@@ -91,6 +92,10 @@ def make_feature(
 def _numbers(values: pa.Array, bad: Callable[[str, BoolArray, pa.Array], None]) -> Float64Array:
     numbers_N, bad_N = parse_numbers(values)
     bad("no number", bad_N, values)
+    # Networks compute in float32, and the spread of such numbers is beyond float64.
+    beyond_N = np.abs(numbers_N) > np.finfo(np.float32).max
+    bad("a number beyond 32 bits", beyond_N, values)
+    numbers_N[beyond_N] = np.nan
     return numbers_N
 
 
@@ -98,13 +103,13 @@ def _vectors(values: pa.Array, width: int, separator: str | None) -> tuple[pa.Ar
     """Returns lists of float32, null where one is missing or bad, and which are bad: of
     another width, or with other values.
     """
-    if pa.types.is_fixed_size_list(values.type):
-        values = values.cast(pa.list_(values.type.value_type))
+    if pa.types.is_null(values.type):
+        values = values.cast(pa.large_list(pa.float64()))
     if is_text(values.type):
         if separator is None:
             raise UserError("holds text: say in separator what stands between two numbers")
         values = pc.split_pattern(pc.utf8_trim_whitespace(values), separator)
-    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+    if not is_list(values.type):
         raise UserError(f"holds {values.type}, which is not vectors")
     present_N = to_numpy_bool(values.is_valid())
     lengths_N = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)

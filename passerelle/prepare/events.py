@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from passerelle.arrays import BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
+from passerelle.column_values import as_text, parse_int64, parse_numbers, to_numpy_bool
 from passerelle.errors import UserError
 from passerelle.event_types import event_type_codes
 from passerelle.ids import ITEM_ID, TIMESTAMP_MS, USER_ID
 from passerelle.prepare.config import ID_TYPES, Condition, EventsConfig, IdType, PrepareConfig
-from passerelle.prepare.readers import read_batches
+from passerelle.prepare.readers import WRONG_NUMBER, read_batches
 from passerelle.prepare.row_counts import RowCounts, first_example
 from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.timestamps import parse_timestamps_ms
-from passerelle.prepare.values import as_text, parse_int64, parse_numbers, to_numpy_bool
 from passerelle.progress import Progress
 
 R = TypeVar("R")
@@ -92,10 +92,10 @@ def read_events(config: PrepareConfig, source: Path, row_counts: RowCounts, prog
         def show(position: int, before_kb: int = before_kb) -> None:
             progress("read events (kB)", min(total_kb, before_kb + position // 1000), total_kb)
 
-        def bad_line(example: str, path: Path = path) -> None:
+        def bad_line(what: str, example: str, path: Path = path) -> None:
             row_counts.rows_read += 1
-            row_counts.drop("wrong_number_of_values", 1)
-            row_counts.bad(path, "a wrong number of values", 1, example)
+            row_counts.drop("wrong_number_of_values" if what == WRONG_NUMBER else "unreadable_line", 1)
+            row_counts.bad(path, what, 1, example)
 
         required = [block.user_id, block.item_id, block.timestamp, *(each.column for each in block.where)]
         required += [block.event_type_column] if block.event_type_column else []

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet
 
+from passerelle.column_types import is_list, is_text, normalize
 from passerelle.config import validate
 from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.ids import ITEM_ID, USER_ID
 from passerelle.prepare.config import PrepareConfig
 from passerelle.prepare.pipeline import prepare
-from passerelle.prepare.values import is_text
 from passerelle.progress import Progress, silent
 
 TIMESTAMP = "timestamp"
@@ -63,14 +63,10 @@ def prepare_table(
 
 
 def _as_arrow(table: ArrowTable) -> pa.Table:
-    """The table with text columns as plain Arrow strings, whichever layout a library exports."""
+    """The table with columns of the types that files are read as, whichever layout a library exports."""
     arrow = pa.table(table)
-    for position, field in enumerate(arrow.schema):
-        if pa.types.is_dictionary(field.type) or is_text(field.type):
-            values = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-            target = pa.string() if is_text(values) else values
-            arrow = arrow.set_column(position, field.name, arrow.column(position).cast(target))
-    return arrow
+    columns = [normalize(column.combine_chunks()) for column in arrow.columns]
+    return pa.table(columns, names=arrow.column_names)
 
 
 def _file(name: str) -> str:
@@ -123,7 +119,7 @@ def _features(table: pa.Table, id_column: str) -> dict[str, dict[str, str]]:
 def _kind(field: pa.Field) -> str | None:
     if is_text(field.type):
         return "text" if field.name == TITLE else "categorical"
-    if pa.types.is_list(field.type) or pa.types.is_large_list(field.type):
+    if is_list(field.type):
         return "multi_categorical" if is_text(field.type.value_type) else None
     if pa.types.is_date(field.type) or pa.types.is_timestamp(field.type):
         return "timestamp"

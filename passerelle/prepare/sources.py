@@ -1,5 +1,6 @@
 """Find a data set's files: where the user says, where data usually lies, or at the owner's."""
 
+import glob
 import os
 import shutil
 import urllib.error
@@ -11,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from passerelle.errors import UserError
 from passerelle.files import cache_directory, new_directory, sha256_of
 from passerelle.prepare.config import PrepareConfig, SourceConfig
+from passerelle.prepare.readers.streams import COMPRESSED_SUFFIXES
 from passerelle.progress import Progress, silent
 
 _CHUNK_BYTES = 1 << 18
@@ -18,37 +20,67 @@ _TIMEOUT_S = 30
 
 
 def resolve_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Returns the files of a folder that match names or globs, in the order of the patterns, then by name;
-    `x.csv` stands for `x.csv.gz` too.
+    """Returns the files that match names or globs, in the order of the patterns, then by name.
+
+    `x.csv` stands for `x.csv.gz` and other compressed files too.
+    A folder stands for the files in it, as Spark writes them: those whose names begin with `_` or `.` are not
+    data.
+
+    Args:
+        folder: the folder that names and globs are relative to.
 
     Raises:
         UserError: a pattern finds nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        plain = pattern.removesuffix(".gz")
-        matches = {path for each in (plain, f"{plain}.gz") for path in _glob(folder, each)}
+        plain = _uncompressed(pattern)
+        matches = {path for suffix in ("", *COMPRESSED_SUFFIXES) for path in _glob(folder, plain + suffix)}
         # the same file twice, packed and unpacked, is one file
         unpacked = [
-            path for path in sorted(matches) if not (path.suffix == ".gz" and path.with_suffix("") in matches)
+            path
+            for path in sorted(matches)
+            if _uncompressed(str(path)) == str(path) or Path(_uncompressed(str(path))) not in matches
         ]
         if not unpacked:
-            held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-            there = (
-                f"it holds {', '.join(held[:12])}{' ...' if len(held) > 12 else ''}"
-                if held
-                else "it is empty or not a folder"
-            )
-            raise UserError(f"{folder}: no file {plain} or {plain}.gz; {there}")
+            raise UserError(f"{folder}: no file {plain} or {plain}.gz; {_what_there_is(folder, plain)}")
         found.update(dict.fromkeys(unpacked))
     return list(found)
 
 
+def _uncompressed(name: str) -> str:
+    suffix = next((each for each in COMPRESSED_SUFFIXES if name.endswith(each)), "")
+    return name.removesuffix(suffix)
+
+
+def _what_there_is(folder: Path, pattern: str) -> str:
+    if (folder / pattern).is_dir():
+        return f"{pattern} is a folder without files"
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not held:
+        return "it is empty or not a folder"
+    return f"it holds {', '.join(held[:12])}{' ...' if len(held) > 12 else ''}"
+
+
 def _glob(folder: Path, pattern: str) -> Iterator[Path]:
-    if any(sign in pattern for sign in "*?["):
-        yield from (path for path in folder.glob(pattern) if path.is_file())
-    elif (folder / pattern).is_file():
-        yield folder / pattern
+    if not (folder / pattern).exists() and any(sign in pattern for sign in "*?["):
+        # An absolute pattern replaces the folder, as an absolute name does.
+        below = pattern if Path(pattern).is_absolute() else f"{glob.escape(str(folder))}/{pattern}"
+        paths = map(Path, glob.iglob(below, recursive=True))  # noqa: PTH207 (takes no absolute one)
+    else:
+        paths = map(Path, [folder / pattern])
+    for path in paths:
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            yield from (
+                file for file in path.rglob("*") if file.is_file() and _is_data(file.relative_to(path))
+            )
+
+
+def _is_data(path: Path) -> bool:
+    """Returns whether neither the name of a file nor that of one of its folders marks it as no data."""
+    return not any(part.startswith(("_", ".")) for part in path.parts)
 
 
 def _holds(folder: Path, config: PrepareConfig) -> bool:

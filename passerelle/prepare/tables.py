@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from passerelle.arrays import Int64Array, IntArray
+from passerelle.column_values import as_text, parse_int64
 from passerelle.errors import UserError
 from passerelle.id_map import check_ids
 from passerelle.prepare.config import EntityConfig
@@ -20,8 +21,9 @@ from passerelle.prepare.events import Encoded
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.readers import OnBadLine, read_batches
 from passerelle.prepare.row_counts import RowCounts, first_example
-from passerelle.prepare.values import as_text, parse_int64
 from passerelle.progress import Progress
+
+_MAX_COLUMN_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -98,24 +100,16 @@ def build_table(entities: Entities, row_counts: RowCounts, progress: Progress) -
         UserError: a file is damaged or lacks a column; a value cannot be
             understood and bad rows stop the work.
     """
-    columns: dict[str, pa.Array] = {}
+    made: dict[str, pa.Array] = {}
     without_row = repeated_rows = 0
     if entities.files:
-        raw, without_row, repeated_rows = _read_rows(entities, row_counts, progress)
-        columns |= {key: raw.column(key).combine_chunks() for key in raw.column_names}
-    features = {}
+        rows = _read_rows(entities, row_counts, progress)
+        made = {key: _of_files(entities, key, rows, row_counts) for key in _features_of_files(entities)}
+        without_row, repeated_rows = rows.positions.null_count, rows.repeated
     for key, feature in entities.config.features.items():
-        where = entities.files[0] if entities.files and not feature.from_events else entities.source
-        given = (
-            [entities.events.pick(feature)]
-            if feature.from_events
-            else [columns[column] for column in feature.columns()]
-        )
-        try:
-            features[key] = make_feature(where, f"{entities.plural}.{key}", feature, given, row_counts)
-        except UserError as error:
-            of_column = f", column {feature.column!r}" if feature.column else ""
-            raise UserError(f"{where}: feature {key}{of_column}: {error}") from None
+        if feature.from_events:
+            made[key] = _make(entities, key, entities.source, [entities.events.pick(feature)], row_counts)
+    features = {key: made[key] for key in entities.config.features}
     row_counts.stop_if_bad()
     return EntityTable(
         table=pa.table({entities.name: entities.ids, **features}),
@@ -123,6 +117,44 @@ def build_table(entities: Entities, row_counts: RowCounts, progress: Progress) -
         without_row=without_row,
         repeated_rows=repeated_rows,
     )
+
+
+def _features_of_files(entities: Entities) -> list[str]:
+    return [key for key, feature in entities.config.features.items() if not feature.from_events]
+
+
+def _make(
+    entities: Entities, key: str, where: Path, columns: Sequence[pa.Array], row_counts: RowCounts
+) -> pa.Array:
+    """Returns the values of a feature, and names it where they cannot be made."""
+    feature = entities.config.features[key]
+    try:
+        return make_feature(where, f"{entities.plural}.{key}", feature, columns, row_counts)
+    except UserError as error:
+        of_column = f", column {feature.column!r}" if feature.column else ""
+        raise UserError(f"{where}: feature {key}{of_column}: {error}") from None
+
+
+def _of_files(entities: Entities, key: str, rows: "_TableRows", row_counts: RowCounts) -> pa.Array:
+    """Returns the values of a feature, one for each entity; null where the files have no row of it.
+
+    Each piece of a file is converted before they are put together, as columns may change their type between.
+    """
+    names = entities.config.features[key].columns()
+    pieces = [
+        _make(entities, key, path, [piece.column(name) for name in names], row_counts)
+        for path, piece in rows.pieces
+    ]
+    if not pieces:
+        empty = [pa.array([], pa.string()) for _ in names]
+        pieces = [_make(entities, key, entities.files[0], empty, row_counts)]
+    num_bytes = sum(piece.nbytes for piece in pieces)
+    if num_bytes > _MAX_COLUMN_BYTES and not pa.types.is_large_list(pieces[0].type):
+        raise UserError(
+            f"{entities.files[0]}: feature {key}: {num_bytes / 2**30:.1f} GiB of values, "
+            "and a column holds 2: shorten them, or leave the feature out"
+        )
+    return pa.chunked_array(pieces).combine_chunks().take(rows.order)
 
 
 def table_ids(
@@ -148,34 +180,36 @@ def table_ids(
 
 
 def _bad_lines(row_counts: RowCounts, path: Path) -> OnBadLine:
-    return lambda example: row_counts.bad(path, "a wrong number of values", 1, example)
+    return lambda what, example: row_counts.bad(path, what, 1, example)
 
 
-def _read_rows(entities: Entities, row_counts: RowCounts, progress: Progress) -> tuple[pa.Table, int, int]:
-    """Read the columns that features need.
+@dataclass(frozen=True)
+class _TableRows:
+    """The first row of each entity in its files."""
 
-    Returns:
-        One row for each id, with nulls where the files have none; the number of ids without a
-        row; the number of repeated rows.
-    """
+    pieces: list[tuple[Path, pa.RecordBatch]]
+    """Those rows in the order of the files, each piece with its file."""
+    positions: pa.Array
+    """Position of the row of each entity among the rows of all files; null where there is none."""
+    order: pa.Array
+    """Position of the row of each entity among those of `pieces`; null where there is none."""
+    repeated: int
+    """Rows of an id that has one already."""
+
+
+def _read_rows(entities: Entities, row_counts: RowCounts, progress: Progress) -> _TableRows:
+    """Read the columns that features need."""
     config, files, ids = entities.config, entities.files, entities.ids
     assert config.id is not None
-    required = [
-        config.id,
-        *(
-            column
-            for feature in config.features.values()
-            if not feature.from_events
-            for column in feature.columns()
-        ),
-    ]
-    batches: list[pa.RecordBatch] = []
+    columns = [config.features[key].columns() for key in _features_of_files(entities)]
+    required = [config.id, *(name for names in columns for name in names)]
+    batches: list[tuple[Path, pa.RecordBatch]] = []
     keys: list[pa.Array] = []
     for done, path in enumerate(files):
         progress(f"read {entities.plural} (files)", done, len(files))
         rows_before = 0
         for batch in read_batches(path, config, required, on_bad_line=_bad_lines(row_counts, path)):
-            batches.append(batch)
+            batches.append((path, batch))
             keys.append(_ids(path, config.id, batch.column(config.id), ids.type, rows_before, row_counts))
             rows_before += batch.num_rows
     progress(f"read {entities.plural} (files)", len(files), len(files))
@@ -183,8 +217,16 @@ def _read_rows(entities: Entities, row_counts: RowCounts, progress: Progress) ->
     table_ids_T = pa.chunked_array(keys, ids.type).combine_chunks()
     positions = pc.index_in(ids, value_set=table_ids_T)
     known = table_ids_T.drop_null()
-    num_repeated = len(known) - len(known.unique())
-    return pa.Table.from_batches(batches).take(positions), positions.null_count, num_repeated
+    wanted = np.sort(positions.drop_null().to_numpy())
+    ends = np.cumsum([batch.num_rows for _, batch in batches])
+    pieces = []
+    for (path, batch), end in zip(batches, ends, strict=True):
+        low, high = np.searchsorted(wanted, [end - batch.num_rows, end])
+        if high > low:
+            pieces.append((path, batch.take(pa.array(wanted[low:high] - (end - batch.num_rows)))))
+    order_N = np.searchsorted(wanted, pc.fill_null(positions, 0).to_numpy())
+    order = pa.array(order_N, mask=positions.is_null().to_numpy(zero_copy_only=False))
+    return _TableRows(pieces, positions, order, len(known) - len(known.unique()))
 
 
 def _ids(

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from passerelle.arrays import BoolArray, Int64Array
+from passerelle.calendar_time import FIRST_TIMESTAMP_MS, LAST_TIMESTAMP_MS
+from passerelle.column_values import as_text, parse_int64, parse_numbers
 from passerelle.errors import UserError
-from passerelle.prepare.values import as_text, parse_int64, parse_numbers
 
 TimestampUnit = Literal["s", "ms", "us", "iso"]
 
 _US_PER_UNIT = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # years 1 to 9999: beyond, the unit is wrong
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DIRECTIVES = {
     "Y": r"(?P<Y>\d{4})",
@@ -95,7 +95,7 @@ def parse_timestamps_ms(
         ms_N, bad_N = _of_text(as_text(values, trim=True), text_format)
     else:
         ms_N, bad_N = _of_numbers(values, _US_PER_UNIT[unit])
-    bad_N = bad_N | (ms_N < _FIRST_MS) | (ms_N > _LAST_MS)
+    bad_N = bad_N | (ms_N < FIRST_TIMESTAMP_MS) | (ms_N > LAST_TIMESTAMP_MS)
     return np.where(bad_N, 0, ms_N), bad_N
 
 
@@ -114,7 +114,7 @@ def _of_dates(values: pa.Array) -> tuple[Int64Array, BoolArray]:
 def _of_numbers(values: pa.Array, us_per_unit: int) -> tuple[Int64Array, BoolArray]:
     whole_N, no_integer_N = parse_int64(values)
     if not no_integer_N.any():
-        bound = 1_000 * max(-_FIRST_MS, _LAST_MS) // us_per_unit
+        bound = 1_000 * max(-FIRST_TIMESTAMP_MS, LAST_TIMESTAMP_MS) // us_per_unit
         bad_N = np.abs(whole_N) > bound
         whole_N = np.where(bad_N, 0, whole_N)
         return (whole_N * 1000 if us_per_unit == 1_000_000 else whole_N * us_per_unit // 1000), bad_N
@@ -122,7 +122,7 @@ def _of_numbers(values: pa.Array, us_per_unit: int) -> tuple[Int64Array, BoolArr
     # binary
     number_N, bad_N = parse_numbers(values)
     us_N = number_N * us_per_unit
-    bad_N = bad_N | ~(np.abs(us_N) < 1_000 * _LAST_MS)
+    bad_N = bad_N | ~(np.abs(us_N) < 1_000 * LAST_TIMESTAMP_MS)
     return np.rint(np.where(bad_N, 0, us_N)).astype(np.int64) // 1000, bad_N
 
 

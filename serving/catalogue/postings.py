@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from passerelle.arrays import Int32Array, Int64Array
 from passerelle.arrow import sorted_position, sorted_positions
 from passerelle.categories import explode
+from passerelle.column_values import category_text
 from passerelle.errors import UserError
 from serving.schemas.filters import Value
 
@@ -67,6 +68,8 @@ class Postings:
 
     def _checked(self, value: Value, where: str) -> Any:
         kind = self.values.type
+        if _is_text(kind) and isinstance(value, bool):
+            return category_text(value)
         expected, fits = (
             ("text", isinstance(value, str))
             if _is_text(kind)

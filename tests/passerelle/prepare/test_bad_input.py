@@ -42,16 +42,17 @@ def test_truncated_gzip(write_csv: WriteCsv) -> None:
         packed[:3000] + b"\xff\xff" + packed[3002:],
     ):
         (source / "log.csv.gz").write_bytes(damaged)
-        refused(config_of(), source, r"log\.csv\.gz: truncated or damaged gzip file .*fetch it again")
+        refused(config_of(), source, r"log\.csv\.gz: truncated or damaged compressed file .*fetch it again")
         refused(
             config_of({"columns": ["user", "item", "time"]}),
             source,
-            r"log\.csv\.gz: truncated or damaged gzip file",
+            r"log\.csv\.gz: truncated or damaged compressed file",
         )
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-100], lambda _: b"", lambda data: data[:200] + b"\0" * 100 + data[300:]]
+    "damage",
+    [lambda data: data[:-100], lambda _: b"PAR1", lambda data: data[:200] + b"\0" * 100 + data[300:]],
 )
 def test_damaged_parquet(damage: Any, write_csv: WriteCsv) -> None:
     source = write_csv(GOOD)
@@ -70,17 +71,16 @@ def test_damaged_parquet(damage: Any, write_csv: WriteCsv) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"user": "u", "item": "a", "time": 1}\n{"user": "u", "it', r"log\.jsonl: line 2 is not JSON"),
-        ("[1, 2]\n", r"log\.jsonl: line 1 is not a JSON object"),
-        ("", r"log\.jsonl: no column 'user', 'item', 'time'; there are: none"),
+        (
+            '{"user": "u", "item": "a", "time": 1}\n{"user": "u", "it',
+            r"log\.jsonl: a line that is not JSON in 1 rows, first line 2",
+        ),
+        ("[1, 2]\n", r"log\.jsonl: a line that is not a JSON object in 1 rows, first line 1: '\[1, 2\]'"),
+        ("", r"no event is left of 0 rows read"),
         ('{"user": "u", "time": 1, "itm": 1}\n', r"log\.jsonl: no column 'item'; there are: user, time, itm"),
         (
-            '{"user": "u", "item": "a", "time": 1}\n' * 2000 + '{"user": 5, "item": "a", "time": 1}\n',
-            r"log\.jsonl: cannot be read as jsonl \(.*string to number",
-        ),
-        (
             '{"user": {"id": 1}, "item": "a", "time": 1}\n',
-            r"log\.jsonl: column 'user' holds struct<.*>, which is not text",
+            r"log\.jsonl: column 'user' holds objects",
         ),
     ],
 )
@@ -94,19 +94,15 @@ def test_empty_files(write_csv: WriteCsv) -> None:
     source = write_csv([])
     refused(config_of(), source, r"no event is left of 0 rows read")
     (source / "log.csv").write_text("")
-    refused(config_of(), source, r"log\.csv: no column 'user', 'item', 'time'; there are: none$")
+    refused(config_of(), source, r"no event is left of 0 rows read")
     refused(config_of({"columns": ["user", "item", "time"]}), source, r"no event is left of 0 rows read")
 
 
 def test_wrong_encoding(write_csv: WriteCsv) -> None:
     source = write_csv([])
     (source / "log.csv").write_bytes("user,item,time\nu,café,1\n".encode("latin-1"))
-    refused(config_of(), source, r'log\.csv: not utf-8 text .*: set encoding, such as "latin-1"')
-    refused(
-        config_of({"columns": ["user", "item", "time"]}),
-        source,
-        r'log\.csv: .*not utf-8 text, set encoding, such as "latin-1"',
-    )
+    for changes in ({}, {"columns": ["user", "item", "time"]}):
+        refused(config_of(changes), source, r'log\.csv: .*not utf-8 text, set encoding, such as "latin-1"')
     refused(
         config_of({"separator": "::", "quoting": False}), source, r"log\.csv: not utf-8 text .*: set encoding"
     )

@@ -118,7 +118,7 @@ def test_every_format_gives_the_same_events(lay: Callable[[Path], dict[str, Any]
 def test_blocks_are_read_piece_by_piece(
     tmp_path: Path, write_csv: WriteCsv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("passerelle.prepare.readers.BLOCK_BYTES", 1024)
+    monkeypatch.setattr("passerelle.prepare.readers.csv_files.BLOCK_BYTES", 1024)
     rows = [(f"user {position % 7}", f"item {position % 101}", position) for position in range(5000)]
     source = write_csv(rows)
     write(source, "long.csv", lines("::", rows=rows))

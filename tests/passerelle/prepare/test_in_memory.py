@@ -28,7 +28,7 @@ ITEMS = pa.table(
         "price": [1.5, None, 3.0],
         "tags": [["hot"], ["white", "cold"], []],
         "since": pa.array([datetime(2024, 5, 6, tzinfo=UTC)] * 3, pa.timestamp("us", "UTC")),
-        "photo": [b"1", b"2", b"3"],
+        "photo": [b"\xff1", b"\xff2", b"\xff3"],
     }
 )
 

@@ -61,7 +61,13 @@ def test_rows_of_other_column_types() -> None:
     assert rows_of([None, float("inf"), float("nan")], pa.float64(), [float(number) for number in many]) == []
 
 
-@pytest.mark.parametrize("asked", [[1], ["a", 1], [True]])
+def test_truth_values_of_a_column_of_text() -> None:
+    """`prepare` writes a column of truth values as text."""
+    assert rows_of(["true", "false", None, "true"], pa.string(), [True]) == [2, 5]
+    assert rows_of(["True", "1"], pa.string(), [True]) == []
+
+
+@pytest.mark.parametrize("asked", [[1], ["a", 1], ["a", 0.5]])
 def test_values_of_another_type_are_refused(asked: list[Any]) -> None:
     with pytest.raises(UserError, match=f"x holds text, got {asked[-1]}"):
         rows_of(["a"], pa.string(), asked)

@@ -4,11 +4,15 @@ raised.
 Shape legend: N rows.
 """
 
+import math
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from passerelle.arrays import BoolArray, Float64Array, Int64Array
+from passerelle.column_types import MAX_EXACT_FLOAT, is_bytes, is_list, is_text, number_texts
 from passerelle.errors import UserError
 
 _INTEGER = r"^-?[0-9]{1,18}$"
@@ -21,53 +25,91 @@ def to_numpy_bool(mask: pa.Array) -> BoolArray:
     return np.asarray(pc.fill_null(mask, False).to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def is_text(column_type: pa.DataType) -> bool:
-    """Returns whether a column holds text."""
-    return bool(
-        pa.types.is_string(column_type)
-        or pa.types.is_large_string(column_type)
-        or pa.types.is_string_view(column_type)
-    )
-
-
 def as_text(values: pa.Array, *, trim: bool) -> pa.Array:
-    """Returns a column as Arrow strings; integers, dates and the rest in their usual notation.
+    """Returns a column as Arrow strings: whole numbers without a fraction, dates
+    and the rest in their usual notation.
+
+    Args:
+        values: of a type that `normalize` returns.
 
     Raises:
-        UserError: the type has no text (lists, structs, bytes that are not UTF-8),
-            told without the column's name.
+        UserError: the type has no text (lists, structs, bytes), or a float beyond 2^53 stands
+            for a whole number; told without the column's name.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+    if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+        return number_texts(values)
     try:
+        # Bytes that are text have been made text: to the others no cast applies, though there may be one.
+        if is_bytes(values.type):
+            raise pa.ArrowInvalid("bytes")
         texts = values.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise UserError(f"holds {values.type}, which is not text") from None
     return pc.utf8_trim_whitespace(texts) if trim else texts
 
 
-def empty_to_null(values: pa.Array, null_values: tuple[str, ...]) -> pa.Array:
-    """Returns a column with null instead of texts that stand for a missing
-    value; other types stay as they are.
+def category_text(value: Any) -> str:
+    """Returns a plain value as `as_text` gives it in a column: values of categorical columns are texts.
+
+    >>> category_text("F"), category_text(1999), category_text(10.0), category_text(True)
+    ('F', '1999', '10', 'true')
+
+    Raises:
+        TypeError: it is neither text, nor a number, nor true or false.
+        UserError: a whole float is beyond 2^53.
     """
-    if not is_text(values.type) or not null_values:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(as_text(pa.array([value]), trim=False)[0])
+    raise TypeError(f"{value!r} is no category")
+
+
+def read_missing(values: pa.Array, null_values: tuple[str, ...]) -> pa.Array:
+    """Returns a column with null instead of what stands for a missing value, in lists too.
+
+    Args:
+        values: of a type that `normalize` returns.
+        null_values: texts; those that are numbers stand for numbers too.
+    """
+    if is_list(values.type):
+        lists = values if not values.offset else pa.concat_arrays([values])
+        present = read_missing(lists.values, null_values)
+        return pa.LargeListArray.from_arrays(lists.offsets, present, mask=lists.is_null())
+    missing: list[Any]
+    if is_text(values.type):
+        missing = list(null_values)
+    elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        missing = _numbers_of(null_values, values.type)
+    else:
+        return values
+    if not missing:
         return values
     return pc.if_else(
-        pc.is_in(values, value_set=pa.array(null_values, values.type)), pa.scalar(None, values.type), values
+        pc.is_in(values, value_set=pa.array(missing, values.type)), pa.scalar(None, values.type), values
     )
+
+
+def _numbers_of(null_values: tuple[str, ...], column_type: pa.DataType) -> list[float]:
+    """Returns the values of a numeric type that some of the texts stand for."""
+    texts = pa.array(null_values, pa.string())
+    numbers_N, bad_N = parse_numbers(texts) if pa.types.is_floating(column_type) else parse_int64(texts)
+    found: list[float] = [value for value in numbers_N[~bad_N].tolist() if value == value]
+    return [value for value in found if value >= 0] if pa.types.is_uint64(column_type) else found
 
 
 def parse_int64(values: pa.Array) -> tuple[Int64Array, BoolArray]:
     """Returns the integers of a column, and which values are not integers of 64 bits
     (read as 0); nulls are marked too.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
     if pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type):
         integers, good = values.cast(pa.int64()), values.is_valid()
     elif pa.types.is_floating(values.type):
-        # 2^53: above, a float64 no longer tells neighbours apart, so that two ids could have become one
-        good = pc.and_(pc.equal(values, pc.floor(values)), pc.less_equal(pc.abs(values), 2.0**53))
+        good = pc.and_(pc.equal(values, pc.floor(values)), pc.less_equal(pc.abs(values), MAX_EXACT_FLOAT))
         integers = pc.if_else(good, values, 0.0).cast(pa.int64())
     else:
         texts = as_text(values, trim=True)
@@ -87,8 +129,6 @@ def parse_numbers(values: pa.Array) -> tuple[Float64Array, BoolArray]:
     """Returns float64 of a column (null and NaN are NaN), and which values are
     present but not finite numbers.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
     if is_text(values.type):
         texts = as_text(values, trim=True)
         good = pc.match_substring_regex(texts, _NUMBER)
