@@ -62,6 +62,12 @@ class IdMap:
         """Arrow type of the ids: string or int64."""
         return self._ids.type
 
+    def exceeds(self, limit: int) -> bool:
+        """Returns whether an id is a number beyond a limit, on either side of 0."""
+        if pa.types.is_string(self.type) or not len(self):
+            return False
+        return bool(self._sorted[-1].as_py() > limit or self._sorted[0].as_py() < -limit)
+
     def parse(self, value: Id) -> Id:
         """Returns `value` in the map's own type: `"42"` and `42` are the same id of an int64 map.
 

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Self, TypeVar
 
 from passerelle.config import Config, validate
@@ -42,6 +42,21 @@ class Manifest(Config):
 
 
 M = TypeVar("M", bound=Manifest)
+
+
+def path_inside(directory: Path, name: str) -> Path:
+    """Returns the path of a file that a manifest names.
+
+    Raises:
+        UserError: it does not lie in the manifest's own directory.
+    """
+    path = directory / name
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or not path.resolve().is_relative_to(directory.resolve()):
+        raise UserError(
+            f"{directory / MANIFEST_NAME}: names the file {name!r}, which is not inside {directory}"
+        )
+    return path
 
 
 def library_versions(names: Sequence[str]) -> dict[str, str]:
@@ -118,7 +133,7 @@ def open_manifest(directory: Path, model: type[M], *, verify: bool = True) -> M:
         )
     manifest = validate(model, values, str(where))
     for name, entry in manifest.files.items():
-        _check_file(directory / name, entry, model.KIND, model.MADE_BY, verify=verify)
+        _check_file(path_inside(directory, name), entry, model.KIND, model.MADE_BY, verify=verify)
     return manifest
 
 
@@ -135,7 +150,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     for name, entry in files.items():
         checked = validate(FileEntry, entry, f"{directory / MANIFEST_NAME}: files.{name}")
         _check_file(
-            directory / name, checked, str(values.get("kind")), "the command that made it", verify=True
+            path_inside(directory, name),
+            checked,
+            str(values.get("kind")),
+            "the command that made it",
+            verify=True,
         )
     return values
 

@@ -1,11 +1,12 @@
 """A client of the running service, for the command line."""
 
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import httpx
 
 from passerelle.errors import UserError
+from serving.addresses import is_loopback
 
 TIMEOUT_S = 30.0
 
@@ -20,7 +21,9 @@ class ServiceClient:
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         try:
-            self._http = httpx.Client(base_url=self._url, timeout=TIMEOUT_S)
+            base = httpx.URL(self._url)
+            # A service of this machine is not asked through a proxy.
+            self._http = httpx.Client(base_url=base, timeout=TIMEOUT_S, trust_env=not is_loopback(base.host))
         except httpx.InvalidURL as error:
             raise UserError(f"--url {url}: {error}") from None
 
@@ -44,7 +47,7 @@ class ServiceClient:
 
     def item(self, item_id: str | int) -> dict[str, Any]:
         """`GET /v1/items/ID`; raises as `recommend` does."""
-        return self._call("GET", f"/v1/items/{quote(str(item_id), safe='')}", None)
+        return self._call("GET", f"/v1/items?{urlencode({'item_id': item_id})}", None)
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         try:

@@ -102,13 +102,16 @@ async def http_parity(bundle: Bundle, url: str, progress: Progress) -> HttpParit
         httpx.HTTPError: the service does not answer, or refuses.
     """
     k = min(TOP_K, bundle.manifest.num_items)
-    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False) as client:
 
         async def compare(user: ReferenceUser) -> tuple[float, bool]:
             request = {"user_id": user.user_id, "k": k, "context": {"timestamp_ms": user.timestamp_ms}}
             answer = (await client.post("/v1/recommend", json=request)).raise_for_status().json()
             items = answer["items"]
-            same = [item["item_id"] for item in items] == bundle.item_ids.ids(user.top_rows_K)
+            # Large ids are text in answers.
+            same = [str(item["item_id"]) for item in items] == list(
+                map(str, bundle.item_ids.ids(user.top_rows_K))
+            )
             return _difference([item["score"] for item in items], user.top_scores_K), same
 
         results = await _for_each_user(bundle, compare, "parity of HTTP", progress)

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +18,12 @@ from ray import serve
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import LoggingConfig
 
+from passerelle.bundle import BundleManifest
 from passerelle.errors import UserError
+from passerelle.manifest import open_manifest
 from ray_cluster.local_ray import local_ray, users_mistake
 from ray_cluster.networks import Networks
+from serving.addresses import join_address, open_url
 from serving.config import ServingConfig
 from serving.dependencies import GraphSettings
 from serving.graph import Topology, build_graph
@@ -68,16 +70,17 @@ class Service:
         self, bundle: Path, repository: Path, version: int, options: ServiceOptions = ServiceOptions()
     ) -> None:
         self._options = options
-        self._port = options.port or free_ports(1)[0]
+        self._port = options.port or free_ports(1, options.host)[0]
         self._networks = Networks(repository, version, options.triton)
         self.repository = repository.resolve()
         events = options.serving.events
         events = events.model_copy(update={"file": events.file or self.repository / EVENTS_NAME})
         self._settings = GraphSettings(
             bundle=bundle.resolve(),
+            bundle_id=open_manifest(bundle, BundleManifest, verify=False).bundle_id,
             version=version,
             triton=self._networks.address,
-            listen=f"{options.host}:{self._port}",
+            listen=join_address(options.host, self._port),
             serving=options.serving.model_copy(update={"events": events}),
             exact=options.exact,
         )
@@ -88,8 +91,8 @@ class Service:
     @property
     def url(self) -> str:
         """Address of the HTTP interface."""
-        host = self._options.host
-        return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self._port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._options.host, self._options.host)
+        return f"http://{join_address(host, self._port)}"
 
     @property
     def triton(self) -> str:
@@ -171,7 +174,7 @@ class Service:
         answer = "no answer"
         while time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.url}/readyz", timeout=2):
+                with open_url(f"{self.url}/readyz", timeout_s=2):
                     return
             except urllib.error.HTTPError as error:
                 answer = f"status {error.code}"

@@ -39,8 +39,14 @@ def _worker(job: dict[str, Any]) -> None:
     """
     run_path = Path(job["run_path"])
     context = ray.train.get_context()
+    dataset = open_dataset(Path(job["dataset_path"]), verify=False)
+    if dataset.fingerprint() != job["dataset_fingerprint"]:
+        raise UserError(
+            f"{dataset.path}: the dataset of this worker's machine is another one than that of the command: "
+            "copy it there, or keep it where every machine sees it"
+        )
     fit(
-        open_dataset(Path(job["dataset_path"]), verify=False),
+        dataset,
         Recipe.model_validate(job["config"]),
         run_path,
         resume=job["resume"] or (run_path / LAST).exists(),
@@ -99,6 +105,7 @@ def train_on_ray(
         start_run(run_path, manifest)
         job = {
             "dataset_path": str(dataset.path.resolve()),
+            "dataset_fingerprint": dataset.fingerprint(),
             "run_path": str(run_path.resolve()),
             "config": with_own_split(run_path, config).model_dump(mode="json"),
             "resume": resume,

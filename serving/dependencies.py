@@ -8,6 +8,7 @@ from typing import Literal
 
 from passerelle.bundle import open_bundle
 from passerelle.config import Config
+from passerelle.errors import UserError
 from serving.catalogue.catalogue import item_columns
 from serving.catalogue.columns import Columns
 from serving.config import ServingConfig
@@ -30,6 +31,8 @@ class GraphSettings(Config):
 
     bundle: Path
     """A bundle that every node can read."""
+    bundle_id: str
+    """Its id when the service was started: a replica that starts later refuses another one."""
     version: int
     """Its version in the model repository."""
     triton: str
@@ -48,7 +51,12 @@ class Dependencies:
     def __init__(self, settings: GraphSettings) -> None:
         self.settings = settings
         self.config = settings.serving
-        self.bundle = open_bundle(settings.bundle, verify=False)
+        self.bundle = open_bundle(settings.bundle)
+        if self.bundle.manifest.bundle_id != settings.bundle_id:
+            raise UserError(
+                f"{settings.bundle}: bundle {self.bundle.manifest.bundle_id} stands there now, and the "
+                f"service was started with {settings.bundle_id}: publish and serve it"
+            )
         self.inference = ResilientInference(TritonClient(settings.triton))
 
     @cached_property

@@ -9,7 +9,8 @@ from passerelle.bundle import Bundle, History
 from passerelle.errors import UserError
 from passerelle.id_map import UNKNOWN_ROW
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID
-from serving.schemas.recommend import ExternalId, HistoryEvent, HistoryResponse, ItemResponse
+from serving.schemas.base import ExternalId
+from serving.schemas.recommend import HistoryEvent, HistoryResponse, ItemResponse
 
 
 class UnknownItemError(UserError):

@@ -6,6 +6,7 @@ import time
 import uuid
 
 import numpy as np
+from pydantic import BaseModel
 
 from passerelle.arrays import Float32Array
 from passerelle.bundle import RANKER, Bundle
@@ -17,8 +18,8 @@ from serving.experiments import assigned
 from serving.item_info import describe_history, describe_item, item_row
 from serving.observability.served_log import ServedLog
 from serving.observability.tracing import Tracer
+from serving.schemas.base import IDS_AS_TEXT, MAX_SAFE_INTEGER, ExternalId
 from serving.schemas.recommend import (
-    ExternalId,
     HistoryResponse,
     ItemResponse,
     RecommendRequest,
@@ -63,6 +64,7 @@ class Recommender:
         self.config = config or ServingConfig()
         self.bundle = bundle
         self.stages = stages
+        self._ids_as_text = any(ids.exceeds(MAX_SAFE_INTEGER) for ids in (bundle.item_ids, bundle.user_ids))
         self._log = log or ServedLog(None)
         self.tracer = tracer or Tracer(None)
 
@@ -197,6 +199,10 @@ class Recommender:
         """
         found = await with_deadline(self.stages.lookup.history(user_id, limit), self._deadline(None))
         return describe_history(self.bundle, found)
+
+    def answer_json(self, answer: BaseModel) -> str:
+        """Returns an answer as JSON; its ids are text if one of the catalogue does not fit a number there."""
+        return answer.model_dump_json(context={IDS_AS_TEXT: self._ids_as_text})
 
     async def ready(self) -> bool:
         """Returns whether every stage is ready: Triton serves both networks, and remote stages answer."""

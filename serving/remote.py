@@ -13,7 +13,8 @@ from passerelle.arrays import Float32Array
 from passerelle.bundle import History
 from serving.config import Playlist
 from serving.dependencies import StageName
-from serving.schemas.recommend import ExternalId, Item, RecommendRequest, SimilarRequest
+from serving.schemas.base import ExternalId
+from serving.schemas.recommend import Item, RecommendRequest, SimilarRequest
 from serving.stages.types import (
     Candidates,
     LookupStage,

@@ -23,18 +23,22 @@ class WatchedFile(Generic[T]):
     """The value that `load` makes of a file, loaded again in the background when the file changes.
 
     A file that cannot be loaded at the start is an error.
-    Later it is logged, and the value loaded before stays.
+    Later it is logged, and the value loaded before stays, or `without` takes its place.
 
     Args:
         path: the file.
         load: called with the path; its UserError means that the content is invalid, unless an OSError, which
             may be temporary, caused it.
+        without: the value while the file is missing or cannot be loaded; the one loaded before, if absent.
         poll_s: seconds between two checks.
     """
 
-    def __init__(self, path: Path, load: Callable[[Path], T], *, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self, path: Path, load: Callable[[Path], T], *, without: T | None = None, poll_s: float = POLL_S
+    ) -> None:
         self._path = path
         self._load = load
+        self._without = without
         self._loaded = self._last_seen = self._state()
         self._failed: FileState | None = None
         self._changed_checks = 0
@@ -48,13 +52,16 @@ class WatchedFile(Generic[T]):
         """Loads the file again if it differs from the loaded one and has not changed since the last check.
 
         A file that changes all the time is loaded at every `MAX_CHANGED_CHECKS`-th check.
-        A file that has vanished changes nothing.
+        Where the value has no substitute, a file that has vanished changes nothing.
         """
         state, before = self._state(), self._last_seen
         self._last_seen = state
+        if state is None:
+            if before is not None:
+                self._give_up("it is missing")
+            return
         if state == self._loaded:
             self._changed_checks = 0
-        if state in (self._loaded, None):
             return
         self._changed_checks += 1
         # A file that is still being written is left for the next check.
@@ -65,18 +72,20 @@ class WatchedFile(Generic[T]):
         # Whatever is in the file, its next version must be read.
         except Exception as error:
             if state != self._failed:
-                expected = isinstance(error, UserError | OSError)
-                logger.error(
-                    "%s cannot be read again, the value read before stays: %s",
-                    self._path,
-                    error,
-                    exc_info=not expected,
-                )
+                self._give_up(str(error), is_expected=isinstance(error, UserError | OSError))
             self._failed = state
             # Not marked as loaded: the next check tries again.
             if not isinstance(error, UserError) or _is_temporary(error):
                 return
         self._loaded, self._changed_checks = state, 0
+
+    def _give_up(self, reason: str, *, is_expected: bool = True) -> None:
+        stays = "the value read before stays" if self._without is None else "nothing of it is valid any more"
+        logger.error("%s cannot be read again, %s: %s", self._path, stays, reason, exc_info=not is_expected)
+        if self._without is not None:
+            self.value = self._without
+            # The same content counts again when it is back.
+            self._loaded = None
 
     def close(self) -> None:
         """Ends the checks."""

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from passerelle.config import plain_value
 from passerelle.errors import UserError
 from ray_cluster.cli.console import json_option, print_json, print_table, stderr
 
@@ -33,7 +32,13 @@ DEFAULT_URL = "http://127.0.0.1:8000"
     metavar="NAME=VALUE",
     help="A context feature of the request that the model reads.",
 )
-@click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="How many items.")
+@click.option(
+    "-k",
+    "k",
+    type=click.IntRange(min=1),
+    default=None,
+    help="How many items; the size of the playlist, if absent.",
+)
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The running service.")
 @json_option
 def command(
@@ -41,7 +46,7 @@ def command(
     history: str | None,
     user_features: tuple[str, ...],
     context: tuple[str, ...],
-    k: int,
+    k: int | None,
     url: str,
     as_json: bool,
 ) -> None:
@@ -57,9 +62,7 @@ def command(
     """
     from ray_cluster.client import ServiceClient
 
-    given = (
-        None if history is None else [item_id.strip() for item_id in history.split(",") if item_id.strip()]
-    )
+    given = None if history is None else [part.strip() for part in history.split(",") if part.strip()]
     with ServiceClient(url) as client:
         answer = client.recommend(
             {
@@ -85,14 +88,22 @@ def command(
 
 
 def _named(pairs: tuple[str, ...], option: str) -> dict[str, Any] | None:
-    """Returns the given values by name; None where there are none."""
+    """Returns the given values by name, as text: the service knows the kinds of its features."""
     values = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not name or not equals:
             raise UserError(f"{option} {pair}: write it as name=value")
-        values[name] = plain_value(text)
+        values[name] = text
     return values or None
+
+
+def _title(client: "ServiceClient", item_id: str | int) -> str:
+    """Returns the title of an item; empty where there is none, or no answer."""
+    try:
+        return str(client.item(item_id)["title"] or "")
+    except UserError:
+        return ""
 
 
 def item_rows(client: "ServiceClient", items: list[dict[str, Any]]) -> list[tuple[object, ...]]:
@@ -100,7 +111,7 @@ def item_rows(client: "ServiceClient", items: list[dict[str, Any]]) -> list[tupl
     return [
         (
             item["item_id"],
-            client.item(item["item_id"])["title"] or "",
+            _title(client, item["item_id"]),
             float(item["score"]),
             ", ".join(f"{source['name']} #{source['rank']}" for source in item["sources"]),
         )

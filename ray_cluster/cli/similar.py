@@ -8,10 +8,16 @@ from ray_cluster.cli.recommend import DEFAULT_URL, item_rows
 
 @click.command()
 @click.option("--item", required=True, metavar="ID", help="Item id.")
-@click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="How many items.")
+@click.option(
+    "-k",
+    "k",
+    type=click.IntRange(min=1),
+    default=None,
+    help="How many items; 10 if absent, or as many as there are.",
+)
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The running service.")
 @json_option
-def command(item: str, k: int, url: str, as_json: bool) -> None:
+def command(item: str, k: int | None, url: str, as_json: bool) -> None:
     """List the items most like one item, through the running service.
 
     \b

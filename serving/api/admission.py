@@ -21,7 +21,7 @@ from serving.watched_file import WatchedFile
 OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/")
 """Monitoring, and the page that asks for a key: always admitted, without a key."""
 _COMPUTED = ("/v1/recommend", "/v1/similar")
-_OF_EVENTS = ("/v1/events", "/v1/users/")
+_OF_EVENTS = ("/v1/events", "/v1/users")
 BODY_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 1
 

@@ -3,13 +3,13 @@
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from passerelle import __version__
@@ -17,6 +17,7 @@ from passerelle.errors import UserError
 from serving.api.admission import RETRY_AFTER_S, AdmissionMiddleware, read_keys
 from serving.api.errors import ErrorMiddleware
 from serving.api.explorer import add_explorer
+from serving.api.paths import ANY_ID, HeadMiddleware
 from serving.deadline import DeadlineError
 from serving.events.base import EventStoreError
 from serving.events.intake import EventIntake
@@ -73,7 +74,11 @@ def build_app(
     )
     telemetry = telemetry or Telemetry()
     limits = recommender.config.limits
-    keys = None if limits.api_keys_file is None else WatchedFile(limits.api_keys_file, read_keys)
+    # Without the file, or a key in it, nobody is admitted.
+    nobody: tuple[bytes, ...] = ()
+    keys = (
+        None if limits.api_keys_file is None else WatchedFile(limits.api_keys_file, read_keys, without=nobody)
+    )
     app.add_middleware(
         AdmissionMiddleware,
         limits=limits,
@@ -89,6 +94,7 @@ def build_app(
             allow_headers=["*"],
         )
 
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(ErrorMiddleware, failed=lambda path: telemetry.count(_endpoint(path), "500"))
 
     @app.post("/v1/recommend", response_model=RecommendResponse, responses=_REFUSALS)
@@ -100,7 +106,7 @@ def build_app(
         with recommender.tracer.request("recommend", http.headers):
             answer = await recommender.recommend(request)
         telemetry.recommended(answer)
-        return _json(answer)
+        return _json(recommender.answer_json(answer))
 
     @app.post("/v1/similar", response_model=SimilarResponse, responses={**_REFUSALS, **_NOT_FOUND})
     async def similar(request: SimilarRequest, http: Request) -> Response:
@@ -108,14 +114,20 @@ def build_app(
         with recommender.tracer.request("similar", http.headers):
             answer = await recommender.similar(request)
         telemetry.count("similar", "ok")
-        return _json(answer)
+        return _json(recommender.answer_json(answer))
 
-    @app.get("/v1/items/{item_id:path}", response_model=ItemResponse, responses={**_REFUSALS, **_NOT_FOUND})
+    @app.get("/v1/items", response_model=ItemResponse, responses={**_REFUSALS, **_NOT_FOUND})
+    @app.get(
+        f"/v1/items/{{item_id:{ANY_ID}}}", response_model=ItemResponse, responses={**_REFUSALS, **_NOT_FOUND}
+    )
     async def item(item_id: str) -> Response:
-        """Returns the catalogue's description of one item."""
+        """Returns the catalogue's description of one item.
+
+        Clients change a path that holds the id `.` or `..`: give it as a parameter of the query.
+        """
         answer = recommender.item(item_id)
         telemetry.count("items", "ok")
-        return _json(answer)
+        return _json(recommender.answer_json(answer))
 
     if limits.explorer:
         add_explorer(app, recommender, recommender.bundle)
@@ -162,14 +174,18 @@ def _add_events(app: FastAPI, intake: EventIntake, telemetry: Telemetry) -> None
         answer = await intake.accept(request, time.time_ns() // 1_000_000)
         telemetry.count("events", "ok")
         telemetry.events(answer.accepted, answer.duplicates)
-        return _json(answer, 202)
+        return _json(answer.model_dump_json(), 202)
 
-    @app.delete("/v1/users/{user_id:path}", response_model=ForgottenResponse, responses=_REFUSALS)
+    @app.delete("/v1/users", response_model=ForgottenResponse, responses=_REFUSALS)
+    @app.delete(f"/v1/users/{{user_id:{ANY_ID}}}", response_model=ForgottenResponse, responses=_REFUSALS)
     async def forget(user_id: str) -> Response:
-        """Erases a user's events and pseudonym; the history in the bundle is no longer used."""
+        """Erases a user's events and pseudonym; the history in the bundle is no longer used.
+
+        Clients change a path that holds the id `.` or `..`: give it as a parameter of the query.
+        """
         answer = await intake.forget(user_id)
         telemetry.count("users", "ok")
-        return _json(answer)
+        return _json(answer.model_dump_json())
 
 
 async def _answers(intake: EventIntake) -> bool:
@@ -181,9 +197,14 @@ async def _answers(intake: EventIntake) -> bool:
 
 
 def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
-    def refuse(request: Request, status: int, problems: list[dict[str, Any]]) -> Response:
+    def refuse(
+        request: Request,
+        status: int,
+        problems: list[dict[str, Any]],
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
         telemetry.count(_endpoint(request.url.path), str(status))
-        headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else None
+        headers = {**(headers or {}), **({"retry-after": str(RETRY_AFTER_S)} if status == 503 else {})}
         # Plain ASCII, and no values of the request: whatever came in, this can be sent back.
         return Response(
             json.dumps({"detail": problems}),
@@ -220,16 +241,17 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return refuse(request, error.status_code, [{"loc": [], "msg": str(error.detail)}])
+        # Of 405, the methods that are allowed.
+        return refuse(request, error.status_code, [{"loc": [], "msg": str(error.detail)}], error.headers)
 
 
-def _json(answer: BaseModel, status: int = 200) -> Response:
-    return Response(answer.model_dump_json(), media_type="application/json", status_code=status)
+def _json(content: str, status: int = 200) -> Response:
+    return Response(content, media_type="application/json", status_code=status)
 
 
 def _endpoint(path: str) -> str:
     """Returns a label of a bounded set, whatever paths clients invent."""
     return _ENDPOINTS.get(
         path,
-        "items" if path.startswith("/v1/items/") else "users" if path.startswith("/v1/users/") else "other",
+        "items" if path.startswith("/v1/items") else "users" if path.startswith("/v1/users") else "other",
     )

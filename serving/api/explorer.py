@@ -9,9 +9,11 @@ from fastapi.responses import Response
 
 from passerelle.bundle import Bundle
 from passerelle.config import Config
+from serving.api.paths import ANY_ID
 from serving.config import DEFAULT
 from serving.recommender import Recommender
-from serving.schemas.recommend import ExternalId, HistoryResponse, Problems
+from serving.schemas.base import AnswerId
+from serving.schemas.recommend import HistoryResponse, Problems
 
 PAGE = "explorer.html"
 _MAX_VALUES = 40
@@ -42,7 +44,7 @@ class ExplorerInfo(Config):
     model_version: int
     num_items: int
     num_users: int
-    users: tuple[ExternalId, ...]
+    users: tuple[AnswerId, ...]
     """Some known users."""
     categories: dict[str, tuple[str, ...]]
     """The most frequent values by column of items."""
@@ -67,17 +69,17 @@ def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None
     @app.get("/v1/explorer", response_model=ExplorerInfo)
     async def choices() -> Response:
         """Returns the users, categories, playlists and experiments to choose from."""
-        return Response(info.model_dump_json(), media_type="application/json")
+        return Response(recommender.answer_json(info), media_type="application/json")
 
     refusals: dict[int | str, dict[str, Any]] = {
         422: {"model": Problems, "description": "The id is of the wrong type."}
     }
 
-    @app.get("/v1/users/{user_id:path}/history", response_model=HistoryResponse, responses=refusals)
+    @app.get(f"/v1/users/{{user_id:{ANY_ID}}}/history", response_model=HistoryResponse, responses=refusals)
     async def history(user_id: str) -> Response:
         """Returns the newest known events of a user."""
         answer = await recommender.history(user_id)
-        return Response(answer.model_dump_json(), media_type="application/json")
+        return Response(recommender.answer_json(answer), media_type="application/json")
 
 
 def _info(recommender: Recommender, bundle: Bundle) -> ExplorerInfo:

@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from passerelle.errors import UserError
+from serving.addresses import socket_for, split_address
 
 
 class Listener:
@@ -26,13 +27,13 @@ class Listener:
     """
 
     def __init__(self, app: FastAPI, address: str) -> None:
-        host, _, port = address.rpartition(":")
+        host, port = split_address(address)
         self._address = address
-        self._socket = socket.socket()
+        self._socket = socket_for(host)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            self._socket.bind((host, int(port)))
+            self._socket.bind((host, port))
         except OSError as error:
             raise UserError(f"cannot listen on {address}: {error.strerror}") from None
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off"))

@@ -187,13 +187,13 @@ def measured_recall(
 
 
 def index_manifest(bundle: Bundle) -> IndexManifest | None:
-    """Returns the manifest of a bundle's index; None where it has none.
+    """Returns the manifest of a bundle's index, whose files are verified; None where it has none.
 
     Raises:
-        UserError: the manifest is damaged.
+        UserError: the manifest or a file is damaged.
     """
     directory = bundle.path / INDEX
-    return open_manifest(directory, IndexManifest, verify=False) if directory.exists() else None
+    return open_manifest(directory, IndexManifest) if directory.exists() else None
 
 
 def open_retriever(bundle: Bundle, *, scan_limit: int = SCAN_LIMIT) -> tuple[Retriever, IndexManifest | None]:

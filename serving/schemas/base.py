@@ -5,8 +5,17 @@ Errors of large invalid bodies are cut short: a long list of them would cost sec
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import FailFast, model_validator
+from pydantic import (
+    FailFast,
+    Field,
+    PlainSerializer,
+    SerializationInfo,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
+from passerelle.calendar_time import FIRST_TIMESTAMP_MS, LAST_TIMESTAMP_MS
 from passerelle.config import Config
 
 T = TypeVar("T")
@@ -20,6 +29,22 @@ class _First(FailFast):
 
 Several = Annotated[tuple[T, ...], _First()]
 """A list; validation ends with its first error."""
+TimestampMs = Annotated[StrictInt, Field(ge=FIRST_TIMESTAMP_MS, le=LAST_TIMESTAMP_MS)]
+"""Milliseconds since the epoch, of the years 1 to 9999, as `prepare` takes them."""
+ExternalId = StrictInt | StrictStr
+MAX_SAFE_INTEGER = 2**53
+"""Above, a JavaScript client reads another number than the one in the JSON."""
+IDS_AS_TEXT = "ids_as_text"
+"""Key of the context of a serialization: all ids of an answer are text."""
+
+
+def _answered_id(value: int | str, info: SerializationInfo) -> int | str:
+    as_text = bool(info.context and info.context.get(IDS_AS_TEXT))
+    return str(value) if as_text or (isinstance(value, int) and abs(value) > MAX_SAFE_INTEGER) else value
+
+
+AnswerId = Annotated[ExternalId, PlainSerializer(_answered_id, when_used="json")]
+"""An id in an answer, as text where it does not fit a number of JavaScript."""
 MAX_K = 10_000
 """Maximum number of items of an answer, whatever the configuration says."""
 _MAX_UNKNOWN_FIELDS = 20

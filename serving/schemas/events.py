@@ -2,11 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import Field, StrictInt, StrictStr, model_validator
+from pydantic import Field, StrictStr, model_validator
 
 from passerelle.config import Config
-from serving.schemas.base import RequestModel, Several
-from serving.schemas.recommend import LATEST_TIMESTAMP_MS, ExternalId
+from serving.schemas.base import ExternalId, RequestModel, Several, TimestampMs
 
 MAX_EVENTS = 1000
 EventId = Annotated[StrictStr, Field(min_length=1, max_length=128)]
@@ -22,7 +21,7 @@ class EventIn(RequestModel):
     """May be unknown to this version; a later one may know it."""
     event_type: StrictStr | None = None
     """One of the event types of the model; the first of them, if absent."""
-    timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
+    timestamp_ms: TimestampMs | None = None
     """Milliseconds since the epoch; the time of arrival, if absent."""
 
 
@@ -34,7 +33,7 @@ class EventsRequest(RequestModel):
     user_id: ExternalId | None = None
     item_id: ExternalId | None = None
     event_type: StrictStr | None = None
-    timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
+    timestamp_ms: TimestampMs | None = None
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "EventsRequest":

@@ -8,14 +8,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from passerelle.config import Config
-from serving.schemas.base import MAX_K, RequestModel, Several
+from serving.schemas.base import MAX_K, AnswerId, ExternalId, RequestModel, Several, TimestampMs
 from serving.schemas.filters import MAX_CONDITIONS, MAX_VALUES, Filter, count_conditions, count_values
 
 MAX_HISTORY_ITEMS = 100_000
-LATEST_TIMESTAMP_MS = 253_402_300_799_999
-"""The end of the year 9999: a larger number is in microseconds or nanoseconds."""
 
-ExternalId = StrictInt | StrictStr
 Features = Annotated[dict[str, JsonValue], Field(max_length=1000)]
 Count = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
 
@@ -30,7 +27,7 @@ class Place(RequestModel):
 class Context(RequestModel):
     """Context of a request."""
 
-    timestamp_ms: Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)] | None = None
+    timestamp_ms: TimestampMs | None = None
     """Milliseconds since the epoch; now, if absent."""
     features: Features | None = None
     """Context features that the model reads, by name; absent ones are missing values."""
@@ -75,7 +72,7 @@ class RecommendRequest(ItemsRequest):
     history: Several[ExternalId] | None = Field(default=None, max_length=MAX_HISTORY_ITEMS)
     """Item ids, oldest first, instead of the stored history of `user_id`.
     Unknown ids are counted and ignored."""
-    history_timestamps_ms: Several[Annotated[StrictInt, Field(ge=0, le=LATEST_TIMESTAMP_MS)]] | None = None
+    history_timestamps_ms: Several[TimestampMs] | None = None
     """Time of each event of `history`, milliseconds since the epoch; if absent, a minute apart."""
     history_event_types: Several[StrictStr] | None = None
     """Event type of each event of `history`; if absent, the first event type that the model knows."""
@@ -129,7 +126,7 @@ class Source(Config):
 class Offer(Config):
     """The best of an item's offers that meet the filters."""
 
-    offer_id: ExternalId
+    offer_id: AnswerId
     distance_km: float | None
     """From the place in the request's context."""
     values: dict[str, Any]
@@ -154,7 +151,7 @@ class Why(Config):
 class Item(Config):
     """One item of an answer: `rank` from 1; `score` is the ranker's, or the source's where no ranker ran."""
 
-    item_id: ExternalId
+    item_id: AnswerId
     rank: int
     score: float
     sources: tuple[Source, ...]
@@ -206,7 +203,7 @@ class SimilarResponse(Config):
 class ItemResponse(Config):
     """The catalogue's description of one item."""
 
-    item_id: ExternalId
+    item_id: AnswerId
     title: str | None
     features: dict[str, Any]
     """Every item feature of the bundle; a missing value is null."""
@@ -215,7 +212,7 @@ class ItemResponse(Config):
 class HistoryEvent(Config):
     """One known event of a user."""
 
-    item_id: ExternalId
+    item_id: AnswerId
     title: str | None
     event_type: str
     timestamp_ms: int

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from passerelle.arrays import Float32Array, Int64Array
 from passerelle.bundle import History
 from serving.config import Playlist
-from serving.schemas.recommend import ExternalId, Item, RecommendRequest, SimilarRequest
+from serving.schemas.base import ExternalId
+from serving.schemas.recommend import Item, RecommendRequest, SimilarRequest
 
 POPULAR = "popular"
 PERSONAL = "personal"

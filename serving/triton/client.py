@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from passerelle.errors import UserError
+from serving.addresses import is_loopback
 from serving.triton.inference import INFER_TIMEOUT_S, InferenceError
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -140,7 +141,10 @@ class TritonClient:
     def _client(self) -> Any:
         # Made on first use: gRPC ties a channel to the running event loop.
         if self._connection is None:
-            self._connection = triton.InferenceServerClient(self.address, channel_args=_CHANNEL)
+            # gRPC would ask a proxy of the environment for this machine, too.
+            use_proxy = not is_loopback(self.address.rpartition(":")[0])
+            options = [*_CHANNEL, ("grpc.enable_http_proxy", int(use_proxy))]
+            self._connection = triton.InferenceServerClient(self.address, channel_args=options)
         return self._connection
 
 

@@ -6,12 +6,13 @@ import socket
 import psutil
 
 from passerelle.errors import UserError
+from serving.addresses import socket_for
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """Returns different ports that nothing listens on at this moment."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        sockets = [stack.enter_context(socket_for(host)) for _ in range(count)]
         for one in sockets:
             one.bind((host, 0))
         return [int(one.getsockname()[1]) for one in sockets]
@@ -23,7 +24,7 @@ def require_free(port: int, host: str, remedy: str) -> None:
     Raises:
         UserError: naming the port, the process that holds it, and `remedy`.
     """
-    with socket.socket() as probe:
+    with socket_for(host) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -18,14 +18,14 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from passerelle.errors import UserError
 from passerelle.files import cache_directory, new_directory
+from serving.addresses import open_url
+from serving.triton.plain_paths import PlainPaths
 from serving.triton.ports import free_ports, require_free
 
 HOST = "127.0.0.1"
@@ -67,6 +67,7 @@ class TritonServer:
         self.log_path = (
             cache_directory() / "logs" / f"triton-{os.getpid()}-{self.grpc_address.rpartition(':')[2]}.log"
         )
+        self._plain_paths = PlainPaths()
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -88,8 +89,8 @@ class TritonServer:
         self._log = self.log_path.open("wb")
         arguments = [
             str(wheel / "bin" / "tritonserver"),
-            f"--model-repository={self._repository}",
-            f"--backend-directory={_backend_directory(wheel)}",
+            f"--model-repository={self._plain_paths.link(self._repository)}",
+            f"--backend-directory={self._plain_paths.copy(_backend_directory(wheel))}",
             "--model-control-mode=explicit",
             *_address_options("grpc", self.grpc_address),
             *_address_options("http", self.http_address),
@@ -163,6 +164,7 @@ class TritonServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        self._plain_paths.remove()
         if self._log is not None:
             self._log.close()
         if not ended_by_itself:
@@ -178,8 +180,8 @@ class TritonServer:
     def _answers(self) -> bool:
         url = f"http://{self.http_address}/v2/health/ready"
         with (
-            contextlib.suppress(OSError, urllib.error.URLError),
-            urllib.request.urlopen(url, timeout=1) as answer,
+            contextlib.suppress(OSError),
+            open_url(url, timeout_s=1) as answer,
         ):
             return bool(answer.status == 200)
         return False

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,20 @@ def test_an_address_without_triton_is_an_error(repository: Path) -> None:
         pytest.raises(UserError, match=r"127\.0\.0\.1:9: UNAVAILABLE"),
     ):
         networks.ensure()
+
+
+def test_any_path_of_the_repository_and_any_proxy(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's Python backend puts the path into a line of the shell, and gRPC asks the proxy it is told."""
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "grpc_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    odd = tmp_path / "with space & é; 'quoted' (\"twice\")?"
+    shutil.copytree(repository, odd, ignore=shutil.ignore_patterns("events.sqlite*"))
+    before = set(Path(tempfile.gettempdir()).glob("passerelle-triton-*"))
+    with Networks(odd, 1) as networks:
+        networks.ensure()
+        assert asyncio.run(ready(networks.address)) == [True, True]
+    assert set(Path(tempfile.gettempdir()).glob("passerelle-triton-*")) == before

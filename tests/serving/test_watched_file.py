@@ -207,3 +207,25 @@ def test_thread_ends_with_the_watched_file(path: Path) -> None:
         lambda: all(thread.name != "watch of its own" for thread in threading.enumerate()),
         "the thread goes on",
     )
+
+
+@pytest.mark.parametrize("how", ["emptied", "removed"])
+def test_lost_keys_admit_nobody(path: Path, how: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And the same file counts again when it is back."""
+    watched = WatchedFile(path, read_keys, without=(), poll_s=NEVER_S)
+    assert watched.value == (b"1",)
+    if how == "emptied":
+        replace(path, "")
+    else:
+        path.rename(path.with_suffix(".aside"))
+    watched.check()
+    watched.check()
+    assert watched.value == ()
+    assert "nothing of it is valid any more" in caplog.text
+    if how == "emptied":
+        replace(path, "1")
+    else:
+        path.with_suffix(".aside").rename(path)
+    watched.check()
+    watched.check()
+    assert watched.value == (b"1",)

@@ -53,6 +53,7 @@ def test_unexpected_error_of_a_remote_stage_carries_no_ids(
 ) -> None:
     settings = GraphSettings(
         bundle=bundle.path,
+        bundle_id=bundle.manifest.bundle_id,
         version=1,
         triton="127.0.0.1:9",
         serving=config_with(events={"store": "none"}, playlists={"p": {"size": 3}}),
@@ -115,7 +116,7 @@ WITHIN = {"op": "within", "column": "a", "latitude": 1, "longitude": 1, "radius_
             ]
         },
         {"history": [0.5] * MANY},
-        {"history": [7] * 50_000, "history_timestamps_ms": [-1] * 50_000},
+        {"history": [7] * 50_000, "history_timestamps_ms": [-(10**15)] * 50_000},
         {"similar_to": [None] * MANY},
         dict.fromkeys(map(str, range(MANY)), 0),
         {"context": dict.fromkeys(map(str, range(MANY)), 0)},

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from serving.retrievers.faiss_index import FaissIndex
 from serving.retrievers.index_store import KINDS, RECALL_FILTERS, build_index, open_retriever
 from serving.schemas.recommend import RecommendRequest
 from serving.stages.types import Query, RequestTime
+from tests.support.files import flip_byte
 
 
 @pytest.fixture
@@ -65,6 +67,21 @@ def test_index_of_other_vectors_is_refused(copy: Bundle) -> None:
             open_retriever(Bundle(**{**copy.__dict__, "vectors_RD": vectors_RD}))
 
 
+@pytest.mark.parametrize("kind", ["faiss", "lancedb"])
+def test_a_flipped_byte_in_any_file_of_an_index_is_refused(copy: Bundle, kind: str) -> None:
+    """One in the FAISS file was served, with wrong answers."""
+    manifest = build_index(copy, kind)  # type: ignore[arg-type]
+    assert manifest.files
+    for name in manifest.files:
+        path = copy.path / "index" / name
+        content = path.read_bytes()
+        flip_byte(path)
+        with pytest.raises(UserError, match=re.escape(f"{name}: altered since it was written")):
+            open_retriever(copy)
+        path.write_bytes(content)
+    open_retriever(copy)
+
+
 def test_added_items_are_found_with_the_old_index(copy: Bundle) -> None:
     """What `add-items` writes: the same vectors, and some more."""
     build_index(copy)
@@ -89,6 +106,7 @@ def test_exact_retrieval_uses_no_index(copy: Bundle, monkeypatch: pytest.MonkeyP
     def retrieved(*, exact: bool) -> list[int]:
         settings = GraphSettings(
             bundle=copy.path,
+            bundle_id=copy.manifest.bundle_id,
             version=1,
             triton="127.0.0.1:9",
             serving=ServingConfig(events=LiveEventsConfig(store="none")),
@@ -102,6 +120,24 @@ def test_exact_retrieval_uses_no_index(copy: Bundle, monkeypatch: pytest.MonkeyP
     assert retrieved(exact=True)[:10] == same
     with pytest.raises(AssertionError, match="the index was asked"):
         retrieved(exact=False)
+
+
+def test_a_replica_refuses_another_bundle_than_the_service_was_started_with(copy: Bundle) -> None:
+    """It would mix the versions: the networks in Triton are still those of the first one."""
+    settings = GraphSettings(
+        bundle=copy.path,
+        bundle_id="0123456789abcdef",
+        version=1,
+        triton="127.0.0.1:9",
+        serving=ServingConfig(events=LiveEventsConfig(store="none")),
+    )
+    with pytest.raises(UserError, match=f"bundle {copy.manifest.bundle_id} stands there now, and"):
+        Dependencies(settings)
+    settings = settings.model_copy(update={"bundle_id": copy.manifest.bundle_id})
+    Dependencies(settings)
+    flip_byte(copy.path / "item_vectors.npy")
+    with pytest.raises(UserError, match=r"item_vectors\.npy: altered since it was written"):
+        Dependencies(settings)
 
 
 def test_build_index_command(copy: Bundle) -> None:
