@@ -59,7 +59,8 @@ Memory of processes that search: {one:.0f} MiB for one, {two:.0f} MiB for two, w
 DEMO = """
 ## The demo
 
-`make demo`: a small SASRec on MovieLens-1M, from 1,000,209 ratings to answers over HTTP.
+`make demo` with the small BERT4Rec that it trained until 2026-11-27, now a SASRec with the sampled loss.
+From 1,000,209 ratings of MovieLens-1M to answers over HTTP:
 """
 ABLATION = """
 ## What each choice of a recipe is worth
