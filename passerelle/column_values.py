@@ -38,14 +38,19 @@ def as_text(values: pa.Array, *, trim: bool) -> pa.Array:
     """
     if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
         return number_texts(values)
-    try:
-        # Bytes that are text have been made text: to the others no cast applies, though there may be one.
-        if is_bytes(values.type):
-            raise pa.ArrowInvalid("bytes")
-        texts = values.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise UserError(f"holds {values.type}, which is not text") from None
+    # Bytes that are text have been made text before: those that are left are none, though they may be UTF-8.
+    texts = None if is_bytes(values.type) else _cast_to_text(values)
+    if texts is None:
+        raise UserError(f"holds {values.type}, which is not text")
     return pc.utf8_trim_whitespace(texts) if trim else texts
+
+
+def _cast_to_text(values: pa.Array) -> pa.Array | None:
+    """Returns a column as Arrow strings; None where its type has no text."""
+    try:
+        return values.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
 
 
 def category_text(value: Any) -> str:

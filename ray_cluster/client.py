@@ -46,7 +46,7 @@ class ServiceClient:
         return self._call("POST", "/v1/similar", request)
 
     def item(self, item_id: str | int) -> dict[str, Any]:
-        """`GET /v1/items/ID`; raises as `recommend` does."""
+        """`GET /v1/items?item_id=ID`; raises as `recommend` does."""
         return self._call("GET", f"/v1/items?{urlencode({'item_id': item_id})}", None)
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:

@@ -49,6 +49,11 @@ def json_option(function: F) -> F:
     )
 
 
+def k_option(text: str) -> Callable[[F], F]:
+    """Returns what adds `-k`, with a help text that says how many items there are without it."""
+    return click.option("-k", "k", type=click.IntRange(min=1), default=None, help=text)
+
+
 def set_option(function: F) -> F:
     """Add a repeatable `--set section.key=value`, passed to the verb as `overrides`."""
     text = "Override one configuration value; repeatable."

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from passerelle.errors import UserError
-from ray_cluster.cli.console import json_option, print_json, print_table, stderr
+from ray_cluster.cli.console import json_option, k_option, print_json, print_table, stderr
 
 if TYPE_CHECKING:
     from ray_cluster.client import ServiceClient
@@ -32,13 +32,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
     metavar="NAME=VALUE",
     help="A context feature of the request that the model reads.",
 )
-@click.option(
-    "-k",
-    "k",
-    type=click.IntRange(min=1),
-    default=None,
-    help="How many items; the size of the playlist, if absent.",
-)
+@k_option("How many items; the size of the playlist, if absent.")
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The running service.")
 @json_option
 def command(

@@ -2,19 +2,13 @@
 
 import click
 
-from ray_cluster.cli.console import json_option, print_json, print_table
+from ray_cluster.cli.console import json_option, k_option, print_json, print_table
 from ray_cluster.cli.recommend import DEFAULT_URL, item_rows
 
 
 @click.command()
 @click.option("--item", required=True, metavar="ID", help="Item id.")
-@click.option(
-    "-k",
-    "k",
-    type=click.IntRange(min=1),
-    default=None,
-    help="How many items; 10 if absent, or as many as there are.",
-)
+@k_option("How many items; 10 if absent, or as many as there are.")
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The running service.")
 @json_option
 def command(item: str, k: int | None, url: str, as_json: bool) -> None:

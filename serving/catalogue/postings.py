@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from passerelle.arrays import Int32Array, Int64Array
 from passerelle.arrow import sorted_position, sorted_positions
 from passerelle.categories import explode
+from passerelle.column_types import is_text
 from passerelle.column_values import category_text
 from passerelle.errors import UserError
 from serving.schemas.filters import Value
@@ -53,7 +54,7 @@ class Postings:
     def _codes(self, wanted: list[Any]) -> Sequence[int]:
         """Returns the codes of many values, which are searched together."""
         kind = self.values.type
-        if _is_text(kind):
+        if is_text(kind):
             texts = pa.array([value for value in wanted if _is_encodable(value)], kind)
             found = sorted_positions(self.values, texts)
         elif kind in _BATCH_TYPES:
@@ -68,11 +69,11 @@ class Postings:
 
     def _checked(self, value: Value, where: str) -> Any:
         kind = self.values.type
-        if _is_text(kind) and isinstance(value, bool):
+        if is_text(kind) and isinstance(value, bool):
             return category_text(value)
         expected, fits = (
             ("text", isinstance(value, str))
-            if _is_text(kind)
+            if is_text(kind)
             else ("true or false", isinstance(value, bool))
             if pa.types.is_boolean(kind)
             else ("numbers", isinstance(value, int | float) and not isinstance(value, bool))
@@ -80,10 +81,6 @@ class Postings:
         if not fits:
             raise UserError(f"{where} holds {expected}, got {value!r}")
         return value
-
-
-def _is_text(value_type: pa.DataType) -> bool:
-    return bool(pa.types.is_string(value_type) or pa.types.is_large_string(value_type))
 
 
 def _is_encodable(text: str) -> bool:

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from passerelle.calendar_time import FIRST_TIMESTAMP_MS, LAST_TIMESTAMP_MS
+from passerelle.column_types import MAX_EXACT_FLOAT
 from passerelle.config import Config
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ Several = Annotated[tuple[T, ...], _First()]
 TimestampMs = Annotated[StrictInt, Field(ge=FIRST_TIMESTAMP_MS, le=LAST_TIMESTAMP_MS)]
 """Milliseconds since the epoch, of the years 1 to 9999, as `prepare` takes them."""
 ExternalId = StrictInt | StrictStr
-MAX_SAFE_INTEGER = 2**53
+MAX_SAFE_INTEGER = int(MAX_EXACT_FLOAT)
 """Above, a JavaScript client reads another number than the one in the JSON."""
 IDS_AS_TEXT = "ids_as_text"
 """Key of the context of a serialization: all ids of an answer are text."""

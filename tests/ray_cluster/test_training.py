@@ -20,7 +20,7 @@ from tests.support.datasets import SMALL_RECIPE, planted_dataset, small_recipe
 from tests.support.processes import run, running
 from tests.support.ranks import run_on_ranks
 from tests.support.ray_runs import curve, history, on_ray, worker_processes
-from tests.support.runs import with_split_file
+from tests.support.runs import train, with_split_file
 from tests.support.waiting import eventually
 from training.data.evaluation_batches import EvaluationBatches
 from training.evaluation.evaluate import evaluate
@@ -80,9 +80,7 @@ TOWERS = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1")
 def test_a_sharded_table_trains_as_one(dataset: Dataset, tmp_path: Path) -> None:
     """The same steps, rows sharded; what two have begun, one goes on with."""
     settings = (*SPARSE, *TOWERS)
-    alone = train_in_process(
-        "bert4rec", dataset, small_recipe(*settings, "training.max_epochs=7"), tmp_path / "alone"
-    )
+    alone = train(dataset, tmp_path / "alone", *settings, "training.max_epochs=7")
     shared = on_ray(dataset, tmp_path / "shared", *settings, "training.max_epochs=5", num_workers=2)
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone")[:5], abs=1e-4)
     assert {name for name in shared.files if name.startswith("checkpoints/tables/")}, (
@@ -90,13 +88,7 @@ def test_a_sharded_table_trains_as_one(dataset: Dataset, tmp_path: Path) -> None
     )
     on_one = evaluate(load_run(tmp_path / "shared"), "validation", ks=(10,))["model"]
     assert on_one["ndcg@10"] == pytest.approx(shared.validation[MONITOR], abs=1e-6)
-    gone_on = train_in_process(
-        "bert4rec",
-        dataset,
-        small_recipe(*settings, "training.max_epochs=7"),
-        tmp_path / "shared",
-        resume=True,
-    )
+    gone_on = train(dataset, tmp_path / "shared", *settings, "training.max_epochs=7", resume=True)
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-3)
     assert gone_on.validation[MONITOR] == pytest.approx(alone.validation[MONITOR], rel=0.03)
     weights, expected = (
@@ -115,20 +107,12 @@ def test_a_sharded_table_is_resumed_and_validated_by_any_number_of_workers(
 ) -> None:
     """What one has begun, two go on with; four say the same of it."""
     settings = (*SPARSE, *kind)
-    train_in_process(
-        "bert4rec", dataset, small_recipe(*settings, "training.max_epochs=5"), tmp_path / "shared"
-    )
+    train(dataset, tmp_path / "shared", *settings, "training.max_epochs=5")
     shutil.copytree(tmp_path / "shared", tmp_path / "alone")
     shared = on_ray(
         dataset, tmp_path / "shared", *settings, "training.max_epochs=7", num_workers=2, resume=True
     )
-    train_in_process(
-        "bert4rec",
-        dataset,
-        small_recipe(*settings, "training.max_epochs=7"),
-        tmp_path / "alone",
-        resume=True,
-    )
+    train(dataset, tmp_path / "alone", *settings, "training.max_epochs=7", resume=True)
     assert curve(tmp_path / "shared") == pytest.approx(curve(tmp_path / "alone"), abs=1e-3)
     assert validated(tmp_path, 4) == pytest.approx(shared.validation[MONITOR], abs=1e-6)
 
