@@ -26,10 +26,11 @@ serve: setup  ## The same, and leave it serving until Ctrl-C
 	@exec $(bin)/python -m ray_cluster.demo --keep-serving
 
 # Three processes also on two cores: much of the time goes into waiting for Ray and Triton to start.
+# Each computes on one thread: those of several processes would wait for each other at every operation.
 # tests/support/worker_groups.py says which tests share a process.
 test: setup  ## Tests, without the slow ones and those for a GPU; installs what they need where it may
 	@requirements/system.sh
-	@$(pytest) -n 3 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(pytest) -n 3 --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: setup  ## Tests that take more than half a minute each
 	@requirements/system.sh

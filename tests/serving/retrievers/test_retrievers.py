@@ -55,7 +55,7 @@ def indexed(
     """Each kind over the first 19,000 of 20,000 vectors, tuned on queries of its own."""
     folder = tmp_path_factory.mktemp(request.param)
     index = make_index(request.param, folder, vectors_ND[:19_000])
-    tuned_recall(index, vectors_ND[:19_000], clustered(60, 32, np.random.default_rng(6)), 0.99, scan_limit=0)
+    tuned_recall(index, vectors_ND[:19_000], clustered(20, 32, np.random.default_rng(6)), 0.99, scan_limit=0)
     return request.param, folder, index
 
 
