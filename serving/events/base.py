@@ -57,6 +57,18 @@ class HourlyCount(NamedTuple):
     events: int
 
 
+@dataclass(frozen=True)
+class ErasedUsers:
+    """Some of the erased users, in the order of their first erasure."""
+
+    digests: tuple[str, ...]
+    """The `user_digest` of each."""
+    position: int
+    """Of the last of them."""
+    is_last: bool
+    """There are no more by now."""
+
+
 class EventStore(Protocol):
     """Keeps events by user.
 
@@ -92,8 +104,8 @@ class EventStore(Protocol):
             the number of deleted events.
         """
 
-    async def erased(self) -> frozenset[str]:
-        """Returns the `user_digest` of every erased user."""
+    async def erased_after(self, position: int, limit: int) -> ErasedUsers:
+        """Returns users who were erased after a position in the order of erasures; 0 is before the first."""
 
     async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
         """Returns the number of events by hour and item, by the events' own times.

@@ -17,7 +17,15 @@ from typing import Any
 
 from passerelle.calendar_time import HOUR_MS
 from passerelle.errors import UserError, install_extra
-from serving.events.base import DAY_S, Event, EventStoreError, HourlyCount, UserState, user_digest
+from serving.events.base import (
+    DAY_S,
+    ErasedUsers,
+    Event,
+    EventStoreError,
+    HourlyCount,
+    UserState,
+    user_digest,
+)
 
 try:
     import redis.asyncio as redis
@@ -72,7 +80,10 @@ if tonumber(ARGV[2]) < 0 and redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then r
 if redis.call('HINCRBY', KEYS[1], ARGV[1], ARGV[2]) <= 0 then redis.call('HDEL', KEYS[1], ARGV[1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 """
-_ALL_ERASED = "passerelle:erased"
+# The score of an erased user is the position in the order of erasures; no member is ever removed.
+_REMEMBER = "redis.call('ZADD', KEYS[1], 'NX', redis.call('ZCARD', KEYS[1]) + 1, ARGV[1])"
+_ERASED = "passerelle:erasures"
+_ERASED_BY_EARLIER_VERSIONS = "passerelle:erased"
 _CONNECTIONS = 32
 _HOURS_KEPT_S = 90 * DAY_S
 
@@ -117,8 +128,8 @@ class RedisEventStore:
         )
         self._client: Any = redis.Redis.from_pool(pool)
         self._durable = False
-        scripts = (_APPEND, _USER, _ASSIGN_PSEUDONYM, _ERASE, _COUNT)
-        self._append, self._user, self._assign_pseudonym, self._erase, self._add = map(
+        scripts = (_APPEND, _USER, _ASSIGN_PSEUDONYM, _ERASE, _COUNT, _REMEMBER)
+        self._append, self._user, self._assign_pseudonym, self._erase, self._add, self._remember = map(
             self._client.register_script, scripts
         )
 
@@ -159,7 +170,7 @@ class RedisEventStore:
         self.erased_here.add(digest := user_digest(user_id))
         try:
             with _store_errors():
-                await self._client.sadd(_ALL_ERASED, digest)
+                await self._remember(keys=[_ERASED], args=[digest])
                 deleted = await self._erase(keys=_keys(user_id))
         finally:
             self._file_holds_erased = True
@@ -168,9 +179,24 @@ class RedisEventStore:
         await self._count(deleted, -1)
         return len(deleted)
 
-    async def erased(self) -> frozenset[str]:
+    async def erased_after(self, position: int, limit: int) -> ErasedUsers:
         with _store_errors():
-            return frozenset(await self._client.smembers(_ALL_ERASED))
+            if position == 0:
+                await self._remember_in_order(limit)
+            found = await self._client.zrangebyscore(
+                _ERASED, f"({position}", "+inf", start=0, num=limit, withscores=True
+            )
+        digests = tuple(digest for digest, _ in found)
+        return ErasedUsers(digests, int(found[-1][1]) if found else position, len(found) < limit)
+
+    async def _remember_in_order(self, limit: int) -> None:
+        """Moves the erased users of earlier versions of this store, a set without an order."""
+        while digests := await self._client.srandmember(_ERASED_BY_EARLIER_VERSIONS, limit):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for digest in digests:
+                    await self._remember(keys=[_ERASED], args=[digest], client=pipeline)
+                await pipeline.execute()
+            await self._client.srem(_ERASED_BY_EARLIER_VERSIONS, *digests)
 
     async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
         hours = range(first_hour, last_hour + 1)

@@ -27,6 +27,21 @@ CREATE TRIGGER IF NOT EXISTS events_uncounted AFTER DELETE ON events BEGIN
     DELETE FROM hourly WHERE hour = old.timestamp_ms / {HOUR_MS} AND item_id = old.item_id AND count <= 0;
 END;
 """
+HAS_ERASURE_ORDER = "SELECT 1 FROM sqlite_master WHERE name = 'erasures_ordered'"
+# Files of earlier versions have erasures, but not their order.
+ADD_ERASURE_ORDER = """
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS erasure_order (
+    position INTEGER PRIMARY KEY AUTOINCREMENT, user_digest TEXT NOT NULL
+);
+INSERT INTO erasure_order (user_digest)
+    SELECT user_digest FROM erasures WHERE NOT EXISTS (SELECT 1 FROM erasure_order);
+CREATE TRIGGER IF NOT EXISTS erasures_ordered AFTER INSERT ON erasures BEGIN
+    INSERT INTO erasure_order (user_digest) VALUES (new.user_digest);
+END;
+COMMIT;
+"""
+ERASED_AFTER = "SELECT position, user_digest FROM erasure_order WHERE position > ? ORDER BY position LIMIT ?"
 ASSIGN_PSEUDONYM = """
 INSERT OR IGNORE INTO identities
 SELECT ?, ? WHERE coalesce((SELECT times FROM erasures WHERE user_digest = ?), 0) = ?

@@ -18,9 +18,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from passerelle.errors import UserError
-from serving.events.base import DAY_S, Event, EventStoreError, HourlyCount, UserState, user_digest
+from serving.events.base import (
+    DAY_S,
+    ErasedUsers,
+    Event,
+    EventStoreError,
+    HourlyCount,
+    UserState,
+    user_digest,
+)
 from serving.events.sqlite_schema import (
+    ADD_ERASURE_ORDER,
     ASSIGN_PSEUDONYM,
+    ERASED_AFTER,
+    HAS_ERASURE_ORDER,
     NEWEST_EVENTS,
     PRUNE,
     PSEUDONYM_AND_ERASURES,
@@ -74,6 +85,8 @@ class SqliteEventStore:
             try:
                 with contextlib.closing(self._connect()) as connection:
                     connection.executescript(SCHEMA)
+                    if not connection.execute(HAS_ERASURE_ORDER).fetchone():
+                        connection.executescript(ADD_ERASURE_ORDER)
                 return
             except sqlite3.Error as error:
                 if "locked" not in str(error) or time.monotonic() > until:
@@ -121,12 +134,13 @@ class SqliteEventStore:
         )
         return count
 
-    async def erased(self) -> frozenset[str]:
-        return await self._read(
-            lambda connection: frozenset(
-                row[0] for row in connection.execute("SELECT user_digest FROM erasures")
-            )
-        )
+    async def erased_after(self, position: int, limit: int) -> ErasedUsers:
+        def read(connection: sqlite3.Connection) -> ErasedUsers:
+            rows = connection.execute(ERASED_AFTER, (position, limit)).fetchall()
+            digests = tuple(digest for _, digest in rows)
+            return ErasedUsers(digests, rows[-1][0] if rows else position, len(rows) < limit)
+
+        return await self._read(read)
 
     async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
         query = "SELECT hour, item_id, count FROM hourly WHERE hour BETWEEN ? AND ?"

@@ -6,7 +6,6 @@ Shape legend: L history length.
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,15 +25,12 @@ from serving.events.base import (
     EventStoreError,
     UserState,
     new_pseudonym,
-    user_digest,
 )
+from serving.events.erasure_list import ErasureList
 from serving.schemas.recommend import RecommendRequest
 from serving.stages.types import EVENTS_DOWN, RequestTime
 
 ASSUMED_GAP_MS = 60_000
-ERASURE_REFRESH_INTERVAL_S = 5.0
-_REFRESH_COST_FACTOR = 50
-"""A long list of erased users is read less often: reading it takes a fiftieth of the time at most."""
 NO_HISTORY = History(*(np.empty(0, dtype=np.int64) for _ in History._fields))
 
 logger = logging.getLogger(__name__)
@@ -69,8 +65,7 @@ class UserHistories:
         self._config = config.events
         self._assigns_pseudonyms = config.log.file is not None
         self._events = events
-        self._erased: frozenset[str] | None = None
-        self._refreshing: asyncio.Task[None] | None = None
+        self._erased = None if events is None else ErasureList(events)
         self._background: set[asyncio.Task[None]] = set()
 
     async def of_request(
@@ -111,8 +106,9 @@ class UserHistories:
 
     async def _state(self, user_id: str, timeout_s: float) -> tuple[UserState, tuple[str, ...]]:
         """Returns a user's state in the event store, and `EVENTS_DOWN` where the store does not answer."""
-        if self._events is None:
+        if self._events is None or self._erased is None:
             return EMPTY_USER, ()
+        self._erased.start_refreshing()
         try:
             state = await asyncio.wait_for(
                 self._events.user(user_id, self._config.keep_per_user),
@@ -121,26 +117,11 @@ class UserHistories:
         except (EventStoreError, TimeoutError) as error:
             logger.warning("answering without events: %s", str(error) or "the store took too long")
             # An erased user stays erased while the store is away.
-            # Before the first list of erased users has been read, every user counts as erased.
-            digest = user_digest(user_id)
-            erased = self._erased is None or digest in self._erased or digest in self._events.erased_here
-            return UserState(erasures=int(erased)), (EVENTS_DOWN,)
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh_erasures())
+            return UserState(erasures=int(self._erased.may_contain(user_id))), (EVENTS_DOWN,)
         if state.pseudonym is None and self._assigns_pseudonyms:
             state = replace(state, pseudonym=(pseudonym := new_pseudonym()))
             self._in_background(_assign_pseudonym(self._events, user_id, pseudonym, state.erasures))
         return state, ()
-
-    async def _refresh_erasures(self) -> None:
-        """Keeps the list of users erased by any process, for the time when the store is away."""
-        assert self._events is not None, "no store"
-        while True:
-            begun = time.monotonic()
-            with contextlib.suppress(EventStoreError):
-                self._erased = await self._events.erased()
-            duration_s = time.monotonic() - begun
-            await asyncio.sleep(ERASURE_REFRESH_INTERVAL_S + _REFRESH_COST_FACTOR * duration_s)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -147,16 +147,30 @@ def test_events_are_counted_by_hour_and_item(open_one: Callable[[], EventStore])
     with_store(open_one, work)
 
 
-def test_erased_users_are_listed(open_one: Callable[[], EventStore]) -> None:
-    user, other = new_user(), new_user()
+def test_erased_users_are_listed_in_the_order_of_their_erasures(open_one: Callable[[], EventStore]) -> None:
+    users, other = [new_user() for _ in range(5)], new_user()
 
-    async def work(store: EventStore) -> frozenset[str]:
+    async def work(store: EventStore) -> None:
         await store.append([event(other, "a")])
-        await store.erase(user)
-        return await store.erased()
+        before = await last_position(store)
+        for user in users:
+            await store.erase(user)
+        await store.erase(users[0])
+        digests, position = [], before
+        while not (page := await store.erased_after(position, 2)).is_last:
+            assert len(page.digests) == 2 and page.position > position
+            digests += page.digests
+            position = page.position
+        assert [*digests, *page.digests] == [user_digest(user) for user in users]
+        again = await store.erased_after(page.position, 2)
+        assert (again.digests, again.position, again.is_last) == ((), page.position, True)
+        assert {user_digest(user) for user in users} < set((await store.erased_after(0, 10_000)).digests)
 
-    erased = with_store(open_one, work)
-    assert user_digest(user) in erased and user_digest(other) not in erased
+    with_store(open_one, work)
+
+
+async def last_position(store: EventStore) -> int:
+    return (await store.erased_after(0, 10_000)).position
 
 
 def test_stores_that_cannot_be_opened_are_refused(tmp_path: Path) -> None:

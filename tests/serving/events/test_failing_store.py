@@ -11,7 +11,7 @@ from passerelle.bundle import Bundle
 from passerelle.config import validate
 from serving.api.app import build_app
 from serving.config import ServingConfig
-from serving.events.base import EMPTY_USER, EventStoreError, UserState, user_digest
+from serving.events.base import EMPTY_USER, ErasedUsers, EventStoreError, UserState, user_digest
 from serving.events.intake import EventIntake
 from serving.events.sqlite_store import SqliteEventStore
 from tests.serving.conftest import recommender_of
@@ -34,11 +34,11 @@ class Breaking:
             await self._fail()
         return EMPTY_USER
 
-    async def erased(self) -> frozenset[str]:
+    async def erased_after(self, position: int, _limit: int) -> ErasedUsers:
         if self.broken:
             await self._fail()
         self.erasures_were_read = True
-        return frozenset({user_digest("1001")})
+        return ErasedUsers((user_digest("1001"),) if position == 0 else (), 1, True)
 
     async def _fail(self, *_arguments: Any) -> Any:
         await slow_answer(self._hang_s)
@@ -102,23 +102,24 @@ def test_erased_user_stays_unknown_while_the_store_is_down(
     bundle: Bundle, store: SqliteEventStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
 ) -> None:
     """An erasure by this process counts at once, one by another process when erasures were read again."""
-    monkeypatch.setattr("serving.stages.user_history.ERASURE_REFRESH_INTERVAL_S", 0.05)
+    monkeypatch.setattr("serving.events.erasure_list.REFRESH_INTERVAL_S", 0.05)
     app = build_app(
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)
     )
     ask = {"user_id": 1000, "deadline_ms": 5000}
 
-    read: list[frozenset[str]] = []
-    read_erased = store.erased
+    read: list[tuple[str, ...]] = []
+    read_erased = store.erased_after
 
-    async def noted() -> frozenset[str]:
-        read.append(await read_erased())
-        return read[-1]
+    async def noted(position: int, limit: int) -> ErasedUsers:
+        page = await read_erased(position, limit)
+        read.append(page.digests)
+        return page
 
     async def fail(*_arguments: Any) -> UserState:
         raise EventStoreError("gone")
 
-    monkeypatch.setattr(store, "erased", noted)
+    monkeypatch.setattr(store, "erased_after", noted)
 
     async def main() -> tuple[Any, Any]:
         async with open_client(app) as client:
@@ -130,7 +131,8 @@ def test_erased_user_stays_unknown_while_the_store_is_down(
                 other = SqliteEventStore(tmp_path / "events.sqlite")
                 await other.erase("1000")
                 await other.close()
-                await eventually_async(lambda: user_digest("1000") in read[-1])
+                await eventually_async(lambda: read[-1] == (user_digest("1000"),))
+                await eventually_async(lambda: read[-1] == ())
             monkeypatch.setattr(store, "user", fail)
             return before.json(), (await client.post("/v1/recommend", json=ask)).json()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
 
 from passerelle.calendar_time import HOUR_MS
 from serving.config import LiveEventsConfig
@@ -248,3 +249,24 @@ def test_hourly_counts_hold_no_deleted_items(redis_url: str) -> None:
         await a_day.close()
 
     asyncio.run(main())
+
+
+@needs_redis
+def test_erasures_of_earlier_versions_are_moved(redis_url: str) -> None:
+    async def work(store: EventStore) -> None:
+        earlier = {f"digest {number}" for number in range(5)}
+        client = redis.asyncio.Redis.from_url(redis_url)
+        await client.sadd("passerelle:erased", *earlier)
+        user = new_user()
+        await store.erase(user)
+        page, digests = await store.erased_after(0, 2), set()
+        while True:
+            digests |= set(page.digests)
+            if page.is_last:
+                break
+            page = await store.erased_after(page.position, 2)
+        assert digests == {*earlier, user_digest(user)}
+        assert not await client.exists("passerelle:erased")
+        await client.aclose()
+
+    with_store(lambda: redis_store(redis_url), work)
