@@ -8,12 +8,17 @@ import importlib
 import signal
 import sys
 import traceback
+from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from passerelle import __version__
 from passerelle.errors import UserError
+from ray_cluster.resources import PACKAGES
 
+_HERE = Path(__file__).parents[2]
+_MAX_MESSAGE = 500
 VERBS = {
     "prepare": "prepare",
     "train": "train",
@@ -78,7 +83,35 @@ def main() -> None:
         click.echo("passerelle: interrupted", err=True)
         sys.exit(130)
     except (UserError, OSError) as error:
-        if "--traceback" in sys.argv:
-            traceback.print_exc()
-        click.echo(f"passerelle: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+        _end(str(error))
+    # Of a library, or a fault of ours: a line tells the user more than a hundred of code.
+    except Exception as error:
+        _end(f"{unexpected(error)}; `passerelle --traceback VERB ...` shows the code")
+
+
+def unexpected(error: Exception) -> str:
+    """Returns the type and the message of an error that no code expected, and where in our code it arose.
+
+    >>> unexpected(ZeroDivisionError("division by zero"))
+    'unexpected ZeroDivisionError: division by zero'
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    files = [(Path(frame.filename), frame.lineno) for frame in frames if frame.filename != __file__]
+    ours = [
+        f"{file.relative_to(_HERE)}:{line}"
+        for file, line in files
+        if file.is_relative_to(_HERE) and file.relative_to(_HERE).parts[0] in PACKAGES
+    ]
+    message = " ".join(str(error).split())
+    if len(message) > _MAX_MESSAGE:
+        message = f"{message[:_MAX_MESSAGE]} ..."
+    where = f" at {ours[-1]}" if ours else ""
+    return f"unexpected {type(error).__name__}{where}: {message}".removesuffix(": ")
+
+
+def _end(message: str) -> NoReturn:
+    """Prints the line of an error, after the code that raised it where that was asked for, and ends."""
+    if "--traceback" in sys.argv:
+        traceback.print_exc()
+    click.echo(f"passerelle: {' '.join(message.split())}", err=True)
+    sys.exit(1)

@@ -1,17 +1,20 @@
 """How the command line ends: what it prints and which status it leaves, for each kind of mistake."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import types
 from collections.abc import Callable
+from typing import Any, cast
 
 import click
 import pytest
 
 from passerelle import __version__
 from passerelle.errors import UserError
+from passerelle.ragged import gather_ragged
 from ray_cluster.cli.main import VERBS
 from tests.ray_cluster.conftest import Cli
 
@@ -72,9 +75,35 @@ def test_traceback_on_demand(run: Cli) -> None:
     assert err.endswith("passerelle: no such item\n")
 
 
-def test_an_internal_error_keeps_its_traceback(run: Cli) -> None:
-    with pytest.raises(AssertionError, match="ours"):
-        run("stumble", body=raising(AssertionError("ours")))
+class LibraryError(Exception):
+    """An error that no code of ours expects."""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (LibraryError("schema:\n  a is\tno number"), "unexpected LibraryError: schema: a is no number"),
+        (AssertionError("ours"), "unexpected AssertionError: ours"),
+        (MemoryError(), "unexpected MemoryError"),
+        (LibraryError("x" * 5000), f"unexpected LibraryError: {'x' * 500} ..."),
+    ],
+)
+def test_an_unexpected_error_is_one_line_and_1(run: Cli, error: Exception, line: str) -> None:
+    status, out, err = run("stumble", body=raising(error))
+    assert (status, out) == (1, "")
+    assert err == f"passerelle: {line}; `passerelle --traceback VERB ...` shows the code\n"
+    status, _, err = run("--traceback", "stumble", body=raising(error))
+    assert status == 1 and err.startswith("Traceback") and type(error).__name__ in err.splitlines()[-1]
+
+
+def test_an_unexpected_error_names_where_in_our_code_it_arose(run: Cli) -> None:
+    wrong = cast(Any, None)
+
+    def body() -> None:
+        gather_ragged(wrong, wrong)
+
+    _, _, err = run("stumble", body=body)
+    assert re.match(r"passerelle: unexpected TypeError at passerelle/ragged\.py:\d+: unsupported", err), err
 
 
 @pytest.mark.parametrize(
