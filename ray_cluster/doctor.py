@@ -5,7 +5,6 @@ No heavy library is imported here: `import_probe` does that in a process of its 
 """
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,6 +19,7 @@ from typing import Any
 import psutil
 
 from passerelle.errors import UserError
+from passerelle.machine import usable_cores, usable_memory_bytes
 from passerelle.prepare.config import load_prepare_config, preset_names
 from passerelle.prepare.sources import local_source
 from ray_cluster.findings import (
@@ -171,6 +171,7 @@ def examine() -> list[Finding]:
     with ThreadPoolExecutor() as pool:
         probes = list(pool.map(run_probe, PROBES))
     memory = psutil.virtual_memory()
+    total_bytes = usable_memory_bytes()
     shm = Path("/dev/shm")
     return [
         check_python(sys.version_info[:2], stubs),
@@ -181,7 +182,7 @@ def examine() -> list[Finding]:
         check_triton(server, triton_version(server) if server else None),
         check_port(HTTP_PORT, port_holder(HTTP_PORT)),
         check_disk(Path.cwd(), shutil.disk_usage(Path.cwd()).free),
-        check_memory(memory.available, memory.total, len(os.sched_getaffinity(0))),
+        check_memory(min(memory.available, total_bytes), total_bytes, usable_cores()),
         check_shared_memory(shutil.disk_usage(shm).total if shm.is_dir() else None),
         check_data(data_sets()),
     ]

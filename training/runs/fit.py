@@ -1,7 +1,6 @@
 """Train a run: the same function in one process, and in every worker of a Ray Train job."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from passerelle.dataset import Dataset
+from passerelle.machine import usable_cores
 from passerelle.splits import evaluation_users, make_split
 from training.config import Recipe
 from training.data.batches import EpochBatches
@@ -58,9 +58,7 @@ def fit(
             or a run of very few windows is resumed with another number of workers.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    torch.set_num_threads(
-        config.training.threads or max(1, (os.cpu_count() or 1) // workers.local_world_size)
-    )
+    torch.set_num_threads(config.training.threads or max(1, usable_cores() // workers.local_world_size))
     warnings.filterwarnings(
         "ignore", message="The number of training batches .* is smaller than", category=UserWarning
     )

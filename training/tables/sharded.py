@@ -10,7 +10,6 @@ Shape legend: R rows, D width, U rows of a step (each once).
 """
 
 import logging
-import os
 import warnings
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from passerelle.errors import UserError
+from passerelle.machine import usable_memory_bytes
 from training.tables.base import EmbeddingTable
 from training.tables.files import Shard
 from training.tables.sparse import EPSILON, TABLE, empty_collection, fill_rows, jagged_rows
@@ -109,7 +109,7 @@ class ShardedTable(EmbeddingTable):
             world_size=world_size,
             local_world_size=local_world_size,
             compute_device=device.type,
-            ddr_cap=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // local_world_size,
+            ddr_cap=usable_memory_bytes() // local_world_size,
             **gpu_memory,
         )
         planner = EmbeddingShardingPlanner(
