@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import ray
+from ray._private import ray_constants
 
 _GRACE_S = 2.0
 _OBJECT_STORE_BYTES = (
@@ -59,7 +61,8 @@ def local_ray() -> Iterator[bool]:
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with own_signals():
+        _ensure_private_token(Path.home() / ".ray" / "auth_token")
+        with own_signals(), _on_loopback():
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -75,6 +78,43 @@ def local_ray() -> Iterator[bool]:
         for process in left:  # an agent that was starting itself when its raylet ended notices only later
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that is started within the block listen on loopback only.
+
+    It does so where it takes the machine for one that cannot be in a cluster; it has no
+    setting for that on Linux.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+        if before[1] is not None:
+            os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = before[1]
+
+
+def _ensure_private_token(path: Path) -> None:
+    """Create Ray's token before Ray does, which lets everybody on the machine read it; one that is
+    there becomes private.
+    """
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            path.chmod(path.stat().st_mode & ~0o077)
+            return
+        scratch = path.with_name(f"{path.name}.{os.getpid()}")
+        scratch.touch(0o600)
+        scratch.write_text(secrets.token_hex(32), encoding="utf-8")
+        # Whole, or not at all: another process may be doing the same.
+        with contextlib.suppress(FileExistsError):
+            os.link(scratch, path)
+        scratch.unlink()
 
 
 def users_mistake(report: str, otherwise: str) -> str:

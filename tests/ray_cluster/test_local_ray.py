@@ -1,14 +1,20 @@
 """A Ray for the length of a block: nothing of it is left, and no other Ray is touched."""
 
+import contextlib
+import os
+import re
 import signal
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 import ray
 
-from ray_cluster.local_ray import local_ray, own_signals, users_mistake
+from ray_cluster.local_ray import _ensure_private_token, local_ray, own_signals, users_mistake
+from serving.addresses import is_loopback, is_unspecified
 from tests.support.processes import CHECKOUT
 
 _NEIGHBOUR = """
@@ -83,3 +89,41 @@ def test_a_signal_that_ray_answers_is_an_interrupt() -> None:
 )
 def test_what_a_report_of_ray_says(report: str, said: str) -> None:
     assert users_mistake(report, "TrainingFailedError") == said
+
+
+def test_everything_of_a_local_ray_listens_on_loopback_only() -> None:
+    def listeners() -> set[tuple[int, str, str]]:
+        found = set()
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                found |= {
+                    (process.pid, process.name(), connection.laddr.ip)
+                    for connection in process.net_connections("tcp")
+                    if connection.status == psutil.CONN_LISTEN
+                }
+        return found
+
+    before = listeners()
+    with local_ray() as started:
+        assert started
+        assert ray.get(ray.remote(lambda: 7).remote()) == 7
+        ours = listeners() - before
+    assert {"raylet", "gcs_server"} <= {name for _, name, _ in ours}
+    everywhere = [
+        one for one in ours if not is_loopback(one[2].removeprefix("::ffff:")) or is_unspecified(one[2])
+    ]
+    assert everywhere == []
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ, "not what later processes inherit"
+
+
+def test_the_token_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    token = tmp_path / "home" / ".ray" / "auth_token"
+    _ensure_private_token(token)
+    made = token.read_text()
+    assert re.fullmatch("[0-9a-f]{64}", made)
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600 and [*token.parent.iterdir()] == [token]
+    token.chmod(0o644)
+    _ensure_private_token(token)
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600 and token.read_text() == made
+    (tmp_path / "file").touch()
+    _ensure_private_token(tmp_path / "file" / "auth_token")
