@@ -31,6 +31,7 @@ from benchmarks.harness import apart, environment, latency_summary, write_result
 from passerelle.arrays import Float32Array, Float64Array, Int64Array
 from passerelle.dataset import FeatureColumn
 from serving.catalogue.columns import Columns
+from serving.catalogue.filter_budget import FilterBudget
 from serving.retrievers.base import Mask, scan
 from serving.retrievers.index_store import KINDS, Kind, make_index, open_index, tuned_recall
 from serving.retrievers.retriever import Retriever
@@ -134,7 +135,9 @@ def _retriever(
     def search(query_D: Float32Array, share: float) -> Int64Array:
         allowed_N: Mask | None = None
         if share < 1:
-            allowed_N = columns.mask(Range(op="range", column="passing", max=share), "filters.0")
+            allowed_N = columns.mask(
+                Range(op="range", column="passing", max=share), "filters.0", FilterBudget()
+            )
         return retriever.search(query_D[None], K, [allowed_N])[0].positions_K
 
     by_share = {}

@@ -45,6 +45,18 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
+def is_unspecified(host: str) -> bool:
+    """Returns whether a host stands for every address of this machine.
+
+    >>> is_unspecified("0.0.0.0"), is_unspecified("::"), is_unspecified("127.0.0.1")
+    (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_unspecified
+    except ValueError:
+        return False
+
+
 def open_url(url: str, timeout_s: float) -> Any:
     """Opens a URL of this machine, whatever proxy the environment names.
 

@@ -120,8 +120,19 @@ class LimitsConfig(Config):
     """Deadline of a request that gives none; stages that miss it are left out, or the answer is 503."""
     max_k: int = Field(default=1000, ge=1, le=MAX_K)
     """Maximum number of items of one answer."""
+    max_filter_work: int = Field(default=20_000_000, ge=1)
+    """Visits of rows by the filters of one request; filters that take more are answered 422.
+
+    A visit takes about a nanosecond: a condition visits every item or offer, a radius those of its latitudes.
+    A request may always visit every row of the catalogue 16 times.
+    """
     max_body_bytes: int = Field(default=2_000_000, ge=1000)
     """Larger bodies are answered 413."""
+    max_large_bytes_per_s: int = Field(default=2_000_000, ge=1000)
+    """Bytes of bodies over 64 KiB, together, that one replica takes in a second; more are answered 429.
+
+    While one is parsed, no other request is answered.
+    """
     requests_per_s: float | None = Field(default=None, gt=0)
     """Requests of one API key (or of one address, where there are no keys); more are answered 429."""
     api_keys_file: Path | None = None
@@ -135,7 +146,15 @@ class LimitsConfig(Config):
     They show the ids of some users and the history of any user to every client.
     """
     allowed_origins: tuple[str, ...] = ()
-    """Other sites whose pages may send requests (CORS)."""
+    """Other sites whose pages may send requests (CORS).
+
+    Without API keys, requests of other sites' pages that are no GET are answered 403.
+    """
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which clients reach the service (`Host`); requests by other names are answered 403.
+
+    If absent, any name will do; on loopback and without API keys, only names of this machine.
+    """
 
 
 class LogConfig(Config):

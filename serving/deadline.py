@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 T = TypeVar("T")
+_OVER = "the time of the request is over: ask again, or give a longer deadline_ms"
 _MIN_TIMEOUT_S = 1e-4
 """A timeout of zero would cancel a stage that has its answer at once."""
 
@@ -28,6 +29,15 @@ class Deadline:
         """Returns the seconds that are left, at least 0."""
         return max(0.0, self._at_s - time.perf_counter())
 
+    def check(self) -> None:
+        """Ends work that nobody waits for any more.
+
+        Raises:
+            DeadlineError: the deadline has passed.
+        """
+        if time.perf_counter() >= self._at_s:
+            raise DeadlineError(_OVER)
+
 
 async def with_deadline(stage: Awaitable[T], deadline: Deadline) -> T:
     """Returns the result of a stage.
@@ -38,6 +48,4 @@ async def with_deadline(stage: Awaitable[T], deadline: Deadline) -> T:
     try:
         return await asyncio.wait_for(stage, max(_MIN_TIMEOUT_S, deadline.left_s()))
     except TimeoutError:
-        raise DeadlineError(
-            "the time of the request is over: ask again, or give a longer deadline_ms"
-        ) from None
+        raise DeadlineError(_OVER) from None

@@ -5,6 +5,7 @@ Only this file and `serving/remote.py` import `ray.serve`.
 """
 
 import os
+import sys
 from typing import Literal
 
 from fastapi import FastAPI
@@ -12,9 +13,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from passerelle.errors import UserError
+from serving.addresses import split_address
 from serving.api.app import build_app
 from serving.api.errors import StageError, location_of
 from serving.api.listener import Listener
+from serving.deadline import DeadlineError
 from serving.dependencies import STAGE_BUILDERS, Dependencies, GraphSettings, StageName, local_stages
 from serving.events.intake import EventIntake
 from serving.observability.metrics import Telemetry
@@ -26,12 +29,18 @@ from serving.retrievers.index_store import index_manifest
 from serving.triton.inference import InferenceError
 
 Topology = Literal["fused", "staged"]
+SWITCH_INTERVAL_S = 5e-4
+"""How long a search in a thread may keep the interpreter while the event loop waits for it.
+
+Python's 5 ms are half of an answer, and an answer waits for the interpreter several times.
+"""
 
 
 class StageReplica:
     """A deployment's replica that runs one stage."""
 
     def __init__(self, name: StageName, settings: GraphSettings) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         dependencies = Dependencies(settings)
         # Opened for the warnings of this process.
         self._log = ServedLog(dependencies.config.log.file)
@@ -46,7 +55,7 @@ class StageReplica:
         """
         try:
             return await getattr(self._stage, method)(*arguments, **options), None
-        except (UserError, InferenceError) as error:
+        except (UserError, InferenceError, DeadlineError) as error:
             return None, error
         # An unexpected exception: its message may hold ids.
         except Exception as error:
@@ -62,6 +71,7 @@ class Ingress:
     """The HTTP endpoint: runs the stages in this process, or calls the given deployments."""
 
     def __init__(self, settings: GraphSettings, *deployments: DeploymentHandle[StageReplica]) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         dependencies = Dependencies(settings)
         config = dependencies.config
         self._recommender = Recommender(
@@ -83,7 +93,8 @@ class Ingress:
         telemetry = Telemetry(str(os.getpid()))
         if self._index is not None:
             telemetry.index(self._index.retriever, self._index.recall)
-        app = build_app(self._recommender, self._intake, telemetry)
+        host = split_address(self._address)[0] if self._address else None
+        app = build_app(self._recommender, self._intake, telemetry, host)
         self._listener = Listener(app, self._address) if self._address else None
         return app
 

@@ -94,7 +94,7 @@ class Recommender:
             query = await with_deadline(lookup, deadline)
         looked_up = time.perf_counter()
         with self.tracer.stage("retrieval"):
-            retrieval = self.stages.retrieval.run(request, query, request_time, playlist)
+            retrieval = self.stages.retrieval.run(request, query, request_time, playlist, deadline.left_s())
             candidates = await with_deadline(retrieval, deadline)
         retrieved = time.perf_counter()
         with self.tracer.stage("ranking"):
@@ -176,7 +176,7 @@ class Recommender:
         rows = [item_row(self.bundle, item_id) for item_id in item_ids]
         deadline = self._deadline(request.deadline_ms)
         request_time = RequestTime.read(request.context.timestamp_ms)
-        retrieval = self.stages.retrieval.similar(request, rows, k, request_time)
+        retrieval = self.stages.retrieval.similar(request, rows, k, request_time, deadline.left_s())
         candidates = await with_deadline(retrieval, deadline)
         ordering = self.stages.ordering.run(candidates, candidates.scores_C, k, request_time)
         items = await with_deadline(ordering, deadline)

@@ -88,15 +88,27 @@ class RemoteLookup(RemoteStage):
 class RemoteRetrieval(RemoteStage):
     """The retrieval stage in another deployment."""
 
+    num_abandoned = 0
+
     async def run(
-        self, request: RecommendRequest, query: Query, request_time: RequestTime, playlist: Playlist
+        self,
+        request: RecommendRequest,
+        query: Query,
+        request_time: RequestTime,
+        playlist: Playlist,
+        timeout_s: float,
     ) -> Candidates:
-        return await self._call(RetrievalStage.run, request, query, request_time, playlist)
+        return await self._call(RetrievalStage.run, request, query, request_time, playlist, timeout_s)
 
     async def similar(
-        self, request: SimilarRequest, rows: Sequence[int], k: int, request_time: RequestTime
+        self,
+        request: SimilarRequest,
+        rows: Sequence[int],
+        k: int,
+        request_time: RequestTime,
+        timeout_s: float,
     ) -> Candidates:
-        return await self._call(RetrievalStage.similar, request, rows, k, request_time)
+        return await self._call(RetrievalStage.similar, request, rows, k, request_time, timeout_s)
 
 
 class RemoteRanking(RemoteStage):

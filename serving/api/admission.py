@@ -6,6 +6,7 @@ Plain ASGI, so that a refusal costs little.
 import asyncio
 import codecs
 import hmac
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,16 @@ from serving.api.limiters import ConcurrencyLimiter, RateLimiter
 from serving.config import LimitsConfig
 from serving.watched_file import WatchedFile
 
-OPEN_PATHS = ("/healthz", "/readyz", "/metrics", "/")
-"""Monitoring, and the page that asks for a key: always admitted, without a key."""
+OPEN_PATHS = ("/healthz", "/")
+"""Whether the process is alive, and the page that asks for a key: always admitted."""
+_MONITORING = ("/readyz", "/metrics")
+"""Admitted without a key, but not any number of them: they ask other components."""
+MAX_MONITORING = 16
 _COMPUTED = ("/v1/recommend", "/v1/similar")
 _OF_EVENTS = ("/v1/events", "/v1/users")
 BODY_TIMEOUT_S = 10.0
+LARGE_BYTES = 64 * 1024
+"""Parsing and validating so much takes some milliseconds at most, in which no other request is answered."""
 RETRY_AFTER_S = 1
 
 
@@ -34,6 +40,7 @@ class AdmissionMiddleware:
         limits: rates and sizes.
         keys: accepted API keys; None admits every caller.
         refused: called with the status of each refusal.
+        num_abandoned: returns how many recommendations have ended but still use a thread.
         clock: monotonic seconds.
     """
 
@@ -43,6 +50,7 @@ class AdmissionMiddleware:
         limits: LimitsConfig,
         keys: WatchedFile[tuple[bytes, ...]] | None,
         refused: Callable[[int], None],
+        num_abandoned: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
@@ -52,10 +60,15 @@ class AdmissionMiddleware:
         self._rate_limiter = (
             None if limits.requests_per_s is None else RateLimiter(limits.requests_per_s, clock)
         )
+        self._large_bodies = RateLimiter(
+            limits.max_large_bytes_per_s, clock, max_amount=limits.max_body_bytes
+        )
         # Events wait for a disk or another machine: neither recommendations nor item pages wait with them.
         self._computed, self._of_events, self._others = (
-            ConcurrencyLimiter(limits.max_in_flight, limits.max_expected_ms, clock) for _ in range(3)
+            ConcurrencyLimiter(limits.max_in_flight, limits.max_expected_ms, clock, abandoned)
+            for abandoned in (num_abandoned, lambda: 0, lambda: 0)
         )
+        self._monitoring = ConcurrencyLimiter(MAX_MONITORING, math.inf, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -66,9 +79,13 @@ class AdmissionMiddleware:
         try:
             self._check_caller(scope, headers)
             self._check_capacity(limiter)
-            body = await self._body(headers, receive)
+            announced = self._announced_bytes(headers)
+            self._check_large(announced)
+            body = await self._body(receive)
             if body is None:
                 return
+            if not announced:
+                self._check_large(len(body))
             # Other requests may have been admitted while the body arrived.
             self._check_capacity(limiter)
         except _RefusedError as refusal:
@@ -86,7 +103,7 @@ class AdmissionMiddleware:
             _RefusedError: 401 or 429.
         """
         caller = (scope.get("client") or ("",))[0].encode()
-        if self._keys is not None:
+        if self._keys is not None and scope["path"] not in _MONITORING:
             caller = _given_key(headers.get(b"authorization", b""))
             if not _is_one_of(caller, self._keys.value):
                 message = "give a key of this service: Authorization: Bearer KEY"
@@ -106,22 +123,42 @@ class AdmissionMiddleware:
             message = f"{limiter.in_flight} requests are in flight: ask again a little later"
             raise _RefusedError(429, message, _RETRY)
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+    def _announced_bytes(self, headers: dict[bytes, bytes]) -> int:
+        """Returns the length that the client announces; 0 where it announces none.
+
+        Raises:
+            _RefusedError: 413.
+        """
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or len(length) > 18 or int(length) > self._limits.max_body_bytes:
+            raise _too_large(self._limits.max_body_bytes)
+        return int(length)
+
+    def _check_large(self, num_bytes: int) -> None:
+        """Checks that large bodies leave time for other requests: none is answered while one is parsed.
+
+        Raises:
+            _RefusedError: 429.
+        """
+        if num_bytes > LARGE_BYTES and not self._large_bodies.admit(b"", num_bytes):
+            raise _RefusedError(429, "too many large bodies: send it again a little later", _RETRY)
+
+    async def _body(self, receive: Receive) -> bytes | None:
         """Returns the whole body; None where the client has disconnected.
 
         Raises:
             _RefusedError: 408 or 413.
         """
         try:
-            return await asyncio.wait_for(
-                _whole_body(headers, receive, self._limits.max_body_bytes), BODY_TIMEOUT_S
-            )
+            return await asyncio.wait_for(_whole_body(receive, self._limits.max_body_bytes), BODY_TIMEOUT_S)
         except TimeoutError:
             raise _RefusedError(408, f"the body did not come within {BODY_TIMEOUT_S:g} s") from None
 
     def _limiter(self, path: str) -> ConcurrencyLimiter:
         if path in _COMPUTED:
             return self._computed
+        if path in _MONITORING:
+            return self._monitoring
         return self._of_events if path.startswith(_OF_EVENTS) else self._others
 
 
@@ -138,16 +175,16 @@ class _RefusedError(Exception):
         self.headers = headers
 
 
-async def _whole_body(headers: dict[bytes, bytes], receive: Receive, max_bytes: int) -> bytes | None:
+def _too_large(max_bytes: int) -> _RefusedError:
+    return _RefusedError(413, f"the body is larger than {max_bytes} bytes")
+
+
+async def _whole_body(receive: Receive, max_bytes: int) -> bytes | None:
     """Returns the body; None where the client has disconnected.
 
     Raises:
-        _RefusedError: the body, or the length that the client announces, is larger than `max_bytes`.
+        _RefusedError: the body is larger than `max_bytes`.
     """
-    too_large = _RefusedError(413, f"the body is larger than {max_bytes} bytes")
-    length = headers.get(b"content-length", b"0")
-    if not length.isdigit() or len(length) > 18 or int(length) > max_bytes:
-        raise too_large
     chunks, size = [], 0
     while True:
         message = await receive()
@@ -156,7 +193,7 @@ async def _whole_body(headers: dict[bytes, bytes], receive: Receive, max_bytes: 
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         if size > max_bytes:
-            raise too_large
+            raise _too_large(max_bytes)
         if not message.get("more_body", False):
             return b"".join(chunks)
 

@@ -17,6 +17,8 @@ from passerelle.errors import UserError
 from serving.api.admission import RETRY_AFTER_S, AdmissionMiddleware, read_keys
 from serving.api.errors import ErrorMiddleware
 from serving.api.explorer import add_explorer
+from serving.api.json_bodies import JsonRoute
+from serving.api.origins import OriginMiddleware
 from serving.api.paths import ANY_ID, HeadMiddleware
 from serving.deadline import DeadlineError
 from serving.events.base import EventStoreError
@@ -37,8 +39,9 @@ from serving.triton.inference import InferenceError
 from serving.watched_file import WatchedFile
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    408: {"model": Problems, "description": "The body did not come."},
     401: {"model": Problems, "description": "No key of this service, where it asks for one."},
+    403: {"model": Problems, "description": "`Host` or `Origin` is of another site."},
+    408: {"model": Problems, "description": "The body did not come."},
     413: {"model": Problems, "description": "The body is too large."},
     422: {"model": Problems, "description": "The request does not fit; `loc` names the field."},
     429: {
@@ -58,7 +61,10 @@ logger = logging.getLogger(__name__)
 
 
 def build_app(
-    recommender: Recommender, intake: EventIntake | None = None, telemetry: Telemetry | None = None
+    recommender: Recommender,
+    intake: EventIntake | None = None,
+    telemetry: Telemetry | None = None,
+    host: str | None = None,
 ) -> FastAPI:
     """Returns the HTTP application.
 
@@ -66,12 +72,14 @@ def build_app(
         recommender: answers the requests.
         intake: takes events; without it there is no `/v1/events`.
         telemetry: counts requests.
+        host: address that the service listens on; None where it is not known.
     """
     app = FastAPI(
         title="Passerelle",
         version=__version__,
         description="Recommendations: lookup, retrieval, ranking, ordering.",
     )
+    app.router.route_class = JsonRoute
     telemetry = telemetry or Telemetry()
     limits = recommender.config.limits
     # Without the file, or a key in it, nobody is admitted.
@@ -84,7 +92,16 @@ def build_app(
         limits=limits,
         keys=keys,
         refused=lambda status: telemetry.count("admission", str(status)),
+        num_abandoned=lambda: recommender.stages.retrieval.num_abandoned,
     )
+    if keys is None or limits.allowed_hosts:
+        app.add_middleware(
+            OriginMiddleware,
+            host=host,
+            allowed_hosts=limits.allowed_hosts,
+            allowed_origins=("*",) if keys is not None else limits.allowed_origins,
+            refused=lambda status: telemetry.count("admission", str(status)),
+        )
     # Outside of the admission: a browser's preflight request carries no key.
     if limits.allowed_origins:
         app.add_middleware(
@@ -219,7 +236,7 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
             request,
             422,
             [
-                {"loc": list(problem["loc"]), "msg": problem["msg"]}
+                {"loc": list(problem["loc"]), "msg": _message(problem)}
                 for problem in error.errors()[:_MAX_PROBLEMS]
             ],
         )
@@ -243,6 +260,13 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
     async def refused(request: Request, error: HTTPException) -> Response:
         # Of 405, the methods that are allowed.
         return refuse(request, error.status_code, [{"loc": [], "msg": str(error.detail)}], error.headers)
+
+
+def _message(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "json_invalid":
+        return f"not JSON: {problem['ctx']['error']}"
+    message: str = problem["msg"]
+    return message
 
 
 def _json(content: str, status: int = 200) -> Response:

@@ -21,11 +21,17 @@ class ConcurrencyLimiter:
         max_in_flight: requests at a time, whatever they cost.
         max_expected_ms: expected duration up to which one more is admitted.
         clock: monotonic seconds.
+        num_abandoned: returns how many requests have ended but still use a thread; they count as in flight.
     """
 
     def __init__(
-        self, max_in_flight: int, max_expected_ms: float, clock: Callable[[], float] = time.monotonic
+        self,
+        max_in_flight: int,
+        max_expected_ms: float,
+        clock: Callable[[], float] = time.monotonic,
+        num_abandoned: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._num_abandoned = num_abandoned
         self._max_in_flight = max_in_flight
         self._max_expected_s = max_expected_ms / 1e3
         self._clock = clock
@@ -34,9 +40,10 @@ class ConcurrencyLimiter:
 
     def has_capacity(self) -> bool:
         """Returns whether one more request may be admitted."""
-        if self.in_flight >= self._max_in_flight:
+        in_flight = self.in_flight + self._num_abandoned()
+        if in_flight >= self._max_in_flight:
             return False
-        return self.in_flight < MIN_CONCURRENCY or (self.in_flight + 1) * self._cost_s <= self._max_expected_s
+        return in_flight < MIN_CONCURRENCY or (in_flight + 1) * self._cost_s <= self._max_expected_s
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -52,26 +59,29 @@ class ConcurrencyLimiter:
 
 
 class RateLimiter:
-    """A token bucket for each caller, which holds the requests of one second; idle callers are forgotten.
+    """A token bucket for each caller, which holds what one second may bring; idle callers are forgotten.
 
     Args:
-        requests_per_s: of one caller.
+        per_s: requests, or bytes, of one caller.
+        max_amount: the largest amount of one request; a bucket holds at least as much.
         clock: monotonic seconds.
     """
 
-    def __init__(self, requests_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = requests_per_s
-        self._max_tokens = max(1.0, requests_per_s)
+    def __init__(
+        self, per_s: float, clock: Callable[[], float] = time.monotonic, max_amount: float = 1.0
+    ) -> None:
+        self._rate = per_s
+        self._max_tokens = max(max_amount, per_s)
         self._clock = clock
         self._buckets: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
 
-    def admit(self, caller: bytes) -> bool:
-        """Takes a token, and returns whether there was one."""
+    def admit(self, caller: bytes, amount: float = 1.0) -> bool:
+        """Takes so many tokens, and returns whether there were as many."""
         now = self._clock()
         tokens, since = self._buckets.pop(caller, (self._max_tokens, now))
         tokens = min(self._max_tokens, tokens + (now - since) * self._rate)
-        admitted = tokens >= 1.0
-        self._buckets[caller] = (tokens - 1.0 if admitted else tokens, now)
+        admitted = tokens >= amount
+        self._buckets[caller] = (tokens - amount if admitted else tokens, now)
         if len(self._buckets) > _MAX_CALLERS:
             self._buckets.popitem(last=False)
         return admitted

@@ -17,6 +17,7 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.ragged import gather_ragged
 from serving.catalogue.columns import HALF_EARTH_KM, Columns, Mask, arc_km
+from serving.catalogue.filter_budget import FilterBudget
 from serving.catalogue.filter_masks import Listings, filter_mask
 from serving.catalogue.offers import OFFER_ID, PREFIX, OfferTable, is_offers
 from serving.catalogue.strides import growing_slices
@@ -83,21 +84,44 @@ class Catalogue:
         )
         self._starts_R = np.searchsorted(offers.item_rows, np.arange(num_rows + 1))
 
-    def eligible(self, filters: Sequence[Filter], *, with_offer: bool = False) -> Eligible:
+    @property
+    def size(self) -> int:
+        """Number of item rows and offers, which a condition may visit."""
+        num_offers = 0 if self.offers is None else len(self.offers.item_rows)
+        return int(self.items.num_rows + num_offers)
+
+    def eligible(
+        self,
+        filters: Sequence[Filter],
+        configured: Sequence[Filter] = (),
+        *,
+        with_offer: bool = False,
+        budget: FilterBudget | None = None,
+    ) -> Eligible:
         """Returns the items and listings that meet every filter.
 
         Args:
+            filters: of the request.
+            configured: more of them, for which the budget does not count.
             with_offer: leave out items without an eligible offer.
+            budget: work that the filters may do; any, if absent.
 
         Raises:
-            UserError: a column is not known, its kind does not fit the operation, or a value its type.
+            UserError: a column is not known, its kind does not fit the operation, a value its type, or the
+                budget does not suffice.
+            DeadlineError: the deadline of the budget passes.
         """
-        reads_offers = any(is_offers(name) for name in columns_of(filters))
+        reads_offers = any(is_offers(name) for name in columns_of((*filters, *configured)))
         if reads_offers and self.offers is None:
             raise UserError("filters: there are no offers here, so no `offer.` columns")
-        if self.offers is None or not (reads_offers or with_offer):
-            return Eligible(filter_mask(filters, self.items, None), None)
-        listings_G = filter_mask(filters, self.items, self._listings)
+        listings = self._listings if reads_offers or (self.offers is not None and with_offer) else None
+        budget = budget or FilterBudget()
+        met = filter_mask(filters, self.items, listings, budget)
+        if configured:
+            met &= filter_mask(configured, self.items, listings, budget.unlimited())
+        if self.offers is None or listings is None:
+            return Eligible(met, None)
+        listings_G = met
         if with_offer:
             listings_G[len(self.offers.item_rows) :] = False
         rows_R = np.zeros(self.items.num_rows, dtype=bool)

@@ -14,6 +14,7 @@ from passerelle.arrays import BoolArray, Float64Array, Int32Array, Int64Array, I
 from passerelle.dataset import FeatureColumn, FeatureKind
 from passerelle.encoding import on_the_sphere, points
 from passerelle.errors import UserError
+from serving.catalogue.filter_budget import LOOKUP_WORK, PLACE_WORK, FilterBudget
 from serving.catalogue.postings import finite, make_postings
 from serving.schemas.filters import Contains, Equals, In, Leaf, Overlaps, Present, RadiusBy, Range, Within
 
@@ -30,6 +31,8 @@ _OPERATIONS: dict[FeatureKind, tuple[str, ...]] = {
     "place": ("within", "present"),
 }
 """Operations by kind of column; columns of other kinds are inputs of networks only."""
+_ANGLE_WORK = 8
+"""Of each angle that is written."""
 _NUMBERS: tuple[FeatureKind, ...] = ("numeric", "timestamp")
 _CODED: tuple[FeatureKind, ...] = ("categorical", "multi_categorical", "text", *_NUMBERS)
 
@@ -57,7 +60,9 @@ class _Places:
         """Returns squared chords to some rows, exact for small distances too; NaN where there is no place."""
         return np.asarray(np.square(self.points_R3[rows] - centre).sum(axis=1))
 
-    def within(self, centre: Float64Array, angles: Float64Array | float) -> tuple[Int32Array, Float64Array]:
+    def within(
+        self, centre: Float64Array, angles: Float64Array | float, budget: FilterBudget, path: str
+    ) -> tuple[Int32Array, Float64Array]:
         """Returns the rows no farther than an angle, and their squared chords.
 
         Args:
@@ -75,6 +80,7 @@ class _Places:
                 self.latitude_sines, high, "right"
             )
         ]
+        budget.spend(PLACE_WORK * len(band), path)
         squares = self.square_chords(centre, band)
         limits = angles if isinstance(angles, float) else angles[band]
         near = squares <= (2 * np.sin(limits / 2)) ** 2
@@ -172,15 +178,19 @@ class Columns:
         if operation not in _OPERATIONS[kind]:
             raise UserError(f"{where} is {kind}: use {' or '.join(_OPERATIONS[kind])}, not {operation}")
 
-    def mask(self, condition: Leaf, path: str) -> Mask:
+    def mask(self, condition: Leaf, path: str, budget: FilterBudget) -> Mask:
         """Returns the rows [R] that meet one condition.
 
         Args:
             path: the path of the condition in the request, for messages.
+            budget: work that the condition may do.
 
         Raises:
-            UserError: a column is not known, its kind does not fit the operation, or a value its type.
+            UserError: a column is not known, its kind does not fit the operation, a value its type, or the
+                budget does not suffice.
+            DeadlineError: the deadline of the budget passes.
         """
+        budget.spend(self.num_rows, path)
         if isinstance(condition, Overlaps):
             return self._overlaps(condition, path)
         where = f"{path}: column {condition.column!r}"
@@ -189,14 +199,17 @@ class Columns:
             case Range():
                 return self._between(self._numbers[condition.column], condition.min, condition.max)
             case Within():
-                return self._within_radius(condition, path)
+                return self._within_radius(condition, path, budget)
             case Present():
                 return self._present(condition.column)
             case In() | Equals() | Contains():
                 postings = self._postings[condition.column]
                 values = condition.values if isinstance(condition, In) else (condition.value,)
+                budget.spend(LOOKUP_WORK * len(values), path)
+                rows, _ = postings.rows_with(values, where)
+                budget.spend(len(rows), path)
                 mask_R = np.zeros(self.num_rows, dtype=bool)
-                mask_R[postings.rows_with(values, where)] = True
+                mask_R[rows] = True
                 return mask_R
 
     def _between(self, numbers_R: Float64Array, low: float | None, high: float | None) -> Mask:
@@ -215,58 +228,66 @@ class Columns:
         open_R = True if condition.min is None else ~(ends_R < condition.min)
         return np.asarray(begun_R & open_R & ~(np.isnan(starts_R) & np.isnan(ends_R)))
 
-    def _within_radius(self, condition: Within, path: str) -> Mask:
+    def _within_radius(self, condition: Within, path: str, budget: FilterBudget) -> Mask:
         by = condition.radius_by
         angles = (
             _angle(condition.radius_km)
             if by is None
-            else self.angles(condition.radius_km, by, f"{path}.radius_by")
+            else self.angles(condition.radius_km, by, f"{path}.radius_by", budget)
         )
-        return self.within(condition, f"{path}: column {condition.column!r}", angles)
+        return self.within(condition, path, angles, budget)
 
-    def within(self, condition: Within, where: str, angles: Float64Array | float) -> Mask:
+    def within(
+        self, condition: Within, path: str, angles: Float64Array | float, budget: FilterBudget
+    ) -> Mask:
         """Returns the rows [R] whose place lies within an angle of the centre.
 
         Args:
+            path: the path of the condition in the request, for messages.
             angles: in radians, one for each row [R] or one for all.
+            budget: work that the condition may do.
 
         Raises:
-            UserError: the column is not of places.
+            UserError: the column is not of places, or the budget does not suffice.
+            DeadlineError: the deadline of the budget passes.
         """
-        self.require(condition.column, condition.op, where)
+        self.require(condition.column, condition.op, f"{path}: column {condition.column!r}")
+        centre = on_the_sphere(condition.latitude, condition.longitude)
+        rows, _ = self._places[condition.column].within(centre, angles, budget, path)
         mask_R = np.zeros(self.num_rows, dtype=bool)
-        mask_R[
-            self._places[condition.column].within(
-                on_the_sphere(condition.latitude, condition.longitude), angles
-            )[0]
-        ] = True
+        mask_R[rows] = True
         return mask_R
 
     def around(
         self, name: str, latitude: float, longitude: float, radius_km: float
     ) -> tuple[Int32Array, Float64Array]:
         """Returns the rows within a distance of a point, unordered, and squared chords (see `arc_km`)."""
-        return self._places[name].within(on_the_sphere(latitude, longitude), _angle(radius_km))
+        centre = on_the_sphere(latitude, longitude)
+        return self._places[name].within(centre, _angle(radius_km), FilterBudget(), name)
 
     def square_chords(self, name: str, latitude: float, longitude: float, rows: IntArray) -> Float64Array:
         """Returns squared chords from a point to some rows (see `arc_km`); NaN where there is no place."""
         return self._places[name].square_chords(on_the_sphere(latitude, longitude), rows)
 
-    def angles(self, default_km: float, radius_by: RadiusBy, path: str) -> Float64Array:
+    def angles(self, default_km: float, radius_by: RadiusBy, path: str, budget: FilterBudget) -> Float64Array:
         """Returns the radius of each row as an angle [R], in radians.
 
         Raises:
-            UserError: the column is not of categories.
+            UserError: the column is not of categories, or the budget does not suffice.
+            DeadlineError: the deadline of the budget passes.
         """
         where = f"{path}: column {radius_by.column!r}"
         if self.kinds.get(radius_by.column) not in ("categorical", "multi_categorical"):
             raise UserError(f"{where} is not one of categories")
         postings = self._postings[radius_by.column]
-        angles_R = np.zeros(self.num_rows)
-        for value, radius_km in radius_by.radii_km.items():
-            rows = postings.rows_with([value], where)
-            angles_R[rows] = np.maximum(angles_R[rows], _angle(radius_km))
-        return np.where(angles_R > 0, angles_R, _angle(default_km))
+        # Of a row's categories the largest radius is assigned last, and stays.
+        widest_last = sorted(radius_by.radii_km.items(), key=lambda one: one[1])
+        budget.spend(LOOKUP_WORK * len(widest_last) + _ANGLE_WORK * self.num_rows, path)
+        rows, lengths = postings.rows_with([value for value, _ in widest_last], where)
+        budget.spend(_ANGLE_WORK * len(rows), path)
+        angles_R = np.full(self.num_rows, _angle(default_km))
+        angles_R[rows] = np.repeat([_angle(radius_km) for _, radius_km in widest_last], lengths)
+        return angles_R
 
     def _present(self, name: str) -> Mask:
         if name in self._numbers:

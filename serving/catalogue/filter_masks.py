@@ -13,6 +13,7 @@ from passerelle.arrays import Int64Array
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.columns import Columns, Mask
+from serving.catalogue.filter_budget import CONDITION_WORK, FilterBudget
 from serving.catalogue.offers import PREFIX, is_offers
 from serving.schemas.filters import And, Filter, Leaf, Not, Or, Overlaps, Within
 
@@ -25,14 +26,19 @@ class Listings:
     row_G: Int64Array
 
 
-def filter_mask(filters: Sequence[Filter], items: Columns, listings: Listings | None) -> Mask:
+def filter_mask(
+    filters: Sequence[Filter], items: Columns, listings: Listings | None, budget: FilterBudget
+) -> Mask:
     """Returns the item rows [R] that meet every filter; with listings, the listings [G] that do.
 
     Args:
         listings: needed where a filter reads columns of offers.
+        budget: work that the filters may do.
 
     Raises:
-        UserError: a column is not known, its kind does not fit the operation, or a value has another type.
+        UserError: a column is not known, its kind does not fit the operation, a value has another type, or
+            the budget does not suffice.
+        DeadlineError: the deadline of the budget passes.
     """
     if listings is None:
         mask = np.ones(items.num_rows, dtype=bool)
@@ -40,16 +46,19 @@ def filter_mask(filters: Sequence[Filter], items: Columns, listings: Listings | 
     else:
         mask = np.ones(len(listings.row_G), dtype=bool)
     for position, condition in enumerate(filters):
-        mask &= _tree_mask(condition, f"filters.{position}", items, listings)
+        mask &= _tree_mask(condition, f"filters.{position}", items, listings, budget)
     return mask
 
 
-def _tree_mask(condition: Filter, path: str, items: Columns, listings: Listings | None) -> Mask:
+def _tree_mask(
+    condition: Filter, path: str, items: Columns, listings: Listings | None, budget: FilterBudget
+) -> Mask:
+    budget.spend(CONDITION_WORK, path)
     if isinstance(condition, Not):
-        return ~_tree_mask(condition.condition, f"{path}.condition", items, listings)
+        return ~_tree_mask(condition.condition, f"{path}.condition", items, listings, budget)
     if isinstance(condition, And | Or):
         masks = (
-            _tree_mask(part, f"{path}.conditions.{index}", items, listings)
+            _tree_mask(part, f"{path}.conditions.{index}", items, listings, budget)
             for index, part in enumerate(condition.conditions)
         )
         combine = np.logical_and if isinstance(condition, And) else np.logical_or
@@ -58,13 +67,18 @@ def _tree_mask(condition: Filter, path: str, items: Columns, listings: Listings 
             combine(mask, other, out=mask)
         return mask
     if not any(map(is_offers, condition.columns())):
-        mask_R = items.mask(condition, path)
-        return mask_R if listings is None else mask_R[listings.row_G]
+        mask_R = items.mask(condition, path, budget)
+        if listings is None:
+            return mask_R
+        budget.spend(len(listings.row_G), path)
+        return mask_R[listings.row_G]
     assert listings is not None, "a column of offers without offers"
-    return _listing_mask(condition, path, items, listings)
+    return _listing_mask(condition, path, items, listings, budget)
 
 
-def _listing_mask(condition: Leaf, path: str, items: Columns, listings: Listings) -> Mask:
+def _listing_mask(
+    condition: Leaf, path: str, items: Columns, listings: Listings, budget: FilterBudget
+) -> Mask:
     """Returns the listings [G] that meet a condition on columns of offers."""
     if isinstance(condition, Overlaps):
         if not (is_offers(condition.start) and is_offers(condition.end)):
@@ -73,15 +87,16 @@ def _listing_mask(condition: Leaf, path: str, items: Columns, listings: Listings
                 "the other of items"
             )
         ends = {"start": condition.start.removeprefix(PREFIX), "end": condition.end.removeprefix(PREFIX)}
-        return listings.columns.mask(condition.model_copy(update=ends), path)
+        return listings.columns.mask(condition.model_copy(update=ends), path, budget)
     plain = condition.model_copy(update={"column": condition.column.removeprefix(PREFIX)})
     if not isinstance(plain, Within) or plain.radius_by is None:
-        return listings.columns.mask(plain, path)
+        return listings.columns.mask(plain, path, budget)
     if not is_offers(condition.column):
         raise UserError(f"{path}: the place is of items, and the column that radii go by of offers")
     by = plain.radius_by
     if is_offers(by.column):
         own = by.model_copy(update={"column": by.column.removeprefix(PREFIX)})
-        return listings.columns.mask(plain.model_copy(update={"radius_by": own}), path)
-    angles_R = items.angles(plain.radius_km, by, f"{path}.radius_by")
-    return listings.columns.within(plain, f"{path}: column {condition.column!r}", angles_R[listings.row_G])
+        return listings.columns.mask(plain.model_copy(update={"radius_by": own}), path, budget)
+    angles_R = items.angles(plain.radius_km, by, f"{path}.radius_by", budget)
+    budget.spend(len(listings.row_G), path)
+    return listings.columns.within(plain, path, angles_R[listings.row_G], budget)

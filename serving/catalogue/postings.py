@@ -14,6 +14,7 @@ from passerelle.categories import explode
 from passerelle.column_types import is_text
 from passerelle.column_values import category_text
 from passerelle.errors import UserError
+from passerelle.ragged import gather_ragged
 from serving.schemas.filters import Value
 
 _MAX_SINGLE_LOOKUPS = 8
@@ -35,37 +36,35 @@ class Postings:
     starts: Int64Array
     """Where the rows of each value start in `rows`; one more than there are values."""
 
-    def rows_with(self, values: Sequence[Value], where: str) -> Int32Array:
-        """Returns the rows that have one of some values.
+    def rows_with(self, values: Sequence[Value], where: str) -> tuple[Int32Array, Int64Array]:
+        """Returns the rows that have one of some values, and how many rows each distinct value has.
+
+        The rows of the first value come first, then those of the second, and so on.
 
         Raises:
             UserError: a value is not of the column's type.
         """
         wanted = list(dict.fromkeys(self._checked(value, where) for value in values))
         codes = self._codes(wanted) if len(wanted) > _MAX_SINGLE_LOOKUPS else self._codes_one_by_one(wanted)
-        return np.concatenate(
-            [self.rows[:0], *(self.rows[self.starts[code] : self.starts[code + 1]] for code in codes)]
-        )
+        starts = self.starts[codes]
+        positions, offsets = gather_ragged(starts, np.where(codes < 0, starts, self.starts[codes + 1]))
+        return self.rows[positions], np.diff(offsets)
 
-    def _codes_one_by_one(self, wanted: Sequence[Any]) -> list[int]:
-        found = (sorted_position(self.values, value) for value in wanted)
-        return [code for code in found if code >= 0]
+    def _codes_one_by_one(self, wanted: Sequence[Any]) -> Int64Array:
+        return np.array([sorted_position(self.values, value) for value in wanted], dtype=np.int64)
 
-    def _codes(self, wanted: list[Any]) -> Sequence[int]:
-        """Returns the codes of many values, which are searched together."""
+    def _codes(self, wanted: list[Any]) -> Int64Array:
+        """Returns the codes of many values, which are searched together; -1 for one that no row has."""
         kind = self.values.type
         if is_text(kind):
-            texts = pa.array([value for value in wanted if _is_encodable(value)], kind)
-            found = sorted_positions(self.values, texts)
-        elif kind in _BATCH_TYPES:
+            texts = [value if _is_encodable(value) else None for value in wanted]
+            return sorted_positions(self.values, pa.array(texts, kind))
+        if kind in _BATCH_TYPES:
             is_integer = pa.types.is_integer(kind)
             wide = pa.int64() if is_integer else pa.float64()
-            numbers = pa.array(_representable(wanted, is_integer), wide)
-            found = sorted_positions(self.values.cast(wide), numbers)
-        else:
-            return self._codes_one_by_one(wanted)
-        codes: list[int] = found[found >= 0].tolist()
-        return codes
+            numbers = pa.array([_representable(value, is_integer) for value in wanted], wide)
+            return sorted_positions(self.values.cast(wide), numbers)
+        return self._codes_one_by_one(wanted)
 
     def _checked(self, value: Value, where: str) -> Any:
         kind = self.values.type
@@ -92,17 +91,13 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _representable(wanted: Sequence[float], is_integer: bool) -> list[float]:
-    """Returns those numbers that a column of int64, or of float64, can hold exactly."""
-    exact: list[float] = []
-    for value in wanted:
-        try:
-            converted = int(value) if is_integer else float(value)
-        except OverflowError:
-            continue
-        if converted == value and (not is_integer or -(2**63) <= converted < 2**63):
-            exact.append(converted)
-    return exact
+def _representable(value: float, is_integer: bool) -> float | None:
+    """Returns a number as a column of int64, or of float64, can hold it exactly; None where it cannot."""
+    try:
+        converted = int(value) if is_integer else float(value)
+    except OverflowError:
+        return None
+    return converted if converted == value and (not is_integer or -(2**63) <= converted < 2**63) else None
 
 
 def finite(column: pa.Array) -> pa.Array:

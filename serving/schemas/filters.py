@@ -17,7 +17,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, field
 from serving.schemas.base import RequestModel, Several
 
 MAX_RADII = 1000
-Value = StrictBool | StrictInt | StrictFloat | StrictStr
+Value = Annotated[StrictStr | StrictBool | StrictInt | StrictFloat, Field(union_mode="left_to_right")]
 Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat
 
 
@@ -96,7 +96,8 @@ class Contains(ColumnCondition):
     value: Value
 
 
-Radius = Annotated[Number, Field(gt=0, le=20_038)]
+Radius = Annotated[StrictFloat, Field(gt=0, le=20_038)]
+"""One type, as a thousand of them take time; it takes whole numbers too."""
 
 
 class RadiusBy(RequestModel):
@@ -178,34 +179,50 @@ MAX_VALUES = 20_000
 MAX_DEPTH = 50
 
 
-def count_conditions(filters: Sequence[Filter]) -> int:
-    """Returns the number of conditions in some trees, groups included.
+def require_few(given: Any) -> None:
+    """Checks the size of filter trees as they came in, before anything else looks at them.
+
+    Anything that is no condition is left to validation.
 
     Raises:
-        ValueError: they are nested too deeply.
+        ValueError: there are too many conditions, values or radii, or they are nested too deeply.
     """
-    waiting, count = [(condition, 1) for condition in filters], 0
+    waiting, num_conditions, num_values = [(given, 1)], 0, 0
     while waiting:
-        condition, depth = waiting.pop()
-        count += 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"filters are nested more than {MAX_DEPTH} deep")
-        waiting += [(part, depth + 1) for part in condition.children()]
-    return count
+        conditions, depth = waiting.pop()
+        num_conditions += _count(conditions)
+        if num_conditions > MAX_CONDITIONS:
+            raise ValueError(f"there are more than {MAX_CONDITIONS} conditions")
+        for condition in conditions if isinstance(conditions, list | tuple) else ():
+            if not isinstance(condition, dict):
+                continue
+            by = condition.get("radius_by")
+            num_values += _count(condition.get("values"))
+            num_values += _count(by.get("radii_km")) if isinstance(by, dict) else 0
+            waiting.append((condition.get("conditions"), depth + 1))
+            waiting.append(([condition["condition"]] if "condition" in condition else (), depth + 1))
+        if num_values > MAX_VALUES:
+            raise ValueError(f"conditions name more than {MAX_VALUES} values and radii")
+        if depth > MAX_DEPTH and _count(conditions):
+            raise ValueError(f"conditions are nested more than {MAX_DEPTH} deep")
 
 
-def count_values(filters: Sequence[Filter]) -> int:
-    """Returns the number of values that the `in` conditions of some trees name."""
-    return sum(len(condition.values) for condition in _all_conditions(filters) if isinstance(condition, In))
+def _count(values: Any) -> int:
+    return len(values) if isinstance(values, list | tuple | dict) else 0
+
+
+def radii_of(condition: Filter) -> int:
+    """Returns the number of radii by category that a condition names."""
+    return len(condition.radius_by.radii_km) if isinstance(condition, Within) and condition.radius_by else 0
 
 
 def columns_of(filters: Sequence[Filter]) -> set[str]:
     """Returns the names of all columns that some trees read."""
-    return {name for condition in _all_conditions(filters) for name in condition.columns()}
+    return {name for condition in all_conditions(filters) for name in condition.columns()}
 
 
-def _all_conditions(filters: Sequence[Filter]) -> Iterator[Filter]:
-    """Yields every condition of some trees, groups included; trees may be too deep for recursion."""
+def all_conditions(filters: Sequence[Filter]) -> Iterator[Filter]:
+    """Yields every condition of some trees, groups included."""
     waiting = list(filters)
     while waiting:
         condition = waiting.pop()

@@ -5,11 +5,20 @@ Ids are the caller's own, text or whole numbers.
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
 
 from passerelle.config import Config
 from serving.schemas.base import MAX_K, AnswerId, ExternalId, RequestModel, Several, TimestampMs
-from serving.schemas.filters import MAX_CONDITIONS, MAX_VALUES, Filter, count_conditions, count_values
+from serving.schemas.filters import Filter, require_few
 
 MAX_HISTORY_ITEMS = 100_000
 
@@ -53,13 +62,11 @@ class ItemsRequest(RequestModel):
     """Trees of conditions on item columns; all must hold.
     The answer has fewer than `k` items when fewer meet them."""
 
-    @model_validator(mode="after")
-    def _has_few_conditions(self) -> Self:
-        if (count := count_conditions(self.filters)) > MAX_CONDITIONS:
-            raise ValueError(f"filters has {count} conditions, at most {MAX_CONDITIONS} are possible")
-        if (count := count_values(self.filters)) > MAX_VALUES:
-            raise ValueError(f"filters names {count} values, at most {MAX_VALUES} are possible")
-        return self
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _are_few(cls, given: Any) -> Any:
+        require_few(given)
+        return given
 
 
 class RecommendRequest(ItemsRequest):

@@ -1,19 +1,21 @@
 """Items and offers that a request may get: those that meet its filters and the eligibility rules."""
 
-from collections.abc import Sequence
-
 from passerelle.bundle import Bundle
 from serving.catalogue.catalogue import Catalogue, Eligible, item_columns
 from serving.catalogue.columns import Columns
+from serving.catalogue.filter_budget import FilterBudget
 from serving.catalogue.offers import PREFIX, read_offers
-from serving.config import ServingConfig
+from serving.config import Playlist, ServingConfig
+from serving.deadline import Deadline
 from serving.eligibility_config import Offers
-from serving.schemas.filters import Filter
-from serving.schemas.recommend import Context
+from serving.schemas.recommend import ItemsRequest
 from serving.source_config import TimestampSource
 from serving.stages.rules import EligibilityRules
 from serving.stages.types import RequestTime
 from serving.watched_file import WatchedFile
+
+_MIN_CONDITIONS = 16
+"""A request may visit every row so many times, however large the catalogue is."""
 
 
 class Eligibility:
@@ -47,17 +49,26 @@ class Eligibility:
         return self._fixed if self._watched is None else self._watched.value
 
     def eligible(
-        self, catalogue: Catalogue, filters: Sequence[Filter], context: Context, request_time: RequestTime
+        self,
+        catalogue: Catalogue,
+        request: ItemsRequest,
+        playlist: Playlist,
+        request_time: RequestTime,
+        deadline: Deadline,
     ) -> Eligible:
-        """Returns the items and offers that meet filters and rules.
+        """Returns the items and offers that meet the filters of a request and its playlist, and the rules.
 
         Raises:
-            UserError: a filter names an unknown column, or does not fit it.
+            UserError: a filter names an unknown column, does not fit it, or the request's take too much work.
+            DeadlineError: the deadline passes.
         """
         offers = self._config.offers
+        max_work = max(self._config.limits.max_filter_work, _MIN_CONDITIONS * catalogue.size)
         eligible = catalogue.eligible(
-            (*filters, *self._rules.conditions(context, request_time)),
+            request.filters,
+            (*playlist.filters, *self._rules.conditions(request.context, request_time)),
             with_offer=offers is not None and offers.required,
+            budget=FilterBudget(max_work, deadline),
         )
         eligible.rows_R[self._rules.blocked_B()] = False
         return eligible

@@ -5,7 +5,7 @@ Filters, eligibility rules and seen items become one mask, under which every sou
 Shape legend: R item rows (special rows included), D vector width, C candidates, K found by one source.
 """
 
-import asyncio
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,11 +16,13 @@ from passerelle.id_map import Id, parsed
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.catalogue import Eligible
 from serving.catalogue.columns import Columns, Mask
+from serving.catalogue.filter_budget import expected_work
 from serving.config import Playlist, ServingConfig
+from serving.deadline import Deadline
 from serving.events.base import EventStore
 from serving.retrievers.index_store import open_retriever
 from serving.retrievers.retriever import SCAN_LIMIT
-from serving.schemas.recommend import RecommendRequest, SimilarRequest
+from serving.schemas.recommend import ItemsRequest, RecommendRequest, SimilarRequest
 from serving.source_config import CandidateSource, SimilarSource
 from serving.stages.candidate_set import (
     CandidateSet,
@@ -33,6 +35,7 @@ from serving.stages.candidate_set import (
 from serving.stages.eligibility import Eligibility
 from serving.stages.offer_attachment import attach_offers
 from serving.stages.pins import PinnedRows
+from serving.stages.search_threads import SearchThreads
 from serving.stages.sources import Search, Sources, point_of
 from serving.stages.trends import Trends
 from serving.stages.types import ENCODER_DOWN, POPULAR, Candidates, Found, Query, RequestTime
@@ -44,6 +47,8 @@ MAX_INLINE_ITEMS = 50_000
 
 A thread costs a tenth of a millisecond; without one, every other request waits for the search.
 """
+MAX_INLINE_WORK = 2_000_000
+"""Filters with more expected work are evaluated in a thread, whatever the size of the catalogue."""
 
 
 class Retrieval:
@@ -77,7 +82,6 @@ class Retrieval:
         }
         self.trends = Trends(bundle, half_lives_days, events)
         self._item_ids = bundle.item_ids
-        self._num_items = bundle.manifest.num_items
         self._num_candidates = bundle.manifest.num_candidates
         self._vectors_RD = np.asarray(bundle.vectors_RD)
         retriever, self.index = open_retriever(bundle, scan_limit=scan_limit)
@@ -85,6 +89,7 @@ class Retrieval:
         self._eligibility = Eligibility(bundle, self._config, items)
         self._pins = PinnedRows(self._config, bundle.item_ids)
         self._max_inline_items = max_inline_items
+        self._threads = SearchThreads()
 
     async def run(
         self,
@@ -92,44 +97,70 @@ class Retrieval:
         query: Query,
         request_time: RequestTime,
         playlist: Playlist = DEFAULT_PLAYLIST,
+        timeout_s: float = math.inf,
     ) -> Candidates:
         """Returns as many candidates as the ranker was trained to order, and at least k.
 
         There are fewer only where filters and rules leave fewer.
 
         Raises:
-            UserError: a filter names an unknown column, or does not fit it.
+            UserError: a filter names an unknown column, does not fit it, or takes too much work.
+            DeadlineError: the time passes.
         """
         self.trends.start_refreshing()
-        return await self._run_in_thread(lambda: self._run(request, query, request_time, playlist))
+        deadline = Deadline(1e3 * timeout_s)
+        return await self._run_in_thread(
+            request, lambda: self._run(request, query, request_time, playlist, deadline)
+        )
 
     async def similar(
-        self, request: SimilarRequest, rows: Sequence[int], k: int, request_time: RequestTime
+        self,
+        request: SimilarRequest,
+        rows: Sequence[int],
+        k: int,
+        request_time: RequestTime,
+        timeout_s: float = math.inf,
     ) -> Candidates:
         """Returns the k items with the largest cosines with the mean direction of `rows`, without these.
 
         Raises:
-            UserError: a filter names an unknown column, or does not fit it.
+            UserError: a filter names an unknown column, does not fit it, or takes too much work.
+            DeadlineError: the time passes.
         """
-        return await self._run_in_thread(lambda: self._similar(request, rows, k, request_time))
+        deadline = Deadline(1e3 * timeout_s)
+        return await self._run_in_thread(
+            request, lambda: self._similar(request, rows, k, request_time, deadline)
+        )
 
     async def ready(self) -> bool:
         """Returns True: everything that is searched is loaded by the constructor."""
         return True
 
-    async def _run_in_thread(self, search: Callable[[], Candidates]) -> Candidates:
+    @property
+    def num_abandoned(self) -> int:
+        """Number of searches that still run though their request has ended."""
+        return self._threads.num_abandoned
+
+    async def _run_in_thread(self, request: ItemsRequest, search: Callable[[], Candidates]) -> Candidates:
         """Runs a search, in a thread where it may take long.
 
         Other requests are then answered meanwhile, and a deadline can end the wait.
         """
-        offers = self._eligibility.catalogue.offers
-        size = self._num_items + (0 if offers is None else offers.table.num_rows)
-        return await asyncio.to_thread(search) if size > self._max_inline_items else search()
+        size = self._eligibility.catalogue.size
+        work = expected_work(request.filters, size)
+        if size <= self._max_inline_items and work <= MAX_INLINE_WORK:
+            return search()
+        return await self._threads.run(search, work)
 
     def _run(
-        self, request: RecommendRequest, query: Query, request_time: RequestTime, playlist: Playlist
+        self,
+        request: RecommendRequest,
+        query: Query,
+        request_time: RequestTime,
+        playlist: Playlist,
+        deadline: Deadline,
     ) -> Candidates:
-        search = self._search(request, query, request_time, playlist)
+        search = self._search(request, query, request_time, playlist, deadline)
         k = request.k or playlist.size
         limit = max(k, self._num_candidates)
         found = self._find_personal(playlist, search, limit)
@@ -152,10 +183,15 @@ class Retrieval:
         )
 
     def _similar(
-        self, request: SimilarRequest, rows: Sequence[int], k: int, request_time: RequestTime
+        self,
+        request: SimilarRequest,
+        rows: Sequence[int],
+        k: int,
+        request_time: RequestTime,
+        deadline: Deadline,
     ) -> Candidates:
         catalogue = self._eligibility.catalogue
-        eligible = self._eligibility.eligible(catalogue, request.filters, request.context, request_time)
+        eligible = self._eligibility.eligible(catalogue, request, DEFAULT_PLAYLIST, request_time, deadline)
         found = self._sources.similar(np.array(rows), _without(eligible, EMPTY_QUERY.seen_S), k)
         offers = attach_offers(
             self._config.offers, catalogue, eligible, point_of(request.context), found.rows_K
@@ -163,11 +199,15 @@ class Retrieval:
         return Candidates(found.rows_K, found.scores_K, (found,), offers=offers)
 
     def _search(
-        self, request: RecommendRequest, query: Query, request_time: RequestTime, playlist: Playlist
+        self,
+        request: RecommendRequest,
+        query: Query,
+        request_time: RequestTime,
+        playlist: Playlist,
+        deadline: Deadline,
     ) -> Search:
         catalogue = self._eligibility.catalogue
-        filters = (*request.filters, *playlist.filters)
-        eligible = self._eligibility.eligible(catalogue, filters, request.context, request_time)
+        eligible = self._eligibility.eligible(catalogue, request, playlist, request_time, deadline)
         return Search(
             query=query,
             anchors_A=self._known_rows(request.similar_to, "similar_to"),
@@ -176,6 +216,7 @@ class Retrieval:
             unseen_R=_without(eligible, query.seen_S),
             point=point_of(request.context),
             timestamp_ms=request_time.timestamp_ms,
+            deadline=deadline,
         )
 
     def _known_rows(self, item_ids: Sequence[Id], field: str) -> Int64Array:
@@ -186,8 +227,13 @@ class Retrieval:
         return rows[rows >= FIRST_ITEM_ROW]
 
     def _find(self, sources: Sequence[CandidateSource], search: Search, limit: int) -> tuple[Found, ...]:
-        parts = (self._sources.find(source, search, source.candidates or limit) for source in sources)
-        return tuple(part for part in parts if part is not None)
+        found = []
+        for source in sources:
+            search.deadline.check()
+            part = self._sources.find(source, search, source.candidates or limit)
+            if part is not None:
+                found.append(part)
+        return tuple(found)
 
     def _find_personal(self, playlist: Playlist, search: Search, limit: int) -> tuple[Found, ...] | None:
         """Returns what the playlist's sources find; None where the answer cannot be personal.

@@ -15,6 +15,7 @@ from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.catalogue import Catalogue, Eligible
 from serving.catalogue.columns import Mask
 from serving.catalogue.strides import growing_slices
+from serving.deadline import Deadline
 from serving.retrievers.retriever import Retriever
 from serving.schemas.recommend import Context
 from serving.source_config import (
@@ -52,6 +53,7 @@ class Search:
     point: tuple[float, float] | None
     """Latitude and longitude of the place in the request's context."""
     timestamp_ms: int
+    deadline: Deadline
 
     @property
     def allowed_R(self) -> Mask:

@@ -107,12 +107,26 @@ class LookupStage(Stage, Protocol):
 class RetrievalStage(Stage, Protocol):
     """From a query to candidates, and from item rows to similar items."""
 
+    @property
+    def num_abandoned(self) -> int:
+        """Number of searches of this process that still run though their request has ended."""
+
     async def run(
-        self, request: RecommendRequest, query: Query, request_time: RequestTime, playlist: Playlist
+        self,
+        request: RecommendRequest,
+        query: Query,
+        request_time: RequestTime,
+        playlist: Playlist,
+        timeout_s: float,
     ) -> Candidates: ...
 
     async def similar(
-        self, request: SimilarRequest, rows: Sequence[int], k: int, request_time: RequestTime
+        self,
+        request: SimilarRequest,
+        rows: Sequence[int],
+        k: int,
+        request_time: RequestTime,
+        timeout_s: float,
     ) -> Candidates: ...
 
 

@@ -12,7 +12,7 @@ import pytest
 from passerelle.bundle import Bundle
 from passerelle.config import validate
 from passerelle.errors import UserError
-from serving.api.admission import read_keys
+from serving.api.admission import LARGE_BYTES, MAX_MONITORING, read_keys
 from serving.api.app import build_app
 from serving.config import LimitsConfig, ServingConfig
 from serving.events.base import Event
@@ -144,6 +144,47 @@ def test_requests_above_max_in_flight_are_refused(bundle: Bundle) -> None:
 
     statuses = with_client(app, work)
     assert statuses[:-2].count(200) == 5 and statuses[:-2].count(429) == 25 and statuses[-2:] == [200, 200]
+
+
+def test_large_bodies_leave_time_for_other_requests(bundle: Bundle) -> None:
+    app = app_with(bundle, max_large_bytes_per_s=1000, max_body_bytes=3 * LARGE_BYTES)
+    large = b"{}" + b" " * 2 * LARGE_BYTES
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield large
+
+    async def work(client: httpx.AsyncClient) -> list[int]:
+        bodies: list[Any] = [large, large, chunks(), b"{}" + b" " * (LARGE_BYTES // 2), b"{}"]
+        headers = {"content-type": "application/json"}
+        return [
+            (await client.post("/v1/recommend", content=body, headers=headers)).status_code for body in bodies
+        ]
+
+    assert with_client(app, work) == [200, 429, 429, 200, 200]
+
+
+class Unready(OnnxInference):
+    """Networks that do not say for a while whether they are ready."""
+
+    async def ready(self, *_arguments: Any) -> bool:
+        await slow_answer(SLOW_S)
+        return True
+
+
+def test_monitoring_is_limited_apart_from_everything_else(bundle: Bundle) -> None:
+    app = app_with(bundle, Unready(bundle))
+
+    async def work(client: httpx.AsyncClient) -> list[int]:
+        probes = [asyncio.ensure_future(client.get("/readyz")) for _ in range(MAX_MONITORING + 9)]
+        await asyncio.wait(probes, return_when=asyncio.FIRST_COMPLETED)
+        others = [await client.get(path) for path in ("/metrics", "/healthz", "/", "/v1/items/7")]
+        answers = await asyncio.gather(*probes)
+        return [*(answer.status_code for answer in answers), *(answer.status_code for answer in others)]
+
+    statuses = with_client(app, work)
+    assert statuses[:-4].count(200) == MAX_MONITORING and statuses[:-4].count(429) == 9
+    assert statuses[-4:] == [429, 200, 200, 200]
+    assert with_client(app, lambda client: client.get("/metrics")).status_code == 200
 
 
 class HangingStore(SqliteEventStore):

@@ -18,6 +18,14 @@ def test_rate_limiter_refills_up_to_one_second() -> None:
     assert [limiter.admit(b"a") for _ in range(3)] == [True, True, False]
 
 
+def test_rate_limiter_of_amounts_admits_the_largest_one() -> None:
+    now = [0.0]
+    limiter = RateLimiter(10.0, lambda: now[0], max_amount=25)
+    assert [limiter.admit(b"", amount) for amount in (26, 25, 1)] == [False, True, False]
+    now[0] = 1.0
+    assert [limiter.admit(b"", amount) for amount in (11, 10)] == [False, True]
+
+
 @given(st.floats(0.5, 50), st.lists(st.floats(0, 0.3), max_size=200))
 def test_no_window_exceeds_the_rate(rate: float, gaps: list[float]) -> None:
     now = [0.0]

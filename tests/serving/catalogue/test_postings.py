@@ -21,7 +21,7 @@ ASKED_TEXTS = TEXTS | st.just("\ud800")
 
 def rows_of(values: list[Any], kind: pa.DataType, asked: list[Any]) -> list[int]:
     column = pa.chunked_array([pa.array(values, kind)])
-    return sorted(make_postings(column, 2).rows_with(asked, "x").tolist())
+    return sorted(make_postings(column, 2).rows_with(asked, "x")[0].tolist())
 
 
 def check(values: list[Any], kind: pa.DataType, asked: list[Any]) -> None:

@@ -214,14 +214,47 @@ def test_too_many_or_too_deep_conditions_are_refused() -> None:
     tree: dict[str, Any] = {"op": "present", "column": "kind"}
     wide = {"op": "or", "conditions": [{"op": "and", "conditions": [tree] * 100}] * 10}
     RecommendRequest.model_validate({"filters": [{"op": "or", "conditions": [tree] * 99}] * 10})
-    with pytest.raises(ValidationError, match="filters has 1011 conditions, at most 1000 are possible"):
+    with pytest.raises(ValidationError, match="there are more than 1000 conditions"):
         RecommendRequest.model_validate({"filters": [wide]})
     for _ in range(49):
         tree = {"op": "not", "condition": tree}
     RecommendRequest.model_validate({"filters": [tree]})
-    with pytest.raises(ValidationError, match="filters are nested more than 50 deep"):
+    with pytest.raises(ValidationError, match="conditions are nested more than 50 deep"):
         RecommendRequest.model_validate({"filters": [{"op": "not", "condition": tree}]})
     for _ in range(3000):
         tree = {"op": "not", "condition": tree}
     with pytest.raises(ValidationError):
         RecommendRequest.model_validate({"filters": [tree]})
+
+
+def within(radii: int) -> dict[str, Any]:
+    by = {"column": "kind", "radii_km": {str(radius): radius for radius in range(1, radii + 1)}}
+    return {
+        "op": "within",
+        "column": "venue",
+        "latitude": 0,
+        "longitude": 0,
+        "radius_km": 1,
+        "radius_by": by,
+    }
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        [within(1000)] * 21,
+        [{"op": "or", "conditions": [{"op": "not", "condition": within(1000)}] * 21}],
+        [{"op": "in", "column": "kind", "values": ["a"] * 10_000}] * 3,
+        [within(1000), {"op": "in", "column": "kind", "values": ["a"] * 10_000}] * 2,
+    ],
+)
+def test_values_and_radii_of_all_conditions_are_limited_together(filters: list[Any]) -> None:
+    with pytest.raises(ValidationError, match="conditions name more than 20000 values and radii"):
+        RecommendRequest.model_validate({"filters": filters})
+    RecommendRequest.model_validate({"filters": filters[:1] if len(filters) > 1 else []})
+
+
+@pytest.mark.parametrize("filters", [None, 3, "and", [3], {"op": "and"}, [[[[]]]], [{"conditions": 5}]])
+def test_what_is_no_filter_is_refused_by_validation(filters: Any) -> None:
+    with pytest.raises(ValidationError):
+        RecommendRequest.model_validate({"filters": filters})
