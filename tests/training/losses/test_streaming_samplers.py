@@ -104,6 +104,22 @@ def test_streaming_forgets_an_item_that_is_gone() -> None:
     assert float(frequency.log_probability(torch.tensor([3])).exp()) < 0.01
 
 
+def test_frequencies_of_a_large_catalogue_are_computed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every hundred targets of a thousand items; draws and probabilities agree in between."""
+    frequency, computed = StreamingFrequency(FIRST_ITEM_ROW + 1000, 0.01), []
+    compute = frequency.weights
+    monkeypatch.setattr(frequency, "weights", lambda: computed.append(1) or compute())
+    sampler, targets = StreamingSampler(frequency), torch.arange(FIRST_ITEM_ROW, FIRST_ITEM_ROW + 30)
+    for step in range(8):
+        assert len(computed) == 1 + max(0, step - 1) // 4 if step else not computed
+        before = frequency.cumulative().clone()
+        negatives = sampler.draw(1, 20, targets, seeded(step))
+        reported_N = negatives.log_probability_SN[0].exp()
+        rows_N = negatives.rows_SN[0]
+        torch.testing.assert_close(reported_N, ((before[rows_N] - before[rows_N - 1]) / before[-1]))
+    assert frequency.log_probability(targets).exp().sum() > 0.05, "they were seen eight times"
+
+
 def test_streaming_draws_before_it_observes_the_step() -> None:
     """The first step is drawn from the uniform start, whatever its targets are; the second is not."""
     sampler = make("streaming", [0] * 10)
@@ -136,7 +152,8 @@ def test_a_restored_sampler_continues_identically(name: str) -> None:
 
 
 def test_checkpoints_hold_only_learnt_buffers() -> None:
-    streaming = {"frequency.clock", "frequency.last_R", "frequency.gap_R", "frequency.seen_R"}
+    buffers = ("clock", "last_R", "gap_R", "seen_R", "cumulative_R", "num_stale")
+    streaming = {f"frequency.{buffer}" for buffer in buffers}
     for name in CONFIGS:
         assert set(make(name, [1, 2]).state_dict()) == (streaming if "streaming" in name else set())
 

@@ -14,6 +14,8 @@ from passerelle.ids import FIRST_ITEM_ROW
 from training.losses.samplers.base import CatalogueSampler, Negatives, search
 from training.losses.samplers.ranks import gather_rows
 
+REFRESH_SHARE = 0.1
+
 
 class Frequency(nn.Module, ABC):
     """The probability of each item row to be the target of a position."""
@@ -69,7 +71,11 @@ class StreamingFrequency(Frequency):
     The clock starts at the number of items, as though each had been seen just before it: an item not yet seen
     has a chance, too.
 
-    Its state (24 bytes a row) is in buffers, and is the same on all ranks as long as each is shown the
+    Frequencies of all rows change with every target.
+    They are computed anew once `REFRESH_SHARE` of the number of items have been shown, so that a step costs
+    about as much in a catalogue of any size; until then draws and probabilities are of the same older ones.
+
+    Its state (32 bytes a row) is in buffers, and is the same on all ranks as long as each is shown the
     targets of all.
 
     Args:
@@ -87,6 +93,10 @@ class StreamingFrequency(Frequency):
     """float64 mean number of targets between two appearances."""
     seen_R: Tensor
     """int64 appearances."""
+    cumulative_R: Tensor
+    """float64 cumulative sum of the frequencies, up to a factor, as last computed."""
+    num_stale: Tensor
+    """int64 targets that were shown since; -1 before it was computed for the first time."""
 
     def __init__(self, num_rows: int, rate: float) -> None:
         super().__init__()
@@ -96,9 +106,12 @@ class StreamingFrequency(Frequency):
         self.register_buffer("last_R", torch.zeros(num_rows, dtype=torch.int64))
         self.register_buffer("gap_R", torch.zeros(num_rows, dtype=torch.float64))
         self.register_buffer("seen_R", torch.zeros(num_rows, dtype=torch.int64))
+        self.register_buffer("cumulative_R", torch.zeros(num_rows, dtype=torch.float64))
+        self.register_buffer("num_stale", torch.tensor(-1))
 
     def observe(self, target_rows_G: Tensor) -> None:
         self.clock += len(target_rows_G)
+        self.num_stale += torch.where(self.num_stale < 0, 0, len(target_rows_G))
         rows_U, times_U = torch.unique(target_rows_G, return_counts=True)
         self.seen_R[rows_U] += times_U
         # Seen n times since the last step with it: n gaps, each the n-th part of the time between.
@@ -109,8 +122,16 @@ class StreamingFrequency(Frequency):
         self.gap_R[rows_U] += weight_U * (mean_gap_U - self.gap_R[rows_U])
         self.last_R[rows_U] = self.clock
 
+    def cumulative(self) -> Tensor:
+        """Returns the cumulative sum [R] that is drawn from, computed anew where it is too old."""
+        num_items = len(self.cumulative_R) - FIRST_ITEM_ROW
+        if not 0 <= int(self.num_stale) < REFRESH_SHARE * num_items:
+            self.cumulative_R.copy_(self.weights().cumsum(0))
+            self.num_stale.zero_()
+        return self.cumulative_R
+
     def weights(self) -> Tensor:
-        """Returns float64 [R] frequencies, up to a factor; 0 for the special rows."""
+        """Returns float64 [R] frequencies now, up to a factor; 0 for the special rows."""
         remembered_R = self.seen_R.clamp_min(1).double().clamp_max(1 / self._rate)
         # n appearances over the time of n gaps and the open one: n / (n gap + open).
         weights_R = 1 / (self.gap_R + (self.clock - self.last_R).double() / remembered_R)
@@ -118,8 +139,9 @@ class StreamingFrequency(Frequency):
         return weights_R
 
     def log_probability(self, rows: Tensor) -> Tensor:
-        weights_R = self.weights()
-        return (weights_R[rows] / weights_R.sum()).log()
+        cumulative_R = self.cumulative()
+        before = torch.where(rows > 0, cumulative_R[rows - 1], 0.0)
+        return ((cumulative_R[rows] - before) / cumulative_R[-1]).log()
 
 
 class StreamingSampler(CatalogueSampler):
@@ -134,7 +156,7 @@ class StreamingSampler(CatalogueSampler):
         self.frequency = frequency
 
     def sample(self, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        return search(self.frequency.weights().cumsum(0), count, generator).to(device)
+        return search(self.frequency.cumulative(), count, generator).to(device)
 
     def log_probability(self, rows: Tensor) -> Tensor:
         return self.frequency.log_probability(rows)
