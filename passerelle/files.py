@@ -1,5 +1,7 @@
 """Files that are either whole or absent: write a temporary file, flush it to disk, rename it."""
 
+import ctypes
+import errno
 import hashlib
 import os
 import shutil
@@ -11,6 +13,8 @@ from pathlib import Path
 from passerelle.errors import UserError
 
 _CHUNK_BYTES = 1 << 20
+_FROM_HERE, _EXCHANGE = -100, 2
+"""`AT_FDCWD` and `RENAME_EXCHANGE` of Linux's `renameat2`."""
 
 
 def cache_directory() -> Path:
@@ -74,6 +78,39 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path} already exists: choose another --out, or pass --overwrite to replace it")
 
 
+def replace_directory(new: Path, path: Path) -> None:
+    """Moves a directory to `path`; what stands there becomes `new`.
+
+    Whenever the process is killed, `path` is the old one or the new one, on file systems of Linux.
+    Elsewhere there is a moment between two renames.
+    """
+    if not path.exists():
+        new.rename(path)
+    elif not exchange(new, path):
+        replaced = new.with_name(f"{new.name}.replaced")
+        path.rename(replaced)
+        new.rename(path)
+        replaced.rename(new)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchanges two paths in one step, and returns False where the system cannot.
+
+    Raises:
+        OSError: a path does not exist, or may not be renamed.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if rename(_FROM_HERE, os.fsencode(one), _FROM_HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(error, os.strerror(error), str(one), None, str(other))
+
+
 @contextmanager
 def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a scratch directory that becomes `path` when the block ends without an error,
@@ -92,11 +129,7 @@ def new_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             if file.is_file():
                 flush(file)
         flush(scratch)
-        replaced = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.replaced")
-        if path.exists():
-            path.rename(replaced)
-        scratch.rename(path)
+        replace_directory(scratch, path)
         flush(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
