@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo serve test test-slow test-gpu test-wheel tour bench-peers check docs clean distclean
+.PHONY: help setup demo serve test test-slow test-gpu test-wheel fuzz tour bench-peers check docs clean distclean
 
 # `make setup CUDA=1` for a machine with an NVIDIA GPU.
 # Once installed, the other targets keep what is there.
@@ -47,6 +47,13 @@ tour: setup  ## Execute docs/tour.ipynb into artifacts/tour.ipynb
 test-gpu: setup  ## Tests that need a CUDA device
 	@$(pytest) -m gpu
 
+fuzz: setup  ## Ask the service whatever its OpenAPI description allows and forbids (Schemathesis); slow
+	@test -e .venv-fuzz/installed || $(bin)/python -m venv --clear .venv-fuzz
+	@test -e .venv-fuzz/installed || .venv-fuzz/bin/pip install --quiet --requirement requirements/fuzz.txt
+	@touch .venv-fuzz/installed
+	@exec $(bin)/python -m tests.support.fuzz_openapi $(abspath .venv-fuzz/bin/schemathesis) --seed 1 \
+		--phases examples,coverage,fuzzing,stateful --max-examples 50 --continue-on-failure
+
 bench-peers: setup  ## Epoch times beside RecTools, in an environment of its own; an hour on a quiet machine
 	@test -e .venv-peers/installed || $(bin)/python -m venv --clear .venv-peers
 	@test -e .venv-peers/installed || .venv-peers/bin/pip install --quiet --requirement requirements/peers.txt
@@ -75,4 +82,4 @@ clean:  ## Remove artifacts, published model versions and caches; .venv stays
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## The same, and .venv
-	@rm -rf .venv .venv-peers
+	@rm -rf .venv .venv-peers .venv-fuzz

@@ -144,7 +144,7 @@ def measure(url: str, ordinary: tuple[bytes, ...], seconds: float) -> dict[str, 
 
 def after_deadline(url: str, filters: list[dict[str, Any]]) -> float:
     """Returns the processor time that a replica spends after the deadlines of eight requests at once."""
-    body = {"user_id": 1, "k": 10, "deadline_ms": 20, "filters": filters}
+    body = {"user_id": 1, "k": 10, "deadline_ms": 50, "filters": filters}
     with httpx.Client(base_url=url, timeout=30) as client:
         for _ in range(8):
             client.post("/v1/recommend", json=body)

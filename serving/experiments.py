@@ -3,9 +3,8 @@
 import hashlib
 from typing import NamedTuple
 
-from passerelle.errors import UserError
 from serving.config import Experiment, ServingConfig, Variant
-from serving.schemas.recommend import RecommendRequest
+from serving.schemas.recommend import ConflictError, RecommendRequest
 
 
 class Assignment(NamedTuple):
@@ -25,7 +24,7 @@ def assigned(config: ServingConfig, request: RecommendRequest, user_id: str | No
         user_id: as the bundle writes it: `7` and `"07"` are one user.
 
     Raises:
-        UserError: the request names a variant that does not exist.
+        ConflictError: the request names a variant that does not exist.
     """
     for name, experiment in config.experiments.items():
         if experiment.playlist != request.playlist:
@@ -34,14 +33,16 @@ def assigned(config: ServingConfig, request: RecommendRequest, user_id: str | No
             variant = next((one for one in experiment.variants if one.name == request.variant), None)
             if variant is None:
                 known = ", ".join(one.name for one in experiment.variants)
-                raise UserError(f"variant: experiment {name!r} has no {request.variant!r}; it has {known}")
+                raise ConflictError(
+                    f"variant: experiment {name!r} has no {request.variant!r}; it has {known}"
+                )
             return Assignment(variant.playlist, name, variant.name)
         if user_id is None:
             return Assignment(request.playlist, None, None)
         variant = variant_of(name, experiment, user_id)
         return Assignment(variant.playlist, name, variant.name)
     if request.variant is not None:
-        raise UserError(f"variant: there is no experiment on playlist {request.playlist!r}")
+        raise ConflictError(f"variant: there is no experiment on playlist {request.playlist!r}")
     return Assignment(request.playlist, None, None)
 
 

@@ -72,11 +72,13 @@ class Recommender:
         """Returns the items for a user or a history.
 
         Raises:
-            UserError: `k` is too large, an id is of the wrong type, a filter does not fit, or the playlist or
-                the variant does not exist.
+            UserError: `k` is too large, an id is of the wrong type, a filter does not fit, or the playlist
+                does not exist.
+            ConflictError: lists of the history have different lengths, or the playlist has no such variant.
             DeadlineError: the deadline passes before there are candidates.
         """
         started = time.perf_counter()
+        request.require_one_value_an_item()
         deadline = self._deadline(request.deadline_ms)
         request_time = RequestTime.read(request.context.timestamp_ms)
         user_id = (

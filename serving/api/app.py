@@ -18,6 +18,7 @@ from serving.api.admission import RETRY_AFTER_S, AdmissionMiddleware, read_keys
 from serving.api.errors import ErrorMiddleware
 from serving.api.explorer import add_explorer
 from serving.api.json_bodies import JsonRoute
+from serving.api.openapi import describe
 from serving.api.origins import OriginMiddleware
 from serving.api.paths import ANY_ID, HeadMiddleware
 from serving.deadline import DeadlineError
@@ -28,6 +29,7 @@ from serving.observability.metrics import CONTENT_TYPE, Telemetry
 from serving.recommender import Recommender
 from serving.schemas.events import EventsRequest, EventsResponse, ForgottenResponse
 from serving.schemas.recommend import (
+    ConflictError,
     ItemResponse,
     Problems,
     RecommendRequest,
@@ -42,6 +44,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problems, "description": "No key of this service, where it asks for one."},
     403: {"model": Problems, "description": "`Host` or `Origin` is of another site."},
     408: {"model": Problems, "description": "The body did not come."},
+    409: {"model": Problems, "description": "Fields contradict each other: lists of different lengths."},
     413: {"model": Problems, "description": "The body is too large."},
     422: {"model": Problems, "description": "The request does not fit; `loc` names the field."},
     429: {
@@ -178,6 +181,7 @@ def build_app(
         return Response(telemetry.exposition(), media_type=CONTENT_TYPE)
 
     _add_refusals(app, telemetry)
+    describe(app.openapi(), recommender.bundle, recommender.config)
     return app
 
 
@@ -244,6 +248,10 @@ def _add_refusals(app: FastAPI, telemetry: Telemetry) -> None:
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> Response:
         return refuse(request, 422, [{"loc": [], "msg": str(error)}])
+
+    @app.exception_handler(ConflictError)
+    async def conflict(request: Request, error: ConflictError) -> Response:
+        return refuse(request, 409, [{"loc": [], "msg": str(error)}])
 
     @app.exception_handler(UnknownItemError)
     async def unknown_item(request: Request, error: UnknownItemError) -> Response:

@@ -9,7 +9,6 @@ from fastapi.responses import Response
 
 from passerelle.bundle import Bundle
 from passerelle.config import Config
-from serving.api.paths import ANY_ID
 from serving.config import DEFAULT
 from serving.recommender import Recommender
 from serving.schemas.base import AnswerId
@@ -75,7 +74,7 @@ def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None
         422: {"model": Problems, "description": "The id is of the wrong type."}
     }
 
-    @app.get(f"/v1/users/{{user_id:{ANY_ID}}}/history", response_model=HistoryResponse, responses=refusals)
+    @app.get("/v1/history", response_model=HistoryResponse, responses=refusals)
     async def history(user_id: str) -> Response:
         """Returns the newest known events of a user."""
         answer = await recommender.history(user_id)

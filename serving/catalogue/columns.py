@@ -22,7 +22,7 @@ Mask = BoolArray
 
 EARTH_RADIUS_KM = 6371.0088
 HALF_EARTH_KM = 20_038.0
-_OPERATIONS: dict[FeatureKind, tuple[str, ...]] = {
+OPERATIONS: dict[FeatureKind, tuple[str, ...]] = {
     "categorical": ("equals", "in", "present"),
     "multi_categorical": ("contains", "present"),
     "numeric": ("equals", "in", "range", "present"),
@@ -173,10 +173,10 @@ class Columns:
                 f"{where} is not {'an' if self._row_name[0] in 'aio' else 'a'} {self._row_name} column; "
                 f"known are {known}"
             )
-        if kind not in _OPERATIONS:
+        if kind not in OPERATIONS:
             raise UserError(f"{where} is a {kind}, which cannot be filtered by")
-        if operation not in _OPERATIONS[kind]:
-            raise UserError(f"{where} is {kind}: use {' or '.join(_OPERATIONS[kind])}, not {operation}")
+        if operation not in OPERATIONS[kind]:
+            raise UserError(f"{where} is {kind}: use {' or '.join(OPERATIONS[kind])}, not {operation}")
 
     def mask(self, condition: Leaf, path: str, budget: FilterBudget) -> Mask:
         """Returns the rows [R] that meet one condition.

@@ -3,13 +3,16 @@
 Errors of large invalid bodies are cut short: a long list of them would cost seconds.
 """
 
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import (
+    AfterValidator,
+    BeforeValidator,
     FailFast,
     Field,
     PlainSerializer,
     SerializationInfo,
+    StrictFloat,
     StrictInt,
     StrictStr,
     model_validator,
@@ -30,9 +33,34 @@ class _First(FailFast):
 
 Several = Annotated[tuple[T, ...], _First()]
 """A list; validation ends with its first error."""
-TimestampMs = Annotated[StrictInt, Field(ge=FIRST_TIMESTAMP_MS, le=LAST_TIMESTAMP_MS)]
-"""Milliseconds since the epoch, of the years 1 to 9999, as `prepare` takes them."""
-ExternalId = StrictInt | StrictStr
+
+
+def _whole(value: float) -> int:
+    if not value.is_integer() or abs(value) > MAX_EXACT_FLOAT:
+        raise ValueError("is no whole number")
+    return int(value)
+
+
+WholeFloat = Annotated[StrictFloat, AfterValidator(_whole)]
+"""`7.0`, which is an integer for JSON Schema, and for clients whose numbers are all floating-point ones."""
+
+
+def _without_point(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def whole_number(low: int, high: int) -> Any:
+    """Returns the type of whole numbers within bounds, both included."""
+    return Annotated[StrictInt, Field(ge=low, le=high), BeforeValidator(_without_point)]
+
+
+if TYPE_CHECKING:
+    TimestampMs = int
+    ExternalId = int | str
+else:
+    ExternalId = Annotated[StrictInt | StrictStr | WholeFloat, Field(union_mode="left_to_right")]
+    TimestampMs = whole_number(FIRST_TIMESTAMP_MS, LAST_TIMESTAMP_MS)
+    """Milliseconds since the epoch, of the years 1 to 9999, as `prepare` takes them."""
 MAX_SAFE_INTEGER = int(MAX_EXACT_FLOAT)
 """Above, a JavaScript client reads another number than the one in the JSON."""
 IDS_AS_TEXT = "ids_as_text"

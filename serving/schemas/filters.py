@@ -104,7 +104,7 @@ class RadiusBy(RequestModel):
     """Other radii for the items that have one of these values."""
 
     column: str
-    radii_km: dict[str, Radius] = Field(min_length=1)
+    radii_km: dict[str, Radius] = Field(min_length=1, max_length=MAX_RADII)
 
     @field_validator("radii_km", mode="before")
     @classmethod
@@ -119,8 +119,8 @@ class Within(ColumnCondition):
     """The item's place lies within a radius of a point, along the surface of the Earth."""
 
     op: Literal["within"]
-    latitude: Annotated[Number, Field(ge=-90, le=90)]
-    longitude: Annotated[Number, Field(ge=-180, le=180)]
+    latitude: Annotated[StrictFloat, Field(ge=-90, le=90)]
+    longitude: Annotated[StrictFloat, Field(ge=-180, le=180)]
     radius_km: Radius
     radius_by: RadiusBy | None = None
     """Radii by category: the largest of an item's categories counts, or `radius_km` if none is named."""

@@ -3,34 +3,44 @@
 Ids are the caller's own, text or whole numbers.
 """
 
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     Field,
     JsonValue,
     StrictBool,
     StrictFloat,
-    StrictInt,
     StrictStr,
     field_validator,
     model_validator,
 )
 
 from passerelle.config import Config
-from serving.schemas.base import MAX_K, AnswerId, ExternalId, RequestModel, Several, TimestampMs
+from passerelle.errors import UserError
+from serving.schemas.base import MAX_K, AnswerId, ExternalId, RequestModel, Several, TimestampMs, whole_number
 from serving.schemas.filters import Filter, require_few
 
 MAX_HISTORY_ITEMS = 100_000
 
 Features = Annotated[dict[str, JsonValue], Field(max_length=1000)]
-Count = Annotated[StrictInt, Field(ge=1, le=MAX_K)]
+if TYPE_CHECKING:
+    Count = int
+    Age = int
+else:
+    Count, Age = whole_number(1, MAX_K), whole_number(0, 150)
+MIN_DEADLINE_MS = 50
+"""A shorter time does not suffice for an answer whenever the machine does something else, too."""
+
+
+class ConflictError(UserError):
+    """Fields of a request contradict each other: HTTP 409."""
 
 
 class Place(RequestModel):
     """A point on the Earth, in degrees."""
 
-    latitude: Annotated[StrictInt | StrictFloat, Field(ge=-90, le=90)]
-    longitude: Annotated[StrictInt | StrictFloat, Field(ge=-180, le=180)]
+    latitude: Annotated[StrictFloat, Field(ge=-90, le=90)]
+    longitude: Annotated[StrictFloat, Field(ge=-180, le=180)]
 
 
 class Context(RequestModel):
@@ -42,10 +52,10 @@ class Context(RequestModel):
     """Context features that the model reads, by name; absent ones are missing values."""
     place: Place | None = None
     """Location of the user, for sources and offers that depend on distance."""
-    age: Annotated[StrictInt, Field(ge=0, le=150)] | None = None
+    age: Age | None = None
     """Age in years: items with a higher minimum are left out, where the service has such a rule.
     Without an age, all items that have a minimum are left out."""
-    credit: Annotated[StrictInt | StrictFloat, Field(ge=0, le=1e15)] | None = None
+    credit: Annotated[StrictFloat, Field(ge=0, le=1e15)] | None = None
     """Available credit: more expensive items are left out, where the service has such a rule."""
 
 
@@ -54,7 +64,7 @@ class ItemsRequest(RequestModel):
 
     k: Count | None = None
     """Number of items of the answer; if absent, the size of the playlist, and 10 for similar items."""
-    deadline_ms: Annotated[StrictInt | StrictFloat, Field(gt=0, le=60_000)] | None = None
+    deadline_ms: Annotated[StrictFloat, Field(ge=MIN_DEADLINE_MS, le=60_000)] | None = None
     """Time for the answer: a recommendation leaves out what is not done by then.
     Where there are no candidates by then, the answer is 503."""
     context: Context = Context()
@@ -96,17 +106,20 @@ class RecommendRequest(ItemsRequest):
     exclude_seen: StrictBool = True
     """Leave out the items of the history (of a model for bookings: those that were booked)."""
 
-    @model_validator(mode="after")
-    def _has_one_value_an_item(self) -> Self:
+    def require_one_value_an_item(self) -> None:
+        """Checks what no schema can say: the lists that belong to the history are as long.
+
+        Raises:
+            ConflictError: one is not.
+        """
         for name, values in (
             ("history_timestamps_ms", self.history_timestamps_ms),
             ("history_event_types", self.history_event_types),
         ):
             if values is not None and len(values) != len(self.history or ()):
-                raise ValueError(
+                raise ConflictError(
                     f"{name} has {len(values)} values for the {len(self.history or ())} items of history"
                 )
-        return self
 
 
 class SimilarRequest(ItemsRequest):

@@ -121,7 +121,7 @@ def test_events_of_a_killed_replica_are_read_by_the_others(service: Service) -> 
             contextlib.suppress(httpx.TransportError),
             httpx.Client(base_url=service.url, timeout=60) as client,
         ):
-            history = client.get("/v1/users/88888/history").json()
+            history = client.get("/v1/history?user_id=88888").json()
             known[:] = [event["item_id"] for event in history["events"]]
         return len(known) >= len(acknowledged)
 

@@ -103,5 +103,5 @@ def test_ids_that_javascript_cannot_hold_are_text(bundle: Bundle, large: bool) -
     assert near.status_code == 200
     users = call(app, "GET", "/v1/explorer").json()["users"]
     assert {type(user_id) for user_id in users} == {str if large else int}
-    history = call(app, "GET", f"/v1/users/{users[0]}/history").json()
+    history = call(app, "GET", "/v1/history", params={"user_id": users[0]}).json()
     assert {type(event["item_id"]) for event in history["events"]} == {str if large else int}

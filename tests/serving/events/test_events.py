@@ -90,7 +90,7 @@ def test_event_of_the_bundle_counts_once(bundle: Bundle, store: SqliteEventStore
     app = build_app(
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)
     )
-    (before,) = call_all(app, ("GET", "/v1/users/1003/history", None))
+    (before,) = call_all(app, ("GET", "/v1/history?user_id=1003", None))
     known = before.json()["events"]
     again = [
         {
@@ -103,7 +103,7 @@ def test_event_of_the_bundle_counts_once(bundle: Bundle, store: SqliteEventStore
     ]
     new = {"event_id": "new", "user_id": "1003", "item_id": 7}
     kept, after = call_all(
-        app, ("POST", "/v1/events", {"events": [*again, new]}), ("GET", "/v1/users/1003/history", None)
+        app, ("POST", "/v1/events", {"events": [*again, new]}), ("GET", "/v1/history?user_id=1003", None)
     )
     assert kept.json()["accepted"] == len(known) + 1 and len(after.json()["events"]) == len(known) + 1
     assert after.json()["events"][0]["item_id"] == 7
@@ -115,5 +115,5 @@ def test_events_with_ids_of_other_bundles_are_ignored(bundle: Bundle, store: Sql
     app = build_app(
         recommender_of(bundle, OnnxInference(bundle), 7, events=store), EventIntake(bundle, store)
     )
-    (found,) = call_all(app, ("GET", "/v1/users/4/history", None))
+    (found,) = call_all(app, ("GET", "/v1/history?user_id=4", None))
     assert [event["timestamp_ms"] for event in found.json()["events"]] == [7]

@@ -16,7 +16,7 @@ from passerelle.ids import FIRST_ITEM_ROW
 from passerelle.topk import exact_topk
 from serving.item_info import UnknownItemError
 from serving.recommender import Recommender
-from serving.schemas.recommend import Context, RecommendRequest, SimilarRequest
+from serving.schemas.recommend import ConflictError, Context, RecommendRequest, SimilarRequest
 from serving.stages.lookup import EmbeddingLookup
 from serving.stages.ordering import Ordering
 from serving.stages.ranking import Ranking
@@ -91,9 +91,23 @@ def test_unknown_event_types_and_features_are_named(
         look_up(bundle, history=[17, 27], **request_)
 
 
-def test_one_event_type_for_each_item() -> None:
-    with pytest.raises(ValueError, match="history_event_types has 1 values for the 2 items of history"):
-        RecommendRequest(history=(1, 2), history_event_types=("view",))
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (
+            RecommendRequest(history=(1, 2), history_event_types=("view",)),
+            "history_event_types has 1 values for the 2 items of history",
+        ),
+        (
+            RecommendRequest(history=(1, 2, 3), history_timestamps_ms=(1, 2)),
+            "history_timestamps_ms has 2 values for the 3 items of history",
+        ),
+        (RecommendRequest(history_timestamps_ms=(1,)), "has 1 values for the 0 items of history"),
+    ],
+)
+def test_lists_of_a_history_are_as_long(request_: RecommendRequest, message: str) -> None:
+    with pytest.raises(ConflictError, match=message):
+        request_.require_one_value_an_item()
 
 
 def test_times_reach_the_encoder(bundle: Bundle) -> None:
@@ -105,8 +119,6 @@ def test_times_reach_the_encoder(bundle: Bundle) -> None:
     assert query.query_D is not None
     np.testing.assert_allclose(query.query_D, expected_BD[0], atol=1e-5)
     assert not np.allclose(query.query_D, look_up(bundle, history=[17, 27]).query_D, atol=1e-2)
-    with pytest.raises(ValueError, match="history_timestamps_ms has 2 values for the 3 items of history"):
-        RecommendRequest(history=(1, 2, 3), history_timestamps_ms=(1, 2))
 
 
 def test_history_vectors_of_the_bundle_are_used(bundle: Bundle) -> None:
