@@ -109,7 +109,8 @@ def patient_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Configuration of a service that answers every request in full, however busy the machine is."""
     path = tmp_path_factory.mktemp("patient") / "serving.toml"
     path.write_text(
-        "[limits]\nmax_expected_ms = 60_000\nmax_large_bytes_per_s = 1_000_000_000\ndeadline_ms = 60_000\n[events]\ntimeout_ms = 10_000\n"
+        "[limits]\nmax_expected_ms = 60_000\nmax_large_bytes_per_s = 1_000_000_000\ndeadline_ms = 60_000\n"
+        "[events]\ntimeout_ms = 10_000\n"
     )
     return path
 
