@@ -18,6 +18,7 @@ import pytest
 
 from passerelle.bundle import RANKER, Bundle
 from ray_cluster.service import EVENTS_NAME, Service, ServiceOptions
+from serving.config import LimitsConfig, ServingConfig
 from serving.triton.client import TritonClient, TritonError
 from tests.support.load import CLIENTS, Load
 from tests.support.waiting import eventually, eventually_async
@@ -28,7 +29,9 @@ def service(bundle: Bundle, repository: Path, tmp_path_factory: pytest.TempPathF
     """Two replicas over a repository of their own, watched as `passerelle serve` does."""
     own = tmp_path_factory.mktemp("faults") / "repository"
     shutil.copytree(repository, own, ignore=shutil.ignore_patterns(f"{EVENTS_NAME}*"))
-    with Service(bundle.path, own, 1, ServiceOptions(replicas=2)) as running:
+    # On a busy machine the encoder may take longer than its share of the second that is the default.
+    serving = ServingConfig(limits=LimitsConfig(deadline_ms=5_000))
+    with Service(bundle.path, own, 1, ServiceOptions(replicas=2, serving=serving)) as running:
         threading.Thread(target=running.watch, daemon=True).start()
         yield running
 

@@ -1,5 +1,6 @@
 """Invalid and hostile requests, from the OpenAPI schema and by hand."""
 
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -111,19 +112,23 @@ def filters(rng: random.Random, depth: int = 3) -> Any:
 def valid(schema: Any, definitions: dict[str, Any], rng: random.Random, depth: int = 0) -> Any:
     """Returns a value that a schema describes, or now and then one that it does not."""
     if rng.random() < 0.015:
-        return rng.choice(NASTY)
+        return copy.deepcopy(rng.choice(NASTY))
     if depth > 6:
         return None
     if "$ref" in schema:
         return valid(definitions[schema["$ref"].rpartition("/")[2]], definitions, rng, depth + 1)
     for several in ("anyOf", "oneOf"):
         if several in schema:
-            return valid(rng.choice(schema[several]), definitions, rng, depth + 1)
+            chosen = rng.choice(schema[several])
+            if "properties" not in schema:
+                return valid(chosen, definitions, rng, depth + 1)
+            schema = narrowed(schema, chosen)
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:
         return rng.choice(schema["enum"])
-    match schema.get("type"):
+    kind = schema.get("type")
+    match rng.choice(kind) if isinstance(kind, list) else kind:
         case "object":
             known = {
                 name: rng.choice(LIKELY[name])
@@ -149,7 +154,16 @@ def valid(schema: Any, definitions: dict[str, Any], rng: random.Random, depth: i
             return rng.choice(
                 ["default", "view", "7", "year", "genres", "Drama", "books", "x" * rng.randint(0, 200)]
             )
-    return rng.choice(NASTY)
+    return copy.deepcopy(rng.choice(NASTY))
+
+
+def narrowed(schema: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Returns the schema of an object with what one of its alternatives says, too."""
+    properties = {
+        name: {**property_, **chosen.get("properties", {}).get(name, {})}
+        for name, property_ in schema["properties"].items()
+    }
+    return {**schema, **chosen, "properties": properties}
 
 
 def requests(
