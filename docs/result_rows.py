@@ -164,3 +164,22 @@ def load_rows(result: dict[str, Any]) -> list[list[str]]:
         figures = [f"{of['throughput_per_s']:.0f} / s", sustainable]
         rows.append([name, *figures, "" if goodput is None else f"{100 * goodput:.0f} %"])
     return rows
+
+
+def curve_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Arrivals per second, and the goodput of each service where it was tried at that rate."""
+    services = [key for name, key in SERVICES.items() if key != "noop"]
+    tried = {
+        key: {round(one["rate_per_s"]): one["goodput_per_s"] for one in result[key]["open"]}
+        for key in services
+    }
+    rows: list[list[str]] = []
+    for rate in sorted({rate for rates in tried.values() for rate in rates}):
+        near = [
+            next((goodput for other, goodput in tried[key].items() if abs(other - rate) <= rate / 100), None)
+            for key in services
+        ]
+        figures = ["" if goodput is None else f"{goodput:.0f} / s" for goodput in near]
+        if not rows or rows[-1][1:] != figures:
+            rows.append([f"{rate} / s", *figures])
+    return rows

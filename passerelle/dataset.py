@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from passerelle.arrays import (
     BoolArray,
@@ -88,6 +89,8 @@ class DatasetManifest(Manifest):
     """The resolved description the dataset was prepared from."""
     quality: dict[str, Any]
     """The data-quality report."""
+    raw_files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each file that the dataset was made from, by its path below the source folder."""
 
 
 @dataclass(frozen=True)

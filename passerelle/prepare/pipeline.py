@@ -23,6 +23,7 @@ from passerelle.prepare.events import Encoded, EventLog, read_events
 from passerelle.prepare.feature_config import FeatureConfig
 from passerelle.prepare.filters import select_events
 from passerelle.prepare.quality import QualityReport, distinct_pairs, iso
+from passerelle.prepare.raw_files import raw_digests
 from passerelle.prepare.row_counts import RowCounts
 from passerelle.prepare.sources import resolve_files
 from passerelle.prepare.tables import Entities, EntityEvents, EntityTable, build_table
@@ -63,22 +64,24 @@ def prepare(
             f"{out}: --overwrite replaces only a directory made by passerelle, "
             f"and this one has no {MANIFEST_NAME}"
         )
-    row_counts = RowCounts(config.on_bad_rows)
-    log = read_events(config, source, row_counts, progress)
-    progress("sort and filter", 0, 1)
-    kept = _kept(log, config, row_counts)
-    progress("sort and filter", 1, 1)
-    users = build_table(
-        _entities(USER_ID, config.users, kept.user_ids, kept.user_rows_K, log, kept, source),
-        row_counts,
-        progress,
-    )
-    items = build_table(
-        _entities(ITEM_ID, config.items, kept.item_ids, kept.item_positions_K, log, kept, source),
-        row_counts,
-        progress,
-    )
-    contexts = make_contexts(config.context, source, log.columns, kept.positions_K, row_counts)
+    with raw_digests(config, source) as digests:
+        row_counts = RowCounts(config.on_bad_rows)
+        log = read_events(config, source, row_counts, progress)
+        progress("sort and filter", 0, 1)
+        kept = _kept(log, config, row_counts)
+        progress("sort and filter", 1, 1)
+        users = build_table(
+            _entities(USER_ID, config.users, kept.user_ids, kept.user_rows_K, log, kept, source),
+            row_counts,
+            progress,
+        )
+        items = build_table(
+            _entities(ITEM_ID, config.items, kept.item_ids, kept.item_positions_K, log, kept, source),
+            row_counts,
+            progress,
+        )
+        contexts = make_contexts(config.context, source, log.columns, kept.positions_K, row_counts)
+        raw_files = digests.result()
     report = _report(config, kept, users, items, row_counts, time.perf_counter() - started)
     progress("write", 0, 1)
     dataset = write_dataset(
@@ -101,6 +104,7 @@ def prepare(
                 "title": config.title,
                 "config": config.model_dump(mode="json"),
                 "quality": report.model_dump(mode="json"),
+                "raw_files": raw_files,
             },
         ),
         overwrite=overwrite,

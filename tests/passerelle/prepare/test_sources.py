@@ -1,5 +1,6 @@
 """Where files are looked for, in which order, and what a download may and may not leave behind."""
 
+import gzip
 import hashlib
 import io
 import threading
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from passerelle.config import validate
+from passerelle.dataset import open_dataset
 from passerelle.errors import UserError
 from passerelle.prepare import PrepareConfig, find_source, prepare
 from passerelle.prepare.sources import resolve_files
@@ -188,3 +191,31 @@ def test_no_member_leads_out_of_the_folder(machine: Path, site: tuple[Path, str]
     folder = find_source(config, None)
     assert sorted(path.name for path in folder.iterdir()) == ["evil.csv", "log.csv"]
     assert not list((machine / "cache").glob("*.csv"))
+
+
+def test_the_manifest_has_the_digest_of_every_raw_file(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "day").mkdir(parents=True)
+    text = "u,i,t\na,x,1\nb,y,2\n"
+    files = {"logs/one.csv": text, "logs/day/two.csv": text.replace("a", "c")}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "packed.csv.gz").write_bytes(gzip.compress(b"i,label\nx,one\n"))
+    described = {
+        "name": "t",
+        "user_id_type": "string",
+        "item_id_type": "string",
+        "events": [{"files": ["logs/**/*.csv"], "user_id": "u", "item_id": "i", "timestamp": "t"}],
+        "items": {
+            "files": ["packed.csv"],
+            "id": "i",
+            "features": {"label": {"kind": "text", "column": "label"}},
+        },
+    }
+    config = validate(PrepareConfig, described, "test", given=True)
+    dataset = prepare(config, tmp_path, tmp_path / "dataset")
+    assert open_dataset(dataset.path).manifest.raw_files == {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in (*files, "packed.csv.gz")
+    }
+    (tmp_path / "logs" / "one.csv").write_text("u,t\na,1\n")
+    with pytest.raises(UserError):
+        prepare(config, tmp_path, tmp_path / "dataset", overwrite=True)
