@@ -109,12 +109,14 @@ def _ensure_private_token(path: Path) -> None:
             path.chmod(path.stat().st_mode & ~0o077)
             return
         scratch = path.with_name(f"{path.name}.{os.getpid()}")
-        scratch.touch(0o600)
-        scratch.write_text(secrets.token_hex(32), encoding="utf-8")
-        # Whole, or not at all: another process may be doing the same.
-        with contextlib.suppress(FileExistsError):
-            os.link(scratch, path)
-        scratch.unlink()
+        try:
+            scratch.touch(0o600)
+            scratch.write_text(secrets.token_hex(32), encoding="utf-8")
+            # Whole, or not at all: another process may be doing the same.
+            with contextlib.suppress(FileExistsError):
+                os.link(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def users_mistake(report: str, otherwise: str) -> str:

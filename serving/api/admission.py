@@ -25,7 +25,7 @@ _MONITORING = ("/readyz", "/metrics")
 """Admitted without a key, but not any number of them: they ask other components."""
 MAX_MONITORING = 16
 _COMPUTED = ("/v1/recommend", "/v1/similar")
-_OF_EVENTS = ("/v1/events", "/v1/users")
+_OF_EVENTS = ("/v1/events", "/v1/users", "/v1/history")
 BODY_TIMEOUT_S = 10.0
 LARGE_BYTES = 64 * 1024
 """Parsing and validating so much takes some milliseconds at most, in which no other request is answered."""
@@ -79,13 +79,14 @@ class AdmissionMiddleware:
         try:
             self._check_caller(scope, headers)
             self._check_capacity(limiter)
-            announced = self._announced_bytes(headers)
-            self._check_large(announced)
+            # Refused before it is sent where others have used it up, and counted once it is here.
+            if self._announced_bytes(headers) > LARGE_BYTES and not self._large_bodies.has(b"", LARGE_BYTES):
+                raise _RefusedError(429, _TOO_MANY_LARGE, _RETRY)
             body = await self._body(receive)
             if body is None:
                 return
-            if not announced:
-                self._check_large(len(body))
+            if len(body) > LARGE_BYTES and not self._large_bodies.admit(b"", len(body)):
+                raise _RefusedError(429, _TOO_MANY_LARGE, _RETRY)
             # Other requests may have been admitted while the body arrived.
             self._check_capacity(limiter)
         except _RefusedError as refusal:
@@ -134,15 +135,6 @@ class AdmissionMiddleware:
             raise _too_large(self._limits.max_body_bytes)
         return int(length)
 
-    def _check_large(self, num_bytes: int) -> None:
-        """Checks that large bodies leave time for other requests: none is answered while one is parsed.
-
-        Raises:
-            _RefusedError: 429.
-        """
-        if num_bytes > LARGE_BYTES and not self._large_bodies.admit(b"", num_bytes):
-            raise _RefusedError(429, "too many large bodies: send it again a little later", _RETRY)
-
     async def _body(self, receive: Receive) -> bytes | None:
         """Returns the whole body; None where the client has disconnected.
 
@@ -162,6 +154,7 @@ class AdmissionMiddleware:
         return self._of_events if path.startswith(_OF_EVENTS) else self._others
 
 
+_TOO_MANY_LARGE = "too many large bodies: send it again a little later"
 _RETRY = {b"retry-after": str(RETRY_AFTER_S).encode()}
 
 

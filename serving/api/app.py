@@ -150,7 +150,7 @@ def build_app(
         return _json(recommender.answer_json(answer))
 
     if limits.explorer:
-        add_explorer(app, recommender, recommender.bundle)
+        add_explorer(app, recommender, recommender.bundle, _REFUSALS)
     if intake is not None:
         _add_events(app, intake, telemetry)
 
@@ -285,5 +285,9 @@ def _endpoint(path: str) -> str:
     """Returns a label of a bounded set, whatever paths clients invent."""
     return _ENDPOINTS.get(
         path,
-        "items" if path.startswith("/v1/items") else "users" if path.startswith("/v1/users") else "other",
+        "items"
+        if path.startswith("/v1/items")
+        else "users"
+        if path.startswith(("/v1/users", "/v1/history"))
+        else "other",
     )

@@ -12,7 +12,7 @@ from passerelle.config import Config
 from serving.config import DEFAULT
 from serving.recommender import Recommender
 from serving.schemas.base import AnswerId
-from serving.schemas.recommend import HistoryResponse, Problems
+from serving.schemas.recommend import HistoryResponse
 
 PAGE = "explorer.html"
 _MAX_VALUES = 40
@@ -53,8 +53,14 @@ class ExplorerInfo(Config):
     experiments: tuple[ExperimentInfo, ...]
 
 
-def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None:
-    """Adds the page at `/` and its endpoints."""
+def add_explorer(
+    app: FastAPI, recommender: Recommender, bundle: Bundle, refusals: dict[int | str, dict[str, Any]]
+) -> None:
+    """Adds the page at `/` and its endpoints.
+
+    Args:
+        refusals: answers of any endpoint that are no success, for the description.
+    """
     page = resources.files("serving.api").joinpath(PAGE).read_bytes()
     info = _info(recommender, bundle)
 
@@ -65,14 +71,10 @@ def add_explorer(app: FastAPI, recommender: Recommender, bundle: Bundle) -> None
             page, media_type="text/html; charset=utf-8", headers={"content-security-policy": _POLICY}
         )
 
-    @app.get("/v1/explorer", response_model=ExplorerInfo)
+    @app.get("/v1/explorer", response_model=ExplorerInfo, responses=refusals)
     async def choices() -> Response:
         """Returns the users, categories, playlists and experiments to choose from."""
         return Response(recommender.answer_json(info), media_type="application/json")
-
-    refusals: dict[int | str, dict[str, Any]] = {
-        422: {"model": Problems, "description": "The id is of the wrong type."}
-    }
 
     @app.get("/v1/history", response_model=HistoryResponse, responses=refusals)
     async def history(user_id: str) -> Response:

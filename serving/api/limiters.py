@@ -77,11 +77,19 @@ class RateLimiter:
 
     def admit(self, caller: bytes, amount: float = 1.0) -> bool:
         """Takes so many tokens, and returns whether there were as many."""
-        now = self._clock()
-        tokens, since = self._buckets.pop(caller, (self._max_tokens, now))
-        tokens = min(self._max_tokens, tokens + (now - since) * self._rate)
+        tokens, now = self._tokens(caller), self._clock()
+        self._buckets.pop(caller, None)
         admitted = tokens >= amount
         self._buckets[caller] = (tokens - amount if admitted else tokens, now)
         if len(self._buckets) > _MAX_CALLERS:
             self._buckets.popitem(last=False)
         return admitted
+
+    def has(self, caller: bytes, amount: float = 1.0) -> bool:
+        """Returns whether there are so many tokens, and takes none."""
+        return self._tokens(caller) >= amount
+
+    def _tokens(self, caller: bytes) -> float:
+        now = self._clock()
+        tokens, since = self._buckets.get(caller, (self._max_tokens, now))
+        return min(self._max_tokens, tokens + (now - since) * self._rate)

@@ -90,6 +90,14 @@ class Catalogue:
         num_offers = 0 if self.offers is None else len(self.offers.item_rows)
         return int(self.items.num_rows + num_offers)
 
+    @property
+    def max_visits(self) -> int:
+        """Rows of items and listings that one condition may visit."""
+        visits: int = self.items.max_visits
+        if self.offers is not None:
+            visits = max(visits, self._listings.columns.max_visits) + len(self._listings.row_G)
+        return visits
+
     def eligible(
         self,
         filters: Sequence[Filter],

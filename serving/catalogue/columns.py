@@ -131,6 +131,8 @@ class Columns:
         self._numbers = {
             feature.name: _numbers(table, feature, offset) for feature in features if feature.kind in _NUMBERS
         }
+        self.max_visits: int = max([self.num_rows, *(len(one.rows) for one in self._postings.values())])
+        """Rows that one condition may visit; a row of several values is visited once for each."""
         self._time_orders: dict[tuple[str, bool], Int32Array] = {}
 
     def numbers(self, name: str) -> Float64Array:
@@ -201,13 +203,12 @@ class Columns:
             case Within():
                 return self._within_radius(condition, path, budget)
             case Present():
-                return self._present(condition.column)
+                return self._present(condition.column, path, budget)
             case In() | Equals() | Contains():
                 postings = self._postings[condition.column]
                 values = condition.values if isinstance(condition, In) else (condition.value,)
                 budget.spend(LOOKUP_WORK * len(values), path)
-                rows, _ = postings.rows_with(values, where)
-                budget.spend(len(rows), path)
+                rows, _ = postings.rows_with(values, where, lambda count: budget.spend(count, path))
                 mask_R = np.zeros(self.num_rows, dtype=bool)
                 mask_R[rows] = True
                 return mask_R
@@ -280,18 +281,20 @@ class Columns:
         if self.kinds.get(radius_by.column) not in ("categorical", "multi_categorical"):
             raise UserError(f"{where} is not one of categories")
         postings = self._postings[radius_by.column]
-        # Of a row's categories the largest radius is assigned last, and stays.
-        widest_last = sorted(radius_by.radii_km.items(), key=lambda one: one[1])
-        budget.spend(LOOKUP_WORK * len(widest_last) + _ANGLE_WORK * self.num_rows, path)
-        rows, lengths = postings.rows_with([value for value, _ in widest_last], where)
-        budget.spend(_ANGLE_WORK * len(rows), path)
-        angles_R = np.full(self.num_rows, _angle(default_km))
-        angles_R[rows] = np.repeat([_angle(radius_km) for _, radius_km in widest_last], lengths)
-        return angles_R
+        radii_km = radius_by.radii_km
+        budget.spend(LOOKUP_WORK * len(radii_km) + _ANGLE_WORK * self.num_rows, path)
+        rows, lengths = postings.rows_with(
+            list(radii_km), where, lambda count: budget.spend(_ANGLE_WORK * count, path)
+        )
+        angles_R = np.zeros(self.num_rows)
+        np.maximum.at(angles_R, rows, np.repeat([_angle(radius) for radius in radii_km.values()], lengths))
+        return np.where(angles_R > 0, angles_R, _angle(default_km))
 
-    def _present(self, name: str) -> Mask:
+    def _present(self, name: str, path: str, budget: FilterBudget) -> Mask:
         if name in self._numbers:
             return ~np.isnan(self._numbers[name])
+        rows = self._places[name].northwards if name in self._places else self._postings[name].rows
+        budget.spend(len(rows), path)
         mask_R = np.zeros(self.num_rows, dtype=bool)
-        mask_R[self._places[name].northwards if name in self._places else self._postings[name].rows] = True
+        mask_R[rows] = True
         return mask_R

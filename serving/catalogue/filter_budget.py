@@ -14,7 +14,7 @@ CONDITION_WORK = 30_000
 """Of each condition, whatever it visits."""
 LOOKUP_WORK = 1_000
 """Of each value or radius that is looked up."""
-PLACE_WORK = 50
+PLACE_WORK = 20
 """Of each place whose distance is computed."""
 _EXPECTED_PLACE_WORK = 10
 """A radius leaves out most places of a catalogue."""
@@ -59,7 +59,11 @@ class FilterBudget:
 
 
 def expected_work(filters: Sequence[Filter], num_rows: int) -> int:
-    """Returns the expected work of some filters over a table, without a look at its columns."""
+    """Returns the expected work of some filters, without a look at the columns.
+
+    Args:
+        num_rows: rows that one condition may visit.
+    """
     work = 0
     for condition in all_conditions(filters):
         rows = num_rows * (_EXPECTED_PLACE_WORK if isinstance(condition, Within) else 1)

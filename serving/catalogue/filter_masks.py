@@ -17,6 +17,9 @@ from serving.catalogue.filter_budget import CONDITION_WORK, FilterBudget
 from serving.catalogue.offers import PREFIX, is_offers
 from serving.schemas.filters import And, Filter, Leaf, Not, Or, Overlaps, Within
 
+_GROUPED_AT_ONCE = 8
+"""A mask is negated or combined so many rows in the time of one visit."""
+
 
 @dataclass(frozen=True)
 class Listings:
@@ -53,7 +56,8 @@ def filter_mask(
 def _tree_mask(
     condition: Filter, path: str, items: Columns, listings: Listings | None, budget: FilterBudget
 ) -> Mask:
-    budget.spend(CONDITION_WORK, path)
+    num_rows = items.num_rows if listings is None else len(listings.row_G)
+    budget.spend(CONDITION_WORK + num_rows // _GROUPED_AT_ONCE, path)
     if isinstance(condition, Not):
         return ~_tree_mask(condition.condition, f"{path}.condition", items, listings, budget)
     if isinstance(condition, And | Or):

@@ -1,6 +1,6 @@
 """Inverted index of a column: the rows of each value, which answers conditions on single values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +36,15 @@ class Postings:
     starts: Int64Array
     """Where the rows of each value start in `rows`; one more than there are values."""
 
-    def rows_with(self, values: Sequence[Value], where: str) -> tuple[Int32Array, Int64Array]:
+    def rows_with(
+        self, values: Sequence[Value], where: str, before: Callable[[int], None] = lambda _: None
+    ) -> tuple[Int32Array, Int64Array]:
         """Returns the rows that have one of some values, and how many rows each distinct value has.
 
         The rows of the first value come first, then those of the second, and so on.
+
+        Args:
+            before: called with the number of rows, before they are gathered.
 
         Raises:
             UserError: a value is not of the column's type.
@@ -47,7 +52,9 @@ class Postings:
         wanted = list(dict.fromkeys(self._checked(value, where) for value in values))
         codes = self._codes(wanted) if len(wanted) > _MAX_SINGLE_LOOKUPS else self._codes_one_by_one(wanted)
         starts = self.starts[codes]
-        positions, offsets = gather_ragged(starts, np.where(codes < 0, starts, self.starts[codes + 1]))
+        ends = np.where(codes < 0, starts, self.starts[codes + 1])
+        before(int((ends - starts).sum()))
+        positions, offsets = gather_ragged(starts, ends)
         return self.rows[positions], np.diff(offsets)
 
     def _codes_one_by_one(self, wanted: Sequence[Any]) -> Int64Array:

@@ -128,6 +128,7 @@ class RedisEventStore:
         )
         self._client: Any = redis.Redis.from_pool(pool)
         self._durable = False
+        self._num_copied = 0
         scripts = (_APPEND, _USER, _ASSIGN_PSEUDONYM, _ERASE, _COUNT, _REMEMBER)
         self._append, self._user, self._assign_pseudonym, self._erase, self._add, self._remember = map(
             self._client.register_script, scripts
@@ -181,22 +182,28 @@ class RedisEventStore:
 
     async def erased_after(self, position: int, limit: int) -> ErasedUsers:
         with _store_errors():
-            if position == 0:
-                await self._remember_in_order(limit)
+            await self._copy_erasures_of_earlier_versions(limit)
+            # Of a server that has lost some since: they are numbered anew.
+            if position > await self._client.zcard(_ERASED):
+                position = 0
             found = await self._client.zrangebyscore(
                 _ERASED, f"({position}", "+inf", start=0, num=limit, withscores=True
             )
         digests = tuple(digest for digest, _ in found)
         return ErasedUsers(digests, int(found[-1][1]) if found else position, len(found) < limit)
 
-    async def _remember_in_order(self, limit: int) -> None:
-        """Moves the erased users of earlier versions of this store, a set without an order."""
-        while digests := await self._client.srandmember(_ERASED_BY_EARLIER_VERSIONS, limit):
+    async def _copy_erasures_of_earlier_versions(self, limit: int) -> None:
+        """Copies what earlier versions of this store remember without an order; they may still be running."""
+        count = await self._client.scard(_ERASED_BY_EARLIER_VERSIONS)
+        if count == self._num_copied:
+            return
+        digests = list(await self._client.smembers(_ERASED_BY_EARLIER_VERSIONS))
+        for first in range(0, len(digests), limit):
             async with self._client.pipeline(transaction=False) as pipeline:
-                for digest in digests:
+                for digest in digests[first : first + limit]:
                     await self._remember(keys=[_ERASED], args=[digest], client=pipeline)
                 await pipeline.execute()
-            await self._client.srem(_ERASED_BY_EARLIER_VERSIONS, *digests)
+        self._num_copied = count
 
     async def hourly(self, first_hour: int, last_hour: int) -> list[HourlyCount]:
         hours = range(first_hour, last_hour + 1)

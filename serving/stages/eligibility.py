@@ -3,7 +3,7 @@
 from passerelle.bundle import Bundle
 from serving.catalogue.catalogue import Catalogue, Eligible, item_columns
 from serving.catalogue.columns import Columns
-from serving.catalogue.filter_budget import FilterBudget
+from serving.catalogue.filter_budget import CONDITION_WORK, PLACE_WORK, FilterBudget
 from serving.catalogue.offers import PREFIX, read_offers
 from serving.config import Playlist, ServingConfig
 from serving.deadline import Deadline
@@ -14,8 +14,8 @@ from serving.stages.rules import EligibilityRules
 from serving.stages.types import RequestTime
 from serving.watched_file import WatchedFile
 
-_MIN_CONDITIONS = 16
-"""A request may visit every row so many times, however large the catalogue is."""
+_MIN_CONDITIONS, _MIN_RADII = 16, 2
+"""A request may visit every row and every place so many times, however large the catalogue is."""
 
 
 class Eligibility:
@@ -63,7 +63,9 @@ class Eligibility:
             DeadlineError: the deadline passes.
         """
         offers = self._config.offers
-        max_work = max(self._config.limits.max_filter_work, _MIN_CONDITIONS * catalogue.size)
+        every_row = _MIN_CONDITIONS * (catalogue.max_visits + CONDITION_WORK)
+        every_place = _MIN_RADII * PLACE_WORK * catalogue.max_visits
+        max_work = max(self._config.limits.max_filter_work, every_row + every_place)
         eligible = catalogue.eligible(
             request.filters,
             (*playlist.filters, *self._rules.conditions(request.context, request_time)),

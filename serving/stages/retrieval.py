@@ -35,7 +35,7 @@ from serving.stages.candidate_set import (
 from serving.stages.eligibility import Eligibility
 from serving.stages.offer_attachment import attach_offers
 from serving.stages.pins import PinnedRows
-from serving.stages.search_threads import SearchThreads
+from serving.stages.search_threads import HEAVY_CONDITIONS, HEAVY_WORK, SearchThreads
 from serving.stages.sources import Search, Sources, point_of
 from serving.stages.trends import Trends
 from serving.stages.types import ENCODER_DOWN, POPULAR, Candidates, Found, Query, RequestTime
@@ -147,10 +147,12 @@ class Retrieval:
         Other requests are then answered meanwhile, and a deadline can end the wait.
         """
         size = self._eligibility.catalogue.size
-        work = expected_work(request.filters, size)
+        visits = self._eligibility.catalogue.max_visits
+        work = expected_work(request.filters, visits)
         if size <= self._max_inline_items and work <= MAX_INLINE_WORK:
             return search()
-        return await self._threads.run(search, work)
+        is_heavy = work > max(HEAVY_WORK, HEAVY_CONDITIONS * visits)
+        return await self._threads.run(search, is_heavy=is_heavy)
 
     def _run(
         self,

@@ -21,7 +21,9 @@ def test_rate_limiter_refills_up_to_one_second() -> None:
 def test_rate_limiter_of_amounts_admits_the_largest_one() -> None:
     now = [0.0]
     limiter = RateLimiter(10.0, lambda: now[0], max_amount=25)
+    assert limiter.has(b"", 25) and limiter.has(b"", 25) and not limiter.has(b"", 26)
     assert [limiter.admit(b"", amount) for amount in (26, 25, 1)] == [False, True, False]
+    assert not limiter.has(b"") and limiter.has(b"another", 25)
     now[0] = 1.0
     assert [limiter.admit(b"", amount) for amount in (11, 10)] == [False, True]
 

@@ -67,6 +67,13 @@ def test_a_service_for_others_has_any_name_unless_some_are_configured(
     ]
 
 
+def test_probes_and_scrapers_ask_by_any_name(bundle: Bundle) -> None:
+    app = app_of(bundle, host="0.0.0.0", allowed_hosts=["shop.test"])
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert status(app, path=path, host="10.1.2.3:8000") == 200
+    assert status(app, path="/docs", host="10.1.2.3:8000") == 403
+
+
 def test_configured_names_count_on_loopback_too(bundle: Bundle) -> None:
     named = app_of(bundle, allowed_hosts=["shop.test"])
     assert [status(named, host=name) for name in ("shop.test", "127.0.0.1:1", "evil.test")] == [200, 200, 403]

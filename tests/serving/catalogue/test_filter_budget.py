@@ -11,7 +11,13 @@ from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW
 from serving.catalogue.catalogue import Catalogue
 from serving.catalogue.columns import Columns
-from serving.catalogue.filter_budget import CONDITION_WORK, LOOKUP_WORK, FilterBudget, expected_work
+from serving.catalogue.filter_budget import (
+    CONDITION_WORK,
+    LOOKUP_WORK,
+    PLACE_WORK,
+    FilterBudget,
+    expected_work,
+)
 from serving.deadline import Deadline, DeadlineError
 from serving.schemas.filters import And, Contains, Equals, Filter, In, Overlaps, Present, Range, Within
 
@@ -98,8 +104,11 @@ def test_work_grows_with_places_values_and_radii(catalogue: Catalogue) -> None:
         catalogue.eligible([condition], budget=meter)
         return meter.spent
 
-    assert work(within(20_000)) > 20 * work(within(10)) - 20 * CONDITION_WORK
-    assert work(within(20_000)) > work(within(10)) + 40 * NUM_ITEMS
+    assert work(within(20_000)) - work(within(10)) >= 0.9 * PLACE_WORK * NUM_ITEMS
+    several, single = (work(Present(op="present", column=column)) for column in ("tags", "venue"))
+    assert several > single > work(Present(op="present", column="year"))
+    grouped = And(op="and", conditions=(Present(op="present", column="year"),) * 2)
+    assert work(grouped) - 2 * work(Present(op="present", column="year")) > CONDITION_WORK
     many = {f"t{number}": 1.0 for number in range(1000)}
     assert work(within(1, many)) - work(within(1)) >= 1000 * LOOKUP_WORK
     few, more = (In(op="in", column="year", values=tuple(range(count))) for count in (10, 510))

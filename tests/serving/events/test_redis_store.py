@@ -252,21 +252,40 @@ def test_hourly_counts_hold_no_deleted_items(redis_url: str) -> None:
 
 
 @needs_redis
-def test_erasures_of_earlier_versions_are_moved(redis_url: str) -> None:
+def test_erasures_of_earlier_versions_are_copied_while_they_run(redis_url: str) -> None:
+    async def all_of(store: EventStore) -> set[str]:
+        page, digests = await store.erased_after(0, 2), set()
+        while not page.is_last:
+            digests |= set(page.digests)
+            page = await store.erased_after(page.position, 2)
+        return digests | set(page.digests)
+
     async def work(store: EventStore) -> None:
         earlier = {f"digest {number}" for number in range(5)}
         client = redis.asyncio.Redis.from_url(redis_url)
         await client.sadd("passerelle:erased", *earlier)
         user = new_user()
         await store.erase(user)
-        page, digests = await store.erased_after(0, 2), set()
-        while True:
-            digests |= set(page.digests)
-            if page.is_last:
-                break
-            page = await store.erased_after(page.position, 2)
-        assert digests == {*earlier, user_digest(user)}
-        assert not await client.exists("passerelle:erased")
+        assert await all_of(store) == {*earlier, user_digest(user)}
+        last = (await store.erased_after(0, 100)).position
+        await client.sadd("passerelle:erased", "meanwhile")
+        assert (await store.erased_after(last, 100)).digests == ("meanwhile",)
+        assert await client.scard("passerelle:erased") == 6, "an earlier version may be started again"
         await client.aclose()
+
+    with_store(lambda: redis_store(redis_url), work)
+
+
+@needs_redis
+def test_a_server_that_has_lost_erasures_is_read_from_the_start(redis_url: str) -> None:
+    async def work(store: EventStore) -> None:
+        for user in ("one", "two", "three"):
+            await store.erase(user)
+        assert (await store.erased_after(0, 100)).position == 3
+        client = redis.asyncio.Redis.from_url(redis_url)
+        await client.delete("passerelle:erasures")
+        await client.aclose()
+        await store.erase("four")
+        assert (await store.erased_after(3, 100)).digests == (user_digest("four"),)
 
     with_store(lambda: redis_store(redis_url), work)

@@ -151,6 +151,14 @@ def test_a_restored_sampler_continues_identically(name: str) -> None:
     assert not torch.equal(fresh[0].log_probability_SN, expected[0].log_probability_SN), "the state matters"
 
 
+def test_checkpoints_of_earlier_versions_are_read() -> None:
+    whole, restored = (StreamingFrequency(FIRST_ITEM_ROW + 9, 0.1) for _ in range(2))
+    whole.observe(torch.tensor([2, 2, 3, 7]))
+    kept = {name: whole.state_dict()[name] for name in ("clock", "last_R", "gap_R", "seen_R")}
+    restored.load_state_dict(kept)
+    assert torch.equal(restored.log_probability(all_rows(9)), whole.log_probability(all_rows(9)))
+
+
 def test_checkpoints_hold_only_learnt_buffers() -> None:
     buffers = ("clock", "last_R", "gap_R", "seen_R", "cumulative_R", "num_stale")
     streaming = {f"frequency.{buffer}" for buffer in buffers}

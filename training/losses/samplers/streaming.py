@@ -6,6 +6,7 @@ ranks together, U distinct rows of a step, N negatives.
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,12 @@ class StreamingFrequency(Frequency):
         self.register_buffer("seen_R", torch.zeros(num_rows, dtype=torch.int64))
         self.register_buffer("cumulative_R", torch.zeros(num_rows, dtype=torch.float64))
         self.register_buffer("num_stale", torch.tensor(-1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # Checkpoints of earlier versions lack what can be computed anew.
+        state_dict.setdefault(f"{prefix}cumulative_R", torch.zeros_like(self.cumulative_R))
+        state_dict.setdefault(f"{prefix}num_stale", torch.tensor(-1))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def observe(self, target_rows_G: Tensor) -> None:
         self.clock += len(target_rows_G)
