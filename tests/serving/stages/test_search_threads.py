@@ -7,7 +7,7 @@ import time
 import pytest
 
 from serving.stages.search_threads import SearchThreads
-from tests.support.waiting import eventually_async, slow_call
+from tests.support.waiting import eventually_async, slow_answer, slow_call
 
 
 class Blocked:
@@ -93,7 +93,7 @@ def test_a_resting_search_that_is_abandoned_neither_counts_nor_starts() -> None:
         threads = SearchThreads()
         await threads.run(lambda: slow_call(0.15), is_heavy=True)
         resting = asyncio.ensure_future(threads.run(lambda: started.append(1), is_heavy=True))
-        await asyncio.sleep(0)
+        await slow_answer(0)
         resting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await resting
