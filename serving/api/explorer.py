@@ -9,6 +9,7 @@ from fastapi.responses import Response
 
 from passerelle.bundle import Bundle
 from passerelle.config import Config
+from serving.api.paths import ANY_ID
 from serving.config import DEFAULT
 from serving.recommender import Recommender
 from serving.schemas.base import AnswerId
@@ -76,7 +77,9 @@ def add_explorer(
         """Returns the users, categories, playlists and experiments to choose from."""
         return Response(recommender.answer_json(info), media_type="application/json")
 
+    # The second path cannot be told from that of a user `ID/history`, and is for clients of before.
     @app.get("/v1/history", response_model=HistoryResponse, responses=refusals)
+    @app.get(f"/v1/users/{{user_id:{ANY_ID}}}/history", include_in_schema=False)
     async def history(user_id: str) -> Response:
         """Returns the newest known events of a user."""
         answer = await recommender.history(user_id)

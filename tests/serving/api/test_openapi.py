@@ -74,6 +74,8 @@ def test_what_the_description_allows_and_forbids_is_so(bundle: Bundle) -> None:
     assert status({"deadline_ms": 49}) == 422 and status({"deadline_ms": 60_000}) == 200
     assert status({"item_id": 17.0, "k": 2}, "/v1/similar") == 200
     assert call(app, "DELETE", "/v1/history").status_code == 405
+    histories = [call(app, "GET", path) for path in ("/v1/history?user_id=1003", "/v1/users/1003/history")]
+    assert histories[0].status_code == 200 and histories[0].json() == histories[1].json()
 
 
 @pytest.mark.parametrize("name", ["RecommendRequest", "SimilarRequest", "Context", "Within", "Place"])
