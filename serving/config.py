@@ -124,7 +124,7 @@ class LimitsConfig(Config):
     """Visits of rows by the filters of one request; filters that take more are answered 422.
 
     A visit takes about a nanosecond: a condition visits every item or offer, a radius those of its latitudes.
-    A request may always visit every row of the catalogue 16 times, and compute every distance twice.
+    A request may always visit every row of the catalogue 8 times, and compute every distance once.
     """
     max_body_bytes: int = Field(default=2_000_000, ge=1000)
     """Larger bodies are answered 413."""

@@ -31,7 +31,7 @@ OPERATIONS: dict[FeatureKind, tuple[str, ...]] = {
     "place": ("within", "present"),
 }
 """Operations by kind of column; columns of other kinds are inputs of networks only."""
-_ANGLE_WORK = 8
+_ANGLE_WORK = 16
 """Of each angle that is written."""
 _NUMBERS: tuple[FeatureKind, ...] = ("numeric", "timestamp")
 _CODED: tuple[FeatureKind, ...] = ("categorical", "multi_categorical", "text", *_NUMBERS)

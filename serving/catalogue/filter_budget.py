@@ -14,7 +14,7 @@ CONDITION_WORK = 30_000
 """Of each condition, whatever it visits."""
 LOOKUP_WORK = 1_000
 """Of each value or radius that is looked up."""
-PLACE_WORK = 20
+PLACE_WORK = 100
 """Of each place whose distance is computed."""
 _EXPECTED_PLACE_WORK = 10
 """A radius leaves out most places of a catalogue."""

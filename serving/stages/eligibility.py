@@ -14,8 +14,8 @@ from serving.stages.rules import EligibilityRules
 from serving.stages.types import RequestTime
 from serving.watched_file import WatchedFile
 
-_MIN_CONDITIONS, _MIN_RADII = 16, 2
-"""A request may visit every row and every place so many times, however large the catalogue is."""
+_MIN_CONDITIONS = 8
+"""A request may visit every row so many times, and every place once, however large the catalogue is."""
 
 
 class Eligibility:
@@ -64,7 +64,7 @@ class Eligibility:
         """
         offers = self._config.offers
         every_row = _MIN_CONDITIONS * (catalogue.max_visits + CONDITION_WORK)
-        every_place = _MIN_RADII * PLACE_WORK * catalogue.max_visits
+        every_place = PLACE_WORK * catalogue.size
         max_work = max(self._config.limits.max_filter_work, every_row + every_place)
         eligible = catalogue.eligible(
             request.filters,
