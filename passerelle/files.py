@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,11 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passerelle"
 
 
-def sha256_of(path: Path) -> str:
-    """Returns the hex SHA-256 of a file, read in chunks."""
+def sha256_of(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> str:
+    """Returns the hex SHA-256 of a file, read in chunks; of a part of it where it is stopped."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
+        while not is_stopped() and (chunk := stream.read(_CHUNK_BYTES)):
             digest.update(chunk)
     return digest.hexdigest()
 

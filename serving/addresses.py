@@ -38,11 +38,8 @@ def is_loopback(host: str) -> bool:
     """Returns whether a host is this machine as it sees itself."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
-    try:
-        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
+    address = _ip_address(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
 
 
 def is_unspecified(host: str) -> bool:
@@ -51,10 +48,16 @@ def is_unspecified(host: str) -> bool:
     >>> is_unspecified("0.0.0.0"), is_unspecified("::"), is_unspecified("127.0.0.1")
     (True, True, False)
     """
+    address = _ip_address(host)
+    return address is not None and address.is_unspecified
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Returns the address that a host is, None where it is a name."""
     try:
-        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_unspecified
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
-        return False
+        return None
 
 
 def open_url(url: str, timeout_s: float) -> Any:

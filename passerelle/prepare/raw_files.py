@@ -1,16 +1,14 @@
 """Digests of the files that a dataset is made from, computed while they are read."""
 
-import hashlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from passerelle.files import sha256_of
 from passerelle.prepare.config import PrepareConfig
 from passerelle.prepare.sources import resolve_files
-
-_CHUNK_BYTES = 1 << 22
 
 
 @contextmanager
@@ -32,14 +30,8 @@ def _digests(config: PrepareConfig, source: Path, stopped: threading.Event) -> d
     tables = (*config.events, config.items, config.users)
     files = {file: None for table in tables if table.files for file in resolve_files(source, table.files)}
     return {
-        str(file.relative_to(source)) if file.is_relative_to(source) else str(file): _digest(file, stopped)
+        str(file.relative_to(source)) if file.is_relative_to(source) else str(file): sha256_of(
+            file, stopped.is_set
+        )
         for file in files
     }
-
-
-def _digest(file: Path, stopped: threading.Event) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while not stopped.is_set() and (chunk := stream.read(_CHUNK_BYTES)):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -12,19 +12,21 @@ from typing import Any
 import pyarrow as pa
 
 from passerelle.bundle import Bundle
+from passerelle.calendar_time import FIRST_TIMESTAMP_MS, LAST_TIMESTAMP_MS
 from passerelle.column_types import is_list, is_text
 from passerelle.dataset import FeatureKind
 from passerelle.encoding import FeatureEncoding
 from passerelle.id_map import IdMap
 from serving.catalogue.columns import OPERATIONS
 from serving.config import DEFAULT, ServingConfig
+from serving.schemas.recommend import MAX_HISTORY_ITEMS
 
 Schema = dict[str, Any]
 
 _NULL: Schema = {"type": "null"}
 _NUMBER: Schema = {"type": "number", "minimum": -1e30, "maximum": 1e30}
 _INT64: Schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
-_TIME: Schema = {"type": "integer", "minimum": -62_135_596_800_000, "maximum": 253_402_300_799_999}
+_TIME: Schema = {"type": "integer", "minimum": FIRST_TIMESTAMP_MS, "maximum": LAST_TIMESTAMP_MS}
 _INTEGER_TEXT: Schema = {"type": "string", "pattern": "^-?[0-9]{1,18}$"}
 _PLACE: Schema = {
     "type": "object",
@@ -52,7 +54,7 @@ def describe(schema: Schema, bundle: Bundle, config: ServingConfig) -> Schema:
         parts,
         "RecommendRequest",
         user_id=_optional(user_id),
-        history=_optional({"type": "array", "items": item_id, "maxItems": 100_000}),
+        history=_optional({"type": "array", "items": item_id, "maxItems": MAX_HISTORY_ITEMS}),
         history_event_types=_optional({"type": "array", "items": event_type}),
         similar_to={"type": "array", "items": item_id, "maxItems": 100},
         playlist={"enum": list(dict.fromkeys([DEFAULT, *config.playlists]))},
