@@ -21,7 +21,7 @@ from serving.watched_file import WatchedFile
 
 OPEN_PATHS = ("/healthz", "/")
 """Whether the process is alive, and the page that asks for a key: always admitted."""
-_MONITORING = ("/readyz", "/metrics")
+MONITORING_PATHS = ("/readyz", "/metrics")
 """Admitted without a key, but not any number of them: they ask other components."""
 MAX_MONITORING = 16
 _COMPUTED = ("/v1/recommend", "/v1/similar")
@@ -104,7 +104,7 @@ class AdmissionMiddleware:
             _RefusedError: 401 or 429.
         """
         caller = (scope.get("client") or ("",))[0].encode()
-        if self._keys is not None and scope["path"] not in _MONITORING:
+        if self._keys is not None and scope["path"] not in MONITORING_PATHS:
             caller = _given_key(headers.get(b"authorization", b""))
             if not _is_one_of(caller, self._keys.value):
                 message = "give a key of this service: Authorization: Bearer KEY"
@@ -149,7 +149,7 @@ class AdmissionMiddleware:
     def _limiter(self, path: str) -> ConcurrencyLimiter:
         if path in _COMPUTED:
             return self._computed
-        if path in _MONITORING:
+        if path in MONITORING_PATHS:
             return self._monitoring
         return self._of_events if path.startswith(_OF_EVENTS) else self._others
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.addresses import is_loopback, is_unspecified, split_address
+from serving.api.admission import MONITORING_PATHS
 from serving.api.errors import send_problem
 
-_MONITORING = ("/healthz", "/readyz", "/metrics")
+_PROBED = ("/healthz", *MONITORING_PATHS)
 """Asked by the address of the machine; they tell nothing of users, and change nothing."""
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 """Their answers cannot be read by a page of another site, and they change nothing."""
@@ -44,7 +45,7 @@ class OriginMiddleware:
         self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _MONITORING:
+        if scope["type"] != "http" or scope["path"] in _PROBED:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])

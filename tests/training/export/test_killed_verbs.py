@@ -19,17 +19,15 @@ import pytest
 
 from passerelle.bundle import Bundle, open_bundle
 from passerelle.config import validate
-from passerelle.dataset import Dataset, open_dataset
+from passerelle.dataset import open_dataset
 from passerelle.ids import ITEM_ID
 from passerelle.prepare import prepare
 from passerelle.prepare.config import PrepareConfig
 from serving.retrievers.index_store import build_index, open_retriever
-from tests.support.datasets import small_recipe
 from tests.support.kills import kill_within, seconds_of
 from training.export.bundle import export
 from training.export.new_items import add_items
 from training.ranker import load_ranker, train_ranker
-from training.runs.fit import train_in_process
 from training.runs.open_run import OpenRun, load_run
 
 MOMENTS = 200
@@ -43,21 +41,6 @@ class Verb:
     """Makes the result of a number."""
     opened: Callable[[], object]
     """Opens the result, verifies it, and returns what tells it from others."""
-
-
-@pytest.fixture(scope="module")
-def tower_run(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
-    path = tmp_path_factory.mktemp("tower") / "run"
-    recipe = small_recipe("items.kind=tower", "objective.kind=causal", "training.max_epochs=1")
-    train_in_process("two_tower", dataset, recipe, path)
-    opened = load_run(path)
-    train_ranker(opened)
-    return opened
-
-
-@pytest.fixture(scope="module")
-def towers(tower_run: OpenRun, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export(tower_run, tmp_path_factory.mktemp("tower_bundle") / "bundle")
 
 
 def prepare_verb(folder: Path, _run: OpenRun, _towers: Bundle) -> Verb:
@@ -141,9 +124,9 @@ def index_verb(folder: Path, _run: OpenRun, towers: Bundle) -> Verb:
     ids=lambda make: make.__name__,
 )
 def test_a_verb_killed_at_any_moment_leaves_the_old_or_the_new(
-    tmp_path: Path, tower_run: OpenRun, towers: Bundle, make: Callable[[Path, OpenRun, Bundle], Verb]
+    tmp_path: Path, two_tower: OpenRun, towers: Bundle, make: Callable[[Path, OpenRun, Bundle], Verb]
 ) -> None:
-    verb, rng, numbers = make(tmp_path, tower_run, towers), random.Random(1), itertools.count()
+    verb, rng, numbers = make(tmp_path, two_tower, towers), random.Random(1), itertools.count()
     duration_s = min(seconds_of(partial(verb.run, next(numbers))) for _ in range(3))
     seen: set[Any] = {verb.opened()}
     num_killed = num_new = 0

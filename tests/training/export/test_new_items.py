@@ -13,33 +13,12 @@ import pytest
 import torch
 
 from passerelle.bundle import CANDIDATE_ENCODER, Bundle, open_bundle
-from passerelle.dataset import Dataset
 from passerelle.errors import UserError
 from passerelle.ids import FIRST_ITEM_ROW, ITEM_ID
-from tests.support.datasets import small_recipe
-from training.export.bundle import export
 from training.export.new_items import add_items, read_items
 from training.export.onnx_session import open_session
 from training.export.parity import REFERENCE_USERS, check_candidate_encoder
-from training.ranker import train_ranker
-from training.runs.fit import train_in_process
-from training.runs.open_run import OpenRun, load_run
-
-TOWER = ("items.kind=tower", "objective.kind=causal", "loss.temperature=0.1", "training.max_epochs=6")
-
-
-@pytest.fixture(scope="module")
-def two_tower(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> OpenRun:
-    path = tmp_path_factory.mktemp("two_tower") / "run"
-    train_in_process("two_tower", dataset, small_recipe(*TOWER), path)
-    opened = load_run(path)
-    train_ranker(opened)
-    return opened
-
-
-@pytest.fixture(scope="module")
-def towers(two_tower: OpenRun, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export(two_tower, tmp_path_factory.mktemp("bundle") / "bundle")
+from training.runs.open_run import OpenRun
 
 
 def some_items(bundle: Bundle, ids: list[Any], **columns: list[Any]) -> pa.Table:
